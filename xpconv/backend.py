@@ -1,0 +1,428 @@
+"""Which array library computes, and on which device.
+
+This is the one door between host and device: `Backend.asarray` moves arrays in, `Backend.to_host` moves
+them out and is the only place where the host waits for the device.
+"""
+
+import importlib
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import metadata
+from typing import Any, TypeAlias
+
+import array_api_compat
+import numpy as np
+
+from xpconv.errors import ArgumentError, ArgumentTypeError, BackendUnavailableError, DeviceMismatchError
+
+__all__ = [
+    "LIBRARIES",
+    "Array",
+    "Backend",
+    "Diagnosis",
+    "array_namespace",
+    "backend_of",
+    "diagnose",
+    "get_backend",
+    "library_of",
+    "on_host",
+    "to_host",
+    "use_backend",
+]
+
+Array: TypeAlias = Any
+"""An array of any supported library; its shape is written in the docstrings."""
+
+LIBRARIES = ("numpy", "cupy", "torch", "array_api_strict")
+"""The libraries that a backend may name."""
+
+_selected: ContextVar["Backend | None"] = ContextVar("xpconv_backend", default=None)
+_numpy_namespace = array_api_compat.array_namespace(np.zeros(()))
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An array library together with one of its devices.
+
+    Parameters
+    ----------
+    library : str
+        One of `LIBRARIES`.
+    device : object
+        The device in the library's own terms.
+
+    Examples
+    --------
+    >>> backend = get_backend("numpy")
+    >>> x = backend.asarray([[1, 2], [3, 4]], dtype="float32")
+    >>> backend.to_host(backend.xp.sum(x)).item()
+    10.0
+    """
+
+    library: str
+    device: Any
+
+    @property
+    def xp(self) -> Any:
+        """The library's array-API namespace."""
+        return _namespace(self.library)
+
+    def __str__(self) -> str:
+        """Return the text that selects this backend, such as ``cupy:1``."""
+        if self.library == "numpy":
+            return "numpy"
+        if self.library == "cupy":
+            return f"cupy:{self.device.id}"
+        if self.library == "array_api_strict":
+            return self.library if str(self.device) == _STRICT_CPU else f"{self.library}:{_strict_name(self.device)}"
+        return f"{self.library}:{self.device}"
+
+    def dtype(self, name: str) -> Any:
+        """Return the library's dtype of that name, such as ``float32``."""
+        try:
+            return getattr(self.xp, name)
+        except (AttributeError, TypeError):
+            raise ArgumentError(f"dtype is {name!r}, which {self.library} does not have") from None
+
+    def asarray(self, x: Any, dtype: str | None = None) -> Array:
+        """Move `x` to this backend's device, cast to the dtype of that name.
+
+        An array that is already there with that dtype is returned as it is.
+        """
+        if isinstance(x, np.ndarray) or not array_api_compat.is_array_api_obj(x):
+            wanted = None if dtype is None else self.dtype(dtype)
+            host = np.asarray(x)
+            if self.library == "numpy":
+                return host if wanted is None else host.astype(wanted, copy=False)
+            if self.library == "torch":
+                host = _torch_ready(host)
+            moved = self.xp.asarray(host, device=self.device)
+            return moved if wanted is None else self.xp.astype(moved, wanted, copy=False)
+        if library_of(x) == self.library:
+            moved = x
+            if array_api_compat.device(x) != self.device:
+                moved = array_api_compat.to_device(x, self.device)
+            return moved if dtype is None else self.xp.astype(moved, self.dtype(dtype), copy=False)
+        return self.asarray(to_host(x), dtype)
+
+    def to_host(self, x: Array) -> np.ndarray:
+        """Wait until `x` is computed and return it as a NumPy array.
+
+        The result of a NumPy array is that array itself, not a copy.
+        """
+        if isinstance(x, np.ndarray):
+            return x
+        if self.library == "cupy":
+            return np.asarray(x.get())
+        if self.library == "torch":
+            return np.asarray(x.detach().cpu().numpy())
+        if self.library == "array_api_strict":
+            return np.asarray(self.xp.asarray(x, device=_strict_device(None), copy=True))
+        return np.asarray(x)
+
+    def synchronize(self) -> None:
+        """Wait until the device has finished all work given to it."""
+        if self.library == "cupy":
+            self.device.synchronize()
+        elif self.library == "torch" and self.device.type == "cuda":
+            importlib.import_module("torch").cuda.synchronize(self.device)
+
+
+@contextmanager
+def use_backend(spec: "str | Backend") -> Iterator[Backend]:
+    """Select a backend for the code inside a ``with`` block.
+
+    Parameters
+    ----------
+    spec : str or Backend
+        As for `get_backend`.
+
+    Examples
+    --------
+    >>> with use_backend("numpy") as backend:
+    ...     print(get_backend() is backend)
+    True
+    """
+    backend = get_backend(spec)
+    token = _selected.set(backend)
+    try:
+        yield backend
+    finally:
+        _selected.reset(token)
+
+
+def get_backend(spec: "str | Backend | None" = None) -> Backend:
+    """Return the backend that was asked for, or the selected one.
+
+    Parameters
+    ----------
+    spec : str or Backend, optional
+        ``library`` or ``library:device``: ``numpy``, ``cupy``, ``cupy:1``, ``torch``, ``torch:cuda``,
+        ``array_api_strict:device1``; or ``auto``, which takes CUDA where it works and NumPy elsewhere.
+        Without it the enclosing `use_backend` decides, else the environment variable ``XP_BACKEND``,
+        else it is NumPy.
+
+    Raises
+    ------
+    BackendUnavailableError
+        If the backend cannot run here; the text says what is missing and what to install.
+    ArgumentError
+        If no backend has that name.
+
+    Examples
+    --------
+    >>> str(get_backend("numpy"))
+    'numpy'
+    """
+    if isinstance(spec, Backend):
+        return spec
+    if spec is None:
+        selected = _selected.get()
+        if selected is not None:
+            return selected
+        spec = os.environ.get("XP_BACKEND") or "numpy"
+    if not isinstance(spec, str):
+        raise ArgumentTypeError(f"backend is {spec!r}; expected a text such as 'cupy:0' or a Backend")
+    if spec == "auto":
+        try:
+            return _find("cupy")
+        except BackendUnavailableError as error:
+            warnings.warn(f"backend auto: using numpy, since {error}", stacklevel=2)
+            return _find("numpy")
+    return _find(spec)
+
+
+@lru_cache
+def _find(spec: str) -> Backend:
+    library, _, device = spec.partition(":")
+    if library not in LIBRARIES:
+        raise ArgumentError(f"backend is {spec!r}; expected auto or one of {', '.join(LIBRARIES)}, "
+                            "with a device after a colon where wanted, as in cupy:1")
+    return Backend(library, _PROBES[library](device or None))
+
+
+def _probe_numpy(device: str | None) -> str:
+    if device not in (None, "cpu"):
+        raise BackendUnavailableError(f"numpy has no device {device!r}: use numpy, or cupy for a GPU")
+    return "cpu"
+
+
+def _probe_cupy(device: str | None) -> Any:
+    """Prove that a kernel and a GEMM run; being importable proves nothing."""
+    cupy = _import("cupy", "pip install 'xpconv[cuda13]' (CUDA 13 driver) or 'xpconv[cuda12]' (CUDA 12 driver)")
+    index = _device_index("cupy", device)
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except Exception as error:
+        raise BackendUnavailableError(
+            f"cupy {cupy.__version__} finds no usable NVIDIA driver ({error}): install the driver, check with "
+            "nvidia-smi, and take the cupy-cuda12x or cupy-cuda13x package that the driver supports") from error
+    if index >= count:
+        raise BackendUnavailableError(f"cupy sees {count} CUDA device(s), so there is no device {index}: "
+                                      "choose a smaller number or check CUDA_VISIBLE_DEVICES")
+    chosen = cupy.cuda.Device(index)
+    try:
+        with chosen:
+            x = cupy.arange(4, dtype=cupy.float32).reshape(2, 2)
+            works = float((x + x).sum()) == 12 and float((x @ x).sum()) == 18
+    except Exception as error:
+        raise BackendUnavailableError(
+            f"cupy cannot launch a kernel on device {index} ({type(error).__name__}: {error}): its CUDA libraries "
+            "(NVRTC, cuBLAS) must match the driver; pip install 'cupy-cuda13x[ctk]' or 'cupy-cuda12x[ctk]', "
+            "one of them only") from error
+    if not works:
+        raise BackendUnavailableError(f"cupy computes wrong results on device {index}: check the driver")
+    return chosen
+
+
+def _probe_torch(device: str | None) -> Any:
+    torch = _import("torch", "pip install torch")
+    try:
+        chosen = torch.device(device or "cpu")
+        if chosen.type == "cuda" and chosen.index is None:
+            chosen = torch.device("cuda", torch.cuda.current_device())
+        torch.zeros(1, device=chosen) + 1
+    except Exception as error:
+        raise BackendUnavailableError(f"torch {torch.__version__} cannot use device {device!r} ({error}): "
+                                      "choose torch or install a CUDA build of torch") from error
+    return chosen
+
+
+def _probe_strict(device: str | None) -> Any:
+    _import("array_api_strict", "pip install array-api-strict")
+    try:
+        return _strict_device(device)
+    except ValueError as error:
+        raise BackendUnavailableError(f"array_api_strict has no device {device!r}: choose array_api_strict, "
+                                      "array_api_strict:device1 or array_api_strict:device2") from error
+
+
+_PROBES = {"numpy": _probe_numpy, "cupy": _probe_cupy, "torch": _probe_torch, "array_api_strict": _probe_strict}
+
+
+def _import(package: str, hint: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == package
+        what = f"the package {package} is not installed" if missing else f"importing {package} failed ({error})"
+        raise BackendUnavailableError(f"{what}: {hint}") from error
+
+
+def _device_index(library: str, device: str | None) -> int:
+    if device is None:
+        return 0
+    if not device.isdecimal():
+        raise ArgumentError(f"{library} device is {device!r}; expected a number, as in {library}:0")
+    return int(device)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Whether a backend can run here, and if not, why."""
+
+    spec: str
+    available: bool
+    version: str
+    detail: str
+
+
+def diagnose(spec: str) -> Diagnosis:
+    """Find out whether a backend can run on this machine, without raising.
+
+    Parameters
+    ----------
+    spec : str
+        As for `get_backend`.
+
+    Examples
+    --------
+    >>> diagnose("numpy").available
+    True
+    """
+    version = "-"
+    try:
+        library = importlib.import_module(spec.partition(":")[0])
+        version = str(library.__version__)
+    except (ImportError, AttributeError):
+        pass
+    try:
+        backend = _find(spec)
+    except (BackendUnavailableError, ArgumentError) as error:
+        return Diagnosis(spec, False, version, str(error))
+    return Diagnosis(spec, True, version, _describe_device(backend))
+
+
+def _describe_device(backend: Backend) -> str:
+    if backend.library == "cupy":
+        cupy = importlib.import_module("cupy")
+        properties = cupy.cuda.runtime.getDeviceProperties(backend.device.id)
+        driver = cupy.cuda.runtime.driverGetVersion()
+        return (f"{properties['name'].decode()}, {properties['totalGlobalMem'] / 2**30:.0f} GiB, "
+                f"CUDA driver {driver // 1000}.{driver % 1000 // 10}")
+    if backend.library == "torch" and backend.device.type == "cuda":
+        return str(importlib.import_module("torch").cuda.get_device_name(backend.device))
+    return f"device {backend.device}"
+
+
+def package_version(package: str) -> str:
+    """Return the installed version of a package, or ``-``."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "-"
+
+
+def array_namespace(**arrays: Array) -> Any:
+    """Return the namespace that the named arrays share; those that are None are passed over.
+
+    Raises
+    ------
+    DeviceMismatchError
+        If two of them are of different libraries or on different devices.
+    ArgumentTypeError
+        If one of them is no array.
+
+    Examples
+    --------
+    >>> xp = array_namespace(x=np.ones(3), b=None)
+    >>> float(xp.sum(xp.ones(3)))
+    3.0
+    """
+    if all(type(a) is np.ndarray or a is None for a in arrays.values()):
+        return _numpy_namespace
+    first = None
+    for name, array in arrays.items():
+        if array is None:
+            continue
+        if not array_api_compat.is_array_api_obj(array) or isinstance(array, np.generic):
+            raise ArgumentTypeError(f"{name} is a {type(array).__name__}; expected an array: "
+                                    f"pass get_backend().asarray({name})")
+        place = library_of(array), array_api_compat.device(array)
+        if first is None:
+            first, owner, namespace = place, name, array_api_compat.array_namespace(array)
+        elif place != first:
+            raise DeviceMismatchError(f"{owner} is on {_place(first)} but {name} is on {_place(place)}: "
+                                      f"move one of them, as in {name} = backend_of({owner}).asarray({name})")
+    return namespace
+
+
+def _place(place: tuple[str, Any]) -> str:
+    return f"{place[0]} ({place[1]})"
+
+
+def library_of(x: Array) -> str:
+    """Return the name of the library that `x` is an array of, such as ``numpy``."""
+    return "numpy" if isinstance(x, np.ndarray) else type(x).__module__.partition(".")[0]
+
+
+def backend_of(x: Array) -> Backend:
+    """Return the backend that `x` lives on.
+
+    Examples
+    --------
+    >>> str(backend_of(np.ones(3)))
+    'numpy'
+    """
+    array_namespace(x=x)
+    return Backend(library_of(x), array_api_compat.device(x))
+
+
+def to_host(x: Any) -> np.ndarray:
+    """Return any array, number or nested list as a NumPy array, waiting for its device."""
+    return backend_of(x).to_host(x) if array_api_compat.is_array_api_obj(x) else np.asarray(x)
+
+
+def on_host(x: Array) -> bool:
+    """Whether reading values of `x` costs no wait for another device."""
+    return isinstance(x, np.ndarray) or str(array_api_compat.device(x)) in ("cpu", _STRICT_CPU)
+
+
+@lru_cache
+def _namespace(library: str) -> Any:
+    module = importlib.import_module(library)
+    if library == "array_api_strict":
+        return module
+    return array_api_compat.array_namespace(module.zeros(()) if library != "cupy" else module.ndarray((1,)))
+
+
+def _strict_device(name: str | None) -> Any:
+    strict = importlib.import_module("array_api_strict")
+    return strict.Device("CPU_DEVICE" if name is None else name)
+
+
+_STRICT_CPU = "array_api_strict.Device('CPU_DEVICE')"
+
+
+def _strict_name(device: Any) -> str:
+    return repr(device).partition("'")[2].partition("'")[0]
+
+
+def _torch_ready(host: np.ndarray) -> np.ndarray:
+    """Torch shares host memory, refuses negative strides and warns of read-only arrays: give it its own."""
+    return np.array(host, order="C", copy=True)
