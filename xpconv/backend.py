@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import metadata
 from typing import Any, TypeAlias
 
 import array_api_compat
 import numpy as np
 
+from xpconv._probes import PROBES
 from xpconv.errors import ArgumentError, ArgumentTypeError, BackendUnavailableError, DeviceMismatchError
 
 __all__ = [
@@ -38,7 +38,7 @@ __all__ = [
 Array: TypeAlias = Any
 """An array of any supported library; its shape is written in the docstrings."""
 
-LIBRARIES = ("numpy", "cupy", "torch", "array_api_strict")
+LIBRARIES = tuple(PROBES)
 """The libraries that a backend may name."""
 
 _selected: ContextVar["Backend | None"] = ContextVar("xpconv_backend", default=None)
@@ -122,7 +122,7 @@ class Backend:
         if self.library == "torch":
             return np.asarray(x.detach().cpu().numpy())
         if self.library == "array_api_strict":
-            return np.asarray(self.xp.asarray(x, device=_strict_device(None), copy=True))
+            return np.asarray(self.xp.asarray(x, device=self.xp.Device(), copy=True))
         return np.asarray(x)
 
     def synchronize(self) -> None:
@@ -203,83 +203,7 @@ def _find(spec: str) -> Backend:
     if library not in LIBRARIES:
         raise ArgumentError(f"backend is {spec!r}; expected auto or one of {', '.join(LIBRARIES)}, "
                             "with a device after a colon where wanted, as in cupy:1")
-    return Backend(library, _PROBES[library](device or None))
-
-
-def _probe_numpy(device: str | None) -> str:
-    if device not in (None, "cpu"):
-        raise BackendUnavailableError(f"numpy has no device {device!r}: use numpy, or cupy for a GPU")
-    return "cpu"
-
-
-def _probe_cupy(device: str | None) -> Any:
-    """Prove that a kernel and a GEMM run; being importable proves nothing."""
-    cupy = _import("cupy", "pip install 'xpconv[cuda13]' (CUDA 13 driver) or 'xpconv[cuda12]' (CUDA 12 driver)")
-    index = _device_index("cupy", device)
-    try:
-        count = cupy.cuda.runtime.getDeviceCount()
-    except Exception as error:
-        raise BackendUnavailableError(
-            f"cupy {cupy.__version__} finds no usable NVIDIA driver ({error}): install the driver, check with "
-            "nvidia-smi, and take the cupy-cuda12x or cupy-cuda13x package that the driver supports") from error
-    if index >= count:
-        raise BackendUnavailableError(f"cupy sees {count} CUDA device(s), so there is no device {index}: "
-                                      "choose a smaller number or check CUDA_VISIBLE_DEVICES")
-    chosen = cupy.cuda.Device(index)
-    try:
-        with chosen:
-            x = cupy.arange(4, dtype=cupy.float32).reshape(2, 2)
-            works = float((x + x).sum()) == 12 and float((x @ x).sum()) == 18
-    except Exception as error:
-        raise BackendUnavailableError(
-            f"cupy cannot launch a kernel on device {index} ({type(error).__name__}: {error}): its CUDA libraries "
-            "(NVRTC, cuBLAS) must match the driver; pip install 'cupy-cuda13x[ctk]' or 'cupy-cuda12x[ctk]', "
-            "one of them only") from error
-    if not works:
-        raise BackendUnavailableError(f"cupy computes wrong results on device {index}: check the driver")
-    return chosen
-
-
-def _probe_torch(device: str | None) -> Any:
-    torch = _import("torch", "pip install torch")
-    try:
-        chosen = torch.device(device or "cpu")
-        if chosen.type == "cuda" and chosen.index is None:
-            chosen = torch.device("cuda", torch.cuda.current_device())
-        torch.zeros(1, device=chosen) + 1
-    except Exception as error:
-        raise BackendUnavailableError(f"torch {torch.__version__} cannot use device {device!r} ({error}): "
-                                      "choose torch or install a CUDA build of torch") from error
-    return chosen
-
-
-def _probe_strict(device: str | None) -> Any:
-    _import("array_api_strict", "pip install array-api-strict")
-    try:
-        return _strict_device(device)
-    except ValueError as error:
-        raise BackendUnavailableError(f"array_api_strict has no device {device!r}: choose array_api_strict, "
-                                      "array_api_strict:device1 or array_api_strict:device2") from error
-
-
-_PROBES = {"numpy": _probe_numpy, "cupy": _probe_cupy, "torch": _probe_torch, "array_api_strict": _probe_strict}
-
-
-def _import(package: str, hint: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        missing = isinstance(error, ModuleNotFoundError) and error.name == package
-        what = f"the package {package} is not installed" if missing else f"importing {package} failed ({error})"
-        raise BackendUnavailableError(f"{what}: {hint}") from error
-
-
-def _device_index(library: str, device: str | None) -> int:
-    if device is None:
-        return 0
-    if not device.isdecimal():
-        raise ArgumentError(f"{library} device is {device!r}; expected a number, as in {library}:0")
-    return int(device)
+    return Backend(library, PROBES[library](device or None))
 
 
 @dataclass(frozen=True)
@@ -328,14 +252,6 @@ def _describe_device(backend: Backend) -> str:
     if backend.library == "torch" and backend.device.type == "cuda":
         return str(importlib.import_module("torch").cuda.get_device_name(backend.device))
     return f"device {backend.device}"
-
-
-def package_version(package: str) -> str:
-    """Return the installed version of a package, or ``-``."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "-"
 
 
 def array_namespace(**arrays: Array) -> Any:
@@ -395,7 +311,9 @@ def backend_of(x: Array) -> Backend:
 
 def to_host(x: Any) -> np.ndarray:
     """Return any array, number or nested list as a NumPy array, waiting for its device."""
-    return backend_of(x).to_host(x) if array_api_compat.is_array_api_obj(x) else np.asarray(x)
+    if isinstance(x, np.generic) or not array_api_compat.is_array_api_obj(x):
+        return np.asarray(x)
+    return backend_of(x).to_host(x)
 
 
 def on_host(x: Array) -> bool:
@@ -409,11 +327,6 @@ def _namespace(library: str) -> Any:
     if library == "array_api_strict":
         return module
     return array_api_compat.array_namespace(module.zeros(()) if library != "cupy" else module.ndarray((1,)))
-
-
-def _strict_device(name: str | None) -> Any:
-    strict = importlib.import_module("array_api_strict")
-    return strict.Device("CPU_DEVICE" if name is None else name)
 
 
 _STRICT_CPU = "array_api_strict.Device('CPU_DEVICE')"

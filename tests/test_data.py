@@ -1,0 +1,420 @@
+import functools
+import http.server
+import os
+import pickle
+import sys
+import tarfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from xpconv.backend import get_backend
+from xpconv.data import Batches, cifar10, load_cifar10, load_dataset, load_digits
+from xpconv.data.cifar10 import BATCHES, CLASS_NAMES, find_cifar10, load_batch, read_cifar10
+from xpconv.errors import ArgumentError, DatasetError
+
+LAYOUTS = ("py", "bin")
+
+
+# ---- digits
+
+
+def test_digits_are_split_whole_and_in_proportion():
+    data = load_digits()
+    splits = data.splits()
+    assert list(splits) == ["X_train", "y_train", "X_val", "y_val", "X_test", "y_test"]
+    assert [len(splits[f"X_{part}"]) for part in ("train", "val", "test")] == [1297, 200, 300]
+    for part in ("train", "val", "test"):
+        X, y = splits[f"X_{part}"], splits[f"y_{part}"]
+        assert X.shape == (len(y), 1, 8, 8)
+        assert (X.dtype, y.dtype) == (np.uint8, np.int64)
+        assert (X.min(), X.max()) == (0, 16)
+        shares = np.bincount(y, minlength=10) / len(y)
+        assert abs(shares - 0.1).max() < 0.015
+    assert data.input_shape == (1, 8, 8)
+    assert data.class_names == tuple("0123456789")
+
+
+def test_digits_parts_share_no_image():
+    from sklearn import datasets
+
+    data = load_digits()
+    together = np.concatenate([data.X_train, data.X_val, data.X_test]).reshape(1797, 64)
+    expected = datasets.load_digits().data.astype(np.uint8)
+    assert sorted(map(bytes, together)) == sorted(map(bytes, expected))
+
+
+def test_digits_split_follows_the_seed():
+    first, again, other = load_digits(), load_digits(0), load_digits(1)
+    np.testing.assert_array_equal(first.X_test, again.X_test)
+    assert not np.array_equal(first.X_test, other.X_test)
+
+
+def test_missing_scikit_learn_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(DatasetError, match=r'come with scikit-learn, which.*pip install "xpconv\[train\]"'):
+        load_digits()
+
+
+def test_data_sets_are_found_by_name():
+    assert load_dataset("digits").name == "digits"
+    with pytest.raises(ArgumentError, match=r"data is 'mnist'; expected one of digits, cifar10"):
+        load_dataset("mnist")
+
+
+# ---- CIFAR-10
+
+
+def write_batch(folder, layout, name, images, labels):
+    folder.mkdir(parents=True, exist_ok=True)
+    flat = images.reshape(len(images), -1)
+    if layout == "bin":
+        path = folder / f"{name}.bin"
+        path.write_bytes(np.column_stack([labels.astype(np.uint8), flat]).tobytes())
+    else:
+        path = folder / name
+        batch = {b"batch_label": b"fake", b"labels": labels.tolist(), b"data": flat}
+        path.write_bytes(pickle.dumps(batch, protocol=2))
+    return path
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Make four images the published size of a batch."""
+    monkeypatch.setattr(cifar10, "IMAGES_PER_BATCH", 4)
+
+
+@pytest.fixture
+def nowhere(monkeypatch, tmp_path):
+    """Point every place that is searched, and the download, to nothing."""
+    monkeypatch.delenv("XPCONV_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(cifar10, "URL", "http://127.0.0.1:9/cifar-10-python.tar.gz")
+    pooch = pytest.importorskip("pooch")
+    return pooch.os_cache("xpconv")
+
+
+def write_cifar10(parent, layout):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (6, 4, 3, 32, 32), dtype=np.uint8)
+    labels = rng.integers(0, 10, (6, 4))
+    folder = parent / f"cifar-10-batches-{layout}"
+    for name, X, y in zip(BATCHES, images, labels, strict=True):
+        write_batch(folder, layout, name, X, y)
+    return folder, images.reshape(24, 3, 32, 32), labels.ravel()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("count", [1, 3])
+def test_batch_of_any_length_is_read_from_either_layout(tmp_path, layout, count):
+    rng = np.random.default_rng(0)
+    X, y = rng.integers(0, 256, (count, 3, 32, 32), dtype=np.uint8), rng.integers(0, 10, count)
+    images, labels = load_batch(write_batch(tmp_path, layout, "data_batch_1", X, y))
+    assert (images.dtype, labels.dtype) == (np.uint8, np.int64)
+    np.testing.assert_array_equal(images, X)
+    np.testing.assert_array_equal(labels, y)
+
+
+def test_pickles_of_old_python_and_numpy_are_read(tmp_path):
+    # As in the published files: keys are Python 2's short strings, and NumPy's module has its old name.
+    array = pickle.dumps(np.full((2, 3072), 7, np.uint8), protocol=2)[2:-1]
+    old = array.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+    assert old != array
+    path = tmp_path / "data_batch_1"
+    path.write_bytes(b"\x80\x02}(U\x06labels](K\x06K\x09eU\x04data" + old + b"u.")
+    images, labels = load_batch(path)
+    np.testing.assert_array_equal(images, np.full((2, 3, 32, 32), 7, np.uint8))
+    assert labels.tolist() == [6, 9]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_native_split_takes_the_last_training_images_to_validate(tmp_path, small, layout):
+    folder, images, labels = write_cifar10(tmp_path, layout)
+    for root in (folder, tmp_path):
+        data = load_cifar10(root, num_validation=3)
+        np.testing.assert_array_equal(data.X_train, images[:17])
+        np.testing.assert_array_equal(data.y_train, labels[:17])
+        np.testing.assert_array_equal(data.X_val, images[17:20])
+        np.testing.assert_array_equal(data.y_val, labels[17:20])
+        np.testing.assert_array_equal(data.X_test, images[20:])
+        np.testing.assert_array_equal(data.y_test, labels[20:])
+    assert data.X_train.dtype == np.uint8
+    assert data.y_train.dtype == np.int64
+    assert data.input_shape == (3, 32, 32)
+    assert data.class_names == CLASS_NAMES
+
+
+@pytest.mark.parametrize("count", [0, 50_000])
+def test_validation_must_leave_images_on_both_sides(tmp_path, count):
+    with pytest.raises(ArgumentError, match=f"num_validation is {count}; expected 1 to 49999"):
+        load_cifar10(tmp_path, num_validation=count)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_batches_of_another_length_than_the_published_are_refused(tmp_path, layout):
+    folder, *_ = write_cifar10(tmp_path, layout)
+    with pytest.raises(DatasetError, match=r"data_batch_1.* holds 4 images; a batch of CIFAR-10 has 10000"):
+        read_cifar10(folder)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_missing_batch_is_named(tmp_path, small, layout):
+    folder, *_ = write_cifar10(tmp_path, layout)
+    next(folder.glob("data_batch_3*")).unlink()
+    with pytest.raises(DatasetError, match=r"cannot read the CIFAR-10 batch .*data_batch_3.*: No such file"):
+        load_cifar10(tmp_path, num_validation=3)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("keep", [0, 5000])
+def test_truncated_batch_is_named(tmp_path, small, layout, keep):
+    folder, *_ = write_cifar10(tmp_path, layout)
+    path = next(folder.glob("test_batch*"))
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(DatasetError, match=r"test_batch.* is no whole CIFAR-10 batch .*: extract"):
+        load_cifar10(tmp_path, num_validation=3)
+
+
+@pytest.mark.parametrize(("batch", "text"), [
+    ({b"labels": [1]}, "data"),
+    ({b"labels": [1], b"data": np.zeros((2, 3072), np.uint8)}, r"uint8 array of shape \(1, 3072\)"),
+    ({b"labels": [10], b"data": np.zeros((1, 3072), np.uint8)}, "whole numbers from 0 to 9"),
+    ({b"labels": [1], b"data": b"pixels"}, "uint8 array"),
+    ({b"labels": [1], b"data": np.zeros((1, 3072), np.float32)}, "arrays of 'f4', which no batch needs"),
+    ({b"labels": [1], b"data": np.array([[None]], object)}, "arrays of 'O8', which no batch needs"),
+    ([], "TypeError"),
+])
+def test_pickle_of_something_else_is_refused(tmp_path, batch, text):
+    path = tmp_path / "data_batch_1"
+    path.write_bytes(pickle.dumps(batch, protocol=2))
+    with pytest.raises(DatasetError, match=rf"data_batch_1 is no whole CIFAR-10 batch .*{text}"):
+        load_batch(path)
+
+
+class Call:
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_hostile_pickle_is_refused_and_not_executed(tmp_path, protocol):
+    path, harmed = tmp_path / "data_batch_1", tmp_path / "harmed"
+    for call in (Call(os.system, f"touch {harmed}"), Call(eval, f"open({str(harmed)!r}, 'w')")):
+        path.write_bytes(pickle.dumps({b"labels": [1], b"data": call}, protocol))
+        with pytest.raises(DatasetError, match=r"it asks for .*, which no batch needs"):
+            load_batch(path)
+        assert not harmed.exists()
+
+
+def test_folder_in_the_environment_comes_before_the_cache(tmp_path, small, nowhere, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    mine, *_ = write_cifar10(tmp_path / "mine", "bin")
+    cached, *_ = write_cifar10(nowhere, "py")
+    assert find_cifar10() == cached
+    monkeypatch.setenv("XPCONV_DATA", str(tmp_path / "mine"))
+    assert find_cifar10() == mine
+    monkeypatch.setenv("XPCONV_DATA", str(mine))
+    assert find_cifar10() == mine
+    monkeypatch.setenv("XPCONV_DATA", str(tmp_path))
+    assert find_cifar10() == cached
+
+
+def test_folder_that_is_named_is_the_only_one_tried(tmp_path, small, nowhere):
+    write_cifar10(nowhere, "py")
+    with pytest.raises(DatasetError, match=r"CIFAR-10 is not in .*other: extract http.* so that "
+                                           r".*other/cifar-10-batches-py/data_batch_1 exists, or set"):
+        find_cifar10(tmp_path / "other")
+
+
+@pytest.mark.parametrize("download", [True, False])
+def test_offline_it_says_where_to_put_the_files(tmp_path, nowhere, monkeypatch, download):
+    monkeypatch.setenv("XPCONV_DATA", str(tmp_path))
+    failed = r", and downloading it failed \(.*\)" if download else ""
+    with pytest.raises(DatasetError) as caught:
+        find_cifar10(download=download)
+    caught.match(rf"CIFAR-10 is not in {tmp_path} or {nowhere}{failed}: extract http\S* so that "
+                 rf"{nowhere}/cifar-10-batches-py/data_batch_1 exists, "
+                 "or set XPCONV_DATA to the folder that holds cifar-10-batches-py")
+
+
+def test_missing_pooch_matters_only_where_the_files_are_not_at_hand(tmp_path, nowhere, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pooch", None)
+    with pytest.raises(DatasetError, match=r'needs pooch.*pip install "xpconv\[train\]"'):
+        find_cifar10()
+    folder, *_ = write_cifar10(tmp_path, "py")
+    monkeypatch.setenv("XPCONV_DATA", str(tmp_path))
+    assert find_cifar10() == folder
+
+
+@pytest.fixture
+def published(tmp_path, nowhere, monkeypatch):
+    """Serve a small archive at the address that is downloaded from."""
+    pooch = pytest.importorskip("pooch")
+    folder, *_ = write_cifar10(tmp_path / "source", "py")
+    archive = tmp_path / "source" / "cifar-10-python.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(folder, folder.name)
+    monkeypatch.setattr(cifar10, "CHECKSUM", f"sha256:{pooch.file_hash(str(archive))}")
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+    handler = functools.partial(Quiet, directory=archive.parent)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
+        monkeypatch.setattr(cifar10, "URL", f"http://127.0.0.1:{web.server_port}/{archive.name}")
+        thread = threading.Thread(target=web.serve_forever, args=(0.01,))
+        thread.start()
+        yield web
+        web.shutdown()
+        thread.join()
+
+
+def test_download_is_checked_unpacked_and_kept(published, small, nowhere, monkeypatch):
+    data = load_cifar10(num_validation=3)
+    assert data.X_train.shape == (17, 3, 32, 32)
+    assert os.listdir(nowhere) == ["cifar-10-batches-py"]
+    monkeypatch.setattr(cifar10, "URL", "http://127.0.0.1:9/gone")
+    assert find_cifar10() == nowhere / "cifar-10-batches-py"
+
+
+def test_download_with_another_checksum_is_refused_and_leaves_nothing(published, nowhere, monkeypatch):
+    monkeypatch.setattr(cifar10, "CHECKSUM", f"sha256:{'0' * 64}")
+    with pytest.raises(DatasetError, match=r"downloading it failed \(.*hash"):
+        find_cifar10()
+    assert os.listdir(nowhere) == []
+
+
+@pytest.mark.skipif(not os.environ.get("XPCONV_DATA"), reason="XPCONV_DATA names no folder with CIFAR-10")
+def test_published_files_give_all_images():
+    data = load_cifar10(os.environ["XPCONV_DATA"])
+    assert data.X_train.shape == (49_000, 3, 32, 32)
+    assert (len(data.y_val), len(data.y_test)) == (1000, 10_000)
+    assert data.y_train[:10].tolist() == [6, 9, 9, 4, 1, 1, 2, 7, 8, 3]
+    assert set(data.y_test.tolist()) == set(range(10))
+
+
+# ---- minibatches
+
+
+class Draws:
+    """Draws that are known beforehand and counted."""
+
+    def __init__(self, num_rows=20, batch_size=5):
+        rng = np.random.default_rng(0)
+        self.all = [rng.choice(num_rows, batch_size) for _ in range(12)]
+        self.taken = 0
+
+    def __call__(self):
+        self.taken += 1
+        return self.all[self.taken - 1]
+
+
+@pytest.fixture
+def rows():
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (20, 3, 4, 4), dtype=np.uint8), rng.integers(0, 10, 20)
+
+
+def batch_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("xpconv-batches")]
+
+
+@pytest.fixture(params=["numpy", "array_api_strict:device1", "torch"])
+def backend(request):
+    pytest.importorskip(request.param.partition(":")[0])
+    return get_backend(request.param)
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 2, 5])
+@pytest.mark.parametrize("resident", [False, True])
+def test_batches_come_in_the_order_of_draws_on_the_device(backend, rows, resident, ahead):
+    X, y = rows
+    data = (backend.asarray(X), backend.asarray(y)) if resident else rows
+    draws = Draws()
+    with Batches(*data, draws, backend, ahead=ahead) as batches:
+        for indices, (X_batch, y_batch) in zip(draws.all[:6], batches, strict=False):
+            for batch, expected in ((X_batch, X[indices]), (y_batch, y[indices])):
+                assert type(batch) is type(backend.asarray(expected))
+                assert batch.device == backend.device
+                host = backend.to_host(batch)
+                assert host.dtype == expected.dtype
+                np.testing.assert_array_equal(host, expected)
+
+
+def test_nothing_is_drawn_early_without_ahead(rows):
+    draws = Draws()
+    with Batches(*rows, draws, get_backend("numpy"), ahead=0) as batches:
+        for taken in range(1, 5):
+            next(batches)
+            assert draws.taken == taken
+        assert not batch_threads()
+
+
+def test_as_many_as_asked_are_drawn_ahead(rows):
+    draws = Draws()
+    with Batches(*rows, draws, get_backend("numpy"), ahead=2) as batches:
+        assert draws.taken == 0
+        next(batches)
+        assert draws.taken == 3
+        next(batches)
+        assert draws.taken == 4
+
+
+def test_draws_are_made_in_the_thread_that_iterates(rows):
+    threads = []
+
+    def draw():
+        threads.append(threading.current_thread())
+        return np.array([0])
+
+    with Batches(*rows, draw, get_backend("numpy")) as batches:
+        next(batches)
+    assert set(threads) == {threading.current_thread()}
+
+
+@pytest.mark.parametrize("error", [StopIteration, ValueError, KeyboardInterrupt])
+def test_no_thread_is_left_after_the_block(rows, error):
+    def consume():
+        with Batches(*rows, Draws(), get_backend("numpy"), ahead=5) as batches:
+            next(batches)
+            assert batch_threads()
+            raise error
+
+    with pytest.raises(error):
+        consume()
+    assert not batch_threads()
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_error_while_gathering_reaches_the_consumer(rows, ahead):
+    with pytest.raises(IndexError, match="out of bounds"), \
+            Batches(*rows, lambda: np.array([99]), get_backend("numpy"), ahead=ahead) as batches:
+        next(batches)
+    assert not batch_threads()
+
+
+def test_two_consumers_do_not_disturb_each_other(rows):
+    def consume(_):
+        with Batches(*rows, Draws(), get_backend("numpy")) as batches:
+            return [next(batches)[1] for _ in range(8)]
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(consume, range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_labels_of_another_length_are_refused(rows):
+    with pytest.raises(ArgumentError, match="X has 20 rows but y has 19: give each row one label"):
+        Batches(rows[0], rows[1][:-1], Draws(), get_backend("numpy"))
+
+
+def test_negative_ahead_is_refused(rows):
+    with pytest.raises(ArgumentError, match="ahead is -1; expected 0 or more"):
+        Batches(*rows, Draws(), get_backend("numpy"), ahead=-1)

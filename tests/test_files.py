@@ -1,0 +1,115 @@
+import os
+
+import pytest
+
+from xpconv.files import atomic_path
+
+
+@pytest.fixture
+def target(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_text("old")
+    return path
+
+
+def assert_old_file_alone(target):
+    assert target.read_text() == "old"
+    assert os.listdir(target.parent) == [target.name]
+
+
+def test_new_file_replaces_old_one_and_leaves_nothing_else(target):
+    with atomic_path(target) as temporary:
+        assert temporary.parent == target.parent
+        assert temporary.name.startswith(".")
+        assert temporary.suffix == ".tmp"
+        temporary.write_text("new")
+        assert target.read_text() == "old"
+    assert target.read_text() == "new"
+    assert os.listdir(target.parent) == [target.name]
+
+
+def test_new_file_gets_the_permissions_of_any_new_file(tmp_path):
+    with atomic_path(tmp_path / "a") as temporary:
+        temporary.write_text("new")
+    (tmp_path / "b").write_text("new")
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+def test_symbolic_link_stays_a_link_to_the_new_file(target, tmp_path):
+    link = tmp_path / "latest"
+    link.symlink_to(target)
+    with atomic_path(link) as temporary:
+        temporary.write_text("new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+
+
+@pytest.mark.parametrize("error", [ValueError("bad weights"), KeyboardInterrupt()])
+def test_failure_or_interrupt_while_writing_keeps_the_old_file(target, error):
+    def write():
+        with atomic_path(target) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(type(error)):
+        write()
+    assert_old_file_alone(target)
+
+
+def test_full_disk_keeps_the_old_file_and_names_it(target):
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def write():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+        try:
+            with atomic_path(target) as temporary:
+                temporary.write_bytes(bytes(100_000))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    with pytest.raises(OSError, match=r"cannot write \(File too large\): .*model\.safetensors"):
+        write()
+    assert_old_file_alone(target)
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_failure_after_writing_keeps_the_old_file_and_names_it(target, monkeypatch, step):
+    def fail(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(OSError, match=r"cannot write \(No space left on device\): .*model\.safetensors"), \
+            atomic_path(target) as temporary:
+        temporary.write_text("new")
+    assert_old_file_alone(target)
+
+
+def test_missing_folder_is_named_before_anything_is_written(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"cannot write \(No such file.*\): .*missing/model"), \
+            atomic_path(tmp_path / "missing" / "model"):
+        pytest.fail("the block must not run")
+
+
+def test_file_in_place_of_the_folder_is_refused(target):
+    with pytest.raises(NotADirectoryError, match=r"cannot write .*model\.safetensors/a"), \
+            atomic_path(target / "a"):
+        pytest.fail("the block must not run")
+    assert_old_file_alone(target)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is read-only to root")
+def test_read_only_folder_is_refused_and_named(target):
+    target.parent.chmod(0o500)
+    try:
+        with pytest.raises(PermissionError, match=r"cannot write .*model\.safetensors"), atomic_path(target):
+            pytest.fail("the block must not run")
+    finally:
+        target.parent.chmod(0o700)
+    assert_old_file_alone(target)
+
+
+def test_error_about_another_file_keeps_its_own_text(target, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"weights\.txt"), atomic_path(target) as temporary:
+        temporary.write_text((tmp_path / "weights.txt").read_text())
+    assert_old_file_alone(target)

@@ -1,0 +1,154 @@
+import math
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from xpconv.backend import get_backend
+from xpconv.errors import ArgumentError
+from xpconv.viz import save_curves, save_filters, visualize_grid
+
+GAP = (70, 130, 180)  # steelblue
+EXAMPLE = Path(__file__).parents[1] / "docs" / "examples" / "image_filters.py"
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def device_array(x):
+    pytest.importorskip("array_api_strict")
+    return get_backend("array_api_strict:device1").asarray(np.asarray(x))
+
+
+def grid_by_loops(Xs, ubound, padding):
+    N, H, W, C = Xs.shape
+    side = math.ceil(math.sqrt(N))
+    grid = np.zeros((H * side + padding * (side - 1), W * side + padding * (side - 1), C))
+    for n in range(N):
+        top, left = n // side * (H + padding), n % side * (W + padding)
+        low, high = Xs[n].min(), Xs[n].max()
+        grid[top:top + H, left:left + W] = ubound * (Xs[n] - low) / (high - low)
+    return grid
+
+
+@pytest.mark.parametrize("padding", [0, 1, 3])
+@pytest.mark.parametrize("N", [1, 2, 5, 9])
+def test_grid_places_and_stretches_every_tile(rng, N, padding):
+    Xs = rng.normal(size=(N, 4, 3, 2))
+    grid = visualize_grid(Xs, ubound=7.0, padding=padding)
+    assert grid.dtype == np.float64
+    np.testing.assert_allclose(grid, grid_by_loops(Xs, 7.0, padding), atol=1e-12)
+
+
+def test_grid_takes_device_arrays_and_integers():
+    grid = visualize_grid(device_array(np.array([0, 5, 10, 200], np.uint8).reshape(1, 2, 2, 1)))
+    assert type(grid) is np.ndarray
+    np.testing.assert_allclose(grid[:, :, 0], [[0, 6.375], [12.75, 255]])
+
+
+def test_tile_of_one_value_is_black():
+    np.testing.assert_array_equal(visualize_grid(np.full((1, 2, 2, 3), 4.0)), np.zeros((2, 2, 3)))
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 4), (0, 4, 4, 3)])
+def test_grid_refuses_other_shapes(shape):
+    with pytest.raises(ArgumentError, match=r"Xs has shape .*; expected images \(N, H, W, C\), one at least"):
+        visualize_grid(np.zeros(shape))
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+def is_grey(image):
+    return bool((image == image[:, :, :1]).all())
+
+
+@pytest.mark.parametrize(("channels", "grey"), [(3, False), (1, True), (2, True)])
+def test_filters_over_three_channels_are_in_colour_and_others_grey(rng, tmp_path, channels, grey):
+    path = tmp_path / "filters.png"
+    save_filters(device_array(rng.normal(size=(6, channels, 5, 5)).astype(np.float32)), path)
+    image = pixels(path)
+    tiles = image[(image != GAP).any(axis=2)]
+    coloured = (tiles != tiles[:, :1]).any(axis=1).mean()
+    assert coloured < 0.02 if grey else coloured > 0.3  # where a tile meets a gap, pixels are blends
+    assert (tiles.min(), tiles.max()) == (0, 255)
+
+
+def test_gaps_between_filters_are_unlike_any_filter(tmp_path):
+    path = tmp_path / "filters.png"
+    save_filters(np.array([0.0, 1, 1, 0] * 3).reshape(3, 1, 2, 2), path)
+    image = pixels(path)
+    rows, columns = np.nonzero((image == GAP).all(axis=2))
+    inside = image[rows.min():rows.max() + 1, columns.min():columns.max() + 1]
+    shares = [(inside == colour).all(axis=2).mean() for colour in (0, 255, GAP)]
+    np.testing.assert_allclose(shares, [6 / 25, 6 / 25, 13 / 25], atol=0.02)
+
+
+def test_filters_refuse_weights_of_an_affine_layer(tmp_path):
+    with pytest.raises(ArgumentError, match=r"w has shape \(3, 4\); expected filters \(F, C, KH, KW\)"):
+        save_filters(np.zeros((3, 4)), tmp_path / "filters.png")
+    assert not list(tmp_path.iterdir())
+
+
+def histories(losses, train, val):
+    return {"loss_history": losses, "train_acc_history": train, "val_acc_history": val}
+
+
+@pytest.mark.parametrize("convert", [
+    list, np.asarray, device_array,
+    lambda values: [device_array(v) for v in values],
+    lambda values: [np.float32(v) for v in values],
+], ids=["list", "numpy", "device", "device scalars", "numpy scalars"])
+def test_curves_take_lists_and_arrays_of_any_device(tmp_path, convert):
+    path = tmp_path / "curves.png"
+    save_curves(histories(convert([2.3, 2.0, 1.5, 1.6]), convert([0.1, 0.5]), convert([0.1, 0.4])), path)
+    assert not is_grey(pixels(path))
+
+
+@pytest.mark.parametrize("losses", [[], [2.3], [2.3, math.nan, math.inf]])
+def test_curves_of_a_run_cut_short_are_still_drawn(tmp_path, losses):
+    save_curves(histories(losses, [], []), tmp_path / "curves.png")
+    assert pixels(tmp_path / "curves.png").size
+
+
+def test_curves_name_the_history_that_is_missing(tmp_path):
+    with pytest.raises(ArgumentError, match="history has no train_acc_history and no val_acc_history; exp"):
+        save_curves({"loss_history": []}, tmp_path / "curves.png")
+
+
+def test_pictures_leave_pyplot_alone(tmp_path):
+    code = ("import sys, numpy, xpconv.viz; assert 'matplotlib' not in sys.modules; "
+            "xpconv.viz.save_filters(numpy.eye(4).reshape(1, 1, 4, 4), sys.argv[1]); "
+            "assert 'matplotlib.pyplot' not in sys.modules")
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "filters.png")], check=True)
+
+
+def test_image_filters_example_shows_original_grey_and_edges(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "photos.png"
+    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), str(path)])
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    assert capsys.readouterr().out == f"wrote {path}\n"
+    image = pixels(path)
+    thirds = np.array_split(image, 3, axis=1)
+    assert [is_grey(third) for third in thirds] == [False, True, True]
+
+
+def test_image_filters_example_computes_brightness_and_its_changes():
+    example = runpy.run_path(str(EXAMPLE))
+    from xpconv.layers import conv_forward
+
+    step = np.zeros((1, 3, 4, 6), np.float32)
+    step[..., 3:] = 1
+    out, _ = conv_forward(step, example["filters"](), None)
+    np.testing.assert_allclose(out[0, 0], [[0, 0, 1, 1]] * 2, atol=1e-6)
+    np.testing.assert_allclose(out[0, 1], np.zeros((2, 4)), atol=1e-6)
+    np.testing.assert_allclose(np.abs(out[0, 2]), [[0, 4, 4, 0]] * 2, atol=1e-6)

@@ -1,0 +1,50 @@
+"""What every data set of xpconv looks like."""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+__all__ = ["Dataset"]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Labelled images in three parts, as NumPy arrays.
+
+    Parameters
+    ----------
+    name : str
+        Such as ``digits``.
+    X_train, X_val, X_test : numpy.ndarray
+        Images (N, C, H, W), uint8 or float32.
+    y_train, y_val, y_test : numpy.ndarray
+        Labels (N,), int64, each the index of a class name.
+    class_names : tuple of str
+        One name for each class.
+
+    Examples
+    --------
+    >>> X, y = np.zeros((4, 1, 8, 8), np.uint8), np.zeros(4, np.int64)
+    >>> Dataset("blank", X, y, X[:1], y[:1], X[:1], y[:1], ("nothing",)).input_shape
+    (1, 8, 8)
+    """
+
+    name: str
+    X_train: np.ndarray
+    y_train: np.ndarray
+    X_val: np.ndarray
+    y_val: np.ndarray
+    X_test: np.ndarray
+    y_test: np.ndarray
+    class_names: tuple[str, ...]
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """The shape (C, H, W) of one image."""
+        channels, height, width = self.X_train.shape[1:]
+        return channels, height, width
+
+    def splits(self) -> dict[str, np.ndarray]:
+        """Return the six arrays under their names, the form in which a Solver takes its data."""
+        names = (field.name for field in fields(self))
+        return {name: getattr(self, name) for name in names if name.startswith(("X_", "y_"))}

@@ -1,0 +1,51 @@
+"""The digits that come with scikit-learn: real images that need no download."""
+
+import numpy as np
+
+from xpconv.data.dataset import Dataset
+from xpconv.errors import DatasetError
+
+__all__ = ["load_digits"]
+
+NUM_VALIDATION = 200
+NUM_TEST = 300
+
+
+def load_digits(seed: int = 0) -> Dataset:
+    """Return 1,797 handwritten digits of 8 by 8 pixels: 1,297 to train, 200 to validate, 300 held out.
+
+    Pixels are uint8 from 0 to 16. Every part has the classes in the same proportions.
+
+    Parameters
+    ----------
+    seed : int
+        Decides which image goes to which part.
+
+    Raises
+    ------
+    DatasetError
+        If scikit-learn, whose package holds the images, is not installed.
+
+    Notes
+    -----
+    Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository
+    (1998).
+
+    Examples
+    --------
+    >>> digits = load_digits()
+    >>> digits.X_train.shape, digits.X_test.shape
+    ((1297, 1, 8, 8), (300, 1, 8, 8))
+    """
+    try:
+        from sklearn import datasets
+        from sklearn.model_selection import train_test_split
+    except ImportError as error:
+        raise DatasetError(f"the digits come with scikit-learn, which cannot be imported ({error}): "
+                           'pip install "xpconv[train]"') from error
+    bundled = datasets.load_digits()
+    X = bundled.images[:, None].astype(np.uint8)
+    y = bundled.target.astype(np.int64)
+    X, X_test, y, y_test = train_test_split(X, y, test_size=NUM_TEST, stratify=y, random_state=seed)
+    X, X_val, y, y_val = train_test_split(X, y, test_size=NUM_VALIDATION, stratify=y, random_state=seed)
+    return Dataset("digits", X, y, X_val, y_val, X_test, y_test, tuple(map(str, bundled.target_names)))

@@ -1,0 +1,70 @@
+"""Checks of arguments that all layers share; each error names the argument, its value and what to do."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from xpconv.backend import Array, array_namespace, on_host
+from xpconv.errors import ArgumentError, ArgumentTypeError
+
+__all__ = ["check_arrays", "check_gradient_shape", "check_labels", "check_shape", "check_window", "pair"]
+
+
+def check_arrays(**arrays: Array) -> Any:
+    """Check that the arrays are of one library, device and real floating dtype; return their namespace."""
+    xp = array_namespace(**arrays)
+    given = {name: a for name, a in arrays.items() if a is not None}
+    (first, a), *rest = given.items()
+    if a.dtype not in (xp.float32, xp.float64):
+        raise ArgumentTypeError(f"{first} has dtype {a.dtype}; expected float32 or float64: "
+                                f"pass xp.astype({first}, xp.float32)")
+    for name, b in rest:
+        if b.dtype != a.dtype:
+            raise ArgumentTypeError(f"{first} has dtype {a.dtype} but {name} has dtype {b.dtype}: "
+                                    f"cast one of them, as in xp.astype({name}, {first}.dtype)")
+    return xp
+
+
+def check_shape(name: str, array: Array, shape: Sequence[int | str]) -> None:
+    """Check an array's shape against numbers and, where any size will do, letters; no size may be 0."""
+    fits = len(array.shape) == len(shape) and all(
+        size == want if isinstance(want, int) else size > 0 for size, want in zip(array.shape, shape, strict=True))
+    if not fits:
+        wanted = f"({', '.join(str(s) for s in shape)}{',' if len(shape) == 1 else ''})"
+        empty = " and none of its sizes 0" if 0 in array.shape else ""
+        raise ArgumentError(f"{name} has shape {tuple(array.shape)}; expected {wanted}{empty}")
+
+
+def check_gradient_shape(dout: Array, shape: Sequence[int]) -> None:
+    """Check that the upstream gradient has the shape of the layer's output."""
+    if tuple(dout.shape) != tuple(shape):
+        raise ArgumentError(f"dout has shape {tuple(dout.shape)}; expected the shape of the layer's output, "
+                            f"{tuple(shape)}")
+
+
+def pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
+    """Return an int or a (height, width) pair of ints as a pair; each must be at least `least`."""
+    both = (value, value) if isinstance(value, int) else value
+    if (isinstance(value, bool) or not isinstance(both, Sequence) or len(both) != 2
+            or not all(isinstance(v, int) for v in both)):
+        raise ArgumentTypeError(f"{name} is {value!r}; expected an int or a pair of ints (height, width)")
+    if min(both) < least:
+        raise ArgumentError(f"{name} is {value!r}; expected {least} or more")
+    return both[0], both[1]
+
+
+def check_window(image: tuple[int, int], size: tuple[int, int], padding: tuple[int, int]) -> None:
+    """Check that at least one window fits on the padded image."""
+    for axis, extent, k, p in zip(("height", "width"), image, size, padding, strict=True):
+        if k > extent + 2 * p:
+            raise ArgumentError(f"the window's {axis} is {k} but the padded image's is {extent} + 2*{p}: "
+                                "take a smaller window or more padding")
+
+
+def check_labels(y: Array, N: int, C: int, xp: Any) -> None:
+    """Check that `y` holds N integer labels; their range only where that costs no wait for a device."""
+    if not xp.isdtype(y.dtype, "integral"):
+        raise ArgumentTypeError(f"y has dtype {y.dtype}; expected integer labels: pass xp.astype(y, xp.int64)")
+    check_shape("y", y, (N,))
+    if on_host(y) and (int(xp.min(y)) < 0 or int(xp.max(y)) >= C):
+        raise ArgumentError(f"y has labels from {int(xp.min(y))} to {int(xp.max(y))}; expected 0 to {C - 1}, "
+                            f"one for each of the {C} columns of x")

@@ -1,0 +1,68 @@
+"""The rectifier."""
+
+from typing import NamedTuple
+
+import array_api_compat
+
+from xpconv.backend import Array
+from xpconv.layers._check import check_arrays, check_gradient_shape
+
+__all__ = ["ReluCache", "relu_backward", "relu_forward"]
+
+
+class ReluCache(NamedTuple):
+    """What the backward pass of a rectifier needs: where the input was positive."""
+
+    mask: Array
+
+
+def relu_forward(x: Array) -> tuple[Array, ReluCache]:
+    """Compute ``out = max(x, 0)``.
+
+    Parameters
+    ----------
+    x : array of any shape
+
+    Returns
+    -------
+    out : array in the shape of `x`
+    cache : ReluCache
+        For `relu_backward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> relu_forward(np.asarray([-1.0, 0.0, 2.0]))[0]
+    array([0., 0., 2.])
+    """
+    xp = check_arrays(x=x)
+    return xp.maximum(x, _zero(xp, x)), ReluCache(x > 0)
+
+
+def relu_backward(dout: Array, cache: ReluCache) -> Array:
+    """Compute ``dx = dout where x > 0, else 0``; at exactly 0 the gradient is 0.
+
+    Parameters
+    ----------
+    dout : array in the shape of the layer's output
+    cache : ReluCache
+        From `relu_forward`.
+
+    Returns
+    -------
+    dx : array in the shape of `dout`
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> out, cache = relu_forward(np.asarray([-1.0, 0.0, 2.0]))
+    >>> relu_backward(np.ones(3), cache)
+    array([0., 0., 1.])
+    """
+    xp = check_arrays(dout=dout)
+    check_gradient_shape(dout, cache.mask.shape)
+    return xp.where(cache.mask, dout, _zero(xp, dout))
+
+
+def _zero(xp: object, like: Array) -> Array:
+    return xp.zeros((), dtype=like.dtype, device=array_api_compat.device(like))  # type: ignore[attr-defined]

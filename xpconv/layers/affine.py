@@ -1,0 +1,94 @@
+"""The affine (fully connected) layer."""
+
+from math import prod
+from typing import NamedTuple
+
+from xpconv.backend import Array
+from xpconv.layers._check import check_arrays, check_gradient_shape, check_shape
+
+__all__ = ["AffineCache", "affine_backward", "affine_forward"]
+
+
+class AffineCache(NamedTuple):
+    """What the backward pass of an affine layer needs."""
+
+    x: Array
+    w: Array
+    has_bias: bool
+
+
+def affine_forward(x: Array, w: Array, b: Array | None) -> tuple[Array, AffineCache]:
+    """Compute ``out = x @ w + b``, with all but the first axis of `x` flattened.
+
+    Parameters
+    ----------
+    x : array (N, ...)
+        N samples of D features each, D being the product of all sizes but the first.
+    w : array (D, M)
+        Weights.
+    b : array (M,) or None
+        Bias.
+
+    Returns
+    -------
+    out : array (N, M)
+    cache : AffineCache
+        For `affine_backward`.
+
+    Raises
+    ------
+    ArgumentError
+        If the shapes do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, w, b = np.ones((2, 3, 4)), np.ones((12, 5)), np.zeros(5)
+    >>> affine_forward(x, w, b)[0].shape
+    (2, 5)
+    """
+    xp = check_arrays(x=x, w=w, b=b)
+    check_shape("x", x, ("N", *("D1", "D2", "D3", "D4")[:len(x.shape) - 1]) if len(x.shape) > 1 else ("N", "D"))
+    check_shape("w", w, (prod(x.shape[1:]), "M"))
+    if b is not None:
+        check_shape("b", b, (w.shape[1],))
+    out = xp.reshape(x, (x.shape[0], -1)) @ w
+    if b is not None:
+        out += b
+    return out, AffineCache(x, w, b is not None)
+
+
+def affine_backward(dout: Array, cache: AffineCache, *, need_dx: bool = True
+                    ) -> tuple[Array | None, Array, Array | None]:
+    """Compute the gradients of an affine layer: ``dx = dout @ w.T``, ``dw = x.T @ dout``, ``db = sum(dout)``.
+
+    Parameters
+    ----------
+    dout : array (N, M)
+        Gradient of the loss with respect to the layer's output.
+    cache : AffineCache
+        From `affine_forward`.
+    need_dx : bool
+        False leaves the gradient of the input out (None), as for a net's first layer.
+
+    Returns
+    -------
+    dx : array (N, ...) or None
+        In the shape of `x`.
+    dw : array (D, M)
+    db : array (M,) or None
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> out, cache = affine_forward(np.ones((2, 3, 4)), np.ones((12, 5)), np.zeros(5))
+    >>> dx, dw, db = affine_backward(np.ones((2, 5)), cache)
+    >>> dx.shape, dw.shape, db.shape
+    ((2, 3, 4), (12, 5), (5,))
+    """
+    x, w, has_bias = cache
+    xp = check_arrays(dout=dout, x=x)
+    check_gradient_shape(dout, (x.shape[0], w.shape[1]))
+    dx = xp.reshape(dout @ w.T, x.shape) if need_dx else None
+    dw = xp.reshape(x, (x.shape[0], -1)).T @ dout
+    return dx, dw, xp.sum(dout, axis=0) if has_bias else None

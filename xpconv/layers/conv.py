@@ -1,0 +1,152 @@
+"""The convolution layer, as one matrix product a tile of images (im2col).
+
+Letters: N images, C channels, (H, W) image, F filters, (KH, KW) window, (OH, OW) output;
+K = C * KH * KW rows and P = m * OH * OW columns of a tile of m images.
+"""
+
+from collections.abc import Sequence
+from math import prod
+from typing import NamedTuple
+
+import array_api_compat
+
+from xpconv.backend import Array
+from xpconv.errors import ArgumentError
+from xpconv.layers._check import check_arrays, check_gradient_shape, check_shape, check_window, pair
+from xpconv.primitives.tiling import for_each_tile, sum_over_tiles
+from xpconv.primitives.windows import Pair, fold, output_size, unfold
+
+__all__ = ["ConvCache", "conv_backward", "conv_forward"]
+
+
+class ConvCache(NamedTuple):
+    """What the backward pass of a convolution needs: the input itself, which is unfolded again."""
+
+    x: Array
+    w: Array
+    has_bias: bool
+    stride: Pair
+    padding: Pair
+    algorithm: str
+
+
+def conv_forward(x: Array, w: Array, b: Array | None, *, stride: int | Sequence[int] = 1,
+                 padding: int | Sequence[int] = 0, algorithm: str = "auto") -> tuple[Array, ConvCache]:
+    """Convolve images with filters (as the field says: a cross-correlation).
+
+    ``out[n, f, i, j] = b[f] + sum over c, k, l of x[n, c, i * SH + k - PH, j * SW + l - PW] * w[f, c, k, l]``
+
+    Parameters
+    ----------
+    x : array (N, C, H, W)
+        Images.
+    w : array (F, C, KH, KW)
+        Filters.
+    b : array (F,) or None
+        Bias.
+    stride : int or (int, int)
+        Pixels from one window to the next, down and across.
+    padding : int or (int, int)
+        Zeros put around the images, above and below, left and right.
+    algorithm : {"auto", "im2col"}
+        How to compute it; "auto" chooses by shape and dtype.
+
+    Returns
+    -------
+    out : array (N, F, OH, OW)
+        With ``OH = 1 + (H + 2 * PH - KH) // SH`` and OW likewise.
+    cache : ConvCache
+        For `conv_backward`.
+
+    Raises
+    ------
+    ArgumentError
+        If the shapes do not fit each other or the window is larger than the padded image.
+
+    References
+    ----------
+    Chellapilla, Puri and Simard, "High Performance Convolutional Neural Networks for Document Processing", 2006.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, w, b = np.ones((2, 3, 8, 8)), np.ones((4, 3, 3, 3)), np.zeros(4)
+    >>> out, cache = conv_forward(x, w, b, stride=2, padding=1)
+    >>> out.shape, float(out[0, 0, 1, 1])
+    ((2, 4, 4, 4), 27.0)
+    """
+    xp = check_arrays(x=x, w=w, b=b)
+    check_shape("x", x, ("N", "C", "H", "W"))
+    check_shape("w", w, ("F", x.shape[1], "KH", "KW"))
+    if b is not None:
+        check_shape("b", b, (w.shape[0],))
+    stride, padding = pair("stride", stride, 1), pair("padding", padding, 0)
+    check_window(x.shape[2:], w.shape[2:], padding)
+    if algorithm not in ("auto", "im2col"):
+        raise ArgumentError(f"algorithm is {algorithm!r}; expected auto or im2col")
+
+    (N, F), (OH, OW) = (x.shape[0], w.shape[0]), output_size(x.shape[2:], w.shape[2:], stride, padding)
+    rows = xp.reshape(w, (F, -1))                                                   # (F, K)
+    out = xp.empty((N, F, OH, OW), dtype=x.dtype, device=array_api_compat.device(x))
+
+    def convolve(tile: slice) -> None:
+        images = x[tile, ...]                                                       # (m, C, H, W)
+        y = rows @ unfold(images, w.shape[2:], stride, padding)                     # (F, K) @ (K, P)
+        if b is not None:
+            y += b[:, None]
+        out[tile, ...] = xp.permute_dims(xp.reshape(y, (F, -1, OH, OW)), (1, 0, 2, 3))
+
+    for_each_tile(convolve, N, _column_bytes(x, w, OH * OW), like=x)
+    return out, ConvCache(x, w, b is not None, stride, padding, algorithm)
+
+
+def conv_backward(dout: Array, cache: ConvCache, *, need_dx: bool = True
+                  ) -> tuple[Array | None, Array, Array | None]:
+    """Compute the gradients of a convolution.
+
+    On the columns of `unfold` it is an affine layer: ``dw = dout @ cols.T`` and ``dx = fold(w.T @ dout)``.
+
+    Parameters
+    ----------
+    dout : array (N, F, OH, OW)
+        Gradient of the loss with respect to the layer's output.
+    cache : ConvCache
+        From `conv_forward`.
+    need_dx : bool
+        False leaves the gradient of the images out (None), as for a net's first layer.
+
+    Returns
+    -------
+    dx : array (N, C, H, W) or None
+    dw : array (F, C, KH, KW)
+    db : array (F,) or None
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> out, cache = conv_forward(np.ones((2, 3, 8, 8)), np.ones((4, 3, 3, 3)), np.zeros(4), padding=1)
+    >>> [gradient.shape for gradient in conv_backward(np.ones_like(out), cache)]
+    [(2, 3, 8, 8), (4, 3, 3, 3), (4,)]
+    """
+    x, w, has_bias, stride, padding, _ = cache
+    xp = check_arrays(dout=dout, x=x)
+    (N, F), (OH, OW) = (x.shape[0], w.shape[0]), output_size(x.shape[2:], w.shape[2:], stride, padding)
+    check_gradient_shape(dout, (N, F, OH, OW))
+    rows = xp.reshape(w, (F, -1))                                                   # (F, K)
+    dx = xp.empty(x.shape, dtype=x.dtype, device=array_api_compat.device(x)) if need_dx else None
+
+    def gradients(tile: slice) -> tuple[Array, Array | None]:
+        images = x[tile, ...]                                                       # (m, C, H, W)
+        dy = xp.reshape(xp.permute_dims(dout[tile, ...], (1, 0, 2, 3)), (F, -1))    # (F, P)
+        dw = dy @ unfold(images, w.shape[2:], stride, padding).T                    # (F, P) @ (P, K)
+        if dx is not None:
+            dx[tile, ...] = fold(rows.T @ dy, images.shape, w.shape[2:], stride, padding)
+        return dw, xp.sum(dy, axis=1) if has_bias else None
+
+    dw, db = sum_over_tiles(gradients, N, 2 * _column_bytes(x, w, OH * OW), like=x)
+    return dx, xp.reshape(dw, w.shape), db
+
+
+def _column_bytes(x: Array, w: Array, places: int) -> int:
+    """Return the size of one image's columns."""
+    return int(prod(w.shape[1:])) * places * (8 if "64" in str(x.dtype) else 4)

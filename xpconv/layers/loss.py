@@ -1,0 +1,111 @@
+"""Loss functions: the last layer, whose backward pass is computed with its forward pass.
+
+Letters: N samples, C classes.
+"""
+
+from typing import Any
+
+import array_api_compat
+
+from xpconv.backend import Array, array_namespace
+from xpconv.layers._check import check_arrays, check_labels, check_shape
+
+__all__ = ["softmax_loss", "svm_loss"]
+
+
+def softmax_loss(x: Array, y: Array) -> tuple[Array, Array]:
+    """Compute the cross-entropy of softmax probabilities and its gradient.
+
+    ``loss = mean over n of -log(p[n, y[n]])`` with ``p = exp(x) / sum(exp(x))``; ``dx = (p - onehot(y)) / N``
+
+    Parameters
+    ----------
+    x : array (N, C)
+        Scores; they are shifted by their largest, so that no size of them overflows.
+    y : array (N,) of integers
+        Labels, 0 to C - 1.
+
+    Returns
+    -------
+    loss : array ()
+        On the device of `x`.
+    dx : array (N, C)
+
+    Raises
+    ------
+    ArgumentError
+        If the shapes do not fit or, where reading `y` costs no wait, a label is out of range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> loss, dx = softmax_loss(np.zeros((2, 10)), np.asarray([3, 7]))
+    >>> round(float(loss), 6)
+    2.302585
+    """
+    xp, correct = _check(x, y)
+    N = x.shape[0]
+    shifted = x - xp.max(x, axis=1, keepdims=True)
+    p = xp.exp(shifted)
+    total = xp.sum(p, axis=1, keepdims=True)
+    loss = xp.mean(xp.log(total)) - xp.sum(_pick(xp, shifted, correct)) / N
+    p /= total
+    return loss, (p - xp.astype(correct, x.dtype)) / N
+
+
+def svm_loss(x: Array, y: Array) -> tuple[Array, Array]:
+    """Compute the multiclass hinge loss and its gradient.
+
+    ``loss = mean over n of sum over j != y[n] of max(0, x[n, j] - x[n, y[n]] + 1)``
+
+    Parameters
+    ----------
+    x : array (N, C)
+        Scores.
+    y : array (N,) of integers
+        Labels, 0 to C - 1.
+
+    Returns
+    -------
+    loss : array ()
+        On the device of `x`.
+    dx : array (N, C)
+
+    Raises
+    ------
+    ArgumentError
+        If the shapes do not fit or, where reading `y` costs no wait, a label is out of range.
+
+    References
+    ----------
+    Weston and Watkins, "Support Vector Machines for Multi-Class Pattern Recognition", 1999.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> loss, dx = svm_loss(np.zeros((2, 10)), np.asarray([3, 7]))
+    >>> float(loss)
+    9.0
+    """
+    xp, correct = _check(x, y)
+    N = x.shape[0]
+    zero = xp.zeros((), dtype=x.dtype, device=array_api_compat.device(x))
+    own = xp.sum(_pick(xp, x, correct), axis=1, keepdims=True)
+    margins = xp.where(correct, zero, xp.maximum(x - own + 1, zero))
+    violated = xp.astype(margins > 0, x.dtype)
+    count = xp.sum(violated, axis=1, keepdims=True)
+    return xp.sum(margins) / N, xp.where(correct, -count, violated) / N
+
+
+def _check(x: Array, y: Array) -> tuple[Any, Array]:
+    """Check scores and labels; return the namespace and where the correct class is, (N, C) booleans."""
+    xp = check_arrays(x=x)
+    array_namespace(x=x, y=y)
+    check_shape("x", x, ("N", "C"))
+    N, C = x.shape
+    check_labels(y, N, C, xp)
+    return xp, y[:, None] == xp.arange(C, dtype=y.dtype, device=array_api_compat.device(x))[None, :]
+
+
+def _pick(xp: Any, x: Array, where: Array) -> Array:
+    return xp.where(where, x, xp.zeros((), dtype=x.dtype, device=array_api_compat.device(x)))

@@ -1,0 +1,402 @@
+"""Batch, layer and group normalisation: one body, different axes.
+
+All of them compute ``xhat = (x - mean) / sqrt(var + eps)`` over some axes and then ``out = gamma * xhat + beta``.
+Letters: N samples, C channels, D features, G groups, (H, W) image.
+"""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any, NamedTuple
+
+import array_api_compat
+
+from xpconv.backend import Array
+from xpconv.errors import ArgumentError, ArgumentTypeError
+from xpconv.layers._check import check_arrays, check_gradient_shape, check_shape
+
+__all__ = [
+    "BatchNormCache",
+    "GroupNormCache",
+    "LayerNormCache",
+    "Running",
+    "batchnorm_backward",
+    "batchnorm_backward_stepwise",
+    "batchnorm_forward",
+    "groupnorm_backward",
+    "groupnorm_forward",
+    "layernorm_backward",
+    "layernorm_forward",
+]
+
+
+class Running(NamedTuple):
+    """Running averages of batch norm: the mean and the (biased) variance of each channel, shapes (C,)."""
+
+    mean: Array
+    var: Array
+
+
+class BatchNormCache(NamedTuple):
+    """What the backward pass of batch norm needs, and the new running averages."""
+
+    xhat: Array
+    inv_std: Array
+    gamma: Array
+    train: bool
+    running: Running
+
+
+class LayerNormCache(NamedTuple):
+    """What the backward pass of layer norm needs."""
+
+    xhat: Array
+    inv_std: Array
+    gamma: Array
+
+
+class GroupNormCache(NamedTuple):
+    """What the backward pass of group norm needs."""
+
+    xhat: Array
+    inv_std: Array
+    gamma: Array
+    groups: int
+
+
+def batchnorm_forward(x: Array, gamma: Array, beta: Array, running: Running | None = None, *, train: bool,
+                      momentum: float = 0.9, eps: float = 1e-5) -> tuple[Array, BatchNormCache]:
+    """Normalise each channel over the batch (and the image): ``out = gamma * (x - mean) / sqrt(var + eps) + beta``.
+
+    In training, mean and variance are those of the batch and the running averages move towards them,
+    ``running = momentum * running + (1 - momentum) * batch``; else they are the running averages.
+
+    Parameters
+    ----------
+    x : array (N, C) or (N, C, H, W)
+    gamma, beta : array (C,)
+        Scale and shift.
+    running : Running or pair of arrays (C,), optional
+        Running mean and variance; by default they start at 0. They are not written to.
+    train : bool
+        Whether to use the batch's own statistics.
+    momentum : float
+        How much of the running averages stays at each step, 0 to 1.
+    eps : float
+        Added to the variance.
+
+    Returns
+    -------
+    out : array in the shape of `x`
+    cache : BatchNormCache
+        For `batchnorm_backward`; ``cache.running`` are the new running averages.
+
+    Raises
+    ------
+    ArgumentError
+        If the shapes do not fit.
+
+    References
+    ----------
+    Ioffe and Szegedy, "Batch Normalization", 2015.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.asarray([[1.0, 10.0], [3.0, 30.0]])
+    >>> out, cache = batchnorm_forward(x, np.ones(2), np.zeros(2), train=True)
+    >>> out.round(3)
+    array([[-1., -1.],
+           [ 1.,  1.]])
+    >>> cache.running.mean.round(3)
+    array([0.2, 2. ])
+    """
+    old_mean: Array
+    old_var: Array
+    old_mean, old_var = running if running is not None else (None, None)
+    xp = check_arrays(x=x, gamma=gamma, beta=beta, running_mean=old_mean, running_var=old_var)
+    check_shape("x", x, ("N", "C", "H", "W")[:4 if len(x.shape) == 4 else 2])
+    C = x.shape[1]
+    if old_mean is None:
+        old_mean = old_var = xp.zeros((C,), dtype=x.dtype, device=array_api_compat.device(x))
+    for name, a in {"gamma": gamma, "beta": beta, "running_mean": old_mean, "running_var": old_var}.items():
+        check_shape(name, a, (C,))
+    if not isinstance(train, bool):
+        raise ArgumentTypeError(f"train is {train!r}; expected True or False")
+
+    if train:
+        xhat, inv_std, mean, var = _normalise(xp, x, _batch_axes(x), eps)
+        running = Running(momentum * old_mean + (1 - momentum) * xp.reshape(mean, (C,)),
+                          momentum * old_var + (1 - momentum) * xp.reshape(var, (C,)))
+    else:
+        inv_std = _channels(xp, 1 / xp.sqrt(old_var + eps), x)
+        xhat = (x - _channels(xp, old_mean, x)) * inv_std
+        running = Running(old_mean, old_var)
+    out = xhat * _channels(xp, gamma, x)
+    out += _channels(xp, beta, x)
+    return out, BatchNormCache(xhat, inv_std, gamma, train, running)
+
+
+def batchnorm_backward(dout: Array, cache: BatchNormCache) -> tuple[Array, Array, Array]:
+    """Compute the gradients of batch norm, the derivative of the whole formula simplified on paper.
+
+    ``dx = inv_std * (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat))`` with ``dxhat = gamma * dout``
+
+    Parameters
+    ----------
+    dout : array in the shape of the layer's output
+    cache : BatchNormCache
+        From `batchnorm_forward`.
+
+    Returns
+    -------
+    dx : array in the shape of `dout`
+    dgamma, dbeta : array (C,)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.asarray([[1.0, 10.0], [3.0, 30.0]])
+    >>> out, cache = batchnorm_forward(x, np.ones(2), np.zeros(2), train=True)
+    >>> dx, dgamma, dbeta = batchnorm_backward(np.ones_like(out), cache)
+    >>> dbeta
+    array([2., 2.])
+    """
+    xhat, inv_std, gamma, train, _ = cache
+    xp = check_arrays(dout=dout, xhat=xhat)
+    check_gradient_shape(dout, xhat.shape)
+    axes = _batch_axes(dout)
+    dgamma, dbeta = xp.sum(dout * xhat, axis=axes), xp.sum(dout, axis=axes)
+    dxhat = dout * _channels(xp, gamma, dout)
+    dx = _normalise_backward(xp, dxhat, xhat, inv_std, axes) if train else dxhat * inv_std
+    return dx, dgamma, dbeta
+
+
+def batchnorm_backward_stepwise(dout: Array, cache: BatchNormCache) -> tuple[Array, Array, Array]:
+    """Compute the gradients of batch norm step by step through its computational graph.
+
+    The graph: ``mean = sum(x) / n``, ``d = x - mean``, ``var = sum(d**2) / n``, ``inv_std = (var + eps)**-0.5``,
+    ``xhat = d * inv_std``, ``out = gamma * xhat + beta``. `batchnorm_backward` gives the same in fewer operations.
+
+    Parameters
+    ----------
+    dout : array in the shape of the layer's output
+    cache : BatchNormCache
+        From `batchnorm_forward`.
+
+    Returns
+    -------
+    dx : array in the shape of `dout`
+    dgamma, dbeta : array (C,)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.asarray([[1.0, 10.0], [3.0, 30.0]])
+    >>> out, cache = batchnorm_forward(x, np.ones(2), np.zeros(2), train=True)
+    >>> batchnorm_backward_stepwise(np.ones_like(out), cache)[2]
+    array([2., 2.])
+    """
+    xhat, inv_std, gamma, train, _ = cache
+    xp = check_arrays(dout=dout, xhat=xhat)
+    check_gradient_shape(dout, xhat.shape)
+    axes = _batch_axes(dout)
+    n = prod(xhat.shape) // gamma.shape[0]
+
+    dbeta = xp.sum(dout, axis=axes)                                 # out = gamma * xhat + beta
+    dgamma = xp.sum(dout * xhat, axis=axes)
+    dxhat = dout * _channels(xp, gamma, dout)
+    if not train:                                                   # mean and inv_std are constants
+        return dxhat * inv_std, dgamma, dbeta
+    d = xhat / inv_std
+    dinv_std = xp.sum(dxhat * d, axis=axes, keepdims=True)          # xhat = d * inv_std
+    dvar = dinv_std * -0.5 * inv_std**3                             # inv_std = (var + eps)**-0.5
+    dd = dxhat * inv_std + dvar * 2 * d / n                         # var = sum(d**2) / n
+    dmean = -xp.sum(dd, axis=axes, keepdims=True)                   # d = x - mean
+    return dd + dmean / n, dgamma, dbeta                            # mean = sum(x) / n
+
+
+def layernorm_forward(x: Array, gamma: Array, beta: Array, *, eps: float = 1e-5) -> tuple[Array, LayerNormCache]:
+    """Normalise each sample over its own features: ``out = gamma * (x - mean) / sqrt(var + eps) + beta``.
+
+    Parameters
+    ----------
+    x : array (N, D) or (N, ...)
+    gamma, beta : array (D,) or (...)
+        Scale and shift of each feature, in the shape of one sample.
+    eps : float
+        Added to the variance.
+
+    Returns
+    -------
+    out : array in the shape of `x`
+    cache : LayerNormCache
+        For `layernorm_backward`.
+
+    Raises
+    ------
+    ArgumentError
+        If the shapes do not fit.
+
+    References
+    ----------
+    Ba, Kiros and Hinton, "Layer Normalization", 2016.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> layernorm_forward(np.asarray([[1.0, 3.0], [10.0, 30.0]]), np.ones(2), np.zeros(2))[0].round(3)
+    array([[-1.,  1.],
+           [-1.,  1.]])
+    """
+    xp = check_arrays(x=x, gamma=gamma, beta=beta)
+    if len(x.shape) < 2:
+        check_shape("x", x, ("N", "D"))
+    check_shape("gamma", gamma, x.shape[1:])
+    check_shape("beta", beta, x.shape[1:])
+    xhat, inv_std, _, _ = _normalise(xp, x, tuple(range(1, len(x.shape))), eps)
+    return xhat * gamma + beta, LayerNormCache(xhat, inv_std, gamma)
+
+
+def layernorm_backward(dout: Array, cache: LayerNormCache) -> tuple[Array, Array, Array]:
+    """Compute the gradients of layer norm.
+
+    Parameters
+    ----------
+    dout : array in the shape of the layer's output
+    cache : LayerNormCache
+        From `layernorm_forward`.
+
+    Returns
+    -------
+    dx : array in the shape of `dout`
+    dgamma, dbeta : array in the shape of one sample
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> out, cache = layernorm_forward(np.asarray([[1.0, 3.0], [10.0, 30.0]]), np.ones(2), np.zeros(2))
+    >>> layernorm_backward(np.ones_like(out), cache)[2]
+    array([2., 2.])
+    """
+    xhat, inv_std, gamma = cache
+    xp = check_arrays(dout=dout, xhat=xhat)
+    check_gradient_shape(dout, xhat.shape)
+    dx = _normalise_backward(xp, dout * gamma, xhat, inv_std, tuple(range(1, len(dout.shape))))
+    return dx, xp.sum(dout * xhat, axis=0), xp.sum(dout, axis=0)
+
+
+def groupnorm_forward(x: Array, gamma: Array, beta: Array, *, groups: int, eps: float = 1e-5
+                      ) -> tuple[Array, GroupNormCache]:
+    """Normalise each group of channels of each sample: ``out = gamma * (x - mean) / sqrt(var + eps) + beta``.
+
+    One group normalises over the whole sample, C groups each channel by itself (instance norm).
+
+    Parameters
+    ----------
+    x : array (N, C, ...)
+    gamma, beta : array (C,)
+        Scale and shift of each channel.
+    groups : int
+        Number of groups G; it divides C.
+    eps : float
+        Added to the variance.
+
+    Returns
+    -------
+    out : array in the shape of `x`
+    cache : GroupNormCache
+        For `groupnorm_backward`.
+
+    Raises
+    ------
+    ArgumentError
+        If the shapes do not fit or `groups` does not divide the channels.
+
+    References
+    ----------
+    Wu and He, "Group Normalization", 2018.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.reshape(np.arange(16.0), (1, 4, 2, 2))
+    >>> out, cache = groupnorm_forward(x, np.ones(4), np.zeros(4), groups=2)
+    >>> out[0, 0].round(3)
+    array([[-1.528, -1.091],
+           [-0.655, -0.218]])
+    """
+    xp = check_arrays(x=x, gamma=gamma, beta=beta)
+    if len(x.shape) < 2 or 0 in x.shape:
+        check_shape("x", x, ("N", "C", "H", "W"))
+    C = x.shape[1]
+    check_shape("gamma", gamma, (C,))
+    check_shape("beta", beta, (C,))
+    if isinstance(groups, bool) or not isinstance(groups, int):
+        raise ArgumentTypeError(f"groups is {groups!r}; expected an int")
+    if groups < 1 or C % groups:
+        raise ArgumentError(f"groups is {groups}; expected a divisor of the {C} channels of x")
+    members = xp.reshape(x, (x.shape[0], groups, -1))               # (N, G, C/G * H * W)
+    xhat, inv_std, _, _ = _normalise(xp, members, (2,), eps)
+    xhat = xp.reshape(xhat, x.shape)
+    out = xhat * _channels(xp, gamma, x)
+    out += _channels(xp, beta, x)
+    return out, GroupNormCache(xhat, inv_std, gamma, groups)
+
+
+def groupnorm_backward(dout: Array, cache: GroupNormCache) -> tuple[Array, Array, Array]:
+    """Compute the gradients of group norm.
+
+    Parameters
+    ----------
+    dout : array in the shape of the layer's output
+    cache : GroupNormCache
+        From `groupnorm_forward`.
+
+    Returns
+    -------
+    dx : array in the shape of `dout`
+    dgamma, dbeta : array (C,)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> out, cache = groupnorm_forward(np.ones((1, 4, 2, 2)), np.ones(4), np.zeros(4), groups=2)
+    >>> groupnorm_backward(np.ones_like(out), cache)[2]
+    array([4., 4., 4., 4.])
+    """
+    xhat, inv_std, gamma, groups = cache
+    xp = check_arrays(dout=dout, xhat=xhat)
+    check_gradient_shape(dout, xhat.shape)
+    members = (dout.shape[0], groups, -1)
+    dxhat = dout * _channels(xp, gamma, dout)
+    dx = _normalise_backward(xp, xp.reshape(dxhat, members), xp.reshape(xhat, members), inv_std, (2,))
+    axes = _batch_axes(dout)
+    return xp.reshape(dx, dout.shape), xp.sum(dout * xhat, axis=axes), xp.sum(dout, axis=axes)
+
+
+def _normalise(xp: Any, x: Array, axes: Sequence[int], eps: float) -> tuple[Array, Array, Array, Array]:
+    """Return xhat, 1 / sqrt(var + eps), mean and variance; the last three keep the axes, of size 1."""
+    mean = xp.mean(x, axis=axes, keepdims=True)
+    xhat = x - mean
+    var = xp.mean(xhat * xhat, axis=axes, keepdims=True)
+    inv_std = 1 / xp.sqrt(var + eps)
+    xhat *= inv_std
+    return xhat, inv_std, mean, var
+
+
+def _normalise_backward(xp: Any, dxhat: Array, xhat: Array, inv_std: Array, axes: Sequence[int]) -> Array:
+    """Return the gradient with respect to the x that `_normalise` was given."""
+    dx = xhat * -xp.mean(dxhat * xhat, axis=axes, keepdims=True)
+    dx += dxhat
+    dx -= xp.mean(dxhat, axis=axes, keepdims=True)
+    dx *= inv_std
+    return dx
+
+
+def _batch_axes(x: Array) -> tuple[int, ...]:
+    return tuple(axis for axis in range(len(x.shape)) if axis != 1)
+
+
+def _channels(xp: Any, a: Array, x: Array) -> Array:
+    """Give an array (C,) the axes of `x`, so that it broadcasts along the channels."""
+    return xp.reshape(a, (1, -1) + (1,) * (len(x.shape) - 2))

@@ -1,0 +1,261 @@
+"""Pooling layers.
+
+Letters: N images, C channels, (H, W) image, (KH, KW) window, (OH, OW) output.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import array_api_compat
+
+from xpconv.backend import Array
+from xpconv.errors import ArgumentError
+from xpconv.layers._check import check_arrays, check_gradient_shape, check_shape, check_window, pair
+from xpconv.primitives.windows import Pair, max_pool, max_unpool, output_size, pad, windows
+
+__all__ = [
+    "AvgPoolCache",
+    "GlobalAvgPoolCache",
+    "MaxPoolCache",
+    "avg_pool_backward",
+    "avg_pool_forward",
+    "global_avg_pool_backward",
+    "global_avg_pool_forward",
+    "max_pool_backward",
+    "max_pool_forward",
+]
+
+
+class MaxPoolCache(NamedTuple):
+    """What the backward pass of max pooling needs: the winners' places in their windows."""
+
+    place: Array
+    shape: tuple[int, int, int, int]
+    size: Pair
+    stride: Pair
+    padding: Pair
+
+
+class AvgPoolCache(NamedTuple):
+    """What the backward pass of average pooling needs."""
+
+    shape: tuple[int, int, int, int]
+    size: Pair
+    stride: Pair
+    padding: Pair
+
+
+class GlobalAvgPoolCache(NamedTuple):
+    """What the backward pass of global average pooling needs."""
+
+    shape: tuple[int, int, int, int]
+
+
+def max_pool_forward(x: Array, *, size: int | Sequence[int], stride: int | Sequence[int] | None = None,
+                     padding: int | Sequence[int] = 0) -> tuple[Array, MaxPoolCache]:
+    """Take the maximum of each window: ``out[n, c, i, j] = max(window of x[n, c] at (i, j))``.
+
+    Parameters
+    ----------
+    x : array (N, C, H, W)
+        Images.
+    size : int or (int, int)
+        Height and width of the window.
+    stride : int or (int, int), optional
+        Pixels from one window to the next; by default `size`, so that windows tile the image.
+    padding : int or (int, int)
+        Minus infinities put around the images; smaller than `size`.
+
+    Returns
+    -------
+    out : array (N, C, OH, OW)
+        With ``OH = 1 + (H + 2 * PH - KH) // SH`` and OW likewise; pixels that fill no window are passed over.
+    cache : MaxPoolCache
+        For `max_pool_backward`.
+
+    Raises
+    ------
+    ArgumentError
+        If the window is larger than the padded image, or the padding as large as the window.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.reshape(np.arange(16.0), (1, 1, 4, 4))
+    >>> max_pool_forward(x, size=2)[0]
+    array([[[[ 5.,  7.],
+             [13., 15.]]]])
+    """
+    check_arrays(x=x)
+    size, stride, padding, _ = _geometry(x, size, stride, padding)
+    out, place = max_pool(x, size, stride, padding)
+    return out, MaxPoolCache(place, tuple(x.shape), size, stride, padding)
+
+
+def max_pool_backward(dout: Array, cache: MaxPoolCache) -> Array:
+    """Give each gradient to the pixel that won its window, the first one of equals.
+
+    Parameters
+    ----------
+    dout : array (N, C, OH, OW)
+        Gradient of the loss with respect to the layer's output.
+    cache : MaxPoolCache
+        From `max_pool_forward`.
+
+    Returns
+    -------
+    dx : array (N, C, H, W)
+        Where windows overlap, gradients add up.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> out, cache = max_pool_forward(np.zeros((1, 1, 2, 2)), size=2)
+    >>> max_pool_backward(np.ones((1, 1, 1, 1)), cache)
+    array([[[[1., 0.],
+             [0., 0.]]]])
+    """
+    check_arrays(dout=dout)
+    check_gradient_shape(dout, cache.place.shape)
+    return max_unpool(dout, *cache)
+
+
+def avg_pool_forward(x: Array, *, size: int | Sequence[int], stride: int | Sequence[int] | None = None,
+                     padding: int | Sequence[int] = 0) -> tuple[Array, AvgPoolCache]:
+    """Take the mean of each window: ``out[n, c, i, j] = sum(window of x[n, c] at (i, j)) / (KH * KW)``.
+
+    Parameters
+    ----------
+    x : array (N, C, H, W)
+        Images.
+    size, stride, padding : int or (int, int)
+        As for `max_pool_forward`, but the padding counts as zeros.
+
+    Returns
+    -------
+    out : array (N, C, OH, OW)
+    cache : AvgPoolCache
+        For `avg_pool_backward`.
+
+    Raises
+    ------
+    ArgumentError
+        As for `max_pool_forward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> avg_pool_forward(np.reshape(np.arange(4.0), (1, 1, 2, 2)), size=2)[0]
+    array([[[[1.5]]]])
+    """
+    check_arrays(x=x)
+    size, stride, padding, output = _geometry(x, size, stride, padding)
+    views = windows(pad(x, padding), size, stride, output)
+    total = next(views) + 0.0
+    for view in views:
+        total += view
+    return total / (size[0] * size[1]), AvgPoolCache(tuple(x.shape), size, stride, padding)
+
+
+def avg_pool_backward(dout: Array, cache: AvgPoolCache) -> Array:
+    """Share each gradient equally among the pixels of its window.
+
+    Parameters
+    ----------
+    dout : array (N, C, OH, OW)
+        Gradient of the loss with respect to the layer's output.
+    cache : AvgPoolCache
+        From `avg_pool_forward`.
+
+    Returns
+    -------
+    dx : array (N, C, H, W)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> out, cache = avg_pool_forward(np.zeros((1, 1, 2, 2)), size=2)
+    >>> avg_pool_backward(np.ones((1, 1, 1, 1)), cache)
+    array([[[[0.25, 0.25],
+             [0.25, 0.25]]]])
+    """
+    xp = check_arrays(dout=dout)
+    (N, C, H, W), size, stride, (PH, PW) = cache
+    output = output_size((H, W), size, stride, (PH, PW))
+    check_gradient_shape(dout, (N, C, *output))
+    share = dout / (size[0] * size[1])
+    padded = xp.zeros((N, C, H + 2 * PH, W + 2 * PW), dtype=dout.dtype, device=array_api_compat.device(dout))
+    for view in windows(padded, size, stride, output):
+        view += share
+    return padded[:, :, PH:PH + H, PW:PW + W]
+
+
+def global_avg_pool_forward(x: Array) -> tuple[Array, GlobalAvgPoolCache]:
+    """Take the mean of each channel: ``out[n, c] = mean(x[n, c])``.
+
+    Parameters
+    ----------
+    x : array (N, C, H, W)
+        Images.
+
+    Returns
+    -------
+    out : array (N, C)
+    cache : GlobalAvgPoolCache
+        For `global_avg_pool_backward`.
+
+    References
+    ----------
+    Lin, Chen and Yan, "Network In Network", 2013.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> global_avg_pool_forward(np.ones((2, 3, 4, 4)))[0].shape
+    (2, 3)
+    """
+    xp = check_arrays(x=x)
+    check_shape("x", x, ("N", "C", "H", "W"))
+    return xp.mean(x, axis=(2, 3)), GlobalAvgPoolCache(tuple(x.shape))
+
+
+def global_avg_pool_backward(dout: Array, cache: GlobalAvgPoolCache) -> Array:
+    """Share each gradient equally among the pixels of its channel.
+
+    Parameters
+    ----------
+    dout : array (N, C)
+        Gradient of the loss with respect to the layer's output.
+    cache : GlobalAvgPoolCache
+        From `global_avg_pool_forward`.
+
+    Returns
+    -------
+    dx : array (N, C, H, W)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> out, cache = global_avg_pool_forward(np.ones((1, 1, 2, 2)))
+    >>> global_avg_pool_backward(np.ones((1, 1)), cache)
+    array([[[[0.25, 0.25],
+             [0.25, 0.25]]]])
+    """
+    xp = check_arrays(dout=dout)
+    N, C, H, W = cache.shape
+    check_gradient_shape(dout, (N, C))
+    share = xp.reshape(dout / (H * W), (N, C, 1, 1))
+    return share + xp.zeros((1, 1, H, W), dtype=dout.dtype, device=array_api_compat.device(dout))
+
+
+def _geometry(x: Array, size: int | Sequence[int], stride: int | Sequence[int] | None,
+              padding: int | Sequence[int]) -> tuple[Pair, Pair, Pair, Pair]:
+    """Check the options of a pooling layer and return size, stride, padding and output size as pairs."""
+    check_shape("x", x, ("N", "C", "H", "W"))
+    size = pair("size", size, 1)
+    stride, padding = pair("stride", size if stride is None else stride, 1), pair("padding", padding, 0)
+    check_window(x.shape[2:], size, padding)
+    if padding[0] >= size[0] or padding[1] >= size[1]:
+        raise ArgumentError(f"padding is {padding}; expected less than the window's size {size}, "
+                            "since a window must see a pixel")
+    return size, stride, padding, output_size(x.shape[2:], size, stride, padding)

@@ -1,0 +1,399 @@
+"""The loop versions of the layers: slow and obvious, the oracle that the fast layers are tested against.
+
+Every function has the name, the arguments and the gradients of the fast layer it stands for, works on NumPy
+arrays alone, and computes in their dtype. A cache is a plain tuple. Nothing here calls the fast layers.
+
+Letters of the shapes: N images, C channels, H by W pixels; F filters of KH by KW; OH by OW outputs, where
+``OH = 1 + (H + 2 * padding - KH) // stride``; D inputs and M outputs of an affine layer.
+
+Source: the loop layers that the Stanford CS231n assignment asks its students for.
+"""
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from xpconv.backend import Array
+from xpconv.errors import ArgumentError, ArgumentTypeError
+
+Cache: TypeAlias = tuple[Any, ...]
+Result: TypeAlias = tuple[Array, Cache]
+Pair: TypeAlias = int | Sequence[int]
+
+
+def affine_forward(x: Array, w: Array, b: Array) -> Result:
+    """Compute ``out[n, m] = sum_d x[n, d] * w[d, m] + b[m]``: x (N, ...), taken as (N, D), w (D, M), b (M,).
+
+    Examples
+    --------
+    >>> affine_forward(np.ones((1, 2)), np.array([[3.0], [4.0]]), np.array([0.5]))[0]
+    array([[7.5]])
+    """
+    rows, M = x.reshape(len(x), -1), w.shape[1]
+    (N, D), out = rows.shape, _zeros((len(x), M), x)
+    _check_shapes((D, M), w=w)
+    _check_shapes((M,), b=b)
+    for n in range(N):
+        for m in range(M):
+            out[n, m] = np.sum(rows[n] * w[:, m]) + b[m]
+    return out, (x, w, b)
+
+
+def affine_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
+    """Return the gradients of x (in its own shape), w and b, given dout (N, M)."""
+    x, w, b = cache
+    rows, dx = x.reshape(len(x), -1), np.zeros((len(x), len(w)), x.dtype)
+    dw, db = np.zeros_like(w), np.zeros_like(b)
+    for n in range(len(x)):
+        for m in range(len(b)):
+            dx[n] += dout[n, m] * w[:, m]
+            dw[:, m] += dout[n, m] * rows[n]
+            db[m] += dout[n, m]
+    return dx.reshape(x.shape), dw, db
+
+
+def relu_forward(x: Array) -> Result:
+    """Compute ``max(x, 0)``; x has any shape."""
+    out = x.copy()
+    for index in np.ndindex(x.shape):
+        out[index] = 0 if x[index] <= 0 else x[index]
+    return out, (x,)
+
+
+def relu_backward(dout: Array, cache: Cache) -> Array:
+    """Return dx: dout where x is positive, 0 elsewhere and at exactly 0."""
+    (x,) = cache
+    dx = np.zeros_like(x)
+    for index in np.ndindex(x.shape):
+        dx[index] = dout[index] if x[index] > 0 else 0
+    return dx
+
+
+def conv_forward(x: Array, w: Array, b: Array | None, *, stride: Pair = 1, padding: Pair = 0) -> Result:
+    """Slide the filters w (F, C, KH, KW) over x (N, C, H, W), add b (F,) or nothing, give (N, F, OH, OW).
+
+    ``out[n, f, i, j] = sum(window * w[f]) + b[f]``, where the window at (i, j) starts at pixel
+    (i * stride, j * stride) of the zero-padded image.
+
+    Examples
+    --------
+    >>> conv_forward(np.ones((1, 1, 3, 3)), np.ones((1, 1, 2, 2)), None)[0].shape
+    (1, 1, 2, 2)
+    """
+    (N, C, H, W), (F, _, KH, KW) = x.shape, w.shape
+    (sh, sw), (ph, pw) = _pair(stride), _pair(padding)
+    OH, OW = _output_length(H, KH, sh, ph), _output_length(W, KW, sw, pw)
+    bias = np.zeros(F, w.dtype) if b is None else b
+    _check_shapes((F, C, KH, KW), w=w)
+    _check_shapes((F,), b=bias)
+    padded, out = _pad(x, ph, pw, 0), _zeros((N, F, OH, OW), x)
+    for n in range(N):
+        for f in range(F):
+            for i in range(OH):
+                for j in range(OW):
+                    window = padded[n, :, i * sh : i * sh + KH, j * sw : j * sw + KW]
+                    out[n, f, i, j] = np.sum(window * w[f]) + bias[f]
+    return out, (x, w, b, (sh, sw), (ph, pw))
+
+
+def conv_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array | None]:
+    """Return dx, dw and db (None without a bias), given dout (N, F, OH, OW)."""
+    x, w, b, (sh, sw), (ph, pw) = cache
+    (N, F, OH, OW), (KH, KW), (H, W) = dout.shape, w.shape[2:], x.shape[2:]
+    padded = _pad(x, ph, pw, 0)
+    dpadded, dw, db = np.zeros_like(padded), np.zeros_like(w), np.zeros(F, w.dtype)
+    for n in range(N):
+        for f in range(F):
+            for i in range(OH):
+                for j in range(OW):
+                    rows, columns = slice(i * sh, i * sh + KH), slice(j * sw, j * sw + KW)
+                    dpadded[n, :, rows, columns] += dout[n, f, i, j] * w[f]
+                    dw[f] += dout[n, f, i, j] * padded[n, :, rows, columns]
+                    db[f] += dout[n, f, i, j]
+    return dpadded[:, :, ph : ph + H, pw : pw + W], dw, None if b is None else db.astype(b.dtype)
+
+
+def max_pool_forward(x: Array, *, size: Pair, stride: Pair | None = None, padding: Pair = 0) -> Result:
+    """Take the maximum of each window of x (N, C, H, W), padded with minus infinity; stride defaults to size.
+
+    Examples
+    --------
+    >>> max_pool_forward(np.arange(16.0).reshape(1, 1, 4, 4), size=2)[0].tolist()
+    [[[[5.0, 7.0], [13.0, 15.0]]]]
+    """
+    (N, C, H, W), (KH, KW) = x.shape, _pair(size)
+    (sh, sw), (ph, pw) = _pair(size if stride is None else stride), _pair(padding)
+    OH, OW = _output_length(H, KH, sh, ph), _output_length(W, KW, sw, pw)
+    out, padded = _zeros((N, C, OH, OW), x), _pad(x, ph, pw, -np.inf)
+    for n in range(N):
+        for c in range(C):
+            for i in range(OH):
+                for j in range(OW):
+                    out[n, c, i, j] = np.max(padded[n, c, i * sh : i * sh + KH, j * sw : j * sw + KW])
+    return out, (x, (KH, KW), (sh, sw), (ph, pw))
+
+
+def max_pool_backward(dout: Array, cache: Cache) -> Array:
+    """Return dx: each output's gradient goes to the first maximum of its window, in row-major order."""
+    x, (KH, KW), (sh, sw), (ph, pw) = cache
+    (N, C, OH, OW), (H, W) = dout.shape, x.shape[2:]
+    padded = _pad(x, ph, pw, -np.inf)
+    dpadded = np.zeros_like(padded)
+    for n in range(N):
+        for c in range(C):
+            for i in range(OH):
+                for j in range(OW):
+                    window = padded[n, c, i * sh : i * sh + KH, j * sw : j * sw + KW]
+                    row, column = divmod(int(np.argmax(window)), KW)
+                    dpadded[n, c, i * sh + row, j * sw + column] += dout[n, c, i, j]
+    return dpadded[:, :, ph : ph + H, pw : pw + W]
+
+
+def avg_pool_forward(x: Array, *, size: Pair, stride: Pair | None = None, padding: Pair = 0) -> Result:
+    """Take the mean of each window of x (N, C, H, W); padded zeros count, so it divides by KH * KW always."""
+    (N, C, H, W), (KH, KW) = x.shape, _pair(size)
+    (sh, sw), (ph, pw) = _pair(size if stride is None else stride), _pair(padding)
+    OH, OW = _output_length(H, KH, sh, ph), _output_length(W, KW, sw, pw)
+    out, padded = _zeros((N, C, OH, OW), x), _pad(x, ph, pw, 0)
+    for n in range(N):
+        for c in range(C):
+            for i in range(OH):
+                for j in range(OW):
+                    window = padded[n, c, i * sh : i * sh + KH, j * sw : j * sw + KW]
+                    out[n, c, i, j] = np.sum(window) / (KH * KW)
+    return out, (x, (KH, KW), (sh, sw), (ph, pw))
+
+
+def avg_pool_backward(dout: Array, cache: Cache) -> Array:
+    """Return dx: each output's gradient is shared evenly by the cells of its window."""
+    x, (KH, KW), (sh, sw), (ph, pw) = cache
+    (N, C, OH, OW), (H, W) = dout.shape, x.shape[2:]
+    dpadded = np.zeros_like(_pad(x, ph, pw, 0))
+    for n in range(N):
+        for c in range(C):
+            for i in range(OH):
+                for j in range(OW):
+                    share = dout[n, c, i, j] / (KH * KW)
+                    dpadded[n, c, i * sh : i * sh + KH, j * sw : j * sw + KW] += share
+    return dpadded[:, :, ph : ph + H, pw : pw + W]
+
+
+def global_avg_pool_forward(x: Array) -> Result:
+    """Take the mean of each image's channel: x (N, C, H, W) gives (N, C)."""
+    out, cache = avg_pool_forward(x, size=x.shape[2:])
+    return out[:, :, 0, 0], cache
+
+
+def global_avg_pool_backward(dout: Array, cache: Cache) -> Array:
+    """Return dx (N, C, H, W): dout (N, C) shared evenly by the pixels."""
+    return avg_pool_backward(dout[:, :, np.newaxis, np.newaxis], cache)
+
+
+def batchnorm_forward(
+    x: Array, gamma: Array, beta: Array, running: tuple[Array, Array] | None, *,
+    train: bool, momentum: float = 0.9, eps: float = 1e-5,
+) -> Result:
+    """Normalise each channel of x, (N, D) or (N, C, H, W): ``gamma * (x - mean) / sqrt(var + eps) + beta``.
+
+    While training, mean and var (biased) are the batch's and the running pair becomes
+    ``momentum * old + (1 - momentum) * batch``, from zeros if it is None; otherwise they are the running
+    ones. All four are (C,). The last entry of the cache is the new running (mean, var).
+
+    Source: Ioffe and Szegedy, Batch Normalization, 2015.
+
+    Examples
+    --------
+    >>> x = np.array([[1.0], [3.0]])
+    >>> out, cache = batchnorm_forward(x, np.ones(1), np.zeros(1), None, train=True, eps=0.0)
+    >>> out.ravel().tolist(), cache[-1][0].round(3).tolist()
+    ([-1.0, 1.0], [0.2])
+    """
+    C, out = x.shape[1], _zeros(x.shape, x)
+    if running is None and not train:
+        raise ArgumentError("running is None with train=False; expected (mean, var): train first")
+    old_mean, old_var = (np.zeros(C), np.zeros(C)) if running is None else running
+    _check_shapes((C,), gamma=gamma, beta=beta, running_mean=old_mean, running_var=old_var)
+    mean, var = np.array(old_mean, x.dtype), np.array(old_var, x.dtype)
+    new_mean, new_var = mean.copy(), var.copy()
+    for c in range(C):
+        if train:
+            mean[c], var[c] = _moments(x[:, c])
+            new_mean[c] = momentum * new_mean[c] + (1 - momentum) * mean[c]
+            new_var[c] = momentum * new_var[c] + (1 - momentum) * var[c]
+        out[:, c] = gamma[c] * (x[:, c] - mean[c]) / np.sqrt(var[c] + eps) + beta[c]
+    return out, (x, gamma, beta, mean, var, eps, train, (new_mean, new_var))
+
+
+def batchnorm_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
+    """Return dx, dgamma and dbeta; statistics that were the batch's own depend on x, running ones do not."""
+    x, gamma, beta, mean, var, eps, train, _ = cache
+    dx, dgamma, dbeta = np.zeros_like(x), np.zeros_like(gamma), np.zeros_like(beta)
+    for c in range(x.shape[1]):
+        std = np.sqrt(var[c] + eps)
+        dgamma[c] = np.sum(dout[:, c] * (x[:, c] - mean[c]) / std)
+        dbeta[c] = np.sum(dout[:, c])
+        dhat = dout[:, c] * gamma[c]
+        dx[:, c] = _normalise_backward(dhat, x[:, c], eps) if train else dhat / std
+    return dx, dgamma, dbeta
+
+
+def layernorm_forward(x: Array, gamma: Array, beta: Array, *, eps: float = 1e-5) -> Result:
+    """Normalise each sample of x (N, ...) over all its values; gamma and beta have a sample's shape.
+
+    Source: Ba, Kiros and Hinton, Layer Normalization, 2016.
+    """
+    out = _zeros(x.shape, x)
+    _check_shapes(x.shape[1:], gamma=gamma, beta=beta)
+    for n in range(len(x)):
+        mean, var = _moments(x[n])
+        out[n] = gamma * (x[n] - mean) / np.sqrt(var + eps) + beta
+    return out, (x, gamma, beta, eps)
+
+
+def layernorm_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
+    """Return dx, dgamma and dbeta."""
+    x, gamma, beta, eps = cache
+    dx, dgamma, dbeta = np.zeros_like(x), np.zeros_like(gamma), np.zeros_like(beta)
+    for n in range(len(x)):
+        mean, var = _moments(x[n])
+        dgamma += dout[n] * (x[n] - mean) / np.sqrt(var + eps)
+        dbeta += dout[n]
+        dx[n] = _normalise_backward(dout[n] * gamma, x[n], eps)
+    return dx, dgamma, dbeta
+
+
+def groupnorm_forward(x: Array, gamma: Array, beta: Array, *, groups: int, eps: float = 1e-5) -> Result:
+    """Normalise each group of neighbouring channels of each sample of x (N, C, ...); gamma, beta (C,).
+
+    Source: Wu and He, Group Normalization, 2018.
+    """
+    (N, C), out = x.shape[:2], _zeros(x.shape, x)
+    if groups < 1 or C % groups:
+        raise ArgumentError(f"groups is {groups}; expected a divisor of the {C} channels of x")
+    _check_shapes((C,), gamma=gamma, beta=beta)
+    for n in range(N):
+        for channels in np.split(np.arange(C), groups):
+            mean, var = _moments(x[n, channels])
+            for c in channels:
+                out[n, c] = gamma[c] * (x[n, c] - mean) / np.sqrt(var + eps) + beta[c]
+    return out, (x, gamma, beta, groups, eps)
+
+
+def groupnorm_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
+    """Return dx, dgamma and dbeta."""
+    x, gamma, beta, groups, eps = cache
+    dx, dgamma, dbeta = np.zeros_like(x), np.zeros_like(gamma), np.zeros_like(beta)
+    for n in range(len(x)):
+        for channels in np.split(np.arange(len(gamma)), groups):
+            mean, var = _moments(x[n, channels])
+            dhat = np.zeros_like(x[n, channels])
+            for k, c in enumerate(channels):
+                dgamma[c] += np.sum(dout[n, c] * (x[n, c] - mean) / np.sqrt(var + eps))
+                dbeta[c] += np.sum(dout[n, c])
+                dhat[k] = dout[n, c] * gamma[c]
+            dx[n, channels] = _normalise_backward(dhat, x[n, channels], eps)
+    return dx, dgamma, dbeta
+
+
+def dropout_forward(x: Array, *, keep: float, mask: Array, train: bool) -> Result:
+    """Compute ``x * mask / keep`` while training, x otherwise; mask is boolean, of x's shape.
+
+    Source: Srivastava et al., Dropout, 2014, in the inverted form that leaves evaluation alone.
+    """
+    _check_shapes(x.shape, mask=mask)
+    if not 0 < keep <= 1:
+        raise ArgumentError(f"keep is {keep}; expected a probability above 0 and up to 1")
+    out = _zeros(x.shape, x)
+    for index in np.ndindex(x.shape):
+        out[index] = x[index] * float(mask[index]) / keep if train else x[index]
+    return out, (keep, mask, train)
+
+
+def dropout_backward(dout: Array, cache: Cache) -> Array:
+    """Return dx: what was dropped gets no gradient, what was kept was scaled and so is its gradient."""
+    keep, mask, train = cache
+    return dropout_forward(dout, keep=keep, mask=mask, train=train)[0]
+
+
+def softmax_loss(x: Array, y: Array) -> tuple[float, Array]:
+    """Return the mean of ``-log(softmax(x)[y])`` and its gradient dx; x (N, C) scores, y (N,) labels.
+
+    Examples
+    --------
+    >>> round(softmax_loss(np.zeros((1, 10)), np.array([3]))[0], 6)
+    2.302585
+    """
+    (N, _), dx, loss = x.shape, _zeros(x.shape, x), 0.0
+    _check_labels(x, y)
+    for n in range(N):
+        shifted = x[n] - np.max(x[n])  # exp of the raw scores overflows
+        exponentials = np.exp(shifted)
+        total = np.sum(exponentials)
+        loss += float(np.log(total) - shifted[y[n]]) / N
+        dx[n] = exponentials / total / N
+        dx[n, y[n]] -= 1 / N
+    return loss, dx
+
+
+def svm_loss(x: Array, y: Array) -> tuple[float, Array]:
+    """Return the mean of ``sum_c max(0, x[c] - x[y] + 1)``, c any wrong class, and dx; x (N, C), y (N,)."""
+    (N, C), dx, loss = x.shape, _zeros(x.shape, x), 0.0
+    _check_labels(x, y)
+    for n in range(N):
+        for c in range(C):
+            margin = x[n, c] - x[n, y[n]] + 1
+            if c != y[n] and margin > 0:
+                loss += float(margin) / N
+                dx[n, c] += 1 / N
+                dx[n, y[n]] -= 1 / N
+    return loss, dx
+
+
+def _moments(values: Array) -> tuple[Any, Any]:
+    mean = np.mean(values)
+    return mean, np.mean((values - mean) ** 2)
+
+
+def _normalise_backward(dhat: Array, values: Array, eps: float) -> Array:
+    """Carry dhat back through ``(values - mean) / sqrt(var + eps)``: directly, by var and by mean."""
+    mean, var = _moments(values)
+    centred, std, count = values - mean, np.sqrt(var + eps), values.size
+    dvar = -np.sum(dhat * centred) / (2 * std**3)
+    dmean = -np.sum(dhat) / std
+    return dhat / std + dvar * 2 * centred / count + dmean / count
+
+
+def _pair(value: Pair) -> tuple[int, int]:
+    rows, columns = np.broadcast_to(value, 2).tolist()
+    return rows, columns
+
+
+def _pad(x: Array, rows: int, columns: int, value: float) -> Array:
+    return np.pad(x, ((0, 0), (0, 0), (rows, rows), (columns, columns)), constant_values=value)
+
+
+def _output_length(length: int, window: int, stride: int, padding: int) -> int:
+    if window < 1 or stride < 1 or padding < 0:
+        raise ArgumentError(f"window {window}, stride {stride}, padding {padding}; expected >= 1, >= 1, >= 0")
+    if window > length + 2 * padding:
+        raise ArgumentError(f"window is {window} but the padded image {length + 2 * padding}: pad it more")
+    return 1 + (length + 2 * padding - window) // stride
+
+
+def _zeros(shape: tuple[int, ...], x: Array) -> Array:
+    if not np.issubdtype(x.dtype, np.floating):
+        raise ArgumentTypeError(f"x has dtype {x.dtype}; expected floats: cast it, as in x.astype('float64')")
+    return np.zeros(shape, x.dtype)
+
+
+def _check_shapes(shape: tuple[int, ...], **arrays: Array) -> None:
+    for name, array in arrays.items():
+        if array.shape != shape:
+            raise ArgumentError(f"{name} has shape {array.shape}; expected {shape}: reshape it")
+
+
+def _check_labels(x: Array, y: Array) -> None:
+    _check_shapes(x.shape[:1], y=y)
+    if len(y) and not 0 <= min(y) <= max(y) < x.shape[1]:
+        raise ArgumentError(f"y has labels from {min(y)} to {max(y)}; expected 0 to {x.shape[1] - 1}")

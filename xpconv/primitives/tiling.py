@@ -1,0 +1,165 @@
+"""How a batch is cut into tiles and run: on threads for NumPy, in one stream elsewhere.
+
+The tiles and the order in which their sums are added depend on shapes alone, so results have the same bits
+for any number of threads.
+"""
+
+import itertools
+import os
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache
+from threading import Lock
+from typing import Any
+
+from threadpoolctl import ThreadpoolController
+
+from xpconv.backend import Array, library_of
+from xpconv.errors import ArgumentError
+
+__all__ = ["for_each_tile", "num_threads", "run", "single_threaded_blas", "sum_over_tiles", "workspace_bytes"]
+
+_CACHE_BYTES = 1 << 20  # columns of a NumPy tile: about what a core's own cache holds
+_LANES = 8  # partial sums, whatever the number of threads
+_UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+Tile = slice
+
+
+def num_threads() -> int:
+    """Return ``XPCONV_NUM_THREADS``, else the number of CPUs this process may use."""
+    text = os.environ.get("XPCONV_NUM_THREADS")
+    if text is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentError(f"XPCONV_NUM_THREADS is {text!r}; expected a number of threads, 1 or more")
+    return int(text)
+
+
+def workspace_bytes() -> int:
+    """Return ``XPCONV_WORKSPACE`` (such as ``64MiB``, the default) in bytes."""
+    return _parse_bytes(os.environ.get("XPCONV_WORKSPACE", "64MiB"))
+
+
+@lru_cache
+def _parse_bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    if not match or match[2].upper() not in _UNITS:
+        raise ArgumentError(f"XPCONV_WORKSPACE is {text!r}; expected a size such as 64MiB or 1GiB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def for_each_tile(task: Callable[[Tile], None], count: int, item_bytes: int, like: Array) -> None:
+    """Call ``task(tile)`` for slices that cover ``range(count)``; tasks write to places of their own.
+
+    Parameters
+    ----------
+    task : callable
+        Takes a slice of the batch.
+    count : int
+        Images in the batch.
+    item_bytes : int
+        Scratch memory that one image needs, in bytes.
+    like : array
+        Any array of the computation; its library decides how tiles run.
+    """
+    tiles = _tiles(count, item_bytes, like)
+    run(lambda k: task(tiles[k]), len(tiles), like)
+
+
+def sum_over_tiles(task: Callable[[Tile], tuple[Array, ...]], count: int, item_bytes: int,
+                   like: Array) -> tuple[Array, ...]:
+    """Call ``task(tile)`` for slices that cover ``range(count)`` and return the sums of what the calls return.
+
+    Tiles are dealt to a few lanes; each lane adds up its own in order, then the lanes are added in order.
+    """
+    tiles = _tiles(count, item_bytes, like)
+    lanes = min(_LANES, len(tiles)) if library_of(like) == "numpy" else 1
+    sums: list[tuple[Array, ...]] = [()] * lanes
+
+    def lane(k: int) -> None:
+        mine = tiles[k * len(tiles) // lanes:(k + 1) * len(tiles) // lanes]
+        total = task(mine[0])
+        for tile in mine[1:]:
+            total = _add(total, task(tile))
+        sums[k] = total
+
+    run(lane, lanes, like)
+    total = sums[0]
+    for part in sums[1:]:
+        total = _add(total, part)
+    return total
+
+
+def _add(total: tuple[Array, ...], part: tuple[Array, ...]) -> tuple[Array, ...]:
+    for a, b in zip(total, part, strict=True):
+        if a is not None:
+            a[...] = a + b
+    return total
+
+
+def _tiles(count: int, item_bytes: int, like: Array) -> list[Tile]:
+    if library_of(like) == "numpy":  # at most the cache, and enough tiles for every lane
+        size = min(_CACHE_BYTES // max(item_bytes, 1), -(-count // _LANES))
+    else:
+        size = workspace_bytes() // max(item_bytes, 1)
+    size = max(1, size)
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def run(task: Callable[[int], None], count: int, like: Array) -> None:
+    """Call ``task(0)`` to ``task(count - 1)``: on all threads where `like` is a NumPy array, else in order."""
+    if library_of(like) != "numpy":
+        for k in range(count):
+            task(k)
+        return
+    numbers = itertools.count()  # shared by the threads: each takes the next number when it is free
+
+    def work() -> None:
+        while (k := next(numbers)) < count:
+            task(k)
+
+    with single_threaded_blas():
+        helpers = min(num_threads(), count) - 1
+        futures = [_pool(num_threads()).submit(work) for _ in range(helpers)]
+        try:
+            work()
+        finally:
+            numbers = itertools.count(count)  # an error or Ctrl-C here lets the others end soon
+            for future in futures:
+                if not future.cancel():
+                    future.result()
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="xpconv")
+
+
+_blas_lock = Lock()
+_blas_users = 0
+_blas_limit: Any = None
+
+
+@contextmanager
+def single_threaded_blas() -> Iterator[None]:
+    """Hold BLAS to one thread; calls may nest and overlap, the last to leave restores what was."""
+    global _blas_users, _blas_limit
+    with _blas_lock:
+        if _blas_users == 0:
+            _blas_limit = _controller().limit(limits=1, user_api="blas")
+        _blas_users += 1
+    try:
+        yield
+    finally:
+        with _blas_lock:
+            _blas_users -= 1
+            if _blas_users == 0:
+                _blas_limit.restore_original_limits()
+
+
+@lru_cache
+def _controller() -> ThreadpoolController:
+    return ThreadpoolController()
