@@ -110,6 +110,14 @@ class Backend:
             return moved if dtype is None else self.xp.astype(moved, self.dtype(dtype), copy=False)
         return self.asarray(to_host(x), dtype)
 
+    def upload(self, name: str, x: Any, dtype: str | None = None) -> Array:
+        """Move `x` here as `asarray` does, but only from host memory: data of another device is an error."""
+        x = np.asarray(x) if isinstance(x, list | tuple) else x
+        if not isinstance(x, np.ndarray) and backend_of(x) != self:
+            raise DeviceMismatchError(f"{name} is on {backend_of(x)} but the model is on {self}: pass "
+                                      f"get_backend({str(self)!r}).asarray({name}) or NumPy arrays")
+        return self.asarray(x, dtype)
+
     def to_host(self, x: Array) -> np.ndarray:
         """Wait until `x` is computed and return it as a NumPy array.
 

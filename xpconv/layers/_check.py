@@ -5,8 +5,9 @@ from typing import Any
 
 from xpconv.backend import Array, array_namespace, on_host
 from xpconv.errors import ArgumentError, ArgumentTypeError
+from xpconv.primitives.windows import output_size
 
-__all__ = ["check_arrays", "check_gradient_shape", "check_labels", "check_shape", "check_window", "pair"]
+__all__ = ["check_arrays", "check_gradient_shape", "check_labels", "check_shape", "pair", "window_output"]
 
 
 def check_arrays(**arrays: Array) -> Any:
@@ -52,12 +53,15 @@ def pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
     return both[0], both[1]
 
 
-def check_window(image: tuple[int, int], size: tuple[int, int], padding: tuple[int, int]) -> None:
-    """Check that at least one window fits on the padded image."""
-    for axis, extent, k, p in zip(("height", "width"), image, size, padding, strict=True):
+def window_output(shape: Sequence[int], size: int | Sequence[int], stride: int | Sequence[int],
+                  padding: int | Sequence[int]) -> tuple[int, int]:
+    """Check that a window fits on the padded images (..., H, W); return how many do, down and across."""
+    size, stride, padding = pair("size", size, 1), pair("stride", stride, 1), pair("padding", padding, 0)
+    for axis, extent, k, p in zip(("height", "width"), shape[-2:], size, padding, strict=True):
         if k > extent + 2 * p:
             raise ArgumentError(f"the window's {axis} is {k} but the padded image's is {extent} + 2*{p}: "
                                 "take a smaller window or more padding")
+    return output_size((shape[-2], shape[-1]), size, stride, padding)
 
 
 def check_labels(y: Array, N: int, C: int, xp: Any) -> None:

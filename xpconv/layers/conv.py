@@ -12,7 +12,7 @@ import array_api_compat
 
 from xpconv.backend import Array
 from xpconv.errors import ArgumentError
-from xpconv.layers._check import check_arrays, check_gradient_shape, check_shape, check_window, pair
+from xpconv.layers._check import check_arrays, check_gradient_shape, check_shape, pair, window_output
 from xpconv.primitives.tiling import for_each_tile, sum_over_tiles
 from xpconv.primitives.windows import Pair, fold, output_size, unfold
 
@@ -81,11 +81,11 @@ def conv_forward(x: Array, w: Array, b: Array | None, *, stride: int | Sequence[
     if b is not None:
         check_shape("b", b, (w.shape[0],))
     stride, padding = pair("stride", stride, 1), pair("padding", padding, 0)
-    check_window(x.shape[2:], w.shape[2:], padding)
+    OH, OW = window_output(x.shape, w.shape[2:], stride, padding)
     if algorithm not in ("auto", "im2col"):
         raise ArgumentError(f"algorithm is {algorithm!r}; expected auto or im2col")
 
-    (N, F), (OH, OW) = (x.shape[0], w.shape[0]), output_size(x.shape[2:], w.shape[2:], stride, padding)
+    N, F = x.shape[0], w.shape[0]
     rows = xp.reshape(w, (F, -1))                                                   # (F, K)
     out = xp.empty((N, F, OH, OW), dtype=x.dtype, device=array_api_compat.device(x))
 

@@ -10,7 +10,7 @@ import array_api_compat
 
 from xpconv.backend import Array
 from xpconv.errors import ArgumentError
-from xpconv.layers._check import check_arrays, check_gradient_shape, check_shape, check_window, pair
+from xpconv.layers._check import check_arrays, check_gradient_shape, check_shape, pair, window_output
 from xpconv.primitives.windows import Pair, max_pool, max_unpool, output_size, pad, windows
 
 __all__ = [
@@ -254,8 +254,8 @@ def _geometry(x: Array, size: int | Sequence[int], stride: int | Sequence[int] |
     check_shape("x", x, ("N", "C", "H", "W"))
     size = pair("size", size, 1)
     stride, padding = pair("stride", size if stride is None else stride, 1), pair("padding", padding, 0)
-    check_window(x.shape[2:], size, padding)
+    output = window_output(x.shape, size, stride, padding)
     if padding[0] >= size[0] or padding[1] >= size[1]:
         raise ArgumentError(f"padding is {padding}; expected less than the window's size {size}, "
                             "since a window must see a pixel")
-    return size, stride, padding, output_size(x.shape[2:], size, stride, padding)
+    return size, stride, padding, output

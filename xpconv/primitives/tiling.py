@@ -19,9 +19,18 @@ from threadpoolctl import ThreadpoolController
 from xpconv.backend import Array, library_of
 from xpconv.errors import ArgumentError
 
-__all__ = ["for_each_tile", "num_threads", "run", "single_threaded_blas", "sum_over_tiles", "workspace_bytes"]
+__all__ = [
+    "for_each_tile",
+    "in_blocks",
+    "num_threads",
+    "run",
+    "single_threaded_blas",
+    "sum_over_tiles",
+    "workspace_bytes",
+]
 
 _CACHE_BYTES = 1 << 20  # columns of a NumPy tile: about what a core's own cache holds
+_BLOCK_BYTES = 1 << 16  # of each array in an elementwise update, where several share the cache
 _LANES = 8  # partial sums, whatever the number of threads
 _UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -163,3 +172,14 @@ def single_threaded_blas() -> Iterator[None]:
 @lru_cache
 def _controller() -> ThreadpoolController:
     return ThreadpoolController()
+
+
+def in_blocks(update: Callable[..., None], *arrays: Array) -> None:
+    """Call an elementwise in-place update on arrays of one shape, for NumPy in cache-sized blocks on all threads."""
+    if library_of(arrays[0]) != "numpy" or not all(a.flags.c_contiguous for a in arrays):
+        update(*arrays)
+        return
+    flat = [a.reshape(-1) for a in arrays]
+    block = _BLOCK_BYTES // arrays[0].itemsize
+    count = -(-flat[0].size // block)
+    run(lambda k: update(*(a[k * block:(k + 1) * block] for a in flat)), count, arrays[0])

@@ -1,0 +1,196 @@
+"""Update rules: each a function ``rule(w, dw, config) -> (next_w, config)``, also able to work in place.
+
+`config` is a dict that holds the rule's options and what it remembers; missing entries get defaults.
+"""
+
+from collections.abc import Callable, MutableMapping
+from functools import wraps
+from typing import Any
+
+import array_api_compat
+
+from xpconv.backend import Array, array_namespace
+from xpconv.errors import ArgumentError
+from xpconv.primitives.tiling import in_blocks
+
+__all__ = ["UPDATE_RULES", "adam", "rmsprop", "sgd", "sgd_momentum"]
+
+Config = MutableMapping[str, Any]
+Rule = Callable[..., tuple[Array, Config]]
+
+
+def _update_rule(*memory: str, **defaults: float) -> Callable[[Callable[[Config], Callable[..., None]]], Rule]:
+    """Make a rule of a function that takes the config and returns the update of w, dw and the `memory` arrays."""
+    def decorate(step: Callable[[Config], Callable[..., None]]) -> Rule:
+        @wraps(step)
+        def rule(w: Array, dw: Array, config: Config | None = None, *, in_place: bool = False) -> tuple[Array, Config]:
+            config = {} if config is None else config
+            xp = array_namespace(w=w, dw=dw)
+            if tuple(w.shape) != tuple(dw.shape):
+                raise ArgumentError(f"dw has shape {tuple(dw.shape)}; expected that of w, {tuple(w.shape)}")
+            for name, value in defaults.items():
+                config.setdefault(name, value)
+            for name in memory:
+                if config.get(name) is None:
+                    config[name] = xp.zeros_like(w)
+                elif not in_place:
+                    config[name] = xp.asarray(config[name], copy=True)
+            if not in_place:
+                w = xp.asarray(w, copy=True)
+            in_blocks(step(config), w, dw, *(config[name] for name in memory))
+            return w, config
+
+        return rule
+
+    return decorate
+
+
+@_update_rule(learning_rate=1e-2)
+def sgd(config: Config) -> Callable[..., None]:
+    """Step down the gradient: ``w -= learning_rate * dw``.
+
+    Parameters
+    ----------
+    w, dw : array of one shape
+        Parameter and gradient.
+    config : dict, optional
+        ``learning_rate`` (1e-2).
+    in_place : bool
+        Write to `w` and to the arrays in `config`; otherwise they are copied first.
+
+    Returns
+    -------
+    next_w : array
+    config : dict
+        The one that was given, updated.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> sgd(np.ones(2), np.ones(2), {"learning_rate": 0.25})[0]
+    array([0.75, 0.75])
+    """
+    def update(w: Array, dw: Array) -> None:
+        w -= config["learning_rate"] * dw
+
+    return update
+
+
+@_update_rule("velocity", learning_rate=1e-2, momentum=0.9)
+def sgd_momentum(config: Config) -> Callable[..., None]:
+    """Step along a decaying sum of gradients: ``v = momentum * v - learning_rate * dw; w += v``.
+
+    Parameters
+    ----------
+    w, dw : array of one shape
+        Parameter and gradient.
+    config : dict, optional
+        ``learning_rate`` (1e-2), ``momentum`` (0.9), ``velocity`` (zeros).
+    in_place : bool
+        Write to `w` and to the arrays in `config`; otherwise they are copied first.
+
+    Returns
+    -------
+    next_w : array
+    config : dict
+        The one that was given, updated.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> w, config = sgd_momentum(np.ones(2), np.ones(2), {"learning_rate": 0.25})
+    >>> config["velocity"]
+    array([-0.25, -0.25])
+    """
+    def update(w: Array, dw: Array, velocity: Array) -> None:
+        velocity *= config["momentum"]
+        velocity -= config["learning_rate"] * dw
+        w += velocity
+
+    return update
+
+
+@_update_rule("cache", learning_rate=1e-2, decay_rate=0.99, epsilon=1e-8)
+def rmsprop(config: Config) -> Callable[..., None]:
+    """Divide the step by the gradient's recent size: ``w -= learning_rate * dw / (sqrt(cache) + epsilon)``.
+
+    ``cache = decay_rate * cache + (1 - decay_rate) * dw**2`` comes first (Tieleman and Hinton, 2012).
+
+    Parameters
+    ----------
+    w, dw : array of one shape
+        Parameter and gradient.
+    config : dict, optional
+        ``learning_rate`` (1e-2), ``decay_rate`` (0.99), ``epsilon`` (1e-8), ``cache`` (zeros).
+    in_place : bool
+        Write to `w` and to the arrays in `config`; otherwise they are copied first.
+
+    Returns
+    -------
+    next_w : array
+    config : dict
+        The one that was given, updated.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rmsprop(np.ones(2), np.ones(2))[0].round(3)
+    array([0.9, 0.9])
+    """
+    def update(w: Array, dw: Array, cache: Array) -> None:
+        xp = array_api_compat.array_namespace(w)
+        cache *= config["decay_rate"]
+        cache += (1 - config["decay_rate"]) * dw * dw
+        w -= config["learning_rate"] * dw / (xp.sqrt(cache) + config["epsilon"])
+
+    return update
+
+
+@_update_rule("m", "v", learning_rate=1e-3, beta1=0.9, beta2=0.999, epsilon=1e-8, t=0)
+def adam(config: Config) -> Callable[..., None]:
+    """Step along the gradient's mean, divided by its size, both corrected for their start at zero.
+
+    ``m = beta1 * m + (1 - beta1) * dw``, ``v = beta2 * v + (1 - beta2) * dw**2``,
+    ``w -= learning_rate * (m / (1 - beta1**t)) / (sqrt(v / (1 - beta2**t)) + epsilon)`` (Kingma and Ba, 2015).
+
+    Parameters
+    ----------
+    w, dw : array of one shape
+        Parameter and gradient.
+    config : dict, optional
+        ``learning_rate`` (1e-3), ``beta1`` (0.9), ``beta2`` (0.999), ``epsilon`` (1e-8), ``m`` and ``v`` (zeros),
+        ``t`` (0), the number of steps taken.
+    in_place : bool
+        Write to `w` and to the arrays in `config`; otherwise they are copied first.
+
+    Returns
+    -------
+    next_w : array
+    config : dict
+        The one that was given, updated.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> w, config = adam(np.ones(2), np.ones(2))
+    >>> w.round(6), config["t"]
+    (array([0.999, 0.999]), 1)
+    """
+    config["t"] += 1
+    beta1, beta2, t = config["beta1"], config["beta2"], config["t"]
+    # Both corrections as one factor of the step and one of epsilon: fewer passes over the arrays.
+    root = (1 - beta2**t) ** 0.5
+    step, epsilon = config["learning_rate"] * root / (1 - beta1**t), config["epsilon"] * root
+
+    def update(w: Array, dw: Array, m: Array, v: Array) -> None:
+        xp = array_api_compat.array_namespace(w)
+        m *= beta1
+        m += (1 - beta1) * dw
+        v *= beta2
+        v += (1 - beta2) * dw * dw
+        w -= step * m / (xp.sqrt(v) + epsilon)
+
+    return update
+
+
+UPDATE_RULES: dict[str, Rule] = {"sgd": sgd, "sgd_momentum": sgd_momentum, "rmsprop": rmsprop, "adam": adam}

@@ -1,0 +1,73 @@
+"""What a training run shows: a live bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+__all__ = ["Progress", "show_progress"]
+
+
+class Progress:
+    """Plain lines on standard output: the form for logs, notebooks and pipes."""
+
+    def line(self, text: str) -> None:
+        """Show a line that stays."""
+        print(text, flush=True)
+
+    def loss(self, text: str, value: float) -> None:
+        """Show the loss of an iteration."""
+        self.line(text)
+
+    def advance(self) -> None:
+        """Count one more iteration."""
+
+
+class _Silent(Progress):
+    def line(self, text: str) -> None:
+        pass
+
+
+class _Bar(Progress):
+    """A bar of `rich` with iteration, loss, images per second and the time left."""
+
+    def __init__(self, bar: Any, total: int, batch_size: int) -> None:
+        self._bar, self._batch_size = bar, batch_size
+        self._task = bar.add_task("training", total=total, loss="-", speed="-")
+        self._start, self._done = time.perf_counter(), 0
+
+    def line(self, text: str) -> None:
+        self._bar.console.print(text, highlight=False, markup=False)
+
+    def loss(self, text: str, value: float) -> None:
+        self._bar.update(self._task, loss=f"{value:.4f}")
+
+    def advance(self) -> None:
+        self._done += 1
+        rate = self._done * self._batch_size / (time.perf_counter() - self._start)
+        self._bar.update(self._task, advance=1, speed=f"{rate:,.0f}")
+
+
+@contextmanager
+def show_progress(total: int, batch_size: int, *, verbose: bool) -> Iterator[Progress]:
+    """Choose how to show a run of `total` iterations, and end the bar, if any, with the block.
+
+    Examples
+    --------
+    >>> with show_progress(3, 100, verbose=True) as progress:
+    ...     progress.line("hello")
+    hello
+    """
+    if not verbose:
+        yield _Silent()
+    elif not sys.stdout.isatty():
+        yield Progress()
+    else:
+        from rich import progress as rich
+
+        columns = (rich.TextColumn("iteration"), rich.MofNCompleteColumn(), rich.BarColumn(),
+                   rich.TextColumn("loss {task.fields[loss]}"), rich.TextColumn("{task.fields[speed]} images/s"),
+                   rich.TimeRemainingColumn(), rich.TextColumn("left"))
+        with rich.Progress(*columns) as bar:
+            yield _Bar(bar, total, batch_size)

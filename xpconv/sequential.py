@@ -1,0 +1,247 @@
+"""Sequential: a list of layers with their parameters and a loss, which is all that training needs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from math import prod, sqrt
+from typing import Any
+
+from xpconv import nn
+from xpconv.backend import Array, Backend, get_backend
+from xpconv.errors import ArgumentError, ArgumentTypeError
+from xpconv.layers import softmax_loss, svm_loss
+from xpconv.nn import Arrays, Layer, Shape
+from xpconv.random import Rng, Stream, as_stream, draw_key, spawn
+
+__all__ = ["Preprocessing", "Sequential"]
+
+LOSSES = {"softmax": softmax_loss, "svm": svm_loss}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a model does to its input first: ``(x - mean) / std``, on its own device.
+
+    Parameters
+    ----------
+    mean, std : array
+        Broadcast against one sample: a whole mean image (C, H, W), one value a channel (C, 1, 1) or one value ().
+    """
+
+    mean: Array
+    std: Array
+
+
+class Sequential:
+    """A list of layers, its parameters and a loss.
+
+    Parameters
+    ----------
+    layers : sequence of Layer
+        The last one's outputs are the class scores.
+    input_shape : tuple of int
+        The shape of one sample, such as (3, 32, 32); a net whose input shape is (D,) takes samples of any shape
+        with D values.
+    name : str
+        What the model is called in files and messages.
+    loss : {"softmax", "svm"}
+    reg : float
+        Weight of ``0.5 * sum(W * W)`` over all weights W in the loss.
+    weight_scale : float, optional
+        Standard deviation of the initial weights; by default ``sqrt(2 / fan_in)`` for each (He et al., 2015).
+    dtype : {"float32", "float64"} or a dtype of that name
+    backend : str or Backend, optional
+        As for `get_backend`.
+    rng : None, int, Generator or RandomState
+        Draws weights, in layer order, on the host: every backend starts from the same bits.
+    seed : int, optional
+        Makes every training pass drop the same elements, as gradient checks need.
+    preprocessing : Preprocessing, optional
+    class_names : sequence of str
+        One for each score, or none.
+
+    Attributes
+    ----------
+    params : dict of str to array
+        W1, b1, gamma1, beta1, ..., numbered by weight layer. This is where parameters live: assign to it or write
+        into its arrays at will.
+    state : dict of str to array
+        running_mean1, running_var1, ... of batch norm.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xpconv.nn import Affine, Conv, MaxPool, Relu
+    >>> net = Sequential([Conv(4), Relu(), MaxPool(), Affine(10)], input_shape=(1, 8, 8), rng=0)
+    >>> sorted(net.params)
+    ['W1', 'W2', 'b1', 'b2']
+    >>> X, y = np.zeros((5, 1, 8, 8)), np.arange(5)
+    >>> loss, grads = net.loss(X, y)
+    >>> round(float(loss), 4), net.loss(X).shape
+    (2.3026, (5, 10))
+    """
+
+    def __init__(self, layers: Sequence[Layer], *, input_shape: Sequence[int], name: str = "Sequential",
+                 loss: str = "softmax", reg: float = 0.0, weight_scale: float | None = None, dtype: Any = "float32",
+                 backend: str | Backend | None = None, rng: Rng = None, seed: int | None = None,
+                 preprocessing: Preprocessing | None = None, class_names: Sequence[str] = ()) -> None:
+        if loss not in LOSSES:
+            raise ArgumentError(f"loss is {loss!r}; expected one of {', '.join(LOSSES)}")
+        self.layers, self.name, self.loss_name = tuple(layers), name, loss
+        self.input_shape = tuple(int(size) for size in input_shape)
+        self.reg, self.seed, self.weight_scale = reg, seed, weight_scale
+        self.dtype, self.backend = _dtype_name(dtype), get_backend(backend)
+        self.preprocessing, self.class_names = preprocessing, tuple(class_names)
+        self.params: Arrays = {}
+        self.state: Arrays = {}
+        stream = as_stream(rng)
+        self._keys = self._build(stream)
+        self.mask_stream: Stream = stream if rng is None else spawn(stream, 1)[0]
+
+    def _build(self, stream: Stream) -> list[dict[str, str]]:
+        """Draw the parameters and return, for each layer, the key of each of its parameters and states."""
+        keys, weight_layers, shape = [], 0, self.input_shape
+        for position, layer in enumerate(self.layers):
+            if not isinstance(layer, Layer):
+                raise ArgumentTypeError(f"layers[{position}] is {layer!r}; expected a Layer such as Relu()")
+            parameters, state = layer.parameters(shape), layer.state(shape)
+            weight_layers += "W" in parameters
+            number = str(weight_layers)
+            while any(name + number in self.params for name in parameters):
+                number += "x"  # a second norm behind one weight layer
+            keys.append({name: name + number for name in [*parameters, *state]})
+            for name, (size, value) in parameters.items():
+                self.params[name + number] = self._initial(size, value, stream)
+            for name, (size, value) in state.items():
+                self.state[name + number] = self._initial(size, value, stream)
+            shape = layer.output_shape(shape)
+        if len(shape) != 1:
+            raise ArgumentError(f"the last layer gives samples of shape {shape}; expected scores (C,): "
+                                "end with Affine(C)")
+        if self.class_names and len(self.class_names) != shape[0]:
+            raise ArgumentError(f"class_names has {len(self.class_names)} names; expected {shape[0]}, "
+                                "one for each score")
+        self.num_classes = shape[0]
+        return keys
+
+    def _initial(self, shape: Shape, value: float | None, stream: Stream) -> Array:
+        if value is not None:
+            dtype = self.backend.dtype(self.dtype)
+            return self.backend.xp.full(shape, value, dtype=dtype, device=self.backend.device)
+        fan_in = shape[0] if len(shape) == 2 else prod(shape[1:])
+        scale = sqrt(2 / fan_in) if self.weight_scale is None else self.weight_scale
+        return self.backend.asarray(stream.standard_normal(shape) * scale, dtype=self.dtype)
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """What is done to samples first; whatever is assigned moves to the model's device."""
+        return self._preprocessing
+
+    @preprocessing.setter
+    def preprocessing(self, value: Preprocessing | None) -> None:
+        self._preprocessing = None if value is None else Preprocessing(
+            self.backend.asarray(value.mean, self.dtype), self.backend.asarray(value.std, self.dtype))
+
+    def loss(self, X: Array, y: Array | None = None) -> Any:
+        """Return the scores of `X`, or with labels the loss and the gradients.
+
+        Parameters
+        ----------
+        X : array (N, ...)
+            Samples of the input shape and of any real dtype, in host memory or on the model's device.
+        y : array (N,) of integers, optional
+            Labels.
+
+        Returns
+        -------
+        scores : array (N, C)
+            Without `y`; layers then work in evaluation mode.
+        (loss, grads) : array () and dict of str to array
+            With `y`; the loss stays on the device until it is read. Layers then work in training mode, and running
+            statistics move.
+
+        Raises
+        ------
+        ArgumentError
+            If `X` or `y` does not fit.
+        """
+        x = self._prepare(X)
+        scores, caches = self._forward(x, train=y is not None)
+        if y is None:
+            return scores
+        loss, dout = LOSSES[self.loss_name](scores, self.backend.upload("y", y))
+        grads = self._backward(dout, caches)
+        if self.reg:
+            xp = self.backend.xp
+            for key in self._weight_keys():
+                W = self.params[key]
+                loss = loss + 0.5 * self.reg * xp.sum(W * W)
+                grads[key] = grads[key] + self.reg * W
+        return loss, grads
+
+    def _prepare(self, X: Array) -> Array:
+        """Bring samples to the model's device, dtype and input shape, and preprocess them."""
+        x = self.backend.upload("X", X, self.dtype)
+        if len(self.input_shape) == 1 and len(x.shape) > 1 and 0 not in x.shape:
+            x = self.backend.xp.reshape(x, (x.shape[0], -1))
+        if tuple(x.shape[1:]) != self.input_shape or 0 in x.shape:
+            raise ArgumentError(f"X has shape {tuple(X.shape)}; expected (N, {str(self.input_shape)[1:].rstrip(',)')}) "
+                                f"with N at least 1, as {self.name} was built for")
+        if self.preprocessing is not None:
+            x = (x - self.preprocessing.mean) / self.preprocessing.std
+        return x
+
+    def _forward(self, x: Array, *, train: bool) -> tuple[Array, list[Any]]:
+        store, caches = {**self.params, **self.state}, []
+        for position, (layer, keys) in enumerate(zip(self.layers, self._keys, strict=True)):
+            x, cache = layer.forward(x, {name: store[key] for name, key in keys.items()},
+                                     train=train, key=self._mask_key(position) if train else 0)
+            if train:
+                caches.append(cache)
+                self.state.update({keys[name]: value for name, value in layer.new_state(cache).items()})
+        return x, caches
+
+    def _backward(self, dout: Array | None, caches: list[Any]) -> Arrays:
+        grads: Arrays = {}
+        first = next((i for i, keys in enumerate(self._keys) if keys), len(self._keys))
+        for position in reversed(range(first, len(self.layers))):
+            dout, own = self.layers[position].backward(dout, caches.pop(), need_dx=position > first)
+            grads.update({self._keys[position][name]: grad for name, grad in own.items()})
+        return grads
+
+    def _mask_key(self, position: int) -> int:
+        if not isinstance(self.layers[position], nn.Dropout):
+            return 0
+        return draw_key(self.mask_stream) if self.seed is None else self.seed + position
+
+    def _weight_keys(self) -> list[str]:
+        return [keys["W"] for keys in self._keys if "W" in keys]
+
+    def config(self) -> dict[str, Any]:
+        """Return what rebuilds the architecture, as plain data for JSON; `from_config` is its inverse."""
+        return {
+            "name": self.name, "input_shape": list(self.input_shape), "dtype": self.dtype, "loss": self.loss_name,
+            "reg": float(self.reg), "class_names": list(self.class_names),
+            "layers": [{"type": type(layer).__name__, **asdict(layer)} for layer in self.layers],
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], backend: str | Backend | None = None) -> "Sequential":
+        """Rebuild a model from `config`, with new parameters."""
+        kinds = {kind: getattr(nn, kind) for kind in nn.__all__ if kind != "Layer"}
+        layers = []
+        for position, entry in enumerate(config["layers"]):
+            options = dict(entry)
+            kind = kinds.get(options.pop("type"))
+            if kind is None or not set(options) <= {field.name for field in fields(kind)}:
+                raise ArgumentError(f"layers[{position}] is {entry!r}; expected a type among {', '.join(kinds)} "
+                                    "with its own options")
+            layers.append(kind(**options))
+        return Sequential(layers, backend=backend, rng=0, **{key: config[key] for key in config if key != "layers"})
+
+
+def _dtype_name(dtype: Any) -> str:
+    """Return the name of any library's dtype."""
+    name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", str(dtype)).rpartition(".")[2]
+    if name not in ("float32", "float64"):
+        raise ArgumentError(f"dtype is {dtype!r}; expected float32 or float64")
+    return str(name)
