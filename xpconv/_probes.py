@@ -68,7 +68,7 @@ def _probe_strict(device: str | None) -> Any:
 def _import(package: str, hint: str) -> Any:
     try:
         return importlib.import_module(package)
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # a missing shared library may be either
         missing = isinstance(error, ModuleNotFoundError) and error.name == package
         what = f"the package {package} is not installed" if missing else f"importing {package} failed ({error})"
         raise BackendUnavailableError(f"{what}: {hint}") from error

@@ -8,7 +8,7 @@ import importlib
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
@@ -230,19 +230,17 @@ def diagnose(spec: str) -> Diagnosis:
     Parameters
     ----------
     spec : str
-        As for `get_backend`.
+        A backend's name as for `get_backend`; ``auto`` names none.
 
     Examples
     --------
     >>> diagnose("numpy").available
     True
     """
-    version = "-"
-    try:
-        library = importlib.import_module(spec.partition(":")[0])
-        version = str(library.__version__)
-    except (ImportError, AttributeError):
-        pass
+    library, version = spec.partition(":")[0], "-"
+    if library in LIBRARIES:
+        with suppress(ImportError, OSError):
+            version = str(getattr(importlib.import_module(library), "__version__", "-"))
     try:
         backend = _find(spec)
     except (BackendUnavailableError, ArgumentError) as error:

@@ -105,9 +105,8 @@ class Sequential:
                 raise ArgumentTypeError(f"layers[{position}] is {layer!r}; expected a Layer such as Relu()")
             parameters, state = layer.parameters(shape), layer.state(shape)
             weight_layers += "W" in parameters
-            number = str(weight_layers)
-            while any(name + number in self.params for name in parameters):
-                number += "x"  # a second norm behind one weight layer
+            numbers = (f"{weight_layers}{suffix}" for suffix in ("", *(f"_{k}" for k in range(2, len(self.layers)))))
+            number = next(n for n in numbers if not any(name + n in self.params for name in parameters))
             keys.append({name: name + number for name in [*parameters, *state]})
             for name, (size, value) in parameters.items():
                 self.params[name + number] = self._initial(size, value, stream)
@@ -221,7 +220,9 @@ class Sequential:
         return {
             "name": self.name, "input_shape": list(self.input_shape), "dtype": self.dtype, "loss": self.loss_name,
             "reg": float(self.reg), "class_names": list(self.class_names),
-            "layers": [{"type": type(layer).__name__, **asdict(layer)} for layer in self.layers],
+            "layers": [{"type": type(layer).__name__, **{name: list(value) if isinstance(value, tuple) else value
+                                                         for name, value in asdict(layer).items()}}
+                       for layer in self.layers],
         }
 
     @classmethod

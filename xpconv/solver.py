@@ -152,11 +152,10 @@ class Solver:
         NonFiniteLossError
             If the loss became NaN or infinite; the text names the first such iteration.
         """
-        per_epoch = max(len(self.y_train) // self.batch_size, 1)
+        per_epoch = max(self.y_train.shape[0] // self.batch_size, 1)
         total = self.num_epochs * per_epoch
-        draw = self._draw
         try:
-            with (Batches(self.X_train, self.y_train, draw, self.backend, ahead=self._ahead) as batches,
+            with (Batches(self.X_train, self.y_train, self._draw, self.backend, ahead=self._ahead) as batches,
                   show_progress(total, self.batch_size, verbose=self.verbose) as progress):
                 for t in range(total):
                     self._step(*next(batches))

@@ -1,6 +1,7 @@
 """Checks of arguments that all layers share; each error names the argument, its value and what to do."""
 
 from collections.abc import Sequence
+from types import EllipsisType
 from typing import Any
 
 from xpconv.backend import Array, array_namespace, on_host
@@ -25,8 +26,13 @@ def check_arrays(**arrays: Array) -> Any:
     return xp
 
 
-def check_shape(name: str, array: Array, shape: Sequence[int | str]) -> None:
-    """Check an array's shape against numbers and, where any size will do, letters; no size may be 0."""
+def check_shape(name: str, array: Array, shape: Sequence[int | str | EllipsisType]) -> None:
+    """Check an array's shape against numbers and, where any size will do, letters; no size may be 0.
+
+    A last ``...`` stands for any number of further sizes.
+    """
+    if shape and shape[-1] is ...:
+        shape = [*shape[:-1], *("..." for _ in array.shape[len(shape) - 1:])]
     fits = len(array.shape) == len(shape) and all(
         size == want if isinstance(want, int) else size > 0 for size, want in zip(array.shape, shape, strict=True))
     if not fits:

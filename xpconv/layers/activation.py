@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import array_api_compat
 
-from xpconv.backend import Array
+from xpconv.backend import Array, array_namespace
 from xpconv.layers._check import check_arrays, check_gradient_shape
 
 __all__ = ["ReluCache", "relu_backward", "relu_forward"]
@@ -60,6 +60,7 @@ def relu_backward(dout: Array, cache: ReluCache) -> Array:
     array([0., 0., 1.])
     """
     xp = check_arrays(dout=dout)
+    array_namespace(dout=dout, mask=cache.mask)
     check_gradient_shape(dout, cache.mask.shape)
     return xp.where(cache.mask, dout, _zero(xp, dout))
 

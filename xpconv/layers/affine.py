@@ -48,7 +48,7 @@ def affine_forward(x: Array, w: Array, b: Array | None) -> tuple[Array, AffineCa
     (2, 5)
     """
     xp = check_arrays(x=x, w=w, b=b)
-    check_shape("x", x, ("N", *("D1", "D2", "D3", "D4")[:len(x.shape) - 1]) if len(x.shape) > 1 else ("N", "D"))
+    check_shape("x", x, ("N", "D", ...))
     check_shape("w", w, (prod(x.shape[1:]), "M"))
     if b is not None:
         check_shape("b", b, (w.shape[1],))

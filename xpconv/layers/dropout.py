@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import array_api_compat
 
-from xpconv.backend import Array
+from xpconv.backend import Array, array_namespace
 from xpconv.errors import ArgumentError, ArgumentTypeError
 from xpconv.layers._check import check_arrays, check_gradient_shape
 from xpconv.random import keep_mask
@@ -88,6 +88,7 @@ def dropout_backward(dout: Array, cache: DropoutCache) -> Array:
     True
     """
     xp = check_arrays(dout=dout)
+    array_namespace(dout=dout, mask=cache.mask)
     check_gradient_shape(dout, cache.shape)
     return xp.asarray(dout, copy=True) if cache.mask is None else _drop(xp, dout, cache.mask, cache.keep)
 

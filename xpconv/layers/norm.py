@@ -249,8 +249,7 @@ def layernorm_forward(x: Array, gamma: Array, beta: Array, *, eps: float = 1e-5)
            [-1.,  1.]])
     """
     xp = check_arrays(x=x, gamma=gamma, beta=beta)
-    if len(x.shape) < 2:
-        check_shape("x", x, ("N", "D"))
+    check_shape("x", x, ("N", "D", ...))
     check_shape("gamma", gamma, x.shape[1:])
     check_shape("beta", beta, x.shape[1:])
     xhat, inv_std, _, _ = _normalise(xp, x, tuple(range(1, len(x.shape))), eps)
@@ -326,8 +325,7 @@ def groupnorm_forward(x: Array, gamma: Array, beta: Array, *, groups: int, eps: 
            [-0.655, -0.218]])
     """
     xp = check_arrays(x=x, gamma=gamma, beta=beta)
-    if len(x.shape) < 2 or 0 in x.shape:
-        check_shape("x", x, ("N", "C", "H", "W"))
+    check_shape("x", x, ("N", "C", ...))
     C = x.shape[1]
     check_shape("gamma", gamma, (C,))
     check_shape("beta", beta, (C,))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import array_api_compat
 
-from xpconv.backend import Array
+from xpconv.backend import Array, array_namespace
 from xpconv.errors import ArgumentError
 from xpconv.layers._check import check_arrays, check_gradient_shape, check_shape, pair, window_output
 from xpconv.primitives.windows import Pair, max_pool, max_unpool, output_size, pad, windows
@@ -116,6 +116,7 @@ def max_pool_backward(dout: Array, cache: MaxPoolCache) -> Array:
              [0., 0.]]]])
     """
     check_arrays(dout=dout)
+    array_namespace(dout=dout, place=cache.place)
     check_gradient_shape(dout, cache.place.shape)
     return max_unpool(dout, *cache)
 

@@ -1,0 +1,98 @@
+"""What several test modules share: backends, memory layouts, and the comparison of arrays."""
+
+import os
+from functools import cache
+
+import array_api_compat
+import numpy as np
+import pytest
+
+from xpconv.backend import LIBRARIES, Backend, Diagnosis, diagnose, get_backend, library_of
+
+BACKENDS = [
+    "numpy",
+    "array_api_strict",
+    "array_api_strict:device1",
+    pytest.param("torch", marks=pytest.mark.torch),
+    pytest.param("cupy", marks=pytest.mark.gpu),
+]
+
+TOLERANCE = {"float64": 1e-10, "float32": 1e-4}
+
+
+def required_libraries():
+    """Return the libraries that XPCONV_REQUIRE insists on: their tests fail where they would be skipped."""
+    names = [name.strip() for name in os.environ.get("XPCONV_REQUIRE", "").split(",") if name.strip()]
+    unknown = sorted(set(names) - set(LIBRARIES))
+    if unknown:
+        raise pytest.UsageError(f"XPCONV_REQUIRE names {', '.join(unknown)}; expected some of {', '.join(LIBRARIES)}")
+    return names
+
+
+def find_backend(spec: str) -> Backend:
+    """Return the backend, or skip the test with the reason why it cannot run here."""
+    diagnosis = _diagnosis(spec)
+    if not diagnosis.available:
+        give_up = pytest.fail if spec.partition(":")[0] in required_libraries() else pytest.skip
+        give_up(f"{spec}: {diagnosis.detail}")
+    return get_backend(spec)
+
+
+@cache
+def _diagnosis(spec: str) -> Diagnosis:
+    return diagnose(spec)
+
+
+# ---- layouts: the same values, otherwise laid out in memory; each is called with a backend and a NumPy array
+
+
+def contiguous(backend, host):
+    return backend.asarray(np.array(host, order="C"))
+
+
+def every_second_element(backend, host):
+    """Between the elements lies what must not be read."""
+    gap = np.nan if host.dtype.kind == "f" else -1
+    larger = backend.asarray(np.full([2 * size for size in host.shape], gap, dtype=host.dtype))
+    view = (slice(None, None, 2),) * host.ndim
+    larger[view] = contiguous(backend, host)
+    return larger[view]
+
+
+def negative_strides(backend, host):
+    if backend.library == "torch":  # has none
+        return contiguous(backend, host)
+    backwards = (slice(None, None, -1),) * host.ndim
+    return contiguous(backend, host[backwards])[backwards]
+
+
+def fortran_ordered(backend, host):
+    return backend.xp.permute_dims(contiguous(backend, host.T), tuple(range(host.ndim))[::-1])
+
+
+def read_only(backend, host):
+    x = contiguous(backend, host)
+    if backend.library in ("numpy", "array_api_strict"):  # the others have no such flag
+        getattr(x, "_array", x).flags.writeable = False
+    return x
+
+
+LAYOUTS = [contiguous, every_second_element, negative_strides, fortran_ordered, read_only]
+
+
+# ---- comparison
+
+
+def assert_array(actual, expected, backend, dtype, *, tolerance=None):
+    """Check values, shape, dtype, library and device; differences count relative to the largest magnitude.
+
+    An expected array that is 0 all over has only rounding errors, hence the floor.
+    """
+    expected = np.asarray(expected)
+    assert library_of(actual) == backend.library
+    assert array_api_compat.device(actual) == backend.device
+    assert actual.dtype == backend.dtype(dtype)
+    assert tuple(actual.shape) == expected.shape
+    difference = np.max(np.abs(backend.to_host(actual) - expected), initial=0.0)
+    scale = np.max(np.abs(expected), initial=0.1)
+    assert difference <= (TOLERANCE[dtype] if tolerance is None else tolerance) * scale

@@ -1,0 +1,506 @@
+"""Selecting a backend, moving arrays, and what is said where either cannot be done."""
+
+import sys
+import threading
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import array_api_compat
+import numpy as np
+import pytest
+
+from tests.helpers import LAYOUTS, assert_array, find_backend
+from xpconv import backend as module
+from xpconv.backend import (
+    LIBRARIES,
+    Backend,
+    array_namespace,
+    backend_of,
+    diagnose,
+    get_backend,
+    library_of,
+    on_host,
+    to_host,
+    use_backend,
+)
+from xpconv.errors import ArgumentError, ArgumentTypeError, BackendUnavailableError, DeviceMismatchError, XpconvError
+
+STRICT, DEVICE1 = "array_api_strict", "array_api_strict:device1"
+DTYPES = ["bool", "int8", "uint8", "int16", "int32", "int64", "float32", "float64"]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_found_yet(monkeypatch):
+    """Take away what the machine's variables select and what earlier tests found, and what these tests find."""
+    monkeypatch.delenv("XP_BACKEND", raising=False)
+    module._find.cache_clear()
+    module._namespace.cache_clear()
+    yield
+    module._find.cache_clear()
+    module._namespace.cache_clear()
+
+
+# ---- precedence
+
+
+def test_numpy_is_the_default():
+    assert str(get_backend()) == "numpy"
+
+
+def test_variable_sets_the_default(monkeypatch):
+    monkeypatch.setenv("XP_BACKEND", STRICT)
+    assert str(get_backend()) == STRICT
+
+
+def test_empty_variable_counts_as_unset(monkeypatch):
+    monkeypatch.setenv("XP_BACKEND", "")
+    assert str(get_backend()) == "numpy"
+
+
+def test_context_comes_before_the_variable(monkeypatch):
+    monkeypatch.setenv("XP_BACKEND", STRICT)
+    with use_backend(DEVICE1) as inner:
+        assert get_backend() is inner
+        assert str(inner) == DEVICE1
+    assert str(get_backend()) == STRICT
+
+
+def test_argument_comes_before_the_context():
+    with use_backend(STRICT):
+        assert str(get_backend("numpy")) == "numpy"
+
+
+def test_contexts_nest_and_end_with_an_error_too():
+    with use_backend(STRICT):
+        with pytest.raises(KeyError), use_backend(DEVICE1):
+            raise KeyError
+        assert str(get_backend()) == STRICT
+    assert str(get_backend()) == "numpy"
+
+
+def test_context_does_not_reach_other_threads():
+    seen = []
+    with use_backend(STRICT):
+        thread = threading.Thread(target=lambda: seen.append(str(get_backend())))
+        thread.start()
+        thread.join()
+    assert seen == ["numpy"]
+
+
+def test_backend_stands_for_itself():
+    backend = get_backend(STRICT)
+    assert get_backend(backend) is backend
+    with use_backend(backend):
+        assert get_backend() is backend
+
+
+def test_text_of_a_backend_selects_it_again(backend):
+    again = get_backend(str(backend))
+    assert again == backend
+    assert hash(again) == hash(backend)
+    assert library_of(again.asarray(np.ones(2))) == backend.library
+
+
+def test_namespace_belongs_to_the_library(backend):
+    x = backend.xp.asarray([1.0, 2.0], device=backend.device)
+    assert library_of(x) == backend.library
+    assert backend_of(x) == backend
+
+
+# ---- what cannot be selected
+
+
+@pytest.mark.parametrize("spec", ["jax", "", ":0", "NumPy", "numpy 0"])
+def test_unknown_library_is_refused_with_those_there_are(spec, monkeypatch):
+    text = rf"backend is '{spec}'; expected auto or one of numpy, cupy, torch, array_api_strict"
+    with pytest.raises(ArgumentError, match=text), use_backend(spec):
+        pass
+    if spec:
+        monkeypatch.setenv("XP_BACKEND", spec)
+        with pytest.raises(ArgumentError, match=text):
+            get_backend()
+
+
+@pytest.mark.parametrize("spec", [0, np, ["numpy"]])
+def test_backend_must_be_text(spec):
+    with pytest.raises(ArgumentTypeError, match="expected a text such as 'cupy:0' or a Backend"):
+        get_backend(spec)
+
+
+def test_unknown_device_is_refused():
+    with pytest.raises(BackendUnavailableError, match="numpy has no device 'gpu': use numpy, or cupy for a GPU"):
+        get_backend("numpy:gpu")
+    assert str(get_backend("numpy:cpu")) == "numpy"
+    with pytest.raises(BackendUnavailableError, match="array_api_strict has no device 'device9': choose array_api_strict"):
+        get_backend("array_api_strict:device9")
+
+
+@pytest.mark.torch
+def test_torch_names_the_device_it_cannot_use():
+    find_backend("torch")
+    with pytest.raises(BackendUnavailableError, match=r"torch \d\S* cannot use device 'nonsense'.*choose torch or"):
+        get_backend("torch:nonsense")
+
+
+@pytest.mark.parametrize(("package", "hint"), [
+    ("cupy", r"pip install 'xpconv\[cuda13\]' \(CUDA 13 driver\) or 'xpconv\[cuda12\]' \(CUDA 12 driver\)"),
+    ("torch", "pip install torch"),
+    ("array_api_strict", "pip install array-api-strict"),
+])
+def test_missing_package_is_named_with_how_to_install_it(package, hint, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(BackendUnavailableError, match=f"the package {package} is not installed: {hint}"):
+        get_backend(package)
+
+
+@pytest.mark.parametrize("error", ["ImportError('libcuda.so.1 is missing')", "OSError('libcuda.so.1 is missing')",
+                                   "ModuleNotFoundError('libcuda.so.1 is missing', name='other')"])
+def test_package_that_fails_to_import_is_told_from_a_missing_one(error, monkeypatch, tmp_path):
+    (tmp_path / "cupy.py").write_text(f"raise {error}")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    with pytest.raises(BackendUnavailableError, match=r"importing cupy failed \(libcuda.so.1 is missing\): pip install"):
+        get_backend("cupy")
+    assert diagnose("cupy").version == "-"
+
+
+# ---- CuPy, played by a stand-in
+
+
+class Stage(np.ndarray):
+    """A stand-in for CuPy's arrays, of a class of its own; products may be made to fail or be wrong."""
+
+    failure = None
+    factor = 1
+
+    def __matmul__(self, other):
+        if Stage.failure:
+            raise Stage.failure
+        return (np.asarray(self) @ np.asarray(other) * Stage.factor).view(Stage)
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    """A working CuPy 14 with two devices."""
+    class Device(nullcontext):
+        def __init__(self, index):
+            super().__init__()
+            self.id, self.waits = index, 0
+
+        def synchronize(self):
+            self.waits += 1
+
+    runtime = SimpleNamespace(
+        getDeviceCount=lambda: 2, driverGetVersion=lambda: 13010,
+        getDeviceProperties=lambda index: {"name": b"Pretended GPU", "totalGlobalMem": 3 << 30})
+    fake = SimpleNamespace(
+        __version__="14.0.0", float32=np.float32, ndarray=Stage,
+        arange=lambda count, dtype: np.arange(count, dtype=dtype).view(Stage),
+        cuda=SimpleNamespace(runtime=runtime, Device=Device))
+    monkeypatch.setitem(sys.modules, "cupy", fake)
+    monkeypatch.setattr(Stage, "failure", None)
+    monkeypatch.setattr(Stage, "factor", 1)
+    return fake
+
+
+def raising(error):
+    def fail(*_):
+        raise error
+
+    return fail
+
+
+def test_cupy_is_found_where_its_kernels_run(cupy):
+    for spec, text in (("cupy", "cupy:0"), ("cupy:1", "cupy:1")):
+        backend = get_backend(spec)
+        assert (backend.library, str(backend)) == ("cupy", text)
+        backend.synchronize()
+        assert backend.device.waits == 1
+
+
+def test_cupy_is_described(cupy):
+    found = diagnose("cupy:1")
+    assert (found.available, found.version) == (True, "14.0.0")
+    assert found.detail == "Pretended GPU, 3 GiB, CUDA driver 13.1"
+
+
+def test_cupy_without_a_driver_says_so(cupy):
+    cupy.cuda.runtime.getDeviceCount = raising(RuntimeError("cudaErrorInsufficientDriver"))
+    text = r"cupy 14.0.0 finds no usable NVIDIA driver \(cudaErrorInsufficientDriver\): install the driver"
+    with pytest.raises(BackendUnavailableError, match=text):
+        get_backend("cupy")
+    found = diagnose("cupy")
+    assert (found.available, found.version) == (False, "14.0.0")
+    assert "no usable NVIDIA driver" in found.detail
+
+
+def test_cupy_without_that_device_says_how_many_there_are(cupy):
+    with pytest.raises(BackendUnavailableError, match=r"cupy sees 2 CUDA device\(s\), so there is no device 2"):
+        get_backend("cupy:2")
+    cupy.cuda.runtime.getDeviceCount = lambda: 0
+    with pytest.raises(BackendUnavailableError, match=r"sees 0 CUDA device\(s\).*check CUDA_VISIBLE_DEVICES"):
+        get_backend("cupy")
+
+
+def test_cupy_whose_kernels_fail_says_so(cupy, monkeypatch):
+    monkeypatch.setattr(Stage, "failure", OSError("libnvrtc.so not found"))
+    text = r"cupy cannot launch a kernel on device 1 \(OSError: libnvrtc.so not found\): its CUDA libraries"
+    with pytest.raises(BackendUnavailableError, match=text) as caught:
+        get_backend("cupy:1")
+    assert isinstance(caught.value.__cause__, OSError)
+    assert isinstance(caught.value, XpconvError | RuntimeError)
+
+
+def test_cupy_that_computes_wrong_results_is_refused(cupy, monkeypatch):
+    monkeypatch.setattr(Stage, "factor", 2)
+    with pytest.raises(BackendUnavailableError, match="cupy computes wrong results on device 0"):
+        get_backend("cupy")
+
+
+def test_cupy_device_must_be_a_number(cupy):
+    with pytest.raises(ArgumentError, match="cupy device is 'gpu'; expected a number, as in cupy:0"):
+        get_backend("cupy:gpu")
+
+
+def test_cupy_arrays_are_read_back_by_their_own_method(cupy):
+    values = np.arange(3.0)
+    host = get_backend("cupy").to_host(SimpleNamespace(get=lambda: values))
+    assert host is values
+
+
+def test_cupy_namespace_is_found_without_touching_a_device(cupy):
+    assert get_backend("cupy").xp.float32 is not None
+
+
+def test_auto_takes_a_cupy_that_works(cupy):
+    assert str(get_backend("auto")) == "cupy:0"
+
+
+def test_auto_falls_back_to_numpy_and_says_why(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.warns(UserWarning, match="backend auto: using numpy, since the package cupy is not installed"):
+        assert str(get_backend("auto")) == "numpy"
+    monkeypatch.setenv("XP_BACKEND", "auto")
+    with pytest.warns(UserWarning, match="using numpy"):
+        assert str(get_backend()) == "numpy"
+
+
+def test_named_backend_never_falls_back(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    monkeypatch.setenv("XP_BACKEND", "cupy")
+    with pytest.raises(BackendUnavailableError):
+        get_backend()
+
+
+# ---- torch on CUDA, played by a stand-in
+
+
+def test_torch_on_cuda_is_one_numbered_device(monkeypatch):
+    waits = []
+
+    class Device(SimpleNamespace):
+        def __str__(self):
+            return self.type if self.index is None else f"{self.type}:{self.index}"
+
+    def device(text, index=None):
+        kind, _, number = text.partition(":")
+        return Device(type=kind, index=int(number) if number else index)
+
+    class Tensor:
+        def __add__(self, other):
+            return self
+
+        def detach(self):
+            return self
+
+        def cpu(self):
+            return self
+
+        def numpy(self):
+            return np.arange(2.0)
+
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(
+        __version__="2.9", device=device, Tensor=Tensor, zeros=lambda *_, **__: Tensor(),
+        cuda=SimpleNamespace(current_device=lambda: 1, synchronize=waits.append,
+                             get_device_name=lambda chosen: f"Pretended GPU {chosen.index}")))
+    backend = get_backend("torch:cuda")
+    assert str(backend) == "torch:cuda:1"
+    assert diagnose("torch:cuda:0").detail == "Pretended GPU 0"
+    backend.synchronize()
+    assert waits == [backend.device]
+    assert backend.to_host(Tensor()).tolist() == [0.0, 1.0]
+
+
+# ---- diagnosis
+
+
+def test_diagnosis_of_a_working_backend(backend):
+    found = diagnose(str(backend))
+    assert found.spec == str(backend)
+    assert found.available
+    assert found.version[0].isdecimal()
+    assert found.detail
+
+
+@pytest.mark.parametrize("spec", ["", "auto", "os", "numpy:gpu", "cupy:gpu", "array_api_strict:device9"])
+def test_diagnosis_never_raises(spec):
+    found = diagnose(spec)
+    assert not found.available
+    assert found.detail
+
+
+def test_every_library_can_be_diagnosed():
+    assert LIBRARIES == ("numpy", "cupy", "torch", "array_api_strict")
+    assert all(diagnose(library).detail for library in LIBRARIES)
+
+
+# ---- moving arrays
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_arrays_go_there_and_back_unchanged(backend, dtype):
+    host = np.array([[0, 1, 2], [100, 0, 1]]).astype(dtype)
+    there = backend.asarray(host)
+    assert_array(there, host, backend, dtype, tolerance=0)
+    back = backend.to_host(there)
+    assert type(back) is np.ndarray
+    assert back.dtype == host.dtype
+    assert back.tolist() == host.tolist()
+    assert to_host(there).tolist() == host.tolist()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_arrays_are_cast_on_the_way(backend, dtype):
+    for given in ([[0, 1], [1, 0]], np.eye(2)[::-1].astype(np.uint8), backend.asarray(np.eye(2)[::-1])):
+        assert_array(backend.asarray(given, dtype), np.eye(2)[::-1], backend, dtype, tolerance=0)
+
+
+def test_numbers_and_lists_become_arrays(backend):
+    assert_array(backend.asarray(2.5), 2.5, backend, "float64", tolerance=0)
+    assert_array(backend.asarray([True, False]), [1, 0], backend, "bool", tolerance=0)
+    assert_array(backend.asarray(np.float32(2.5)), 2.5, backend, "float32", tolerance=0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
+def test_host_arrays_of_any_layout_can_be_moved(backend, layout):
+    values = np.random.default_rng(0).standard_normal((3, 4))
+    host = layout(get_backend("numpy"), values)
+    assert_array(backend.asarray(host), values, backend, "float64", tolerance=0)
+    assert backend.to_host(layout(backend, values)).tolist() == values.tolist()
+
+
+def test_array_that_is_there_already_is_returned_itself(backend):
+    x = backend.asarray(np.ones(3))
+    assert backend.asarray(x) is x
+    assert backend.asarray(x, "float64") is x
+    assert backend.asarray(x, "float32") is not x
+
+
+def test_moved_array_shares_no_memory_with_the_host(backend):
+    if backend.library == "numpy":
+        pytest.skip("NumPy arrays are on the host already, and are not copied")
+    host = np.zeros(3)
+    there = backend.asarray(host)
+    host[0] = 1
+    assert to_host(there).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("source", ["numpy", STRICT, DEVICE1])
+def test_arrays_move_between_any_two_backends(backend, source):
+    x = get_backend(source).asarray(np.array([[1, 2], [3, 4]]), "float32")
+    assert_array(backend.asarray(x), [[1, 2], [3, 4]], backend, "float32", tolerance=0)
+    assert_array(backend.asarray(x, "int32"), [[1, 2], [3, 4]], backend, "int32", tolerance=0)
+    assert_array(get_backend(source).asarray(backend.asarray(x)), [[1, 2], [3, 4]], get_backend(source), "float32")
+
+
+def test_reading_a_numpy_array_back_copies_nothing():
+    x = np.ones(3)
+    assert get_backend("numpy").to_host(x) is x
+    assert to_host(x) is x
+
+
+@pytest.mark.parametrize("value", [3, 2.5, [1, 2], np.float32(1.5), np.float64(2), True])
+def test_numbers_and_lists_are_on_the_host(value):
+    host = to_host(value)
+    assert type(host) is np.ndarray
+    assert host.tolist() == np.asarray(value).tolist()
+    assert get_backend("numpy").to_host(value).tolist() == host.tolist()
+
+
+def test_only_arrays_in_host_memory_are_on_the_host(backend):
+    x = backend.asarray(np.ones(2))
+    assert on_host(x) == (str(backend) in ("numpy", STRICT, "torch:cpu"))
+
+
+def test_synchronize_is_there_for_every_backend(backend):
+    backend.synchronize()
+
+
+def test_dtypes_are_called_by_name(backend):
+    assert backend.xp.zeros(1, dtype=backend.dtype("float32")).dtype == backend.asarray([1], "float32").dtype
+    with pytest.raises(ArgumentError, match=rf"dtype is 'float7', which {backend.library} does not have"):
+        backend.dtype("float7")
+    with pytest.raises(ArgumentError, match="dtype is 32, which"):
+        backend.dtype(32)
+
+
+def test_upload_takes_host_data_and_its_own(backend):
+    for given in (np.ones(2), [1.0, 1.0], backend.asarray(np.ones(2))):
+        assert_array(backend.upload("X", given, "float32"), [1, 1], backend, "float32")
+
+
+def test_upload_refuses_data_of_another_device():
+    x = get_backend(DEVICE1).asarray(np.ones(2))
+    text = r"X is on array_api_strict:device1 but the model is on numpy: pass get_backend\('numpy'\).asarray\(X\)"
+    with pytest.raises(DeviceMismatchError, match=text):
+        get_backend("numpy").upload("X", x)
+
+
+# ---- whose array is it
+
+
+def test_backend_of_an_array_is_where_it_lives(backend):
+    x = backend.asarray(np.ones(2))
+    assert backend_of(x) == backend
+    assert array_namespace(x=x, b=None) is backend.xp
+
+
+def test_subclasses_of_numpy_arrays_are_numpy_arrays(tmp_path):
+    x = np.memmap(tmp_path / "x", shape=(2,), mode="w+", dtype=np.float32)
+    assert backend_of(x) == get_backend("numpy")
+
+
+@pytest.mark.parametrize("value", [[1.0], 2.5, None, "x", np.float64(1)])
+def test_what_is_no_array_is_refused(value):
+    if value is None:
+        assert array_namespace(x=None) is get_backend().xp
+        return
+    text = rf"x is a {type(value).__name__}; expected an array: pass get_backend\(\)\.asarray\(x\)"
+    with pytest.raises(ArgumentTypeError, match=text):
+        backend_of(value)
+
+
+def test_mixed_libraries_are_named_with_the_call_that_fixes_it():
+    x, b = np.ones(2), get_backend(STRICT).asarray(np.ones(2))
+    text = (r"x is on numpy \(cpu\) but b is on array_api_strict \(array_api_strict.Device\('CPU_DEVICE'\)\): "
+            r"move one of them, as in b = backend_of\(x\)\.asarray\(b\)")
+    with pytest.raises(DeviceMismatchError, match=text):
+        array_namespace(x=x, w=None, b=b)
+    b = backend_of(x).asarray(b)
+    assert array_namespace(x=x, b=b) is get_backend("numpy").xp
+
+
+def test_mixed_devices_are_named_with_the_call_that_fixes_it():
+    x, b = (get_backend(spec).asarray(np.ones(2)) for spec in (DEVICE1, STRICT))
+    with pytest.raises(DeviceMismatchError, match=r"Device\('device1'\)\) but b is on array_api_strict \(.*CPU_DEVICE"):
+        array_namespace(x=x, b=b)
+    b = backend_of(x).asarray(b)
+    assert array_api_compat.device(b) == array_api_compat.device(x)
+    assert array_namespace(x=x, b=b) is get_backend(STRICT).xp
+
+
+def test_errors_are_also_the_built_in_ones_a_caller_expects():
+    assert issubclass(BackendUnavailableError, RuntimeError)
+    assert issubclass(DeviceMismatchError, ValueError)
+    assert issubclass(ArgumentTypeError, TypeError)
+    assert isinstance(get_backend("numpy"), Backend)

@@ -1,0 +1,250 @@
+"""Nets: parameters, losses and gradients, against the loop versions chained by hand and numerical gradients."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.helpers import assert_array, find_backend
+from xpconv import ConvNet, FullyConnectedNet, Preprocessing, Sequential, ThreeLayerConvNet, TwoLayerNet, nn
+from xpconv.errors import ArgumentError, ArgumentTypeError, DeviceMismatchError
+from xpconv.layers import reference
+from xpconv.testing import eval_numerical_gradient, rel_error
+
+IMAGE = (3, 6, 8)
+NETS = {
+    "two": lambda **o: TwoLayerNet(input_dim=144, hidden_dim=7, num_classes=5, **o),
+    "deep": lambda **o: FullyConnectedNet([6, 7, 8], input_dim=144, num_classes=5, weight_scale=0.3, **o),
+    "deep batchnorm": lambda **o: FullyConnectedNet([6, 7], input_dim=144, num_classes=5, weight_scale=0.3,
+                                                    normalization="batchnorm", **o),
+    "deep layernorm dropout": lambda **o: FullyConnectedNet([6, 7], input_dim=144, num_classes=5, weight_scale=0.3,
+                                                            normalization="layernorm", keep=0.7, seed=1, **o),
+    "three layers": lambda **o: ThreeLayerConvNet(input_dim=IMAGE, num_filters=3, filter_size=3, hidden_dim=7,
+                                                  num_classes=5, weight_scale=0.1, **o),
+    "conv batchnorm": lambda **o: ConvNet([3, "pool", 4], input_dim=IMAGE, num_classes=5, **o),
+    "conv groupnorm": lambda **o: ConvNet([4, "pool", 6], input_dim=IMAGE, num_classes=5,
+                                          normalization="groupnorm", **o),
+    "conv plain": lambda **o: ConvNet([3, "pool", 4], input_dim=IMAGE, num_classes=5, normalization=None, **o),
+    "every layer": lambda **o: Sequential([
+        nn.Conv(4, (3, 2), stride=(1, 2), padding=1), nn.BatchNorm(), nn.GroupNorm(groups=2), nn.Relu(),
+        nn.AvgPool(2, stride=1), nn.MaxPool((2, 1)), nn.LayerNorm(), nn.Dropout(0.8), nn.GlobalAvgPool(),
+        nn.Affine(5, bias=False)], input_shape=IMAGE, loss="svm", seed=3, **o),
+}
+
+
+@pytest.fixture(params=NETS, ids=lambda name: name.replace(" ", "-"))
+def make(request):
+    return NETS[request.param]
+
+
+@pytest.fixture
+def batch():
+    rng = np.random.default_rng(5)
+    return rng.standard_normal((4, *IMAGE)), rng.integers(0, 5, 4)
+
+
+def test_gradients_are_those_of_the_loss(make, batch):
+    X, y = batch
+    net = make(dtype="float64", rng=0, reg=0.3, backend="numpy")
+    _, grads = net.loss(X, y)
+    assert grads.keys() == net.params.keys()
+    rng = np.random.default_rng(0)
+    for name, w in net.params.items():
+        direction = rng.standard_normal(w.shape)
+        start = w.copy()
+        losses = []
+        for h in (1e-6, -1e-6):
+            w[...] = start + h * direction
+            losses.append(float(net.loss(X, y)[0]))
+        w[...] = start
+        slope, expected = (losses[0] - losses[1]) / 2e-6, float(np.sum(grads[name] * direction))
+        assert abs(slope - expected) < 1e-5 * max(1, abs(expected)), name
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_every_backend_gives_the_loss_and_gradients_of_numpy(make, batch, backend, dtype):
+    X, y = batch
+    with np.errstate(all="raise"):
+        loss, grads = make(dtype=dtype, rng=0, reg=0.3, backend="numpy").loss(X, y)
+    net = make(dtype=dtype, rng=0, reg=0.3, backend=backend)
+    other_loss, other_grads = net.loss(X, y)
+    assert_array(other_loss, loss, backend, dtype)
+    for name in grads:
+        assert_array(other_grads[name], grads[name], backend, dtype)
+    assert_array(net.loss(X), backend.to_host(net.loss(X)), backend, dtype)
+    for value in net.state.values():
+        assert_array(value, backend.to_host(value), backend, dtype)
+
+
+def test_three_layer_net_is_its_loop_layers_in_a_row(batch):
+    X, y = batch
+    net = NETS["three layers"](dtype="float64", rng=0, backend="numpy")
+    p = net.params
+    out, conv = reference.conv_forward(X, p["W1"], p["b1"], padding=1)
+    out, relu1 = reference.relu_forward(out)
+    out, pool = reference.max_pool_forward(out, size=2)
+    out, affine1 = reference.affine_forward(out, p["W2"], p["b2"])
+    out, relu2 = reference.relu_forward(out)
+    scores, affine2 = reference.affine_forward(out, p["W3"], p["b3"])
+    expected_loss, dout = reference.softmax_loss(scores, y)
+    dout, dW3, db3 = reference.affine_backward(dout, affine2)
+    dout, dW2, db2 = reference.affine_backward(reference.relu_backward(dout, relu2), affine1)
+    dout = reference.relu_backward(reference.max_pool_backward(dout, pool), relu1)
+    _, dW1, db1 = reference.conv_backward(dout, conv)
+    loss, grads = net.loss(X, y)
+    assert rel_error(loss, np.asarray(expected_loss)) < 1e-12
+    for name, expected in {"W1": dW1, "b1": db1, "W2": dW2, "b2": db2, "W3": dW3, "b3": db3}.items():
+        assert rel_error(grads[name], expected) < 1e-8, name
+    np.testing.assert_allclose(net.loss(X), scores, rtol=1e-12)
+
+
+def test_weights_start_from_the_same_bits_everywhere(make, backend):
+    here, there = make(rng=0, backend="numpy"), make(rng=0, backend=backend)
+    for name, w in here.params.items():
+        assert np.array_equal(w, backend.to_host(there.params[name])), name
+
+
+def test_weights_follow_the_global_seed_in_layer_order():
+    np.random.seed(231)
+    net = ThreeLayerConvNet(input_dim=(2, 4, 4), num_filters=3, filter_size=3, hidden_dim=5, weight_scale=0.5,
+                            dtype=np.float64, backend="numpy")
+    np.random.seed(231)
+    for name, shape in {"W1": (3, 2, 3, 3), "W2": (12, 5), "W3": (5, 10)}.items():
+        np.testing.assert_array_equal(net.params[name], 0.5 * np.random.randn(*shape))
+        assert not net.params[name.replace("W", "b")].any()
+
+
+@pytest.mark.parametrize("assign", ["entry", "dict", "element"])
+def test_assigned_parameters_take_effect(assign, batch):
+    X, _ = batch
+    net = NETS["two"](dtype="float64", rng=0, backend="numpy")
+    bias = np.asarray([1.0, 2, 3, 4, 5])
+    if assign == "entry":
+        net.params["b2"] = bias
+    elif assign == "dict":
+        net.params = {**net.params, "b2": bias}
+    else:
+        net.params["b2"][...] = bias
+    net.params["W2"] = np.zeros((7, 5))
+    np.testing.assert_array_equal(net.loss(X), np.tile(bias, (4, 1)))
+
+
+def test_regularisation_may_be_set_later_and_counts_weights_only(batch):
+    X, y = batch
+    net = NETS["deep batchnorm"](dtype="float64", rng=0, backend="numpy")
+    loss, grads = net.loss(X, y)
+    net.reg = 0.5
+    more, other = net.loss(X, y)
+    weights = [net.params[name] for name in ("W1", "W2", "W3")]
+    assert float(more - loss) == pytest.approx(0.25 * sum(np.sum(w * w) for w in weights))
+    np.testing.assert_allclose(other["W2"] - grads["W2"], 0.5 * net.params["W2"], atol=1e-12)
+    np.testing.assert_array_equal(other["gamma1"], grads["gamma1"])
+    np.testing.assert_array_equal(other["b1"], grads["b1"])
+
+
+def test_scores_do_not_move_running_statistics_or_drop_anything(batch):
+    X, y = batch
+    net = FullyConnectedNet([6], input_dim=144, normalization="batchnorm", keep=0.5, rng=0, backend="numpy")
+    first = net.loss(X)
+    assert np.array_equal(first, net.loss(X))
+    assert not net.state["running_var1"].any()
+    net.loss(X, y)
+    assert net.state["running_var1"].all()
+
+
+def test_dropout_draws_new_masks_unless_seeded(batch):
+    X, y = batch
+    losses = {}
+    for seed in (None, 7):
+        net = FullyConnectedNet([50], input_dim=144, keep=0.5, weight_scale=0.3, rng=0, seed=seed, backend="numpy")
+        losses[seed] = {float(net.loss(X, y)[0]) for _ in range(3)}
+    assert len(losses[None]) == 3
+    assert len(losses[7]) == 1
+
+
+def test_images_may_be_uint8_and_are_preprocessed_on_the_device(backend):
+    images = np.random.default_rng(0).integers(0, 256, (3, *IMAGE), dtype=np.uint8)
+    mean, std = np.full((3, 1, 1), 120.0), np.full((3, 1, 1), 60.0)
+    net = NETS["conv plain"](rng=0, dtype="float64", backend=backend, preprocessing=Preprocessing(mean, std))
+    plain = NETS["conv plain"](rng=0, dtype="float64", backend="numpy")
+    assert_array(net.loss(images), plain.loss((images - mean) / std), backend, "float64")
+
+
+def test_first_layer_computes_no_gradient_of_its_input(batch, monkeypatch):
+    X, y = batch
+    wanted = []
+    plain = nn.Conv.backward
+
+    def spy(self, dout, cache, *, need_dx):
+        wanted.append(need_dx)
+        return plain(self, dout, cache, need_dx=need_dx)
+
+    monkeypatch.setattr(nn.Conv, "backward", spy)
+    NETS["conv plain"](rng=0, backend="numpy").loss(X, y)
+    assert wanted == [True, False]
+
+
+def test_a_net_survives_json(make, batch):
+    X, _ = batch
+    net = make(dtype="float64", rng=0, reg=0.1, backend="numpy")
+    again = Sequential.from_config(json.loads(json.dumps(net.config())), backend="numpy")
+    assert again.config() == net.config()
+    assert {name: w.shape for name, w in again.params.items()} == {name: w.shape for name, w in net.params.items()}
+    again.params, again.state = net.params, net.state
+    np.testing.assert_array_equal(again.loss(X), net.loss(X))
+
+
+def test_fresh_net_has_the_loss_of_a_guess():
+    np.random.seed(0)
+    net = ThreeLayerConvNet(dtype="float64", backend="numpy")
+    X, y = np.random.randn(50, 3, 32, 32), np.random.randint(10, size=50)
+    assert float(net.loss(X, y)[0]) == pytest.approx(np.log(10), abs=1e-4)
+    net.reg = 0.5
+    assert float(net.loss(X, y)[0]) == pytest.approx(2.509, abs=2e-3)
+
+
+def test_published_gradient_check_of_the_three_layer_net():
+    np.random.seed(231)
+    net = ThreeLayerConvNet(num_filters=3, filter_size=3, input_dim=(3, 16, 16), hidden_dim=7, dtype=np.float64,
+                            backend="numpy")
+    X, y = np.random.randn(2, 3, 16, 16), np.random.randint(10, size=2)
+    _, grads = net.loss(X, y)
+    for name in ("W1", "b1", "b2", "W3", "b3"):
+        numeric = eval_numerical_gradient(lambda _: net.loss(X, y)[0], net.params[name], h=1e-6)
+        assert rel_error(numeric, grads[name]) < 2e-2, name
+
+
+@pytest.mark.parametrize(("build", "message"), [
+    (lambda: Sequential([nn.Conv(3)], input_shape=(3, 8, 8)), r"samples of shape \(3, 8, 8\); expected scores \(C,\)"),
+    (lambda: Sequential([nn.Affine(3)], input_shape=(4,), loss="mse"), "loss is 'mse'; expected one of softmax, svm"),
+    (lambda: Sequential([nn.Affine(3)], input_shape=(4,), dtype="float16"), "dtype is 'float16'; expected float32"),
+    (lambda: Sequential([nn.Affine(3)], input_shape=(4,), class_names="ab"), "class_names has 2 names; expected 3"),
+    (lambda: Sequential([nn.MaxPool(9), nn.Affine(3)], input_shape=(1, 4, 4)), "the window's height is 9 but"),
+    (lambda: FullyConnectedNet([3], normalization="groupnorm"), "normalization is 'groupnorm'; expected one of None"),
+    (lambda: ConvNet([3, "pol"]), r"stages\[1\] is 'pol'; expected a number of filters or 'pool'"),
+    (lambda: ConvNet([3], normalization="x"), "normalization is 'x'; expected one of None, 'batchnorm'"),
+    (lambda: Sequential.from_config({"layers": [{"type": "System"}], "input_shape": [3]}), r"layers\[0\] is"),
+])
+def test_nets_that_cannot_be_built_say_why(build, message):
+    with pytest.raises(ArgumentError, match=message):
+        build()
+
+
+def test_layers_must_be_layer_objects():
+    with pytest.raises(ArgumentTypeError, match=r"layers\[0\] is 'relu'; expected a Layer such as Relu\(\)"):
+        Sequential(["relu"], input_shape=(3,))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8, 6), (2, 3, 6), (0, *IMAGE)])
+def test_images_of_another_shape_are_refused(shape):
+    net = NETS["three layers"](rng=0, backend="numpy")
+    with pytest.raises(ArgumentError, match=r"X has shape .*; expected \(N, 3, 6, 8\) with N at least 1"):
+        net.loss(np.zeros(shape))
+
+
+def test_data_of_another_device_is_refused():
+    net = NETS["three layers"](rng=0, backend="array_api_strict")
+    X = find_backend("array_api_strict:device1").asarray(np.zeros((2, *IMAGE)))
+    with pytest.raises(DeviceMismatchError, match=r"X is on array_api_strict:device1 but the model is on "
+                                                  r"array_api_strict: pass get_backend\('array_api_strict'\)"):
+        net.loss(X)

@@ -1,0 +1,138 @@
+"""Update rules against their formulas, against torch's, in place and not, on every backend."""
+
+import numpy as np
+import pytest
+
+from tests.helpers import assert_array
+from xpconv.errors import ArgumentError
+from xpconv.optim import UPDATE_RULES, adam, rmsprop, sgd, sgd_momentum
+
+N, D = 4, 5
+W = np.linspace(-0.4, 0.6, N * D).reshape(N, D)
+DW = np.linspace(-0.6, 0.4, N * D).reshape(N, D)
+
+
+def formula_sgd(w, dw, c):
+    return w - c["learning_rate"] * dw, {}
+
+
+def formula_momentum(w, dw, c):
+    v = c["momentum"] * c["velocity"] - c["learning_rate"] * dw
+    return w + v, {"velocity": v}
+
+
+def formula_rmsprop(w, dw, c):
+    cache = c["decay_rate"] * c["cache"] + (1 - c["decay_rate"]) * dw**2
+    return w - c["learning_rate"] * dw / (np.sqrt(cache) + c["epsilon"]), {"cache": cache}
+
+
+def formula_adam(w, dw, c):
+    t = c["t"] + 1
+    m = c["beta1"] * c["m"] + (1 - c["beta1"]) * dw
+    v = c["beta2"] * c["v"] + (1 - c["beta2"]) * dw**2
+    mhat, vhat = m / (1 - c["beta1"]**t), v / (1 - c["beta2"]**t)
+    return w - c["learning_rate"] * mhat / (np.sqrt(vhat) + c["epsilon"]), {"m": m, "v": v, "t": t}
+
+
+CASES = {
+    "sgd": (sgd, formula_sgd, {"learning_rate": 1e-2}),
+    "sgd_momentum": (sgd_momentum, formula_momentum,
+                     {"learning_rate": 1e-3, "momentum": 0.9, "velocity": np.linspace(0.6, 0.9, N * D).reshape(N, D)}),
+    "rmsprop": (rmsprop, formula_rmsprop, {"learning_rate": 1e-2, "decay_rate": 0.99, "epsilon": 1e-8,
+                                           "cache": np.linspace(0.6, 0.9, N * D).reshape(N, D)}),
+    "adam": (adam, formula_adam, {"learning_rate": 1e-2, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "t": 5,
+                                  "m": np.linspace(0.6, 0.9, N * D).reshape(N, D),
+                                  "v": np.linspace(0.7, 0.5, N * D).reshape(N, D)}),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    return CASES[request.param]
+
+
+def uploaded(config, backend, dtype):
+    return {k: backend.asarray(v.copy(), dtype) if isinstance(v, np.ndarray) else v for k, v in config.items()}
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_rules_follow_their_formulas(case, backend, dtype, in_place):
+    rule, formula, config = case
+    expected, remembered = formula(W, DW, config)
+    w, dw, own = backend.asarray(W.copy(), dtype), backend.asarray(DW, dtype), uploaded(config, backend, dtype)
+    before = {k: v for k, v in own.items() if k in remembered and k != "t"}
+    next_w, next_config = rule(w, dw, own, in_place=in_place)
+    assert next_config is own
+    assert_array(next_w, expected, backend, dtype)
+    for name, value in remembered.items():
+        if name == "t":
+            assert own["t"] == value
+        else:
+            assert_array(own[name], value, backend, dtype)
+            assert (own[name] is before[name]) is in_place
+    assert (next_w is w) is in_place
+    if not in_place:
+        assert_array(w, W, backend, dtype)
+        for name, array in before.items():
+            assert_array(array, config[name], backend, dtype)
+
+
+def test_rules_work_without_a_config(case):
+    rule, formula, _ = case
+    next_w, config = rule(W, DW)
+    zeros = {"velocity": 0, "cache": 0, "m": 0, "v": 0}
+    start = {**config, **zeros, "t": 0}
+    np.testing.assert_allclose(next_w, formula(W, DW, start)[0], rtol=1e-12)
+
+
+def test_published_defaults():
+    defaults = {"sgd": {"learning_rate": 1e-2}, "sgd_momentum": {"learning_rate": 1e-2, "momentum": 0.9},
+                "rmsprop": {"learning_rate": 1e-2, "decay_rate": 0.99, "epsilon": 1e-8},
+                "adam": {"learning_rate": 1e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "t": 1}}
+    for name, rule in UPDATE_RULES.items():
+        config = rule(W, DW)[1]
+        assert {k: v for k, v in config.items() if not isinstance(v, np.ndarray)} == defaults[name]
+
+
+def test_large_arrays_are_updated_whole(case):
+    """They are cut in blocks for NumPy; every element must be in one."""
+    rule, formula, config = case
+    rng = np.random.default_rng(0)
+    w, dw = rng.standard_normal((2, 123_457))
+    config = {k: np.abs(rng.standard_normal(w.shape)) if isinstance(v, np.ndarray) else v for k, v in config.items()}
+    expected, _ = formula(w, dw, config)
+    np.testing.assert_allclose(rule(w.copy(), dw, config, in_place=True)[0], expected, rtol=1e-12)
+
+
+def test_arrays_that_are_not_contiguous_are_updated_in_place(case):
+    rule, formula, config = case
+    w, dw = np.zeros((2 * N, D)), np.zeros((D, N))
+    w[::2], dw[...] = W, DW.T
+    expected, _ = formula(W, DW, config)
+    rule(w[::2], dw.T, uploaded(config, __import__("xpconv").get_backend("numpy"), "float64"), in_place=True)
+    np.testing.assert_allclose(w[::2], expected, rtol=1e-12)
+    assert not w[1::2].any()
+
+
+def test_gradient_of_another_shape_is_refused(case):
+    with pytest.raises(ArgumentError, match=r"dw has shape \(5, 4\); expected that of w, \(4, 5\)"):
+        case[0](W, DW.T)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", UPDATE_RULES)
+def test_ten_steps_equal_those_of_torch(name):
+    torch = pytest.importorskip("torch")
+    w = torch.tensor(W.copy(), requires_grad=True)
+    make = {"sgd": lambda p: torch.optim.SGD(p, lr=1e-2),
+            "sgd_momentum": lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9),
+            "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-2, alpha=0.99, eps=1e-8),
+            "adam": lambda p: torch.optim.Adam(p, lr=1e-3, eps=1e-8)}[name]
+    optimizer, ours, config = make([w]), W.copy(), {}
+    for step in range(10):
+        gradient = np.sin(DW * (step + 1))
+        w.grad = torch.tensor(gradient)
+        optimizer.step()
+        ours, config = UPDATE_RULES[name](ours, gradient, config)
+    np.testing.assert_allclose(ours, w.detach().numpy(), rtol=1e-10)

@@ -1,0 +1,279 @@
+"""The Solver: the same run on every backend, no hidden waits, nothing lost when a run ends early."""
+
+import numpy as np
+import pytest
+
+from tests.helpers import find_backend
+from xpconv import FullyConnectedNet, Solver, ThreeLayerConvNet, TwoLayerNet
+from xpconv.backend import Backend
+from xpconv.data import load_digits
+from xpconv.errors import ArgumentError, ArgumentTypeError, NonFiniteLossError
+from xpconv.optim import sgd
+
+
+def blobs(n=60, classes=3, seed=0):
+    """Noisy images (n, 1, 4, 4) with one bright row, the label's."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, classes, n)
+    X = rng.standard_normal((n, 1, 4, 4))
+    X[np.arange(n), 0, y] += 3
+    return X, y
+
+
+@pytest.fixture
+def data():
+    X, y = blobs()
+    X_val, y_val = blobs(30, seed=1)
+    return {"X_train": X, "y_train": y, "X_val": X_val, "y_val": y_val}
+
+
+def make_net(backend="numpy", dtype="float64", **options):
+    return ThreeLayerConvNet(input_dim=(1, 4, 4), num_filters=3, filter_size=3, hidden_dim=8, num_classes=3,
+                             weight_scale=None, rng=0, backend=backend, dtype=dtype, **options)
+
+
+def test_twenty_iterations_give_the_same_losses_on_every_backend(data, backend):
+    histories = []
+    for where in ("numpy", backend):
+        net = FullyConnectedNet([9, 8], input_dim=16, num_classes=3, normalization="batchnorm", keep=0.8,
+                                weight_scale=None, dtype="float64", rng=0, backend=where)
+        solver = Solver(net, data, update_rule="adam", batch_size=12, num_epochs=4, verbose=False, rng=3)
+        solver.train()
+        histories.append((solver.loss_history, solver.train_acc_history, solver.val_acc_history))
+    (losses, *checks), (other_losses, *other_checks) = histories
+    assert len(losses) == 20
+    np.testing.assert_allclose(other_losses, losses, rtol=1e-8)
+    assert other_checks == checks
+
+
+@pytest.mark.parametrize("where", ["host", "device"])
+def test_data_may_live_on_the_host_or_on_the_device(data, backend, where):
+    reference = Solver(make_net(), data, batch_size=12, num_epochs=2, verbose=False, rng=3)
+    reference.train()
+    moved = {k: backend.asarray(v) for k, v in data.items()} if where == "device" else data
+    solver = Solver(make_net(backend), moved, batch_size=12, num_epochs=2, verbose=False, rng=3)
+    solver.train()
+    np.testing.assert_allclose(solver.loss_history, reference.loss_history, rtol=1e-8)
+
+
+def test_the_host_waits_only_to_print_and_to_check(data, monkeypatch):
+    """Waits are counted on a device that would raise nothing: reads of scalars and Backend.to_host."""
+    backend = find_backend("array_api_strict:device1")
+    waits = []
+
+    def counted(cls, name):
+        plain = getattr(cls, name)
+        monkeypatch.setattr(cls, name, lambda self, *a, **k: waits.append(name) or plain(self, *a, **k))
+
+    net = make_net(backend)
+    moved = {k: backend.asarray(v) for k, v in data.items()}
+    solver = Solver(net, moved, batch_size=12, num_epochs=4, print_every=6, verbose=False, rng=3)
+    for name in ("__float__", "__bool__", "__int__"):
+        counted(type(backend.xp.zeros(1)), name)
+    counted(Backend, "to_host")
+    solver.train()
+    checks = len(solver.val_acc_history)
+    assert checks == 5
+    assert waits == ["to_host"] * 3 * checks  # the losses so far and two accuracies a check
+
+    waits.clear()
+    solver.verbose = True
+    solver.train()
+    assert waits == ["to_host"] * (3 * checks + 3)  # and to print iterations 7, 13 and 19; at 1 it does both
+
+
+def test_iterations_between_waits_read_nothing(data, monkeypatch):
+    backend = find_backend("array_api_strict:device1")
+    solver = Solver(make_net(backend), data, batch_size=12, num_epochs=1, verbose=False, rng=3)
+    batch = backend.asarray(data["X_train"][:12]), backend.asarray(data["y_train"][:12])
+    strict = type(backend.xp.zeros(1))
+    for name in ("__float__", "__bool__", "__int__"):
+        monkeypatch.setattr(strict, name, lambda *_: pytest.fail("waited"))
+    monkeypatch.setattr(Backend, "to_host", lambda *_: pytest.fail("waited"))
+    for _ in range(3):
+        solver._step(*batch)
+
+
+def test_best_parameters_come_back_with_their_running_statistics(data):
+    net = FullyConnectedNet([9], input_dim=16, num_classes=3, normalization="batchnorm", weight_scale=None, rng=0)
+    solver = Solver(net, data, optim_config={"learning_rate": 1e-2}, num_epochs=3, batch_size=10, verbose=False, rng=0)
+    kept = {}
+
+    def check(progress, plain=solver._check):
+        if len(solver.val_acc_history) == 1:  # make the second check the best, whatever it finds
+            solver.best_val_acc = -1.0
+            plain(progress)
+            solver.best_val_acc = 2.0
+            kept.update({k: v.copy() for k, v in {**net.params, **net.state}.items()})
+        else:
+            plain(progress)
+
+    solver._check = check
+    solver.train()
+    assert kept
+    for name, value in {**net.params, **net.state}.items():
+        np.testing.assert_array_equal(value, kept[name])
+
+
+def test_best_parameters_are_copies(data):
+    net = make_net()
+    solver = Solver(net, data, num_epochs=1, batch_size=10, verbose=False, rng=0)
+    solver.train()
+    assert net.params is solver.best_params
+    assert solver.check_accuracy(data["X_val"], data["y_val"]) == solver.best_val_acc
+
+
+def test_lines_of_a_log_are_the_published_ones(data, capsys):
+    Solver(make_net(), data, batch_size=20, num_epochs=2, print_every=2, rng=0).train()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" loss: ")[0].split(" train acc")[0] for line in lines] == [
+        "(Iteration 1 / 6)", "(Epoch 0 / 2)", "(Iteration 3 / 6)", "(Epoch 1 / 2)", "(Iteration 5 / 6)", "(Epoch 2 / 2)"]
+    assert all(len(line.rpartition(".")[2]) == 6 for line in lines)
+
+
+def test_a_terminal_gets_a_bar(data, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    Solver(make_net(), data, batch_size=20, num_epochs=2, print_every=2, rng=0).train()
+    out = capsys.readouterr().out
+    assert "6/6" in out
+    assert "images/s" in out
+    assert "(Epoch 2 / 2)" in out
+
+
+def test_silence_when_asked(data, capsys):
+    Solver(make_net(), data, num_epochs=1, verbose=False, rng=0).train()
+    assert capsys.readouterr().out == ""
+
+
+def test_ctrl_c_keeps_best_parameters_and_histories(data, capsys):
+    net = make_net()
+    solver = Solver(net, data, batch_size=10, num_epochs=50, rng=0)
+    plain, calls = net.loss, []
+
+    def loss(X, y=None):
+        calls.append(y is None)
+        if calls.count(False) == 9:
+            raise KeyboardInterrupt
+        return plain(X, y)
+
+    net.loss = loss
+    solver.train()
+    assert solver.interrupted
+    assert len(solver.loss_history) == solver.iteration == 8
+    assert net.params is solver.best_params
+    assert "interrupted after iteration 8; keeping the best parameters so far" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("where", ["numpy", "array_api_strict:device1"])
+def test_a_loss_that_explodes_stops_with_the_first_bad_iteration(data, where):
+    net = make_net(find_backend(where))
+    solver = Solver(net, data, optim_config={"learning_rate": 1e200}, batch_size=10, num_epochs=5, verbose=False, rng=0)
+    with (np.errstate(all="ignore"),
+          pytest.raises(NonFiniteLossError, match=r"the loss became (nan|inf) at iteration (\d+): take a smaller "
+                                                  r"learning_rate \(it is 1e\+200\)") as caught):
+        solver.train()
+    first = next(i for i, loss in enumerate(solver.loss_history, 1) if not np.isfinite(loss))
+    assert f"at iteration {first}:" in str(caught.value)
+    assert all(np.isfinite(net.backend.to_host(w)).all() for w in net.params.values())
+
+
+def test_learning_rate_decays_once_an_epoch(data):
+    solver = Solver(make_net(), data, optim_config={"learning_rate": 0.1}, lr_decay=0.5, num_epochs=3, verbose=False)
+    solver.train()
+    assert {config["learning_rate"] for config in solver.optim_configs.values()} == {0.0125}
+    assert solver.optim_config == {"learning_rate": 0.1}
+
+
+def test_a_rule_of_ones_own(data):
+    def mine(w, dw, config):
+        return w - 0.01 * dw, config
+
+    runs = []
+    for rule in (mine, "sgd"):
+        solver = Solver(make_net(), data, update_rule=rule, num_epochs=2, batch_size=10, verbose=False, rng=0)
+        solver.train()
+        runs.append(solver.loss_history)
+    np.testing.assert_allclose(*runs)
+    assert sgd.__name__ == "sgd"
+
+
+def test_trains_anything_with_params_and_loss(data):
+    class Linear:
+        def __init__(self):
+            self.params = {"W": np.zeros((16, 3))}
+
+        def loss(self, X, y=None):
+            scores = X.reshape(len(X), -1) @ self.params["W"]
+            if y is None:
+                return scores
+            p = np.exp(scores - scores.max(1, keepdims=True))
+            p /= p.sum(1, keepdims=True)
+            loss = -np.log(p[np.arange(len(y)), y]).mean()
+            p[np.arange(len(y)), y] -= 1
+            return float(loss), {"W": X.reshape(len(X), -1).T @ p / len(y)}
+
+    solver = Solver(Linear(), data, optim_config={"learning_rate": 0.1}, num_epochs=10, batch_size=10, verbose=False)
+    solver.train()
+    assert solver.best_val_acc > 0.9
+    assert all(type(loss) is float for loss in solver.loss_history)
+
+
+def test_same_seed_same_run_and_other_seed_another(data):
+    runs = []
+    for seed in (0, 0, 1):
+        solver = Solver(make_net(), data, num_epochs=2, batch_size=10, verbose=False, rng=seed)
+        solver.train()
+        runs.append(solver.loss_history)
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_check_accuracy_counts_hits(data):
+    net = TwoLayerNet(input_dim=16, num_classes=3, rng=0)
+    solver = Solver(net, data, verbose=False, rng=0)
+    predicted = np.argmax(net.loss(data["X_val"]), axis=1)
+    for size in (7, 100):
+        accuracy = solver.check_accuracy(data["X_val"], data["y_val"], batch_size=size)
+        assert accuracy == pytest.approx(np.mean(predicted == data["y_val"]))
+    assert 0 <= solver.check_accuracy(data["X_val"], data["y_val"], num_samples=5) <= 1
+
+
+def test_digits_as_uint8_are_learned_in_float32():
+    digits = load_digits()
+    net = TwoLayerNet(input_dim=64, hidden_dim=40, weight_scale=0.01, rng=0)
+    solver = Solver(net, digits, update_rule="adam", num_epochs=3, verbose=False, rng=0)
+    solver.train()
+    assert digits.X_train.dtype == np.uint8
+    assert {str(w.dtype) for w in net.params.values()} == {"float32"}
+    assert solver.best_val_acc > 0.7
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"update_rule": "adamw"}, "update_rule is 'adamw'; expected one of sgd, sgd_momentum, rmsprop, adam"),
+    ({"batch_size": 0}, "batch_size is 0; expected an int, 1 or more"),
+    ({"num_epochs": 1.5}, "num_epochs is 1.5; expected an int, 1 or more"),
+    ({"print_every": 0}, "print_every is 0; expected an int, 1 or more"),
+])
+def test_bad_options_are_named(data, options, message):
+    with pytest.raises(ArgumentError, match=message):
+        Solver(make_net(), data, **options)
+
+
+def test_unknown_options_are_refused_by_name(data):
+    with pytest.raises(TypeError, match="learning_rate"):
+        Solver(make_net(), data, learning_rate=1e-3)
+
+
+@pytest.mark.parametrize(("change", "error", "message"), [
+    (lambda d: d.pop("y_val"), ArgumentError, "data has no 'y_val'; expected X_train, y_train, X_val and y_val"),
+    (lambda d: d.update(y_train=d["y_train"][:-1]), ArgumentError, r"X_train has shape .* and y_train \(59,\)"),
+    (lambda d: d.update(X_val=d["X_val"][:0], y_val=d["y_val"][:0]), ArgumentError, "with N at least 1"),
+    (lambda d: d.update(y_train=d["y_train"] + 0.5), ArgumentTypeError, "y_train has dtype float64; expected integer"),
+    (lambda d: d.update(y_train=d["y_train"] + 1), ArgumentError, "labels from 1 to 3; expected 0 to 2"),
+    (lambda d: d.update(y_train=d["y_train"] - 1), ArgumentError, "labels from -1 to 1; expected 0 to 2"),
+    (lambda d: d["X_train"].__setitem__((5, 0, 0, 0), np.nan), ArgumentError, r"X_train\[5\] holds NaN or infinite"),
+    (lambda d: d["X_val"].__setitem__((2, 0, 0, 0), np.inf), ArgumentError, r"X_val\[2\] holds NaN or infinite"),
+])
+def test_bad_data_is_refused_before_training(data, change, error, message):
+    change(data)
+    with pytest.raises(error, match=message):
+        Solver(make_net(), data)
