@@ -13,6 +13,7 @@ from tests.helpers import BACKENDS, LAYOUTS, find_backend, required_libraries
 
 def pytest_configure(config):
     required_libraries()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's waiting threads slow thousands of tiny tests down
 
 
 @pytest.fixture(autouse=True)

@@ -93,6 +93,6 @@ def assert_array(actual, expected, backend, dtype, *, tolerance=None):
     assert array_api_compat.device(actual) == backend.device
     assert actual.dtype == backend.dtype(dtype)
     assert tuple(actual.shape) == expected.shape
-    difference = np.max(np.abs(backend.to_host(actual) - expected), initial=0.0)
+    difference = np.max(np.abs(np.subtract(backend.to_host(actual), expected, dtype=np.float64)), initial=0.0)
     scale = np.max(np.abs(expected), initial=0.1)
     assert difference <= (TOLERANCE[dtype] if tolerance is None else tolerance) * scale

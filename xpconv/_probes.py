@@ -32,7 +32,7 @@ def _probe_cupy(device: str | None) -> Any:
     try:
         with chosen:
             x = cupy.arange(4, dtype=cupy.float32).reshape(2, 2)
-            works = float((x + x).sum()) == 12 and float((x @ x).sum()) == 18
+            works = float((x + x).sum()) == 12 and float((x @ x).sum()) == 22
     except Exception as error:
         raise BackendUnavailableError(
             f"cupy cannot launch a kernel on device {index} ({type(error).__name__}: {error}): its CUDA libraries "

@@ -4,6 +4,7 @@ The host runs ahead of the device: losses stay there until they are printed, che
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from copy import copy
 from typing import Any
 
@@ -156,7 +157,7 @@ class Solver:
         total = self.num_epochs * per_epoch
         try:
             with (Batches(self.X_train, self.y_train, self._draw, self.backend, ahead=self._ahead) as batches,
-                  show_progress(total, self.batch_size, verbose=self.verbose) as progress):
+                  self._show(total) as progress):
                 for t in range(total):
                     self._step(*next(batches))
                     progress.advance()
@@ -179,6 +180,10 @@ class Solver:
                 if self.best_state:
                     self.model.state = self.best_state
         self._read_losses()
+
+    def _show(self, total: int) -> AbstractContextManager[Progress]:
+        """Return how to show a run of `total` iterations."""
+        return show_progress(total, self.batch_size, verbose=self.verbose)
 
     def _draw(self) -> np.ndarray:
         """Draw the indices of the next minibatch."""
@@ -209,11 +214,15 @@ class Solver:
         val_acc = self.check_accuracy(self.X_val, self.y_val, num_samples=self.num_val_samples)
         self.train_acc_history.append(train_acc)
         self.val_acc_history.append(val_acc)
+        self._save_checkpoint(progress)
         progress.line(f"(Epoch {self.epoch} / {self.num_epochs}) train acc: {train_acc:f}; val_acc: {val_acc:f}")
         if val_acc > self.best_val_acc or not self.best_params:
             self.best_val_acc = val_acc
             self.best_params = _copies(self.model.params)
             self.best_state = _copies(getattr(self.model, "state", {}))
+
+    def _save_checkpoint(self, progress: Progress) -> None:
+        """Save the model at a check of the accuracy; the course's Solver does."""
 
     def _read_losses(self) -> None:
         """Wait for the losses on the device, append them to the history and stop at the first bad one."""
@@ -262,7 +271,7 @@ class Solver:
             labels = self.backend.asarray(y[start:min(start + batch_size, N)])
             hits = xp.sum(xp.astype(xp.argmax(scores, axis=1) == xp.astype(labels, xp.int64), xp.int64))
             correct = hits if correct is None else correct + hits
-        return int(to_host(correct)) / N
+        return float(int(to_host(correct)) / N)
 
 
 def _take(a: Array, indices: np.ndarray) -> Array:

@@ -134,9 +134,9 @@ def check_gradient(
     """Check a layer's backward pass on any backend by random projection; return the worst relative error.
 
     For a random ``dout`` and, for each input, a random direction ``v`` it compares
-    ``<dout, (f(x + h v) - f(x - h v)) / 2h>`` with ``<gradient, v>``: two forward passes an input, whatever
-    its size, and two with half the step, which disagree where a ReLU or a maximum switches between the
-    points; another direction is then drawn. A gradient must also have its input's shape, dtype and device.
+    ``<dout, (f(x + h v) - f(x - h v)) / 2h>`` with ``<gradient, v>``: two forward passes an input, whatever its
+    size, and two with half the step. These disagree where a ReLU or a maximum switches between the points; then
+    another direction is drawn and the step halved. A gradient must also have its input's shape, dtype and device.
 
     Parameters
     ----------
@@ -204,25 +204,25 @@ def check_gradient(
                          for moved in (x + step * direction, x - step * direction))
         return float(np.sum((ahead - behind) * dout)) / (2 * step)
 
-    # A difference of two rounded sums is uncertain by this much: smaller gradients cannot be told from 0.
-    noise, worst = 8 * 2.0**-52 / h * float(np.linalg.norm(dout) * np.linalg.norm(to_host(out))), 0.0
+    worst, rounding = 0.0, 8 * 2.0**-52 * float(np.linalg.norm(dout) * np.linalg.norm(to_host(out)))
     for name, gradient in zip(named, gradients, strict=True):
         if name in checked and (found := _kind(gradient, place=True)) != (expected := _kind(named[name], place=True)):
             raise AssertionError(f"gradient of {name} is {found}; expected {expected}, as {name} is")
         if name not in checked or gradient is None:
             continue
         host = to_host(gradient)
-        floor = max(float(np.linalg.norm(host)), noise / tolerance)
-        for _ in range(_DRAWS):
+        for step in (h / 2**draw for draw in range(_DRAWS)):
+            # Rounding makes the slopes uncertain by so much that smaller gradients cannot be told from 0.
+            floor = max(float(np.linalg.norm(host)), rounding / step / tolerance)
             direction = rng.standard_normal(host.shape)
-            numeric, half = slope(name, direction, h), slope(name, direction, h / 2)
+            numeric, half = slope(name, direction, step), slope(name, direction, step / 2)
             if not abs(numeric - half) > tolerance * max(abs(numeric), abs(half), floor):  # NaN is no kink
                 break
         else:
             raise AssertionError(
-                f"gradient of {name} cannot be checked: steps h = {h:g} and h / 2 give slopes {numeric:.9g} and "
-                f"{half:.9g}, and disagree on each of {_DRAWS} random directions: the forward pass has kinks or is "
-                "too curved there; take a smaller h or other values")
+                f"gradient of {name} cannot be checked: on each of {_DRAWS} random directions one step and half of "
+                f"it give other slopes ({numeric:.9g} and {half:.9g} with {step:.1e}, from h = {h:.0e} down): the "
+                "forward pass has kinks or is too curved there; take a smaller h or other values")
         analytic = float(np.sum(host * direction))
         error = abs(numeric - analytic) / max(abs(numeric), abs(analytic), floor)
         if not error <= tolerance:

@@ -28,7 +28,12 @@ Cache = tuple[Any, ...]
 
 
 def affine_relu_forward(x: Array, w: Array, b: Array | None) -> tuple[Array, Cache]:
-    """Compute ``relu(affine(x))``; arguments as for `affine_forward`.
+    """Compute ``relu(affine(x))``.
+
+    Parameters
+    ----------
+    x, w, b : array
+        As for `affine_forward`.
 
     Examples
     --------
@@ -53,6 +58,13 @@ def affine_bn_relu_forward(x: Array, w: Array, b: Array | None, gamma: Array, be
                            eps: float = 1e-5) -> tuple[Array, Cache]:
     """Compute ``relu(batchnorm(affine(x)))``; the new running averages are ``cache[1].running``.
 
+    Parameters
+    ----------
+    x, w, b : array
+        As for `affine_forward`.
+    gamma, beta, running, train, momentum, eps
+        As for `batchnorm_forward`.
+
     Examples
     --------
     >>> import numpy as np
@@ -76,7 +88,12 @@ def affine_bn_relu_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Ar
 
 def conv_relu_forward(x: Array, w: Array, b: Array | None, *, stride: Size = 1, padding: Size = 0
                       ) -> tuple[Array, Cache]:
-    """Compute ``relu(conv(x))``; arguments as for `conv_forward`.
+    """Compute ``relu(conv(x))``.
+
+    Parameters
+    ----------
+    x, w, b, stride, padding
+        As for `conv_forward`.
 
     Examples
     --------
@@ -99,6 +116,13 @@ def conv_bn_relu_forward(x: Array, w: Array, b: Array | None, gamma: Array, beta
                          running: Running | None = None, *, train: bool, stride: Size = 1, padding: Size = 0,
                          momentum: float = 0.9, eps: float = 1e-5) -> tuple[Array, Cache]:
     """Compute ``relu(batchnorm(conv(x)))``; the new running averages are ``cache[1].running``.
+
+    Parameters
+    ----------
+    x, w, b, stride, padding
+        As for `conv_forward`.
+    gamma, beta, running, train, momentum, eps
+        As for `batchnorm_forward`.
 
     Examples
     --------
@@ -124,6 +148,13 @@ def conv_bn_relu_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Arra
 def conv_relu_pool_forward(x: Array, w: Array, b: Array | None, *, stride: Size = 1, padding: Size = 0,
                            pool_size: Size = 2, pool_stride: Size | None = None) -> tuple[Array, Cache]:
     """Compute ``max_pool(relu(conv(x)))``.
+
+    Parameters
+    ----------
+    x, w, b, stride, padding
+        As for `conv_forward`.
+    pool_size, pool_stride
+        ``size`` and ``stride`` of `max_pool_forward`.
 
     Examples
     --------

@@ -7,7 +7,7 @@ version, registered with `accelerate`; ``XPCONV_ACCELERATE=0`` turns all of thos
 import importlib
 import os
 from collections.abc import Callable
-from functools import wraps
+from functools import lru_cache, wraps
 from typing import Any, TypeVar
 
 from xpconv.backend import Array, library_of
@@ -18,6 +18,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 _fast: dict[tuple[str, str], Callable[..., Any]] = {}
 _portable: dict[str, Callable[..., Any]] = {}
 _modules = {"numpy": "xpconv.primitives.cpu", "cupy": "xpconv.primitives.cuda"}
+_load = lru_cache(importlib.import_module)
 
 
 def primitive(function: _Function) -> _Function:
@@ -50,5 +51,5 @@ def accelerated_versions(library: str) -> dict[str, tuple[Callable[..., Any], Ca
 
 def _lookup(name: str, library: str) -> Callable[..., Any] | None:
     if library in _modules:
-        importlib.import_module(_modules.pop(library))
+        _load(_modules[library])
     return _fast.get((name, library))

@@ -158,6 +158,7 @@ def single_threaded_blas() -> Iterator[None]:
     global _blas_users, _blas_limit
     with _blas_lock:
         if _blas_users == 0:
+            _let_this_thread_set_limits()
             _blas_limit = _controller().limit(limits=1, user_api="blas")
         _blas_users += 1
     try:
@@ -166,7 +167,15 @@ def single_threaded_blas() -> Iterator[None]:
         with _blas_lock:
             _blas_users -= 1
             if _blas_users == 0:
+                _let_this_thread_set_limits()
                 _blas_limit.restore_original_limits()
+
+
+def _let_this_thread_set_limits() -> None:
+    """Since 3.8 threadpoolctl ignores all threads but the first that sets a limit; here the lock keeps order."""
+    for library in _controller().lib_controllers:
+        if hasattr(library, "clear_controlling_thread"):
+            library.clear_controlling_thread(force=True)
 
 
 @lru_cache

@@ -1,0 +1,226 @@
+"""The one table of layers: whoever adds a layer adds its row, and every check runs on it.
+
+A row names the layer, draws its inputs and gives its options. Its oracle is the loop version of the same name.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from xpconv import layers
+from xpconv.layers import reference
+from xpconv.random import keep_mask
+
+NOT_DIFFERENTIABLE = ("running", "y")
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One layer with one choice of inputs and options.
+
+    `inputs` maps the names of arguments to a shape (drawn from a normal distribution), to None, or to a function
+    of a Generator; `forward` and `oracle` are pairs of functions where names do not give them away.
+    """
+
+    layer: str
+    case: str
+    inputs: dict[str, Any]
+    options: dict[str, Any] = field(default_factory=dict)
+    functions: tuple[Callable, Callable] | None = None
+    oracle: tuple[Callable, Callable] | None = None
+    kinks: bool = False  # whether the inputs lie where the layer has no derivative
+
+    def __str__(self):
+        return f"{self.layer}-{self.case}"
+
+    @property
+    def forward(self):
+        return self.functions[0] if self.functions else getattr(layers, f"{self.layer}_forward")
+
+    @property
+    def backward(self):
+        """The backward pass, its gradients always as a tuple."""
+        function = self.functions[1] if self.functions else getattr(layers, f"{self.layer}_backward")
+        return lambda *args, **kwargs: as_tuple(function(*args, **kwargs))
+
+    @property
+    def differentiable(self):
+        return [name for name in self.inputs if name not in NOT_DIFFERENTIABLE]
+
+    def draw(self, dtype="float64"):
+        """Return the inputs as NumPy arrays, the same at every call."""
+        rng = np.random.default_rng(0)
+        drawn = {name: rng.standard_normal(how) if isinstance(how, tuple) else how and how(rng)
+                 for name, how in self.inputs.items()}
+        return {name: each(lambda a: a.astype(dtype) if a.dtype.kind == "f" else a, value)
+                for name, value in drawn.items()}
+
+    @cache  # noqa: B019 (rows live as long as the tests)
+    def expected(self, dtype):
+        """Return inputs, dout, and what the loop version makes of them in float64: out, gradients, cache."""
+        forward, backward = self.oracle or (getattr(reference, f"{self.layer}_forward"),
+                                            getattr(reference, f"{self.layer}_backward"))
+        inputs = self.draw(dtype)
+        wide = {name: each(lambda a: a.astype("float64") if a.dtype.kind == "f" else a, value)
+                for name, value in inputs.items()}
+        out, cached = forward(**wide, **self.options)
+        dout = np.asarray(np.random.default_rng(1).standard_normal(np.shape(out)), dtype=dtype)
+        return inputs, dout, out, as_tuple(backward(dout.astype("float64"), cached)), cached
+
+
+def each(function, value):
+    """Apply a function to an array, to each of a tuple of arrays, or not at all to None."""
+    if value is None:
+        return None
+    return tuple(map(function, value)) if isinstance(value, tuple) else function(value)
+
+
+def as_tuple(value):
+    return value if isinstance(value, tuple) else (value,)
+
+
+# ---- draws
+
+
+def labels(count, classes):
+    return lambda rng: rng.integers(0, classes, count)
+
+
+def running(channels):
+    return lambda rng: (rng.standard_normal(channels), rng.uniform(0.5, 2.0, channels))
+
+
+def ties(*shape):
+    return lambda rng: rng.integers(0, 2, shape).astype(np.float64)
+
+
+# ---- oracles for layers that the loop versions do not have under the same name and arguments
+
+
+def chain(*parts):
+    """Return the oracle of a sandwich: loop versions one after the other, as (layer, inputs, options)."""
+    def forward(x, **inputs):
+        caches = []
+        for layer, names, options in parts:
+            x, cached = getattr(reference, f"{layer}_forward")(x, *(inputs[name] for name in names), **options)
+            caches.append(cached)
+        return x, caches
+
+    def backward(dout, caches):
+        gradients = ()
+        for (layer, *_), cached in zip(reversed(parts), reversed(caches), strict=True):
+            dout, *own = as_tuple(getattr(reference, f"{layer}_backward")(dout, cached))
+            gradients = (*own, *gradients)
+        return dout, *gradients
+
+    return forward, backward
+
+
+def loss(function):
+    """Return a loss as a layer: the gradient it gives at once is its cache."""
+    return lambda x, y: function(x, y), lambda dout, dx: dout * dx
+
+
+no_bias = (lambda x, w, b: reference.affine_forward(x, w, np.zeros(w.shape[1])),
+           lambda dout, cached: (*reference.affine_backward(dout, cached)[:2], None))
+im2col = (lambda algorithm, **arguments: reference.conv_forward(**arguments), reference.conv_backward)
+dropout = (lambda x, *, keep, mask_key, train: reference.dropout_forward(
+               x, keep=keep, mask=keep_mask(mask_key, x.shape, keep, like=x), train=train),
+           reference.dropout_backward)
+stepwise = (layers.batchnorm_forward, layers.batchnorm_backward_stepwise)
+batchnorm = (reference.batchnorm_forward, reference.batchnorm_backward)
+
+
+# ---- the table
+
+_images = {"x": (3, 4, 6, 5)}
+_conv = {"x": (3, 2, 6, 5), "w": (4, 2, 3, 3), "b": (4,)}
+_flat_norm = {"x": (5, 4), "gamma": (4,), "beta": (4,)}
+_image_norm = {"x": (3, 4, 3, 2), "gamma": (4,), "beta": (4,)}
+_affine_bn = {"x": (5, 6), "w": (6, 4), "b": (4,), "gamma": (4,), "beta": (4,), "running": running(4)}
+_conv_bn = {**_conv, "gamma": (4,), "beta": (4,), "running": running(4)}
+
+ROWS = [
+    Row("affine", "flat", {"x": (4, 6), "w": (6, 3), "b": (3,)}),
+    Row("affine", "images", {"x": (4, 2, 3, 2), "w": (12, 3), "b": (3,)}),
+    Row("affine", "no_bias", {"x": (4, 6), "w": (6, 3), "b": None}, oracle=no_bias),
+    Row("relu", "flat", {"x": (4, 6)}),
+    Row("relu", "images", _images),
+    Row("conv", "plain", _conv),
+    Row("conv", "same_size", _conv, {"padding": 1}),
+    Row("conv", "no_bias", {**_conv, "b": None}, {"padding": 1}),
+    Row("conv", "strided", _conv, {"stride": 2, "padding": 1}),
+    Row("conv", "pairs", _conv, {"stride": (2, 1), "padding": (0, 2)}),
+    Row("conv", "lists", _conv, {"stride": [1, 3], "padding": [1, 0]}),
+    Row("conv", "rectangular", {**_conv, "w": (4, 2, 2, 4)}, {"padding": (1, 2)}),
+    Row("conv", "not_tiling", {**_conv, "x": (3, 2, 8, 7)}, {"stride": 3}),
+    Row("conv", "padding_beyond_window", _conv, {"padding": 4}),
+    Row("conv", "stride_beyond_window", {**_conv, "w": (4, 2, 1, 2)}, {"stride": 3}),
+    Row("conv", "1x1", {**_conv, "w": (4, 2, 1, 1)}),
+    Row("conv", "whole_image", {**_conv, "w": (4, 2, 6, 5)}),
+    Row("conv", "one_image", {**_conv, "x": (1, 2, 6, 5)}, {"padding": 1}),
+    Row("conv", "larger_batch", {**_conv, "x": (21, 2, 6, 5)}, {"padding": 1}),
+    Row("conv", "im2col", _conv, {"padding": 1, "algorithm": "im2col"}, oracle=im2col),
+    Row("max_pool", "tiling", {"x": (3, 4, 6, 4)}, {"size": 2}),
+    Row("max_pool", "not_tiling", _images, {"size": 2}),
+    Row("max_pool", "overlapping", _images, {"size": 3, "stride": 1}),
+    Row("max_pool", "rectangular", _images, {"size": (2, 3), "stride": (1, 2)}),
+    Row("max_pool", "padded", _images, {"size": 3, "stride": 2, "padding": 1}),
+    Row("max_pool", "padded_one_way", _images, {"size": (3, 2), "stride": 1, "padding": (2, 0)}),
+    Row("max_pool", "gaps", _images, {"size": 1, "stride": 2}),
+    Row("max_pool", "whole_image", _images, {"size": (6, 5)}),
+    Row("max_pool", "ties", {"x": ties(3, 4, 6, 5)}, {"size": 3, "stride": 1, "padding": 1}, kinks=True),
+    Row("avg_pool", "tiling", {"x": (3, 4, 6, 4)}, {"size": 2}),
+    Row("avg_pool", "not_tiling", _images, {"size": 2}),
+    Row("avg_pool", "overlapping", _images, {"size": (3, 2), "stride": 1}),
+    Row("avg_pool", "padded", _images, {"size": 3, "stride": (2, 1), "padding": (1, 0)}),
+    Row("avg_pool", "padded_far", _images, {"size": 3, "stride": 1, "padding": 2}),
+    Row("global_avg_pool", "images", _images),
+    Row("batchnorm", "flat", _flat_norm, {"train": True}, oracle=(
+        lambda **arguments: batchnorm[0](running=None, **arguments), batchnorm[1])),
+    Row("batchnorm", "images", {**_image_norm, "running": running(4)}, {"train": True, "momentum": 0.7, "eps": 1e-3}),
+    Row("batchnorm", "evaluation", {**_image_norm, "running": running(4)}, {"train": False}),
+    Row("batchnorm", "flat_evaluation", {**_flat_norm, "running": running(4)}, {"train": False}),
+    Row("batchnorm_stepwise", "flat", {**_flat_norm, "running": running(4)}, {"train": True}, stepwise, batchnorm),
+    Row("batchnorm_stepwise", "images", {**_image_norm, "running": running(4)}, {"train": True}, stepwise, batchnorm),
+    Row("batchnorm_stepwise", "evaluation", {**_image_norm, "running": running(4)}, {"train": False}, stepwise,
+        batchnorm),
+    Row("layernorm", "flat", _flat_norm | {"x": (3, 4)}),
+    Row("layernorm", "images", {"x": (3, 4, 2, 3), "gamma": (4, 2, 3), "beta": (4, 2, 3)}, {"eps": 1e-3}),
+    Row("groupnorm", "groups", _image_norm, {"groups": 2}),
+    Row("groupnorm", "one_group", _image_norm, {"groups": 1, "eps": 1e-3}),
+    Row("groupnorm", "group_per_channel", _image_norm, {"groups": 4}),
+    Row("groupnorm", "flat", _flat_norm, {"groups": 2}),
+    Row("dropout", "training", _images, {"keep": 0.7, "mask_key": 5, "train": True}, oracle=dropout),
+    Row("dropout", "evaluation", _images, {"keep": 0.7, "mask_key": 5, "train": False}, oracle=dropout),
+    Row("softmax_loss", "scores", {"x": (6, 5), "y": labels(6, 5)}, functions=loss(layers.softmax_loss),
+        oracle=loss(reference.softmax_loss)),
+    Row("svm_loss", "scores", {"x": (6, 5), "y": labels(6, 5)}, functions=loss(layers.svm_loss),
+        oracle=loss(reference.svm_loss)),
+    Row("affine_relu", "images", {"x": (4, 2, 3, 2), "w": (12, 3), "b": (3,)},
+        oracle=chain(("affine", ("w", "b"), {}), ("relu", (), {}))),
+    Row("affine_bn_relu", "training", _affine_bn, {"train": True, "momentum": 0.8, "eps": 1e-4}, oracle=chain(
+        ("affine", ("w", "b"), {}),
+        ("batchnorm", ("gamma", "beta", "running"), {"train": True, "momentum": 0.8, "eps": 1e-4}),
+        ("relu", (), {}))),
+    Row("affine_bn_relu", "evaluation", _affine_bn, {"train": False}, oracle=chain(
+        ("affine", ("w", "b"), {}), ("batchnorm", ("gamma", "beta", "running"), {"train": False}), ("relu", (), {}))),
+    Row("conv_relu", "strided", _conv, {"stride": 2, "padding": 1}, oracle=chain(
+        ("conv", ("w", "b"), {"stride": 2, "padding": 1}), ("relu", (), {}))),
+    Row("conv_bn_relu", "training", {**_conv_bn, "b": None}, {"train": True, "padding": 1, "eps": 1e-4}, oracle=chain(
+        ("conv", ("w", "b"), {"padding": 1}),
+        ("batchnorm", ("gamma", "beta", "running"), {"train": True, "eps": 1e-4}), ("relu", (), {}))),
+    Row("conv_bn_relu", "evaluation", _conv_bn, {"train": False, "stride": (1, 2)}, oracle=chain(
+        ("conv", ("w", "b"), {"stride": (1, 2)}),
+        ("batchnorm", ("gamma", "beta", "running"), {"train": False}), ("relu", (), {}))),
+    Row("conv_relu_pool", "halving", _conv, {"padding": 1}, oracle=chain(
+        ("conv", ("w", "b"), {"padding": 1}), ("relu", (), {}), ("max_pool", (), {"size": 2}))),
+    Row("conv_relu_pool", "overlapping", _conv, {"padding": 1, "pool_size": 3, "pool_stride": 1}, oracle=chain(
+        ("conv", ("w", "b"), {"padding": 1}), ("relu", (), {}), ("max_pool", (), {"size": 3, "stride": 1}))),
+]
+
+ONE_OF_EACH = list({row.layer: row for row in reversed(ROWS)}.values())[::-1]
+"""The first row of each layer."""

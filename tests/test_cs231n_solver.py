@@ -1,0 +1,189 @@
+"""The course's Solver: its draws, its lines, its errors; it trains a student's own net too."""
+
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from xpconv import ConvNet, load_model
+from xpconv.cs231n.classifiers.fc_net import FullyConnectedNet, TwoLayerNet
+from xpconv.cs231n.solver import Solver
+from xpconv.errors import ArgumentError
+
+
+class StudentNet:
+    """A linear softmax classifier in plain NumPy, with float losses."""
+
+    def __init__(self, D, C, reg=0.0):
+        self.params = {"W": 0.01 * np.random.randn(D, C), "b": np.zeros(C)}
+        self.reg = reg
+
+    def loss(self, X, y=None):
+        X = X.reshape(len(X), -1)
+        scores = X.dot(self.params["W"]) + self.params["b"]
+        if y is None:
+            return scores
+        p = np.exp(scores - scores.max(axis=1, keepdims=True))
+        p /= p.sum(axis=1, keepdims=True)
+        loss = float(-np.log(p[np.arange(len(y)), y]).mean()) + 0.5 * self.reg * float(np.sum(self.params["W"] ** 2))
+        p[np.arange(len(y)), y] -= 1
+        p /= len(y)
+        return loss, {"W": X.T.dot(p) + self.reg * self.params["W"], "b": p.sum(axis=0)}
+
+
+@pytest.fixture
+def data():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 90)
+    X = rng.standard_normal((90, 3, 2, 2))
+    X[np.arange(90), y] += 2
+    return {"X_train": X[:60], "y_train": y[:60], "X_val": X[60:], "y_val": y[60:], "X_test": X[:5], "y_test": y[:5]}
+
+
+def course_run(model, data, *, num_epochs, batch_size, num_train_samples, num_val_samples, learning_rate, lr_decay):
+    """Run gradient descent with the draws where the course has them; return losses and accuracies."""
+    def accuracy(X, y, num_samples):
+        if num_samples is not None and len(X) > num_samples:
+            chosen = np.random.choice(len(X), num_samples)
+            X, y = X[chosen], y[chosen]
+        return float(np.mean(np.argmax(model.loss(X), axis=1) == y))
+
+    X, y = data["X_train"], data["y_train"]
+    per_epoch = max(len(X) // batch_size, 1)
+    losses, checks = [], []
+    for t in range(num_epochs * per_epoch):
+        chosen = np.random.choice(len(X), batch_size)
+        loss, grads = model.loss(X[chosen], y[chosen])
+        losses.append(float(loss))
+        model.params = {name: w - learning_rate * grads[name] for name, w in model.params.items()}
+        end = (t + 1) % per_epoch == 0
+        learning_rate *= lr_decay if end else 1
+        if t == 0 or end:
+            checks.append((accuracy(X, y, num_train_samples), accuracy(data["X_val"], data["y_val"], num_val_samples)))
+    return losses, checks
+
+
+MODELS = {
+    "student": lambda: StudentNet(12, 3, reg=0.1),
+    "two-layer": lambda: TwoLayerNet(12, 8, 3, weight_scale=0.1, reg=0.1),
+    "dropout": lambda: FullyConnectedNet([8], 12, 3, dropout_keep_ratio=0.7, weight_scale=0.1, dtype=np.float64),
+}
+
+
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("samples", [(20, 10), (1000, None)])
+def test_draws_come_in_the_courses_order_from_the_global_state(data, make, samples):
+    options = {"num_epochs": 3, "batch_size": 20, "num_train_samples": samples[0], "num_val_samples": samples[1]}
+    np.random.seed(231)
+    losses, checks = course_run(make(), data, learning_rate=0.1, lr_decay=0.9, **options)
+    after = np.random.rand()
+
+    np.random.seed(231)
+    solver = Solver(make(), data, optim_config={"learning_rate": 0.1}, lr_decay=0.9, verbose=False, **options)
+    solver.train()
+    assert after == np.random.rand()
+    np.testing.assert_allclose(solver.loss_history, losses, rtol=1e-12)
+    assert list(zip(solver.train_acc_history, solver.val_acc_history, strict=True)) == checks
+
+
+def test_a_students_net_learns(data):
+    np.random.seed(0)
+    net = StudentNet(12, 3)
+    solver = Solver(net, data, update_rule="adam", optim_config={"learning_rate": 1e-2}, num_epochs=20, batch_size=20,
+                    verbose=False)
+    solver.train()
+    assert solver.best_val_acc > 0.8
+    assert net.params is solver.best_params
+    assert all(type(loss) is float for loss in solver.loss_history)
+
+
+def test_results_have_the_courses_names(data):
+    solver = Solver(TwoLayerNet(12, 8, 3), data, update_rule="sgd_momentum", optim_config={"learning_rate": 0.1},
+                    lr_decay=0.5, num_epochs=2, batch_size=30, verbose=False)
+    solver.train()
+    assert solver.epoch == 2
+    assert len(solver.loss_history) == 4
+    assert len(solver.train_acc_history) == len(solver.val_acc_history) == 3
+    assert solver.best_val_acc == max(solver.val_acc_history)
+    assert set(solver.best_params) == {"W1", "b1", "W2", "b2"}
+    assert solver.optim_configs["W1"]["learning_rate"] == 0.1 * 0.5**2
+    assert solver.optim_configs["W1"]["velocity"].shape == (12, 8)
+    assert solver.check_accuracy(data["X_val"], data["y_val"]) == solver.best_val_acc
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_lines_are_the_published_ones(data, capsys, monkeypatch, terminal):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal, raising=False)
+    np.random.seed(0)
+    solver = Solver(TwoLayerNet(12, 8, 3), data, num_epochs=2, batch_size=20, print_every=2)
+    solver.train()
+    losses, accuracies = solver.loss_history, zip(solver.train_acc_history, solver.val_acc_history, strict=True)
+    epochs = [f"(Epoch {i} / 2) train acc: {t:.6f}; val_acc: {v:.6f}" for i, (t, v) in enumerate(accuracies)]
+    assert capsys.readouterr().out.splitlines() == [
+        f"(Iteration 1 / 6) loss: {losses[0]:.6f}", epochs[0], f"(Iteration 3 / 6) loss: {losses[2]:.6f}", epochs[1],
+        f"(Iteration 5 / 6) loss: {losses[4]:.6f}", epochs[2]]
+
+
+def test_silence_when_asked(data, capsys):
+    Solver(TwoLayerNet(12, 8, 3), data, num_epochs=1, verbose=False).train()
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"learning_rate": 1}, 'Unrecognized arguments "learning_rate"; expected update_rule, optim_config'),
+    ({"foo": 1, "rng": 0}, 'Unrecognized arguments "foo", "rng"'),
+    ({"update_rule": "adamw"}, 'Invalid update_rule "adamw"; expected one of sgd, sgd_momentum, rmsprop, adam'),
+])
+def test_unknown_options_are_value_errors(data, options, message):
+    with pytest.raises(ArgumentError, match=message) as caught:
+        Solver(TwoLayerNet(12, 8, 3), data, **options)
+    assert isinstance(caught.value, ValueError)
+
+
+def test_checkpoints_are_models_one_an_epoch(data, tmp_path, capsys):
+    net = FullyConnectedNet([8], 12, 3, normalization="batchnorm")
+    name = tmp_path / "run"
+    Solver(net, data, num_epochs=2, batch_size=30, checkpoint_name=str(name)).train()
+    files = [f"{name}_epoch_{epoch}.safetensors" for epoch in range(3)]
+    assert sorted(map(str, tmp_path.iterdir())) == files
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "checkpoint" in line] == [f'Saving checkpoint to "{file}"' for file in files]
+    assert lines[-2].startswith("Saving checkpoint")
+    assert lines[-1].startswith("(Epoch 2 / 2)")
+    scores = load_model(files[2]).loss(data["X_val"])
+    assert scores.shape == (30, 3)
+
+
+def test_checkpoints_of_a_students_net_are_its_parameters(data, tmp_path):
+    net = StudentNet(12, 3)
+    solver = Solver(net, data, num_epochs=1, batch_size=60, verbose=False, checkpoint_name=str(tmp_path / "mine"))
+    solver.train()
+    saved = load_file(tmp_path / "mine_epoch_1.safetensors")
+    assert sorted(saved) == ["W", "b"]
+    for key, value in saved.items():
+        np.testing.assert_array_equal(value, net.params[key])
+
+
+def test_a_loss_that_explodes_warns_once_and_goes_on(data):
+    class Exploding(StudentNet):
+        def loss(self, X, y=None):
+            if y is None:
+                return super().loss(X)
+            self.calls = getattr(self, "calls", 0) + 1
+            loss, grads = super().loss(X, y)
+            return (float("nan") if self.calls > 2 else loss), grads
+
+    solver = Solver(Exploding(12, 3), data, num_epochs=4, batch_size=30, verbose=False)
+    with pytest.warns(RuntimeWarning, match="the loss became nan at iteration 3: take a smaller learning_rate") as seen:
+        solver.train()
+    assert len(seen) == 1
+    assert np.isfinite(solver.loss_history).tolist() == [True] * 2 + [False] * 6
+    assert solver.epoch == 4
+
+
+def test_nets_of_xpconv_train_too(data):
+    net = ConvNet([4], input_dim=(3, 2, 2), num_classes=3, rng=0)
+    solver = Solver(net, data, update_rule="adam", num_epochs=1, batch_size=20, verbose=False)
+    solver.train()
+    assert len(solver.loss_history) == 3

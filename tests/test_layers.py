@@ -1,0 +1,507 @@
+"""Every layer on every backend against its loop version, and every kind of bad input.
+
+The layers themselves are rows of `tests.layer_table`.
+"""
+
+import re
+import sys
+import tracemalloc
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.helpers import assert_array, contiguous, find_backend
+from tests.layer_table import ONE_OF_EACH, ROWS, as_tuple, each
+from xpconv import layers
+from xpconv.errors import ArgumentError, ArgumentTypeError, DeviceMismatchError
+from xpconv.layers import reference
+from xpconv.testing import check_gradient
+
+DTYPES = ["float64", "float32"]
+every_row = pytest.mark.parametrize("row", ROWS, ids=str)
+
+
+def move(backend, inputs, place=contiguous):
+    return {name: each(lambda a: place(backend, a), value) for name, value in inputs.items()}
+
+
+def rows(*names, among=ROWS):
+    return pytest.mark.parametrize("row", [row for row in among if row.layer in names], ids=str)
+
+
+def rows_but(*names, among=ONE_OF_EACH):
+    return pytest.mark.parametrize("row", [row for row in among if row.layer not in names], ids=str)
+
+
+def arrays(inputs):
+    """Return all arrays among the inputs, one after the other."""
+    return [a for value in inputs.values() if value is not None for a in as_tuple(value)]
+
+
+def same_bits(a, b):
+    return all(np.asarray(p).tobytes() == np.asarray(q).tobytes() for p, q in zip(a, b, strict=True))
+
+
+# ---- right values, in the right place
+
+
+def check_against_loops(row, backend, dtype, place):
+    inputs, dout, out, gradients, _ = row.expected(dtype)
+    moved, moved_dout = move(backend, inputs, place), place(backend, dout)
+    actual, cache = row.forward(**moved, **row.options)
+    assert_array(actual, out, backend, dtype)
+    for gradient, expected in zip(row.backward(moved_dout, cache), gradients, strict=True):
+        assert (gradient is None) == (expected is None)
+        if expected is not None:
+            assert_array(gradient, expected, backend, dtype)
+    assert same_bits(map(backend.to_host, arrays({**moved, "dout": moved_dout})), arrays({**inputs, "dout": dout}))
+
+
+@every_row
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_layer_equals_its_loop_version_on_every_backend(row, backend, dtype):
+    check_against_loops(row, backend, dtype, contiguous)
+
+
+@every_row
+def test_layer_takes_any_memory_layout_and_leaves_inputs_untouched(row, backend, layout):
+    check_against_loops(row, backend, "float64", layout)
+
+
+@every_row
+def test_portable_primitives_give_the_same_layer(row, monkeypatch):
+    monkeypatch.setenv("XPCONV_ACCELERATE", "0")
+    for dtype in DTYPES:
+        check_against_loops(row, find_backend("numpy"), dtype, contiguous)
+
+
+@rows_but(among=[row for row in ROWS if not row.kinks])
+def test_gradients_pass_the_numerical_check_on_every_backend(row, backend):
+    inputs = move(backend, row.draw())
+    fixed = {name: inputs.pop(name) for name in list(inputs) if name not in row.differentiable}
+
+    def forward(*values):
+        return row.forward(**dict(zip(inputs, values, strict=True)), **fixed, **row.options)
+
+    assert check_gradient(forward, row.backward, inputs) < 1e-6
+
+
+@every_row
+def test_backward_pass_can_be_repeated(row):
+    inputs, dout, *_ = row.expected("float64")
+    _, cache = row.forward(**inputs, **row.options)
+    first = [g for g in row.backward(dout, cache) if g is not None]
+    assert same_bits(first, [g for g in row.backward(dout, cache) if g is not None])
+
+
+@rows("affine", "conv")
+def test_gradient_that_nobody_reads_is_not_computed(row, backend):
+    inputs, dout, *_ = row.expected("float64")
+    _, cache = row.forward(**move(backend, inputs), **row.options)
+    dx, *others = row.backward(contiguous(backend, dout), cache, need_dx=False)
+    assert dx is None
+    expected = row.backward(contiguous(backend, dout), cache)[1:]
+    for gradient, full in zip(others, expected, strict=True):
+        assert (gradient is None) == (full is None)
+        assert gradient is None or same_bits([backend.to_host(gradient)], [backend.to_host(full)])
+
+
+@rows("batchnorm")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_running_averages_equal_those_of_the_loop_version(row, backend, dtype):
+    inputs, *_, cached = row.expected(dtype)
+    _, cache = row.forward(**move(backend, inputs), **row.options)
+    assert isinstance(cache.running, layers.Running)
+    for actual, expected in zip(cache.running, cached[-1], strict=True):
+        assert_array(actual, expected, backend, dtype)
+    if not row.options["train"]:
+        assert same_bits(map(backend.to_host, cache.running), inputs["running"])
+
+
+@rows("batchnorm")
+def test_simplified_batchnorm_backward_equals_the_stepwise_one(row, backend):
+    inputs, dout, *_ = row.expected("float64")
+    _, cache = row.forward(**move(backend, inputs), **row.options)
+    moved = contiguous(backend, dout)
+    for one, other in zip(layers.batchnorm_backward(moved, cache), layers.batchnorm_backward_stepwise(moved, cache),
+                          strict=True):
+        assert_array(one, backend.to_host(other), backend, "float64", tolerance=1e-12)
+
+
+@every_row
+def test_layers_never_wait_for_the_device(row, monkeypatch):
+    backend = find_backend("array_api_strict:device1")
+    inputs, dout, *_ = row.expected("float64")
+    moved, moved_dout, waits = move(backend, inputs), contiguous(backend, dout), Counter()
+    for name in ("__float__", "__bool__", "__int__", "__index__"):
+        original = getattr(type(moved_dout), name)
+
+        def counting(array, name=name, original=original):
+            waits[name] += 1
+            return original(array)
+
+        monkeypatch.setattr(type(moved_dout), name, counting)
+    monkeypatch.setattr("xpconv.backend.Backend.to_host", lambda *_: pytest.fail("read back"))
+    _, cache = row.forward(**moved, **row.options)
+    row.backward(moved_dout, cache)
+    assert not waits
+
+
+def test_table_has_a_row_for_every_public_layer():
+    public = {name.removesuffix("_forward") for name in layers.__all__ if name.endswith(("_forward", "_loss"))}
+    assert {row.layer for row in ROWS} - {"batchnorm_stepwise"} == public
+
+
+def test_loop_versions_keep_float32():
+    for row in ONE_OF_EACH:
+        forward = getattr(reference, f"{row.layer}_forward", None)
+        if forward and not row.oracle:
+            assert forward(**row.draw("float32"), **row.options)[0].dtype == np.float32, row.layer
+
+
+# ---- any shape, stride and padding
+
+few_examples = settings(max_examples=40, deadline=None, derandomize=True, database=None)
+small = st.integers(1, 4)
+
+
+@st.composite
+def geometries(draw, most_padding=lambda size: 3):
+    """Draw an image and the pairs size, stride and padding, such that at least one window fits."""
+    size, stride = (draw(small), draw(small)), (draw(small), draw(small))
+    padding = tuple(draw(st.integers(0, most_padding(k))) for k in size)
+    image = tuple(draw(st.integers(max(1, k - 2 * p), 8)) for k, p in zip(size, padding, strict=True))
+    return image, size, stride, padding
+
+
+def compare(forward, backward, loop_forward, loop_backward, *inputs, **options):
+    backend, rng = find_backend("numpy"), np.random.default_rng(0)
+    drawn = [rng.standard_normal(shape) for shape in inputs]
+    (out, cache), (expected, cached) = forward(*drawn, **options), loop_forward(*drawn, **options)
+    assert_array(out, expected, backend, "float64")
+    dout = rng.standard_normal(expected.shape)
+    gradients, wanted = backward(dout, cache), loop_backward(dout, cached)
+    for gradient, want in zip(as_tuple(gradients), as_tuple(wanted), strict=True):
+        assert_array(gradient, want, backend, "float64")
+
+
+@few_examples
+@given(geometry=geometries(), N=small, C=small, F=small)
+def test_conv_equals_its_loop_version_for_any_geometry(geometry, N, C, F):
+    image, size, stride, padding = geometry
+    compare(layers.conv_forward, layers.conv_backward, reference.conv_forward, reference.conv_backward,
+            (N, C, *image), (F, C, *size), (F,), stride=stride, padding=padding)
+
+
+@few_examples
+@given(geometry=geometries(most_padding=lambda size: size - 1), N=small, C=small)
+@pytest.mark.parametrize("kind", ["max", "avg"])
+def test_pool_equals_its_loop_version_for_any_geometry(kind, geometry, N, C):
+    image, size, stride, padding = geometry
+    forward, backward = f"{kind}_pool_forward", f"{kind}_pool_backward"
+    compare(getattr(layers, forward), getattr(layers, backward), getattr(reference, forward),
+            getattr(reference, backward), (N, C, *image), size=size, stride=stride, padding=padding)
+
+
+# ---- numbers at the edge
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_huge_scores_give_a_finite_loss_and_gradient(backend, dtype):
+    x = backend.asarray(np.array([[1e30, -1e30, 0.0], [-1e30, -1e30, -1e30]]), dtype)
+    y = backend.asarray(np.array([0, 2]))
+    loss, dx = layers.softmax_loss(x, y)
+    assert_array(loss, np.log(3) / 2, backend, dtype)
+    assert_array(dx, [[0, 0, 0], [1 / 6, 1 / 6, -1 / 3]], backend, dtype)
+
+
+def test_score_of_the_right_class_far_below_gives_a_large_finite_loss():
+    loss, dx = layers.softmax_loss(np.array([[1e30, 0.0]]), np.array([1]))
+    assert loss == 1e30
+    assert dx.tolist() == [[1.0, -1.0]]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "int64"])
+def test_labels_may_have_any_integer_dtype(backend, dtype):
+    x, y = np.random.default_rng(0).standard_normal((6, 5)), np.array([0, 4, 2, 2, 1, 3])
+    for function, loops in ((layers.softmax_loss, reference.softmax_loss), (layers.svm_loss, reference.svm_loss)):
+        loss, dx = function(backend.asarray(x), backend.asarray(y, dtype))
+        assert_array(loss, loops(x, y)[0], backend, "float64")
+        assert_array(dx, loops(x, y)[1], backend, "float64")
+
+
+def test_tied_maxima_give_their_gradient_to_the_first(backend):
+    _, cache = layers.max_pool_forward(backend.asarray(np.zeros((1, 1, 2, 4))), size=2)
+    dx = layers.max_pool_backward(backend.asarray(np.array([[[[3.0, 5.0]]]])), cache)
+    assert_array(dx, [[[[3, 0, 5, 0], [0, 0, 0, 0]]]], backend, "float64")
+
+
+def test_padding_never_wins_a_max_pool(backend):
+    x = backend.asarray(np.full((1, 1, 2, 2), -1e300))
+    out, cache = layers.max_pool_forward(x, size=2, stride=1, padding=1)
+    assert_array(out, np.full((1, 1, 3, 3), -1e300), backend, "float64")
+    dx = layers.max_pool_backward(backend.asarray(np.ones((1, 1, 3, 3))), cache)
+    assert_array(dx, [[[[4, 2], [2, 1]]]], backend, "float64")
+
+
+def test_single_sample_and_constant_channels_normalise_to_beta(backend):
+    x, gamma, beta = (backend.asarray(np.full(shape, 2.0)) for shape in ((1, 3), (3,), (3,)))
+    out, cache = layers.batchnorm_forward(x, gamma, beta, train=True)
+    assert_array(out, np.full((1, 3), 2.0), backend, "float64")
+    assert_array(layers.batchnorm_backward(x, cache)[0], np.zeros((1, 3)), backend, "float64")
+
+
+def test_dropout_keeps_everything_at_probability_one(backend):
+    x = np.random.default_rng(0).standard_normal((4, 5))
+    out, _ = layers.dropout_forward(backend.asarray(x), keep=1, mask_key=3, train=True)
+    assert_array(out, x, backend, "float64", tolerance=0)
+
+
+# ---- threads and memory
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_conv_gives_the_same_bits_for_any_number_of_threads(dtype, monkeypatch):
+    rng = np.random.default_rng(0)
+    x, w, b = (rng.standard_normal(shape).astype(dtype) for shape in ((37, 8, 16, 16), (16, 8, 3, 3), (16,)))
+    results = []
+    for threads in ("1", "2", "4"):
+        monkeypatch.setenv("XPCONV_NUM_THREADS", threads)
+        out, cache = layers.conv_forward(x, w, b, padding=1)
+        results.append((out, *layers.conv_backward(np.sin(out), cache)))
+    assert same_bits(results[0], results[1])
+    assert same_bits(results[0], results[2])
+
+
+def test_conv_cache_holds_the_inputs_themselves(backend):
+    x, w = backend.asarray(np.ones((2, 3, 5, 5))), backend.asarray(np.ones((4, 3, 3, 3)))
+    _, cache = layers.conv_forward(x, w, None, padding=1)
+    assert cache.x is x
+    assert cache.w is w
+    assert not any(hasattr(entry, "shape") for entry in cache[2:])
+
+
+@pytest.mark.parametrize("spec", ["numpy", "array_api_strict"])
+def test_conv_memory_does_not_grow_with_the_batch(spec, monkeypatch):
+    monkeypatch.setenv("XPCONV_WORKSPACE", "1MiB")
+    monkeypatch.setenv("XPCONV_NUM_THREADS", "2")
+    backend = find_backend(spec)
+    x, w = backend.asarray(np.ones((64, 4, 16, 16))), backend.asarray(np.ones((4, 4, 5, 5)))
+    columns = 64 * 16 * 16 * 100 * 8
+    layers.conv_backward(*layers.conv_forward(x, w, None, padding=2))  # what is made once is no matter here
+
+    tracemalloc.start()
+    try:
+        out, cache = layers.conv_forward(x, w, None, padding=2)
+        layers.conv_backward(out, cache)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * x.size * 8 + columns / 4
+
+
+# ---- bad input, of all layers alike
+
+
+@pytest.mark.parametrize(("here", "there"), [("numpy", "array_api_strict"),
+                                             ("array_api_strict", "array_api_strict:device1")])
+@rows_but("relu", "max_pool", "avg_pool", "global_avg_pool", "dropout")
+def test_inputs_in_two_places_are_refused(row, here, there):
+    here, there, inputs = find_backend(here), find_backend(there), row.draw()
+    *_, last = inputs
+    moved = {**move(here, inputs), **move(there, {last: inputs[last]})}
+    name = "running_mean" if last == "running" else last
+    text = (rf"x is on {here.library} \(.*\) but {name} is on {there.library} \(.*\): "
+            rf"move one of them, as in {name} = backend_of\(x\)\.asarray\({name}\)")
+    with pytest.raises(DeviceMismatchError, match=text):
+        row.forward(**moved, **row.options)
+
+
+@rows_but("avg_pool", "global_avg_pool", "softmax_loss", "svm_loss")
+def test_gradient_from_elsewhere_is_refused(row):
+    inputs, dout, *_ = row.expected("float64")
+    _, cache = row.forward(**move(find_backend("array_api_strict"), inputs), **row.options)
+    with pytest.raises(DeviceMismatchError, match=r"dout is on numpy \(cpu\) but \w+ is on array_api_strict"):
+        row.backward(dout, cache)
+
+
+@rows_but("softmax_loss", "svm_loss")
+def test_gradient_of_another_shape_is_refused(row):
+    inputs, dout, *_ = row.expected("float64")
+    _, cache = row.forward(**inputs, **row.options)
+    text = f"dout has shape {(*dout.shape, 1)}; expected the shape of the layer's output, {dout.shape}"
+    with pytest.raises(ArgumentError, match=re.escape(text)):
+        row.backward(dout[..., None], cache)
+
+
+@rows_but("relu", "max_pool", "avg_pool", "global_avg_pool", "dropout", "softmax_loss", "svm_loss")
+def test_mixed_dtypes_are_refused(row):
+    inputs = row.draw()
+    *_, last = row.differentiable
+    with pytest.raises(ArgumentTypeError, match=rf"x has dtype float64 but {last} has dtype float32: cast one of them, "
+                                                rf"as in xp.astype\({last}, x.dtype\)"):
+        row.forward(**{**inputs, last: inputs[last].astype(np.float32)}, **row.options)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint8", "bool", "float16", "complex128"])
+@rows_but()
+def test_arrays_that_are_no_real_floats_are_refused(row, dtype):
+    inputs = row.draw()
+    text = rf"x has dtype {dtype}; expected float32 or float64: pass xp.astype\(x, xp.float32\)"
+    with pytest.raises(ArgumentTypeError, match=text), np.errstate(invalid="ignore"):
+        row.forward(**{**inputs, "x": inputs["x"].astype(dtype)}, **row.options)
+
+
+@rows_but()
+def test_list_instead_of_an_array_is_refused(row):
+    inputs = row.draw()
+    with pytest.raises(ArgumentTypeError, match=r"x is a list; expected an array: pass get_backend\(\)\.asarray\(x\)"):
+        row.forward(**{**inputs, "x": inputs["x"].tolist()}, **row.options)
+
+
+@rows_but("relu", "dropout")
+def test_empty_batch_is_refused(row, backend):
+    inputs = row.draw()
+    inputs["x"] = inputs["x"][:0]
+    if "y" in inputs:
+        inputs["y"] = inputs["y"][:0]
+    with pytest.raises(ArgumentError, match=r"x has shape \(0, .*; expected \(N, .*\) and none of its sizes 0"):
+        row.forward(**move(backend, inputs), **row.options)
+
+
+@rows("relu", "dropout", among=ONE_OF_EACH)
+def test_elementwise_layers_pass_an_empty_batch_on(row, backend):
+    empty = backend.asarray(np.zeros((0, 3), dtype=np.float32))
+    out, cache = row.forward(empty, **row.options)
+    assert_array(out, np.zeros((0, 3)), backend, "float32")
+    assert_array(row.backward(empty, cache)[0], np.zeros((0, 3)), backend, "float32")
+
+
+# ---- bad input, layer by layer
+
+
+def zeros(*shape):
+    return np.zeros(shape)
+
+
+images, filters = zeros(2, 3, 5, 5), zeros(4, 3, 3, 3)
+scores, right = zeros(3, 4), np.array([0, 1, 2])
+
+BAD_SHAPES = {
+    "affine x without features": (lambda: layers.affine_forward(zeros(4), zeros(4, 2), None),
+                                  "x has shape (4,); expected (N, D"),
+    "affine w for other features": (lambda: layers.affine_forward(zeros(4, 2, 3), zeros(5, 2), None),
+                                    "w has shape (5, 2); expected (6, M)"),
+    "affine b of another size": (lambda: layers.affine_forward(zeros(4, 5), zeros(5, 2), zeros(3)),
+                                 "b has shape (3,); expected (2,)"),
+    "conv x without channels": (lambda: layers.conv_forward(zeros(5, 5), filters, None),
+                                "x has shape (5, 5); expected (N, C, H, W)"),
+    "conv channels": (lambda: layers.conv_forward(images, zeros(4, 2, 3, 3), None),
+                      "w has shape (4, 2, 3, 3); expected (F, 3, KH, KW)"),
+    "conv bias": (lambda: layers.conv_forward(images, filters, zeros(3)), "b has shape (3,); expected (4,)"),
+    "conv column bias": (lambda: layers.conv_forward(images, filters, zeros(4, 1)),
+                         "b has shape (4, 1); expected (4,)"),
+    "conv without filters": (lambda: layers.conv_forward(images, zeros(0, 3, 3, 3), None),
+                             "w has shape (0, 3, 3, 3); expected (F, 3, KH, KW) and none of its sizes 0"),
+    "conv window too high": (lambda: layers.conv_forward(images, zeros(4, 3, 8, 3), None, padding=1),
+                             "the window's height is 8 but the padded image's is 5 + 2*1: take a smaller window"),
+    "conv window too wide": (lambda: layers.conv_forward(images, zeros(4, 3, 3, 6), None),
+                             "the window's width is 6 but the padded image's is 5 + 2*0: take a smaller window"),
+    "conv stride 0": (lambda: layers.conv_forward(images, filters, None, stride=0), "stride is 0; expected 1 or more"),
+    "conv padding -1": (lambda: layers.conv_forward(images, filters, None, padding=(0, -1)),
+                        "padding is (0, -1); expected 0 or more"),
+    "conv algorithm": (lambda: layers.conv_forward(images, filters, None, algorithm="fft"),
+                       "algorithm is 'fft'; expected"),
+    "max pool rank": (lambda: layers.max_pool_forward(zeros(3, 5, 5), size=2),
+                      "x has shape (3, 5, 5); expected (N, C, H, W)"),
+    "max pool size 0": (lambda: layers.max_pool_forward(images, size=0), "size is 0; expected 1 or more"),
+    "max pool window": (lambda: layers.max_pool_forward(images, size=6), "the window's height is 6"),
+    "max pool padding": (lambda: layers.max_pool_forward(images, size=2, padding=2),
+                         "padding is (2, 2); expected less than the window's size (2, 2)"),
+    "avg pool rank": (lambda: layers.avg_pool_forward(zeros(5, 5), size=2),
+                      "x has shape (5, 5); expected (N, C, H, W)"),
+    "avg pool padding": (lambda: layers.avg_pool_forward(images, size=(3, 1), padding=(0, 1)),
+                         "padding is (0, 1); expected less than the window's size (3, 1)"),
+    "global avg pool rank": (lambda: layers.global_avg_pool_forward(zeros(3, 5)),
+                             "x has shape (3, 5); expected (N, C, H, W)"),
+    "batchnorm rank": (lambda: layers.batchnorm_forward(zeros(2, 3, 4), zeros(3), zeros(3), train=True),
+                       "x has shape (2, 3, 4); expected (N, C)"),
+    "batchnorm gamma": (lambda: layers.batchnorm_forward(images, zeros(5), zeros(3), train=True),
+                        "gamma has shape (5,); expected (3,)"),
+    "batchnorm beta": (lambda: layers.batchnorm_forward(images, zeros(3), zeros(1, 3, 1, 1), train=True),
+                       "beta has shape (1, 3, 1, 1); expected (3,)"),
+    "batchnorm running": (lambda: layers.batchnorm_forward(images, zeros(3), zeros(3), (zeros(3), zeros(2)),
+                                                           train=False),
+                          "running_var has shape (2,); expected (3,)"),
+    "layernorm rank": (lambda: layers.layernorm_forward(zeros(3), zeros(3), zeros(3)),
+                       "x has shape (3,); expected (N, D)"),
+    "layernorm gamma": (lambda: layers.layernorm_forward(zeros(2, 3, 4), zeros(3), zeros(3, 4)),
+                        "gamma has shape (3,); expected (3, 4)"),
+    "layernorm beta": (lambda: layers.layernorm_forward(zeros(2, 3), zeros(3), zeros(1)),
+                       "beta has shape (1,); expected (3,)"),
+    "groupnorm rank": (lambda: layers.groupnorm_forward(zeros(3), zeros(3), zeros(3), groups=1),
+                       "x has shape (3,); expected (N, C"),
+    "groupnorm gamma": (lambda: layers.groupnorm_forward(images, zeros(1, 3), zeros(3), groups=1),
+                        "gamma has shape (1, 3); expected (3,)"),
+    "groups do not divide": (lambda: layers.groupnorm_forward(images, zeros(3), zeros(3), groups=2),
+                             "groups is 2; expected a divisor of the 3 channels of x"),
+    "no groups": (lambda: layers.groupnorm_forward(images, zeros(3), zeros(3), groups=0),
+                  "groups is 0; expected a divisor of the 3 channels of x"),
+    "dropout keeps nothing": (lambda: layers.dropout_forward(images, keep=0, mask_key=1, train=True),
+                              "keep is 0; expected a probability above 0 and at most 1"),
+    "dropout keeps too much": (lambda: layers.dropout_forward(images, keep=1.5, mask_key=1, train=True),
+                               "keep is 1.5; expected a probability above 0 and at most 1"),
+    "scores of one sample": (lambda: layers.softmax_loss(zeros(4), right), "x has shape (4,); expected (N, C)"),
+    "label count": (lambda: layers.softmax_loss(scores, np.array([0, 1])), "y has shape (2,); expected (3,)"),
+    "labels one-hot": (lambda: layers.svm_loss(scores, np.eye(3, 4, dtype=np.int64)),
+                       "y has shape (3, 4); expected (3,)"),
+    "label too large": (lambda: layers.softmax_loss(scores, np.array([0, 4, 1])),
+                        "y has labels from 0 to 4; expected 0 to 3, one for each of the 4 columns of x"),
+    "label negative": (lambda: layers.svm_loss(scores, np.array([-1, 3, 1])),
+                       "y has labels from -1 to 3; expected 0 to 3"),
+}
+
+BAD_TYPES = {
+    "conv stride float": (lambda: layers.conv_forward(images, filters, None, stride=1.5),
+                          "stride is 1.5; expected an int or a pair of ints"),
+    "conv padding triple": (lambda: layers.conv_forward(images, filters, None, padding=(1, 1, 1)),
+                            "padding is (1, 1, 1); expected an int or a pair of ints"),
+    "conv padding name": (lambda: layers.conv_forward(images, filters, None, padding="same"),
+                          "padding is 'same'; expected an int or a pair of ints"),
+    "pool size bool": (lambda: layers.max_pool_forward(images, size=True), "size is True; expected an int or a pair"),
+    "batchnorm train": (lambda: layers.batchnorm_forward(images, zeros(3), zeros(3), train="test"),
+                        "train is 'test'; expected True or False"),
+    "groups float": (lambda: layers.groupnorm_forward(images, zeros(3), zeros(3), groups=1.0),
+                     "groups is 1.0; expected an int"),
+    "dropout keep": (lambda: layers.dropout_forward(images, keep="0.5", mask_key=1, train=True),
+                     "keep is '0.5'; expected a number"),
+    "labels float": (lambda: layers.softmax_loss(scores, np.array([0.0, 1.0, 2.0])),
+                     "y has dtype float64; expected integer labels: pass xp.astype(y, xp.int64)"),
+    "labels bool": (lambda: layers.svm_loss(scores, np.array([True, False, True])),
+                    "y has dtype bool; expected integer labels"),
+    "labels list": (lambda: layers.softmax_loss(scores, [0, 1, 2]), "y is a list; expected an array"),
+    "b number": (lambda: layers.affine_forward(zeros(2, 3), zeros(3, 4), 0.0), "b is a float; expected an array"),
+}
+
+
+@pytest.mark.parametrize(("call", "text"), BAD_SHAPES.values(), ids=BAD_SHAPES)
+def test_bad_value_is_refused_with_what_was_expected(call, text):
+    with pytest.raises(ArgumentError, match=re.escape(text)):
+        call()
+
+
+@pytest.mark.parametrize(("call", "text"), BAD_TYPES.values(), ids=BAD_TYPES)
+def test_bad_type_is_refused_with_what_was_expected(call, text):
+    with pytest.raises(ArgumentTypeError, match=re.escape(text)):
+        call()
+
+
+def test_layers_work_with_asserts_taken_out():
+    """An assert is gone under python -O, so no check may be one."""
+    sources = [sys.modules[getattr(layers, name).__module__].__file__ for name in layers.__all__]
+    for path in sorted(set(sources)):
+        with open(path, encoding="utf-8") as file:
+            assert not re.search(r"^\s*assert ", file.read(), flags=re.MULTILINE), path

@@ -1,0 +1,270 @@
+"""What the layers are built on: windows and their adjoints on every backend, tiles, threads and memory settings."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from threadpoolctl import threadpool_info
+
+from tests.helpers import LAYOUTS, assert_array, find_backend
+from xpconv import layers
+from xpconv.errors import ArgumentError
+from xpconv.primitives import accelerated_versions
+from xpconv.primitives.tiling import for_each_tile, num_threads, single_threaded_blas, sum_over_tiles, workspace_bytes
+from xpconv.primitives.windows import fold, max_pool, max_unpool, output_size, unfold
+
+GEOMETRIES = {  # image, size, stride, padding
+    "tiling": ((6, 4), (2, 2), (2, 2), (0, 0)),
+    "overlapping": ((6, 5), (3, 2), (1, 1), (0, 0)),
+    "not tiling": ((7, 5), (2, 3), (3, 2), (0, 1)),
+    "padded": ((4, 5), (3, 3), (2, 1), (1, 2)),
+    "gaps": ((5, 7), (1, 2), (3, 3), (0, 0)),
+    "one window": ((3, 4), (3, 4), (1, 1), (0, 0)),
+}
+every_geometry = pytest.mark.parametrize(("image", "size", "stride", "padding"), GEOMETRIES.values(), ids=GEOMETRIES)
+
+
+def draw(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def columns_by_loops(x, size, stride, padding, value=0.0):
+    """Return every window as one column, (C, KH * KW, N, OH, OW)."""
+    (N, C, *image), (PH, PW) = x.shape, padding
+    OH, OW = output_size(tuple(image), size, stride, padding)
+    padded = np.pad(x, ((0, 0), (0, 0), (PH, PH), (PW, PW)), constant_values=value)
+    out = np.empty((C, size[0] * size[1], N, OH, OW))
+    for i in range(OH):
+        for j in range(OW):
+            window = padded[:, :, i * stride[0]:i * stride[0] + size[0], j * stride[1]:j * stride[1] + size[1]]
+            out[..., i, j] = window.reshape(N, C, -1).transpose(1, 2, 0)
+    return out
+
+
+# ---- windows and their adjoints
+
+
+@every_geometry
+def test_unfold_lays_every_window_out_as_a_column(backend, image, size, stride, padding):
+    x = draw(2, 3, *image)
+    expected = columns_by_loops(x, size, stride, padding)
+    cols = unfold(backend.asarray(x), size, stride, padding)
+    assert_array(cols, expected.reshape(3 * size[0] * size[1], -1), backend, "float64", tolerance=0)
+
+
+@every_geometry
+def test_fold_is_the_adjoint_of_unfold(backend, image, size, stride, padding):
+    x = draw(2, 3, *image)
+    cols = columns_by_loops(x, size, stride, padding).reshape(3 * size[0] * size[1], -1)
+    other = draw(*cols.shape, seed=1)
+    back = fold(backend.asarray(other), x.shape, size, stride, padding)
+    assert tuple(back.shape) == x.shape
+    assert np.sum(backend.to_host(back) * x) == pytest.approx(np.sum(other * cols), rel=1e-12)
+
+
+@every_geometry
+@pytest.mark.parametrize("tied", [False, True])
+def test_max_pool_finds_the_first_maximum_and_unpool_is_its_adjoint(backend, image, size, stride, padding, tied):
+    x = np.sign(draw(2, 3, *image)) if tied else draw(2, 3, *image)
+    padding = tuple(min(p, k - 1) for p, k in zip(padding, size, strict=True))
+    cols = columns_by_loops(x, size, stride, padding, -np.inf)
+    out, place = max_pool(backend.asarray(x), size, stride, padding)
+    assert_array(out, cols.max(axis=1).swapaxes(0, 1), backend, "float64", tolerance=0)
+    assert backend.to_host(place).tolist() == cols.argmax(axis=1).swapaxes(0, 1).tolist()
+    dout = draw(*out.shape, seed=1)
+    back = max_unpool(backend.asarray(dout), place, x.shape, size, stride, padding)
+    assert tuple(back.shape) == x.shape
+    assert np.sum(backend.to_host(back) * x) == pytest.approx(np.sum(dout * backend.to_host(out)), rel=1e-12)
+
+
+def test_places_in_large_windows_do_not_wrap(backend):
+    x = np.zeros((1, 1, 20, 20))
+    x[..., 19, 18] = 1.0
+    _, place = max_pool(backend.asarray(x), (20, 20), (1, 1), (0, 0))
+    assert backend.to_host(place).tolist() == [[[[19 * 20 + 18]]]]
+
+
+def test_nan_pixels_are_not_lost_in_a_convolution(backend):
+    x = draw(1, 1, 4, 4)
+    x[0, 0, 1, 1] = np.nan
+    out, _ = layers.conv_forward(backend.asarray(x), backend.asarray(draw(1, 1, 2, 2)), None)
+    assert np.isnan(backend.to_host(out)).tolist() == [[[[True, True, False], [True, True, False], [False] * 3]]]
+
+
+# ---- fast versions
+
+
+def arguments_of_unfold(place, x, size, stride, padding):
+    return place(x), size, stride, padding
+
+
+def arguments_of_fold(place, x, size, stride, padding):
+    cols = columns_by_loops(x, size, stride, padding)
+    return place(cols.reshape(x.shape[1] * size[0] * size[1], -1)), x.shape, size, stride, padding
+
+
+def arguments_of_max_unpool(place, x, size, stride, padding):
+    out, winners = max_pool(place(x), size, stride, padding)
+    return place(draw(*out.shape, seed=1)), winners, x.shape, size, stride, padding
+
+
+ARGUMENTS = {"unfold": arguments_of_unfold, "max_pool": arguments_of_unfold, "fold": arguments_of_fold,
+             "max_unpool": arguments_of_max_unpool}
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(data=st.data())
+@pytest.mark.parametrize("spec", ["numpy", pytest.param("cupy", marks=pytest.mark.gpu)])
+def test_every_fast_version_equals_its_portable_one(spec, data):
+    backend = find_backend(spec)
+    few = st.integers(1, 4)
+    size, stride = data.draw(st.tuples(few, few)), data.draw(st.tuples(few, few))
+    padding = data.draw(st.tuples(*(st.integers(0, k - 1) for k in size)))
+    image = data.draw(st.tuples(*(st.integers(max(1, k - 2 * p), 9) for k, p in zip(size, padding, strict=True))))
+    x = draw(data.draw(few), data.draw(few), *image).astype(data.draw(st.sampled_from(["float32", "float64"])))
+    if data.draw(st.booleans()):
+        x = np.sign(x)  # ties
+    layout = data.draw(st.sampled_from(LAYOUTS))
+    for name, (portable, fast) in accelerated_versions(backend.library).items():
+        assert name in ARGUMENTS, f"say in ARGUMENTS how to call {name}"
+        given_arguments = ARGUMENTS[name](lambda a, dtype=x.dtype: layout(backend, a.astype(dtype)), x, size, stride,
+                                          padding)
+        for one, other in zip(*(r if isinstance(r, tuple) else (r,) for r in
+                                (portable(*given_arguments), fast(*given_arguments))), strict=True):
+            dtype = str(backend.to_host(one).dtype)
+            assert_array(other, backend.to_host(one), backend, dtype, tolerance=1e-6 if dtype == "float32" else 1e-12)
+
+
+def test_numpy_has_fast_versions():
+    assert {"unfold", "fold", "max_pool"} <= set(accelerated_versions("numpy"))
+
+
+def test_libraries_without_fast_versions_run_the_portable_ones():
+    assert accelerated_versions("array_api_strict") == {}
+
+
+# ---- tiles
+
+
+@pytest.mark.parametrize("spec", ["numpy", "array_api_strict"])
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 100])
+@pytest.mark.parametrize("item_bytes", [1, 1 << 16, 1 << 40])
+def test_tiles_cover_each_image_once(spec, count, item_bytes):
+    visits = np.zeros(count, dtype=int)
+
+    def visit(tile):
+        visits[tile] += 1
+
+    for_each_tile(visit, count, item_bytes, like=find_backend(spec).asarray([0.0]))
+    assert visits.tolist() == [1] * count
+
+
+def test_sum_over_tiles_has_the_same_bits_for_any_number_of_threads(monkeypatch):
+    x = draw(1000, 3).astype("float32")
+    sums = set()
+    for threads in ("1", "2", "3", "8"):
+        monkeypatch.setenv("XPCONV_NUM_THREADS", threads)
+        (total, nothing) = sum_over_tiles(lambda tile: (x[tile].sum(axis=0), None), len(x), 1 << 17, like=x)
+        assert nothing is None
+        assert total == pytest.approx(x.sum(axis=0), abs=1e-3)
+        sums.add(total.tobytes())
+    assert len(sums) == 1
+
+
+@pytest.mark.parametrize("threads", ["1", "2", "4"])
+def test_error_in_a_tile_reaches_the_caller_and_leaves_the_pool_usable(threads, monkeypatch):
+    monkeypatch.setenv("XPCONV_NUM_THREADS", threads)
+
+    def fail(tile):
+        raise ZeroDivisionError(tile.start)
+
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError):
+            for_each_tile(fail, 50, 1 << 20, like=np.zeros(1))
+    test_tiles_cover_each_image_once("numpy", 9, 1)
+
+
+def test_tiles_run_on_several_threads(monkeypatch):
+    monkeypatch.setenv("XPCONV_NUM_THREADS", "2")
+    met = threading.Barrier(2, timeout=30)
+    for_each_tile(lambda tile: met.wait(), 2, 1 << 30, like=np.zeros(1))
+    assert not met.broken
+
+
+def test_layers_may_be_used_from_several_threads():
+    x, w = draw(20, 3, 8, 8), draw(4, 3, 3, 3)
+    expected = layers.conv_forward(x, w, None)[0]
+    with ThreadPoolExecutor(4) as pool:
+        for out, _ in pool.map(lambda _: layers.conv_forward(x, w, None), range(12)):
+            assert out.tobytes() == expected.tobytes()
+
+
+def blas_threads():
+    return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+
+def test_blas_is_held_to_one_thread_inside_and_gets_its_threads_back():
+    before = blas_threads()
+    with single_threaded_blas():
+        with single_threaded_blas():
+            assert set(blas_threads()) <= {1}
+        assert set(blas_threads()) <= {1}
+    assert blas_threads() == before
+    with pytest.raises(KeyError), single_threaded_blas():
+        raise KeyError
+    assert blas_threads() == before
+
+
+def test_blas_gets_its_threads_back_where_uses_overlap():
+    before, inside, leave = blas_threads(), threading.Event(), threading.Event()
+
+    def other():
+        with single_threaded_blas():
+            inside.set()
+            leave.wait(30)
+
+    thread = threading.Thread(target=other)
+    with single_threaded_blas():
+        thread.start()
+        inside.wait(30)
+    assert set(blas_threads()) <= {1}  # the other still holds it
+    leave.set()
+    thread.join()
+    assert blas_threads() == before
+
+
+# ---- settings
+
+
+def test_number_of_threads_is_the_variable_else_the_cpus(monkeypatch):
+    assert num_threads() >= 1
+    monkeypatch.setenv("XPCONV_NUM_THREADS", "3")
+    assert num_threads() == 3
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", ""])
+def test_bad_number_of_threads_is_refused_by_name(text, monkeypatch):
+    monkeypatch.setenv("XPCONV_NUM_THREADS", text)
+    with pytest.raises(ArgumentError, match=f"XPCONV_NUM_THREADS is '{text}'; expected a number of threads, 1 or more"):
+        layers.conv_forward(draw(1, 1, 2, 2), draw(1, 1, 1, 1), None)
+
+
+@pytest.mark.parametrize(("text", "size"), [("64MiB", 64 << 20), ("1 GiB", 1 << 30), ("1.5kib", 1536), ("100", 100),
+                                            ("2MB", 2_000_000), (" 7B ", 7)])
+def test_workspace_is_a_size_with_a_unit(text, size, monkeypatch):
+    monkeypatch.setenv("XPCONV_WORKSPACE", text)
+    assert workspace_bytes() == size
+
+
+def test_workspace_is_64_mebibytes_unless_set():
+    assert workspace_bytes() == 64 << 20
+
+
+@pytest.mark.parametrize("text", ["", "much", "64 Mega", "-1MiB", "1e9"])
+def test_bad_workspace_is_refused_by_name(text, monkeypatch):
+    monkeypatch.setenv("XPCONV_WORKSPACE", text)
+    with pytest.raises(ArgumentError, match=f"XPCONV_WORKSPACE is '{text}'; expected a size such as 64MiB or 1GiB"):
+        workspace_bytes()

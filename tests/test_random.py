@@ -1,0 +1,106 @@
+"""Random numbers start on the host; masks are the same bits on every backend."""
+
+import numpy as np
+import pytest
+
+from tests.helpers import assert_array
+from xpconv.errors import ArgumentTypeError
+from xpconv.random import as_stream, draw_key, keep_mask, spawn
+
+
+def host_mask(key, shape, keep):
+    return keep_mask(key, shape, keep, like=np.zeros(1))
+
+
+# ---- streams
+
+
+def test_none_is_the_global_state_that_numpy_seeds():
+    np.random.seed(231)
+    expected = np.random.randn(3)
+    np.random.seed(231)
+    assert as_stream(None).standard_normal(3).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("seed", [7, np.int64(7), np.uint8(7)])
+def test_integer_seeds_a_new_stream(seed):
+    assert as_stream(seed).random(3).tolist() == np.random.default_rng(7).random(3).tolist()
+
+
+@pytest.mark.parametrize("stream", [np.random.default_rng(0), np.random.RandomState(0)])
+def test_stream_stands_for_itself(stream):
+    assert as_stream(stream) is stream
+
+
+@pytest.mark.parametrize("rng", ["0", 1.0, True, [1], np.random])
+def test_anything_else_is_refused(rng):
+    with pytest.raises(ArgumentTypeError, match="expected None, an int, a numpy Generator or a RandomState"):
+        as_stream(rng)
+
+
+@pytest.mark.parametrize("make", [lambda: 3, lambda: np.random.default_rng(3), lambda: np.random.RandomState(3)])
+def test_spawned_streams_differ_and_can_be_had_again(make):
+    draws = [stream.random(4).tolist() for stream in spawn(make(), 3)]
+    assert len({tuple(draw) for draw in draws}) == 3
+    assert draws == [stream.random(4).tolist() for stream in spawn(make(), 3)]
+
+
+def test_spawning_follows_the_global_seed():
+    draws = []
+    for _ in range(2):
+        np.random.seed(5)
+        draws.append(spawn(None, 1)[0].random())
+    assert draws[0] == draws[1]
+
+
+@pytest.mark.parametrize("make", [lambda: np.random.default_rng(3), lambda: np.random.RandomState(3)])
+def test_keys_are_new_each_time_and_can_be_had_again(make):
+    def keys():
+        stream = make()
+        return [draw_key(stream) for _ in range(50)]
+
+    assert len(set(keys())) == 50
+    assert keys() == keys()
+    assert all(type(key) is int and 0 <= key < 2**31 for key in keys())
+
+
+# ---- masks
+
+
+@pytest.mark.parametrize("key", [0, 1, 123456789, 2**31 - 1])
+def test_mask_has_the_same_bits_on_every_backend(backend, key):
+    like = backend.asarray(np.zeros(1, dtype=np.float32))
+    mask = keep_mask(key, (3, 4, 50), 0.3, like=like)
+    assert_array(mask, host_mask(key, (3, 4, 50), 0.3), backend, "bool", tolerance=0)
+
+
+def test_mask_of_a_key_never_changes():
+    assert "".join(str(int(bit)) for bit in host_mask(7, (24,), 0.5)) == "101101001110100011111100"
+
+
+@pytest.mark.parametrize("keep", [0.05, 0.5, 0.9])
+def test_mask_keeps_the_share_that_was_asked_for(keep):
+    n = 200_000
+    for key in (0, 1, 2**31 - 1):
+        assert abs(host_mask(key, (n,), keep).mean() - keep) < 5 * np.sqrt(keep * (1 - keep) / n)
+
+
+def test_masks_know_nothing_of_their_neighbours_or_of_other_keys():
+    n = 100_000
+    masks = [host_mask(key, (n,), 0.5) for key in (0, 1, 2, 3, 1 << 30)]
+    for i, mask in enumerate(masks):
+        for other in [mask[1:], mask[2:], mask[64:], *masks[:i]]:
+            agreement = np.mean(mask[:len(other)] == other)
+            assert abs(agreement - 0.5) < 5 * 0.5 / np.sqrt(n)
+
+
+def test_mask_at_the_ends_keeps_all_or_nothing():
+    assert host_mask(3, (1000,), 1.0).all()
+    assert not host_mask(3, (1000,), 0.0).any()
+
+
+def test_mask_may_have_any_shape():
+    flat = host_mask(9, (24,), 0.5)
+    assert host_mask(9, (2, 3, 4), 0.5).tolist() == flat.reshape(2, 3, 4).tolist()
+    assert host_mask(9, (), 0.5).shape == ()
+    assert host_mask(9, (0, 3), 0.5).shape == (0, 3)

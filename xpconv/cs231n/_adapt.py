@@ -1,0 +1,47 @@
+"""From what notebooks pass to what the layers take."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+from xpconv.backend import Array, backend_of
+from xpconv.errors import ArgumentError, ArgumentTypeError
+
+__all__ = ["draw_mask", "floats", "gradient", "options"]
+
+
+def floats(like: Array | None = None, /, **arrays: Array) -> tuple[Array, ...]:
+    """Return NumPy arrays of one floating dtype: that of `like` or of the first array; integers become float64."""
+    for name, a in arrays.items():
+        if array_api_compat.is_array_api_obj(a) and not isinstance(a, np.ndarray | np.generic):
+            raise ArgumentTypeError(f"{name} is on {backend_of(a)}; the course's functions take NumPy arrays: "
+                                    f"pass to_host({name}), or take the function of xpconv.layers")
+    dtype = np.asarray(next(iter(arrays.values())) if like is None else like).dtype
+    if dtype not in (np.float32, np.float64):
+        dtype = np.dtype(np.float64)
+    return tuple(None if a is None else np.asarray(a, dtype=dtype) for a in arrays.values())
+
+
+def gradient(dout: Array, like: Array | None = None) -> Array:
+    """Return the upstream gradient as a NumPy array of the dtype of `like`, or of its own."""
+    return floats(like, dout=dout)[0]
+
+
+def options(name: str, param: Mapping[str, Any], *keys: str) -> tuple[Any, ...]:
+    """Return the values of the keys that a notebook's dict of options must have."""
+    missing = [key for key in keys if key not in param]
+    if missing:
+        raise ArgumentError(f"{name} is {param!r}, without {', '.join(map(repr, missing))}; "
+                            f"expected the keys {', '.join(map(repr, keys))}")
+    return tuple(int(v) if isinstance(v, np.integer) else v for v in (param[key] for key in keys))
+
+
+def draw_mask(shape: tuple[int, ...], keep: float, seed: int | None) -> np.ndarray:
+    """Draw which elements stay, as the course does: from NumPy's global state, which a `seed` resets first."""
+    if not 0 < keep <= 1:
+        raise ArgumentError(f"p is {keep!r}; expected the probability of keeping a value, above 0 and at most 1")
+    if seed is not None:
+        np.random.seed(seed)
+    return np.asarray(np.random.rand(*shape) < keep)

@@ -1,0 +1,112 @@
+"""The assignment's fully connected nets; all names of `layer_utils` are here too."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from xpconv import models, nn
+from xpconv.backend import Array, Backend, backend_of
+from xpconv.cs231n import layer_utils
+from xpconv.cs231n._adapt import draw_mask
+from xpconv.cs231n.layer_utils import *  # noqa: F403
+from xpconv.errors import ArgumentError
+from xpconv.layers import DropoutCache
+from xpconv.layers import dropout_backward as apply_mask
+
+__all__ = ["FullyConnectedNet", "TwoLayerNet"]
+__all__ += layer_utils.__all__
+
+
+class TwoLayerNet(models.TwoLayerNet):
+    """``affine - relu - affine - softmax`` in float64.
+
+    Parameters
+    ----------
+    input_dim, hidden_dim, num_classes : int
+    weight_scale : float
+        Standard deviation of the initial weights, drawn from NumPy's global state.
+    reg : float
+        Weight of ``0.5 * sum(W * W)`` in the loss.
+    backend : str or Backend
+        Notebooks write NumPy arrays into ``params``, so it is not the selected one.
+
+    Examples
+    --------
+    >>> TwoLayerNet(input_dim=5, hidden_dim=50, num_classes=7).params["W2"].shape
+    (50, 7)
+    """
+
+    def __init__(self, input_dim: int = 3 * 32 * 32, hidden_dim: int = 100, num_classes: int = 10,
+                 weight_scale: float = 1e-3, reg: float = 0.0, *, backend: str | Backend = "numpy") -> None:
+        super().__init__(input_dim=input_dim, hidden_dim=hidden_dim, num_classes=num_classes,
+                         weight_scale=weight_scale, reg=reg, dtype="float64", backend=backend)
+
+
+class FullyConnectedNet(models.FullyConnectedNet):
+    """``{affine - [norm] - relu - [dropout]} x L - affine - softmax``, one hidden layer for each of `hidden_dims`.
+
+    Parameters
+    ----------
+    hidden_dims : sequence of int
+    input_dim, num_classes : int
+    dropout_keep_ratio : float
+        Probability that dropout keeps a value; 1 (or 0, an older default) is no dropout.
+    normalization : {None, "batchnorm", "layernorm"}
+    reg, weight_scale : float
+        As for `TwoLayerNet`.
+    dtype : numpy.float32 or numpy.float64
+    seed : int, optional
+        Resets NumPy's global state before each mask is drawn, so that gradient checks see one function.
+    dropout : float, optional
+        What older editions call `dropout_keep_ratio`.
+    use_batchnorm : bool
+        What the oldest edition calls ``normalization="batchnorm"``.
+    backend : str or Backend
+        As for `TwoLayerNet`.
+
+    Raises
+    ------
+    ArgumentError
+        If an option contradicts its older name.
+
+    Examples
+    --------
+    >>> net = FullyConnectedNet([20, 30], input_dim=15, normalization="batchnorm", dropout_keep_ratio=0.5)
+    >>> net.params["W2"].shape, net.params["gamma2"].shape
+    ((20, 30), (30,))
+    """
+
+    def __init__(self, hidden_dims: Sequence[int], input_dim: int = 3 * 32 * 32, num_classes: int = 10,
+                 dropout_keep_ratio: float = 1, normalization: str | None = None, reg: float = 0.0,
+                 weight_scale: float = 1e-2, dtype: Any = "float32", seed: int | None = None, *,
+                 dropout: float | None = None, use_batchnorm: bool = False,
+                 backend: str | Backend = "numpy") -> None:
+        if dropout is not None:
+            if dropout_keep_ratio not in (1, dropout):
+                raise ArgumentError(f"dropout is {dropout} but dropout_keep_ratio is {dropout_keep_ratio}; "
+                                    "expected one of them: they are two names of one option")
+            dropout_keep_ratio = dropout
+        if use_batchnorm:
+            if normalization not in (None, "batchnorm"):
+                raise ArgumentError(f"use_batchnorm is True but normalization is {normalization!r}; "
+                                    "expected one of them: they are two names of one option")
+            normalization = "batchnorm"
+        super().__init__(hidden_dims, input_dim=input_dim, num_classes=num_classes, keep=dropout_keep_ratio or 1,
+                         normalization=normalization, weight_scale=weight_scale, reg=reg, dtype=dtype, seed=seed,
+                         backend=backend)
+        self.layers = tuple(Dropout(layer.keep) if isinstance(layer, nn.Dropout) else layer for layer in self.layers)
+
+    def _mask_key(self, position: int) -> Any:
+        return self.seed
+
+
+@dataclass(frozen=True)
+class Dropout(nn.Dropout):
+    """Dropout whose masks are drawn as the course draws them; the key is the net's seed."""
+
+    def forward(self, x: Array, p: nn.Arrays, *, train: bool, key: int | None) -> tuple[Array, Any]:
+        """Return the output and the cache."""
+        if not train:
+            return super().forward(x, p, train=False, key=0)
+        cache = DropoutCache(backend_of(x).asarray(draw_mask(x.shape, self.keep, key)), self.keep, tuple(x.shape))
+        return apply_mask(x, cache), cache

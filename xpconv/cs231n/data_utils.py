@@ -1,0 +1,123 @@
+"""The assignment's CIFAR-10, as floats."""
+
+import os
+
+import numpy as np
+
+from xpconv.backend import Array
+from xpconv.data.cifar10 import find_cifar10, load_batch, read_cifar10
+from xpconv.errors import ArgumentError
+
+__all__ = ["get_CIFAR10_data", "load_CIFAR10", "load_CIFAR_batch"]
+
+
+def load_CIFAR_batch(filename: str | os.PathLike[str]) -> tuple[Array, Array]:
+    """Read one batch file, of either published layout.
+
+    Parameters
+    ----------
+    filename : str or path
+
+    Returns
+    -------
+    X : array (10000, 32, 32, 3) of float64
+        Pixels from 0 to 255.
+    Y : array (10000,) of int64
+
+    Raises
+    ------
+    DatasetError
+        If the file is missing or no batch.
+
+    Examples
+    --------
+    >>> load_CIFAR_batch("no/such/file")
+    Traceback (most recent call last):
+    xpconv.errors.DatasetError: cannot read the CIFAR-10 batch no/such/file: ...
+    """
+    X, Y = load_batch(filename)
+    return _channels_last(X), Y
+
+
+def load_CIFAR10(ROOT: str | os.PathLike[str]) -> tuple[Array, Array, Array, Array]:
+    """Read all batches of a folder.
+
+    Parameters
+    ----------
+    ROOT : str or path
+        The folder of the batches, of either published layout, or the folder that holds it.
+
+    Returns
+    -------
+    Xtr, Ytr, Xte, Yte : arrays (50000, 32, 32, 3), (50000,), (10000, 32, 32, 3), (10000,)
+        Pixels in float64 from 0 to 255; labels in int64.
+
+    Raises
+    ------
+    DatasetError
+        If a batch is missing or damaged.
+
+    Examples
+    --------
+    >>> load_CIFAR10("no/such/folder")
+    Traceback (most recent call last):
+    xpconv.errors.DatasetError: CIFAR-10 is not in no/such/folder: ...
+    """
+    Xtr, Ytr, Xte, Yte = read_cifar10(find_cifar10(ROOT))
+    return _channels_last(Xtr), Ytr, _channels_last(Xte), Yte
+
+
+def get_CIFAR10_data(num_training: int = 49000, num_validation: int = 1000, num_test: int = 1000,
+                     subtract_mean: bool = True) -> dict[str, Array]:
+    """Return CIFAR-10 in the assignment's parts, the mean training image subtracted.
+
+    The files are looked for in ``XPCONV_DATA``, else in the user's cache, else downloaded.
+
+    Parameters
+    ----------
+    num_training, num_validation : int
+        Training images are the first of the published training set, validation images those that follow.
+    num_test : int
+        The first of the published test set.
+    subtract_mean : bool
+
+    Returns
+    -------
+    dict
+        ``X_train, X_val, X_test`` (N, 3, 32, 32) in float64 and ``y_train, y_val, y_test`` (N,) in int64.
+
+    Raises
+    ------
+    ArgumentError
+        If a part would be empty or there are not as many images.
+    DatasetError
+        If the files cannot be had or read.
+
+    Examples
+    --------
+    >>> get_CIFAR10_data(num_training=50000)
+    Traceback (most recent call last):
+    xpconv.errors.ArgumentError: num_training + num_validation is 51000; expected at most 50000, ...
+    """
+    counts = {"num_training": num_training, "num_validation": num_validation, "num_test": num_test}
+    for name, count in counts.items():
+        if count < 1:
+            raise ArgumentError(f"{name} is {count}; expected 1 or more")
+    used = num_training + num_validation
+    if used > 50_000:
+        raise ArgumentError(f"num_training + num_validation is {used}; expected at most 50000, "
+                            "the images of the published training set")
+    if num_test > 10_000:
+        raise ArgumentError(f"num_test is {num_test}; expected at most 10000, the images of the published test set")
+    X, y, X_test, y_test = read_cifar10(find_cifar10())
+    parts = {"train": (X[:num_training], y[:num_training]), "val": (X[num_training:used], y[num_training:used]),
+             "test": (X_test[:num_test], y_test[:num_test])}
+    data: dict[str, Array] = {}
+    mean = parts["train"][0].mean(axis=0) if subtract_mean else np.zeros(X.shape[1:])
+    for part, (images, labels) in parts.items():
+        data[f"X_{part}"], data[f"y_{part}"] = images - mean, labels
+    return data
+
+
+def _channels_last(X: Array) -> Array:
+    return X.transpose(0, 2, 3, 1).astype(np.float64, order="C")

@@ -1,0 +1,102 @@
+"""The assignment's im2col: windows as columns, in its order, the images running fastest along the columns.
+
+Letters: N images, C channels, (H, W) image, (FH, FW) window, P windows on an image, K = C * FH * FW.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from xpconv.backend import Array
+from xpconv.layers._check import window_output
+from xpconv.primitives.windows import fold, unfold
+
+__all__ = ["col2im_indices", "get_im2col_indices", "im2col_indices"]
+
+
+def get_im2col_indices(x_shape: Sequence[int], field_height: int, field_width: int, padding: int = 1,
+                       stride: int = 1) -> tuple[Array, Array, Array]:
+    """Return where each element of the columns lies in the padded images: channel, row and column.
+
+    Parameters
+    ----------
+    x_shape : (N, C, H, W)
+    field_height, field_width : int
+        The window, in pixels.
+    padding, stride : int
+        In pixels.
+
+    Returns
+    -------
+    k : array (K, 1) of int
+    i, j : array (K, P) of int
+        ``padded[:, k, i, j]`` are the columns of each image.
+
+    Raises
+    ------
+    ArgumentError
+        If the window is larger than the padded image.
+
+    Examples
+    --------
+    >>> k, i, j = get_im2col_indices((2, 3, 4, 4), 2, 2, padding=0, stride=2)
+    >>> k.shape, i.shape, j.tolist()[0]
+    ((12, 1), (12, 4), [0, 2, 0, 2])
+    """
+    output = window_output(x_shape, (field_height, field_width), stride, padding)
+    k, row, column = (a.reshape(-1, 1) for a in np.indices((x_shape[1], field_height, field_width)))
+    down, across = (stride * a.reshape(1, -1) for a in np.indices(output))
+    return k, row + down, column + across
+
+
+def im2col_indices(x: Array, field_height: int, field_width: int, padding: int = 1, stride: int = 1) -> Array:
+    """Lay the windows of images out as columns.
+
+    Parameters
+    ----------
+    x : array (N, C, H, W)
+    field_height, field_width, padding, stride : int
+        In pixels.
+
+    Returns
+    -------
+    array (K, P * N)
+
+    Examples
+    --------
+    >>> im2col_indices(np.arange(8.0).reshape(2, 1, 2, 2), 2, 1, padding=0)
+    array([[0., 4., 1., 5.],
+           [2., 6., 3., 7.]])
+    """
+    size = field_height, field_width
+    window_output(x.shape, size, stride, padding)
+    cols = unfold(x, size, (stride, stride), (padding, padding))
+    return cols.reshape(len(cols), len(x), -1).transpose(0, 2, 1).reshape(len(cols), -1)
+
+
+def col2im_indices(cols: Array, x_shape: Sequence[int], field_height: int = 3, field_width: int = 3,
+                   padding: int = 1, stride: int = 1) -> Array:
+    """Add columns back to where `im2col_indices` took them from.
+
+    Parameters
+    ----------
+    cols : array (K, P * N)
+    x_shape : (N, C, H, W)
+    field_height, field_width, padding, stride : int
+        In pixels.
+
+    Returns
+    -------
+    array (N, C, H, W)
+
+    Examples
+    --------
+    >>> col2im_indices(np.ones((4, 4)), (1, 1, 3, 3), 2, 2, padding=0)[0, 0]
+    array([[1., 2., 1.],
+           [2., 4., 2.],
+           [1., 2., 1.]])
+    """
+    (N, C, H, W), size = x_shape, (field_height, field_width)
+    window_output(x_shape, size, stride, padding)
+    own = np.ascontiguousarray(cols.reshape(len(cols), -1, N).transpose(0, 2, 1)).reshape(len(cols), -1)
+    return fold(own, (N, C, H, W), size, (stride, stride), (padding, padding))

@@ -1,0 +1,5 @@
+"""The assignment's update rules, ``rule(w, dw, config=None) -> (next_w, config)``: those of `xpconv.optim`."""
+
+from xpconv.optim import adam, rmsprop, sgd, sgd_momentum
+
+__all__ = ["adam", "rmsprop", "sgd", "sgd_momentum"]

@@ -1,0 +1,103 @@
+"""The assignment's Solver: xpconv's, with the course's order of draws and its printed lines."""
+
+import warnings
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from xpconv import solver
+from xpconv.backend import Array, to_host
+from xpconv.checkpoint import save_model
+from xpconv.errors import ArgumentError, NonFiniteLossError
+from xpconv.files import atomic_path
+from xpconv.optim import UPDATE_RULES
+from xpconv.progress import Progress
+from xpconv.random import Rng, Stream, as_stream
+from xpconv.sequential import Sequential
+
+__all__ = ["Solver"]
+
+OPTIONS = ("update_rule", "optim_config", "lr_decay", "batch_size", "num_epochs", "num_train_samples",
+           "num_val_samples", "print_every", "verbose")
+
+
+class Solver(solver.Solver):
+    """Train a model by minibatches, checking its accuracy once an epoch.
+
+    All draws come from NumPy's global state, at the time and in the order of the course: the indices of each
+    minibatch, and those of the samples of each check. A loss that is not finite only warns, as in searches for a
+    learning rate.
+
+    Parameters
+    ----------
+    model : one of the assignment's nets, or any object with ``params`` and ``loss``
+        ``loss(X)`` gives scores (N, C), ``loss(X, y)`` the loss and a dict of gradients.
+    data : dict of str to array
+        ``X_train, y_train, X_val, y_val``.
+    checkpoint_name : str, optional
+        Save the model at each check of the accuracy, as ``<checkpoint_name>_epoch_<epoch>.safetensors``: a net of
+        xpconv as `xpconv.load_model` reads it, the ``params`` of another object under their names.
+    **kwargs
+        ``update_rule`` ('sgd'), ``optim_config``, ``lr_decay`` (1.0), ``batch_size`` (100), ``num_epochs`` (10),
+        ``num_train_samples`` (1000), ``num_val_samples`` (None), ``print_every`` (10), ``verbose`` (True), as
+        `xpconv.Solver` says, which also describes the attributes.
+
+    Raises
+    ------
+    ArgumentError
+        A ValueError: for a name that is no option, an update rule that there is not, or data that cannot be used.
+
+    Examples
+    --------
+    >>> from xpconv.cs231n.classifiers.fc_net import TwoLayerNet
+    >>> np.random.seed(0)
+    >>> X, y = np.random.randn(40, 3), np.arange(40) % 2
+    >>> data = {"X_train": X, "y_train": y, "X_val": X, "y_val": y}
+    >>> Solver(TwoLayerNet(3, 5, 2), data, num_epochs=1, batch_size=20, print_every=1, num_train_samples=5).train()
+    (Iteration 1 / 2) loss: 0.693147
+    (Epoch 0 / 1) train acc: ...; val_acc: ...
+    (Iteration 2 / 2) loss: 0.693...
+    (Epoch 1 / 1) train acc: ...; val_acc: ...
+    """
+
+    def __init__(self, model: Any, data: Mapping[str, Array], *, checkpoint_name: str | None = None,
+                 **kwargs: Any) -> None:
+        extra = ", ".join(f'"{name}"' for name in kwargs if name not in OPTIONS)
+        if extra:
+            raise ArgumentError(f"Unrecognized arguments {extra}; expected {', '.join(OPTIONS)}, checkpoint_name")
+        rule = kwargs.get("update_rule", "sgd")
+        if isinstance(rule, str) and rule not in UPDATE_RULES:
+            raise ArgumentError(f'Invalid update_rule "{rule}"; expected one of {", ".join(UPDATE_RULES)}')
+        super().__init__(model, data, **kwargs)
+        self.checkpoint_name = checkpoint_name
+        self._ahead = 0  # the checks draw from the same stream, between two minibatches
+
+    def _streams(self, rng: Rng) -> tuple[Stream, Stream]:
+        stream = as_stream(None)
+        return stream, stream
+
+    def _show(self, total: int) -> AbstractContextManager[Progress]:
+        return nullcontext(Progress()) if self.verbose else super()._show(total)
+
+    def _read_losses(self) -> None:
+        finite = bool(np.isfinite(self.loss_history).all())
+        try:
+            super()._read_losses()
+        except NonFiniteLossError as error:
+            if finite:
+                warnings.warn(str(error), RuntimeWarning, stacklevel=2)
+
+    def _save_checkpoint(self, progress: Progress) -> None:
+        if self.checkpoint_name is None:
+            return
+        path = f"{self.checkpoint_name}_epoch_{self.epoch}.safetensors"
+        progress.line(f'Saving checkpoint to "{path}"')
+        if isinstance(self.model, Sequential):
+            save_model(self.model, path)
+            return
+        content = save({name: np.ascontiguousarray(to_host(value)) for name, value in self.model.params.items()})
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(content)

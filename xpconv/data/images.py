@@ -1,0 +1,81 @@
+"""Image files as the arrays that models take."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from xpconv.errors import DatasetError
+
+__all__ = ["read_image"]
+
+MODES = {1: "L", 3: "RGB"}
+
+
+def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray:
+    """Read an image file as pixels of 0 to 255, brought to a model's number of channels and size.
+
+    Each pixel is the average of the area that it covers; the sides are scaled each by itself. A photograph is
+    turned upright first if it says how it was held.
+
+    Parameters
+    ----------
+    path : str or path
+        A file of any format that Pillow knows, such as PNG or JPEG.
+    shape : (int, int, int)
+        Channels, height and width: with 1 channel the image becomes grey, with 3 RGB.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8 (C, H, W).
+
+    Raises
+    ------
+    DatasetError
+        If Pillow is not installed, the file is missing, damaged or too large to be unpacked safely, or `shape` is
+        no image's.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from PIL import Image
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "red.png")
+    ...     Image.new("RGB", (40, 40), "red").save(path)
+    ...     read_image(path, (3, 2, 2))[:, 0, 0]
+    array([255,   0,   0], dtype=uint8)
+    """
+    if len(shape) != 3 or shape[0] not in MODES:
+        raise DatasetError(f"the model takes samples of shape {tuple(shape)}, which no image file gives; "
+                           "expected (1, H, W) or (3, H, W)")
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as error:
+        raise DatasetError(f"reading images needs Pillow, which cannot be imported ({error}): "
+                           'pip install "xpconv[train]"') from error
+    channels, height, width = shape
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as file:
+                image = _eight_bits(ImageOps.exif_transpose(file)).convert(MODES[channels])
+    except OSError as error:
+        raise DatasetError(f"cannot read the image {os.fspath(path)}: {error.strerror or error}") from error
+    except Exception as error:  # a damaged image may raise anything
+        raise DatasetError(f"cannot read the image {os.fspath(path)}: {error}") from error
+    pixels = np.asarray(image.resize((width, height), Image.Resampling.BOX))
+    return pixels.reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def _eight_bits(image: Any) -> Any:
+    """Return the image with its grey levels of 16 bits, if it has such, brought to 8: Pillow cuts them off at 255."""
+    from PIL import Image
+
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.clip(np.asarray(image, np.int64), 0, 65535) >> 8).astype(np.uint8))
