@@ -74,12 +74,12 @@ def rewritten(path, change_tensors=None, **change_metadata):
 @pytest.mark.parametrize("keep", [0, 7, 100, -1])
 def test_truncated_files_are_refused(saved, keep):
     saved.write_bytes(saved.read_bytes()[:keep])
-    with pytest.raises(CheckpointError, match=r"net.safetensors is damaged or no safetensors file .*: take another copy"):
+    with pytest.raises(CheckpointError, match=r"net\.safetensors is damaged or no safetensors file .*: take another"):
         load_model(saved)
 
 
 def test_missing_file_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match="there is no model file .*none.safetensors"):
+    with pytest.raises(CheckpointError, match=r"there is no model file .*none\.safetensors"):
         load_model(tmp_path / "none.safetensors")
 
 

@@ -95,7 +95,8 @@ def test_iterations_between_waits_read_nothing(data, monkeypatch):
 
 
 def test_best_parameters_come_back_with_their_running_statistics(data):
-    net = FullyConnectedNet([9], input_dim=16, num_classes=3, normalization="batchnorm", weight_scale=None, rng=0)
+    net = FullyConnectedNet([9], input_dim=16, num_classes=3, normalization="batchnorm", weight_scale=None, rng=0,
+                            backend="numpy")
     solver = Solver(net, data, optim_config={"learning_rate": 1e-2}, num_epochs=3, batch_size=10, verbose=False, rng=0)
     kept = {}
 
@@ -127,7 +128,8 @@ def test_lines_of_a_log_are_the_published_ones(data, capsys):
     Solver(make_net(), data, batch_size=20, num_epochs=2, print_every=2, rng=0).train()
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" loss: ")[0].split(" train acc")[0] for line in lines] == [
-        "(Iteration 1 / 6)", "(Epoch 0 / 2)", "(Iteration 3 / 6)", "(Epoch 1 / 2)", "(Iteration 5 / 6)", "(Epoch 2 / 2)"]
+        "(Iteration 1 / 6)", "(Epoch 0 / 2)", "(Iteration 3 / 6)", "(Epoch 1 / 2)", "(Iteration 5 / 6)",
+        "(Epoch 2 / 2)"]
     assert all(len(line.rpartition(".")[2]) == 6 for line in lines)
 
 
@@ -239,7 +241,7 @@ def test_check_accuracy_counts_hits(data):
 
 def test_digits_as_uint8_are_learned_in_float32():
     digits = load_digits()
-    net = TwoLayerNet(input_dim=64, hidden_dim=40, weight_scale=0.01, rng=0)
+    net = TwoLayerNet(input_dim=64, hidden_dim=40, weight_scale=0.01, rng=0, backend="numpy")
     solver = Solver(net, digits, update_rule="adam", num_epochs=3, verbose=False, rng=0)
     solver.train()
     assert digits.X_train.dtype == np.uint8

@@ -1,0 +1,463 @@
+import csv
+import errno
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import xpconv
+from xpconv import cli, runs
+from xpconv.backend import diagnose
+from xpconv.data import load_digits
+from xpconv.data.images import read_image
+from xpconv.errors import DatasetError
+from xpconv.solver import Solver
+
+SHORT = ("train", "--num-train", 100, "--epochs", 2, "--augment", "none")
+
+
+def call(*words, **environment):
+    """Run one command in this process, without the settings of the machine."""
+    return CliRunner().invoke(cli.app, [str(word) for word in words], env={"XP_BACKEND": None, **environment})
+
+
+def succeed(*words, **environment):
+    result = call(*words, **environment)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def rows_of(folder):
+    with Path(folder, "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def config_of(folder):
+    return json.loads(Path(folder, "config.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """What a stranger's first command leaves and prints."""
+    with pytest.MonkeyPatch.context() as patch:
+        home = tmp_path_factory.mktemp("bare")
+        patch.chdir(home)
+        shown = succeed("train")
+        (folder,) = (home / "runs").iterdir()
+        return SimpleNamespace(folder=folder, shown=shown, model=folder / "model.safetensors")
+
+
+# ---- train
+
+
+def test_bare_train_reaches_97_percent_and_says_where_its_files_are(bare):
+    last = bare.shown.splitlines()[-1]
+    assert last.startswith("test accuracy: 0.")
+    assert float(last.split()[-1]) >= 0.97
+    assert sorted(path.name for path in bare.folder.iterdir()) == sorted(runs.FILES)
+    for name in runs.FILES:
+        assert f"wrote {Path('runs', bare.folder.name, name)}\n" in bare.shown
+    assert "\x1b" not in bare.shown
+
+
+def test_trained_model_describes_itself(bare):
+    model = xpconv.load_model(bare.model)
+    assert (model.name, model.input_shape, model.dtype) == ("ThreeLayerConvNet", (1, 8, 8), "float32")
+    assert model.class_names == tuple("0123456789")
+    assert model.preprocessing.mean.shape == (1, 1, 1)
+
+
+def test_pictures_are_pngs_of_a_readable_size(bare):
+    for name in ("curves.png", "filters.png"):
+        with Image.open(bare.folder / name) as picture:
+            assert picture.format == "PNG"
+            assert min(picture.size) >= 400
+
+
+def test_metrics_have_one_row_an_iteration_and_accuracies_where_they_were_checked(bare):
+    rows, config = rows_of(bare.folder), config_of(bare.folder)
+    assert list(rows[0]) == ["iteration", "epoch", "loss", "train_accuracy", "val_accuracy"]
+    assert [int(row["iteration"]) for row in rows] == list(range(1, config["iterations"] + 1))
+    per_epoch = config["iterations"] // config["settings"]["epochs"]
+    checked = [int(row["iteration"]) for row in rows if row["val_accuracy"]]
+    assert checked == [1, *range(per_epoch, config["iterations"] + 1, per_epoch)]
+    assert [row["epoch"] for row in rows[per_epoch - 1:per_epoch + 1]] == ["1", "2"]
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"]) / 5
+
+
+def test_command_in_config_repeats_the_run(tmp_path):
+    options = ("--model", "fc", "--seed", 3, "--optimizer", "sgd_momentum", "--learning-rate", 0.02, "--reg", 0.1,
+               "--dtype", "float64", "--batch-size", 30)
+    succeed(*SHORT, *options, "--out", tmp_path / "a")
+    program, *words = shlex.split(config_of(tmp_path / "a")["command"])
+    assert program == "xpconv"
+    succeed(*words, "--out", tmp_path / "b")
+    for name in ("metrics.csv", "config.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    first, second = (xpconv.load_model(tmp_path / name / "model.safetensors", "numpy") for name in "ab")
+    for key, value in first.params.items():
+        np.testing.assert_array_equal(value, second.params[key], strict=True)
+
+
+def test_config_names_versions_data_and_backend(bare):
+    config = config_of(bare.folder)
+    assert config["versions"]["numpy"] == np.__version__
+    assert config["dataset"]["sizes"] == {"y_train": 1297, "y_val": 200, "y_test": 300}
+    assert config["settings"]["backend"] == "numpy"
+    assert config["interrupted"] is False
+
+
+@pytest.mark.parametrize("model", runs.MODELS)
+@pytest.mark.parametrize("augment", ["shift", "mirror"])
+def test_every_net_trains_is_drawn_and_predicts(tmp_path, model, augment):
+    shown = succeed(*SHORT, "--model", model, "--augment", augment, "--out", tmp_path / "run")
+    assert "test accuracy: 0." in shown
+    picture = write_digit(tmp_path / "digit.png", 0)
+    assert succeed("predict", tmp_path / "run" / "model.safetensors", picture).count("\t") == 2
+
+
+def test_larger_images_get_the_net_of_their_size():
+    model = runs.MODELS["three-layer"]((3, 32, 32), 10, rng=0)
+    assert model.params["W1"].shape == (32, 3, 5, 5)
+    assert set(runs.DEFAULTS) == set(cli.DATASETS)
+
+
+def test_backend_of_the_environment_gives_the_same_losses(tmp_path):
+    words = (*SHORT, "--dtype", "float64", "--epochs", 1)
+    succeed(*words, "--out", tmp_path / "numpy")
+    succeed(*words, "--out", tmp_path / "strict", XP_BACKEND="array_api_strict")
+    assert config_of(tmp_path / "strict")["settings"]["backend"] == "array_api_strict"
+    losses = [[float(row["loss"]) for row in rows_of(tmp_path / name)] for name in ("numpy", "strict")]
+    np.testing.assert_allclose(*losses, rtol=1e-8)
+
+
+@pytest.mark.skipif(diagnose("cupy").available, reason="auto takes the GPU here")
+def test_backend_auto_says_on_stderr_why_it_takes_numpy(bare):
+    result = call("eval", bare.model, "--backend", "auto")
+    assert result.exit_code == 0
+    assert result.stderr.startswith("xpconv: backend auto: using numpy, since")
+    assert result.stdout.count("\n") == 1
+
+
+# ---- what a user made is never lost
+
+
+def test_folder_of_another_run_is_refused_and_stays_as_it_is(tmp_path):
+    (tmp_path / "model.safetensors").write_text("precious")
+    result = call(*SHORT, "--out", tmp_path)
+    assert result.exit_code == 1
+    assert "which already holds model.safetensors: choose another folder" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+    assert (tmp_path / "model.safetensors").read_text() == "precious"
+
+
+def test_two_runs_of_one_second_have_two_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runs.time, "strftime", lambda form: "now")
+    with runs.run_folder(None) as first, runs.run_folder(None) as second:
+        assert [first, second] == [Path("runs/now"), Path("runs/now-2")]
+        assert second.is_dir()
+
+
+def write_twice(path):
+    path.touch()
+    path.touch(exist_ok=False)
+
+
+def test_failed_run_removes_the_folder_that_it_made_and_no_other(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for name in ("mine", "new"):
+        with pytest.raises(ZeroDivisionError), runs.run_folder(tmp_path / name):
+            raise ZeroDivisionError
+    with pytest.raises(FileExistsError), runs.run_folder(tmp_path / "full") as folder:
+        write_twice(folder / "notes")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "mine"]
+
+
+# ---- Ctrl-C
+
+
+def test_interrupted_training_saves_what_there_is_and_exits_with_130(tmp_path, monkeypatch):
+    step = Solver._step
+
+    def interrupted_step(self, X, y):
+        if self.iteration == 3:
+            raise KeyboardInterrupt
+        step(self, X, y)
+
+    monkeypatch.setattr(Solver, "_step", interrupted_step)
+    result = call(*SHORT, "--out", tmp_path / "run")
+    assert result.exit_code == 130
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(runs.FILES)
+    assert [row["val_accuracy"] != "" for row in rows_of(tmp_path / "run")] == [True, True, False]
+    assert config_of(tmp_path / "run")["interrupted"] is True
+
+
+def test_ctrl_c_outside_training_exits_with_130(monkeypatch):
+    monkeypatch.setattr(cli, "load_dataset", raising(KeyboardInterrupt()))
+    result = call("train")
+    assert (result.exit_code, result.output) == (130, "")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals to a process are POSIX")
+def test_signal_ends_the_real_command_with_its_files_saved(tmp_path):
+    command = [sys.executable, "-m", "xpconv", *map(str, SHORT), "--epochs", "1000000", "--out", "run"]
+    with subprocess.Popen(command, cwd=tmp_path, env=plain_environment(), text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        while "Epoch 1 /" not in process.stdout.readline():
+            assert process.poll() is None, process.stderr.read()
+        process.send_signal(signal.SIGINT)
+        shown, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "")
+    assert "test accuracy: 0." in shown
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+# ---- eval
+
+
+def test_eval_gives_the_accuracy_that_training_printed(bare):
+    assert succeed("eval", bare.model) == bare.shown.splitlines(keepends=True)[-1]
+
+
+def test_eval_takes_the_data_set_from_the_config_beside_the_model(tmp_path):
+    assert runs.data_of_run(tmp_path / "model.safetensors") == "digits"
+    (tmp_path / "config.json").write_text('{"settings": {"data": "cifar10"}}')
+    assert runs.data_of_run(tmp_path / "model.safetensors") == "cifar10"
+
+
+def test_eval_refuses_a_model_of_other_images(tmp_path):
+    xpconv.save_model(xpconv.ThreeLayerConvNet(input_dim=(3, 8, 8), rng=0), tmp_path / "rgb.safetensors")
+    result = call("eval", tmp_path / "rgb.safetensors")
+    assert result.exit_code == 1
+    assert "samples of shape (3, 8, 8)" in result.stderr
+    assert "digits has images of shape (1, 8, 8)" in result.stderr
+
+
+# ---- predict
+
+
+def write_digit(path, index, change=lambda image: image):
+    """Write a test digit as an image file ten times its size."""
+    image = Image.fromarray(load_digits().X_test[index, 0])
+    change(image.resize((80, 80), Image.Resampling.NEAREST)).save(path)
+    return path
+
+
+def test_predict_prints_path_class_and_probability_of_each_image(tmp_path, bare):
+    digits = load_digits()
+    scores = xpconv.load_model(bare.model, "numpy").loss(digits.X_test[:5]).astype(float)
+    odds = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    paths = [write_digit(tmp_path / f"{i}.png", i) for i in range(5)]
+    lines = succeed("predict", bare.model, *paths).splitlines()
+    expected = [f"{path}\t{row.argmax()}\t{row.max():.4f}" for path, row in zip(paths, odds, strict=True)]
+    assert lines == expected
+
+
+@pytest.mark.parametrize(("name", "change"), [
+    ("colour.png", lambda image: image.convert("RGB")),
+    ("transparent.png", lambda image: image.convert("RGBA")),
+    ("palette.gif", lambda image: image.convert("P")),
+    ("deep.png", lambda image: Image.fromarray(np.asarray(image, np.uint16) * 257)),
+])
+def test_other_kinds_of_image_become_the_models_pixels(tmp_path, name, change):
+    pixels = read_image(write_digit(tmp_path / name, 0, change), (1, 8, 8))
+    assert (pixels.shape, pixels.dtype) == ((1, 8, 8), np.uint8)
+    np.testing.assert_array_equal(pixels, load_digits().X_test[0])
+
+
+def test_photograph_is_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held on its side
+    Image.fromarray(np.array([[0, 255]], np.uint8)).save(tmp_path / "photo.png", exif=exif)
+    np.testing.assert_array_equal(read_image(tmp_path / "photo.png", (1, 2, 1))[0], [[0], [255]])
+
+
+def test_dark_strokes_on_white_paper_are_inverted(tmp_path, bare):
+    light = write_digit(tmp_path / "light.png", 0)
+    dark = write_digit(tmp_path / "dark.png", 0, lambda image: image.point(lambda value: 255 - value))
+    plain = succeed("predict", bare.model, light).split("\t")
+    inverted = succeed("predict", bare.model, "--invert", dark).split("\t")
+    assert inverted[1:] == plain[1:]
+
+
+def test_unreadable_images_are_named_and_the_others_predicted(tmp_path, bare, monkeypatch):
+    good = write_digit(tmp_path / "good.png", 0)
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "cut.png").write_bytes(good.read_bytes()[:-40])
+    huge = write_digit(tmp_path / "huge.png", 0, lambda image: image.resize((200, 200)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30_000)
+    bad = [tmp_path / "text.png", tmp_path / "cut.png", huge, tmp_path / "missing.png", tmp_path]
+    result = call("predict", bare.model, *bad, good)
+    assert result.exit_code == 1
+    assert result.stdout.startswith(f"{good}\t")
+    assert result.stdout.count("\n") == 1
+    messages = result.stderr.splitlines()
+    assert len(messages) == len(bad)
+    for path, message in zip(bad, messages, strict=True):
+        assert message.startswith(f"xpconv: error: cannot read the image {path}: ")
+
+
+def test_model_of_no_images_cannot_take_files(tmp_path):
+    with pytest.raises(DatasetError, match=r"samples of shape \(64,\), which no image file gives"):
+        read_image(tmp_path / "any.png", (64,))
+
+
+def test_classes_without_names_are_numbers(tmp_path):
+    xpconv.save_model(xpconv.ThreeLayerConvNet(input_dim=(3, 8, 8), rng=0), tmp_path / "net.safetensors")
+    name = succeed("predict", tmp_path / "net.safetensors", write_digit(tmp_path / "0.png", 0)).split("\t")[1]
+    assert name in "0123456789"
+
+
+# ---- mistakes
+
+
+def raising(error):
+    def function(*arguments, **options):
+        raise error
+
+    return function
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["train", "--data", "mnist"], "'mnist' is not one of digits, cifar10."),
+    (["train", "--model", "resnet"], "'resnet' is not one of three-layer, fc, convnet."),
+    (["train", "--optimizer", "adm"], "'adm' is not one of sgd, sgd_momentum, rmsprop, adam."),
+    (["train", "--augment", "turn"], "'turn' is not one of none, shift, mirror."),
+    (["train", "--dtype", "float16"], "'float16' is not one of float32, float64."),
+    (["train", "--backend", "jax"], "expected auto or one of numpy, cupy, torch, array_api_strict"),
+    (["train", "--epochs", "0"], "--epochs"),
+    (["train", "--batch-size", "many"], "--batch-size"),
+    (["train", "--epoch-count", "3"], "No such option"),
+    (["eval"], "MODEL"),
+    (["predict", "net.safetensors"], "IMAGE"),
+    (["teach"], "No such command 'teach'"),
+    ([], "Usage: "),
+])
+def test_wrong_usage_is_told_with_the_choices_and_exits_with_2(words, message):
+    result = call(*words)
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+@pytest.mark.parametrize(("words", "environment", "message"), [
+    (["train", "--backend", "numpy:gpu"], {}, "numpy has no device 'gpu'"),
+    (["train"], {"XP_BACKEND": "array_api_strict:gpu"}, "array_api_strict has no device 'gpu'"),
+    (["train", "--num-train", "1298"], {}, "num_train is 1298; expected 1 to 1297"),
+    (["train"], {"XPCONV_NUM_THREADS": "x"}, "XPCONV_NUM_THREADS is 'x'"),
+    (["train", "--out", "file"], {}, "File exists: 'file'"),
+    (["train", "--out", "file/run"], {}, "Not a directory: 'file/run'"),
+    (["train", "--optimizer", "sgd", "--learning-rate", "1e30"], {}, "the loss became"),
+    (["train", "--data", "cifar10"], {"XPCONV_DATA": "file"}, "CIFAR-10 is not in file"),
+    (["eval", "nothing"], {}, "there is no model file nothing"),
+    (["eval", "file"], {}, "file is damaged or no safetensors file"),
+    (["predict", "file", "file"], {}, "file is damaged or no safetensors file"),
+])
+def test_failure_is_told_in_one_line_and_exits_with_1(tmp_path, monkeypatch, words, environment, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("xpconv.data.cifar10._download", raising(OSError("offline")))
+    monkeypatch.setattr("xpconv.data.cifar10._cache", lambda: tmp_path / "cache")
+    Path("file").write_text("no run")
+    result = call(*words, **environment)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("xpconv: error: ")
+    assert result.stderr.count("\n") == 1
+    assert message in result.stderr
+    assert not list(tmp_path.glob("runs/*"))
+    assert Path("file").read_text() == "no run"
+
+
+@pytest.mark.parametrize(("error", "code", "message"), [
+    (MemoryError("8 GiB"), 1, "out of memory (8 GiB): take a smaller --batch-size"),
+    (PermissionError(errno.EACCES, "Permission denied", "folder"), 1, "Permission denied: 'folder'"),
+    (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, ""),
+])
+def test_trouble_of_the_machine_leaves_no_traceback(monkeypatch, error, code, message):
+    monkeypatch.setattr(cli, "load_dataset", raising(error))
+    result = call("train")
+    assert result.exit_code == code
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_missing_matplotlib_is_told_before_training(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    result = call(*SHORT, "--out", tmp_path / "run")
+    assert result.exit_code == 1
+    assert 'pip install "xpconv[train]"' in result.stderr
+    assert "Iteration" not in result.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_pillow_is_told(bare, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    result = call("predict", bare.model, "digit.png")
+    assert result.exit_code == 1
+    assert 'pip install "xpconv[train]"' in result.stderr
+
+
+# ---- info, help, start
+
+
+def test_info_is_plain_in_a_pipe_and_shows_every_backend():
+    rows = dict(line.split("\t") for line in succeed("info", XPCONV_WORKSPACE="1MiB").splitlines())
+    assert rows["xpconv"] == xpconv.__version__
+    assert rows["backend numpy"].startswith(f"available, version {np.__version__}")
+    assert {"python", "threads", "backend cupy", "backend torch", "backend array_api_strict", "data cache"} <= set(rows)
+    assert (rows["selected backend"], rows["workspace"]) == ("numpy", "1 MiB")
+    assert rows["XPCONV_WORKSPACE"] == "1MiB"
+
+
+def test_info_shows_wrong_settings_instead_of_failing_on_them(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pooch", None)
+    rows = dict(line.split("\t") for line in succeed("info", XP_BACKEND="jax", XPCONV_NUM_THREADS="x").splitlines())
+    assert rows["selected backend"].startswith("error: backend is 'jax'; expected auto or one of numpy")
+    assert rows["threads"].startswith("error: XPCONV_NUM_THREADS is 'x'")
+    assert rows["XP_BACKEND"] == "jax"
+    assert 'pip install "xpconv[train]"' in rows["data cache"]
+
+
+def test_info_is_a_table_on_a_terminal(monkeypatch):
+    monkeypatch.setattr(cli, "sys", SimpleNamespace(stdout=SimpleNamespace(isatty=lambda: True)))
+    shown = succeed("info")
+    assert "\t" not in shown
+    assert "backend numpy" in shown
+    assert max(map(len, shown.splitlines())) == min(map(len, shown.splitlines()))
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "predict", "info"])
+def test_help_of_each_command_shows_an_example(command):
+    shown = succeed(command, "--help")
+    assert f"Example: xpconv {command}" in shown
+
+
+def test_help_tells_the_defaults_of_each_data_set():
+    assert "8 for digits, 5 for cifar10" in " ".join(succeed("train", "--help").split())
+
+
+def plain_environment():
+    """Return the environment without xpconv's settings."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("XP_", "XPCONV_"))}
+
+
+@pytest.mark.parametrize("program", [[sys.executable, "-m", "xpconv"],
+                                     [str(Path(sys.executable).with_name("xpconv"))]])
+def test_program_starts_as_a_module_and_as_a_command(program):
+    run = subprocess.run([*program, "--version"], env=plain_environment(), capture_output=True, text=True, check=True)
+    assert run.stdout == f"xpconv {xpconv.__version__}\n"
+
+
+def test_starting_loads_nothing_that_only_training_needs():
+    code = "import sys, xpconv.cli; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"matplotlib", "sklearn", "PIL", "pooch", "torch", "cupy"} & set(run.stdout.split())
