@@ -1,0 +1,147 @@
+"""Run xpconv and its peers interleaved on the same arrays and print times and ratios.
+
+python -m benchmarks [--backend numpy] [--peers torch,reference] [--only NAME ...] [--json FILE]
+"""
+
+import json
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib import metadata
+from math import exp, log
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.cases import CASES, GROUPS, Case
+from benchmarks.contestants import Reference, Torch, Xpconv
+from benchmarks.timing import few, interleaved, summary
+from xpconv.files import atomic_path
+from xpconv.primitives.tiling import num_threads
+
+PEERS = {"torch": lambda: Torch("cpu"), "reference": Reference}
+AGREE = {"float32": 1e-4, "float64": 1e-9}  # of the largest value
+AGREE_STEP = 5e-2  # of the gradient's norm: rounding tips a relu or a maximum of a net over here and there
+
+
+def main(
+    backend: Annotated[str, typer.Option(help="As for XP_BACKEND.")] = "numpy",
+    peers: Annotated[str, typer.Option(help="Some of torch and reference, with commas.")] = "torch,reference",
+    only: Annotated[list[str] | None, typer.Option(help="Rows to run; all without it.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
+) -> None:
+    """Measure, print, and write the figures if asked."""
+    console = Console()
+    ours = Xpconv(backend)
+    rows: list[dict[str, Any]] = []
+    for peer in peers.split(","):
+        contestant = PEERS[peer]()
+        if peer == "torch":
+            contestant.torch.set_num_threads(num_threads())
+        for case in CASES:
+            if (only and case.name not in only) or (peer == "reference" and not case.small):
+                continue
+            rows += compare(case, ours, contestant, peer)
+        console.print(table(rows, peer))
+        for name, mean in means(rows, peer):
+            console.print(f"{name}: geometric mean {mean:.2f}", highlight=False)
+    if json_file:
+        result = {"machine": machine(), "versions": versions(), "commit": commit(), "backend": backend,
+                  "threads": num_threads(), "date": datetime.now(UTC).isoformat(timespec="seconds"), "rows": rows}
+        with atomic_path(json_file) as temporary:
+            temporary.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def compare(case: Case, ours: Xpconv, contestant: Any, peer: str) -> list[dict[str, Any]]:
+    """Check that both agree, then time every pass."""
+    passes, check = ours.prepare(case)
+    peer_passes, peer_check = contestant.prepare(case)
+    size, limit = (np.linalg.norm, AGREE_STEP) if case.kind == "step" else (_largest, AGREE[case.dtype])
+    difference = max(float(size(a - b) / max(size(b), 1e-30)) for a, b in zip(check(), peer_check(), strict=True))
+    if difference > limit:
+        raise SystemExit(f"{case.name}: xpconv and {peer} differ by {difference:.1e} of the largest value")
+    rows = []
+    for name in (name for name in passes if name != "check"):
+        mine, theirs = ((few(passes[name], 20), few(peer_passes[name])) if peer == "reference"
+                        else interleaved(passes[name], peer_passes[name]))
+        (best, middle), (peer_best, peer_middle) = summary(mine), summary(theirs)
+        rows.append({"name": case.name, "pass": name, "dtype": case.dtype, "peer": peer, "ours_ms": round(best, 4),
+                     "peer_ms": round(peer_best, 4), "ratio": round(peer_best / best, 3),
+                     "ours_median_ms": round(middle, 4), "peer_median_ms": round(peer_middle, 4),
+                     "max_rel_difference": difference})
+    return rows
+
+
+def _largest(a: np.ndarray) -> float:
+    return float(np.max(np.abs(a)))
+
+
+def table(rows: list[dict[str, Any]], peer: str) -> Table:
+    """Return the rows against one peer as a table."""
+    result = Table("row", "pass", "dtype", title=f"best times in ms (medians), and ratio = {peer} / xpconv")
+    for heading in ("xpconv", peer, "ratio", "difference"):
+        result.add_column(heading, justify="right")
+    for row in (row for row in rows if row["peer"] == peer):
+        result.add_row(row["name"], row["pass"], row["dtype"], f"{row['ours_ms']:.2f} ({row['ours_median_ms']:.2f})",
+                       f"{row['peer_ms']:.2f} ({row['peer_median_ms']:.2f})", f"{row['ratio']:.2f}",
+                       f"{row['max_rel_difference']:.0e}")
+    return result
+
+
+def means(rows: list[dict[str, Any]], peer: str) -> list[tuple[str, float]]:
+    """Return the geometric mean of the ratios of each group of rows and pass."""
+    result = []
+    for group, names in GROUPS.items():
+        for name in ("forward", "forward+backward"):
+            kinds = (name, "update") if name == "forward+backward" else (name,)
+            ratios = [row["ratio"] for row in rows
+                      if row["peer"] == peer and row["name"] in names and row["pass"] in kinds]
+            if ratios:
+                result.append((f"{group}, {name}", exp(sum(map(log, ratios)) / len(ratios))))
+    return result
+
+
+def machine() -> dict[str, str]:
+    """Describe the machine by what it computes with."""
+    model = ""
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return {"cpu": model or platform.processor(), "system": f"{platform.system()} {platform.machine()}",
+            "blas": ", ".join(blas_kernels())}
+
+
+def blas_kernels() -> list[str]:
+    """Return the kernels that NumPy's BLAS chose, such as ``openblas 0.3.31 Haswell``."""
+    from threadpoolctl import threadpool_info
+
+    return [f"{pool['internal_api']} {pool['version']} {pool.get('architecture', '')}".strip()
+            for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what was measured."""
+    found = {"python": platform.python_version()}
+    for package in ("xpconv", "numpy", "torch", "cupy-cuda12x", "cupy-cuda13x"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str:
+    """Return the commit that was measured, marked where the tree had changes."""
+    try:
+        return subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=10"], capture_output=True,
+                              text=True, check=True, cwd=Path(__file__).parent).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+if __name__ == "__main__":
+    typer.run(main)

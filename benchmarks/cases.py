@@ -1,0 +1,66 @@
+"""What is measured: each case draws its arrays, so that every contestant works on the same ones."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: `kind` is the method of a contestant that prepares it."""
+
+    name: str
+    kind: str
+    shapes: dict[str, tuple[int, ...]]
+    options: dict[str, Any] = field(default_factory=dict)
+    dtype: str = "float32"
+    classes: int = 0
+    small: bool = False  # small enough for the loop versions
+
+    def draw(self) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(0)
+        arrays = {name: rng.standard_normal(shape).astype(self.dtype) for name, shape in self.shapes.items()}
+        if self.classes:
+            arrays["y"] = rng.integers(0, self.classes, next(iter(self.shapes.values()))[0])
+        return arrays
+
+
+def _conv(name: str, x: tuple[int, ...], w: tuple[int, ...], stride: int, padding: int, **options: Any) -> Case:
+    side = 1 + (x[2] + 2 * padding - w[2]) // stride
+    shapes = {"x": x, "w": w, "b": w[:1], "dout": (x[0], w[0], side, side)}
+    return Case(name, "conv", shapes, {"stride": stride, "padding": padding}, **options)
+
+
+def _pool(name: str, x: tuple[int, ...], size: int, stride: int, **options: Any) -> Case:
+    side = 1 + (x[2] - size) // stride
+    return Case(name, "max_pool", {"x": x, "dout": (*x[:2], side, side)}, {"size": size, "stride": stride}, **options)
+
+
+_IMAGES = (64, 64, 32, 32)
+_NORM = {"x": _IMAGES, "gamma": (64,), "beta": (64,), "dout": _IMAGES}
+
+CASES = [
+    _conv("seed", (100, 3, 31, 31), (25, 3, 3, 3), 2, 1, dtype="float64", small=True),
+    _conv("three", (50, 3, 32, 32), (32, 3, 7, 7), 1, 3),
+    _conv("c16", (64, 16, 32, 32), (16, 16, 3, 3), 1, 1),
+    _conv("c64", _IMAGES, (64, 64, 3, 3), 1, 1),
+    _conv("c128", (128, 128, 16, 16), (256, 128, 3, 3), 1, 1),
+    _conv("down", _IMAGES, (128, 64, 3, 3), 2, 1),
+    _conv("pointwise", _IMAGES, (256, 64, 1, 1), 1, 0),
+    _pool("course pool", (100, 3, 32, 32), 2, 2, dtype="float64", small=True),
+    _pool("max pool 2x2/2", _IMAGES, 2, 2),
+    _pool("max pool 3x3/2", _IMAGES, 3, 2),
+    Case("batch norm", "batchnorm", _NORM),
+    Case("group norm", "groupnorm", _NORM, {"groups": 8}),
+    Case("softmax loss", "softmax", {"x": (4096, 1000)}, classes=1000),
+    Case("Adam", "adam", {"w": (4_000_000,), "dw": (4_000_000,)}),
+    Case("three-layer step", "step", {"X": (50, 3, 32, 32)}, {"net": "three-layer"}, classes=10),
+    Case("six-conv step", "step", {"X": (64, 3, 32, 32)}, {"net": "six-conv"}, classes=10),
+]
+
+GROUPS = {
+    "conv": [case.name for case in CASES if case.kind == "conv"],
+    "pool, norms, softmax, Adam": ["max pool 2x2/2", "max pool 3x3/2", "batch norm", "group norm", "softmax loss",
+                                   "Adam"],
+}

@@ -1,0 +1,215 @@
+"""Who is measured: each contestant prepares a case as one function a pass, and one whose results are compared."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from benchmarks.cases import Case
+from xpconv import ConvNet, ThreeLayerConvNet, layers
+from xpconv.backend import get_backend, to_host
+from xpconv.layers import reference
+from xpconv.optim import adam
+
+Passes = dict[str, Callable[[], Any]]
+FORWARD, BOTH, UPDATE, STEP = "forward", "forward+backward", "update", "step"
+
+
+class Xpconv:
+    """This library."""
+
+    def __init__(self, backend: str = "numpy") -> None:
+        self.backend = get_backend(backend)
+        self.functions: Any = layers
+
+    def prepare(self, case: Case) -> tuple[Passes, Callable[[], list[Any]]]:
+        """Return the passes to time, and a function whose results are compared."""
+        arrays = {name: self.backend.asarray(a) for name, a in case.draw().items()}
+        passes = getattr(self, case.kind)(arrays, **case.options)
+        return passes, lambda: self.results(case, passes)
+
+    def results(self, case: Case, passes: Passes) -> list[np.ndarray]:
+        name = next(name for name in (BOTH, "check") if name in passes)
+        return [to_host(a) for a in passes[name]() if a is not None]
+
+    def _layer(self, name: str, inputs: list[Any], dout: Any, **options: Any) -> Passes:
+        forward, backward = getattr(self.functions, f"{name}_forward"), getattr(self.functions, f"{name}_backward")
+
+        def both() -> list[Any]:
+            out, cache = forward(*inputs, **options)
+            gradients = backward(dout, cache)
+            return [out, *(gradients if isinstance(gradients, tuple) else (gradients,))]
+
+        return {FORWARD: lambda: forward(*inputs, **options), BOTH: both}
+
+    def conv(self, a: dict[str, Any], **options: Any) -> Passes:
+        return self._layer("conv", [a["x"], a["w"], a["b"]], a["dout"], **options)
+
+    def max_pool(self, a: dict[str, Any], **options: Any) -> Passes:
+        return self._layer("max_pool", [a["x"]], a["dout"], **options)
+
+    def batchnorm(self, a: dict[str, Any]) -> Passes:
+        return self._layer("batchnorm", [a["x"], a["gamma"], a["beta"]], a["dout"], train=True)
+
+    def groupnorm(self, a: dict[str, Any], groups: int) -> Passes:
+        return self._layer("groupnorm", [a["x"], a["gamma"], a["beta"]], a["dout"], groups=groups)
+
+    def softmax(self, a: dict[str, Any]) -> Passes:
+        return {BOTH: lambda: layers.softmax_loss(a["x"], a["y"])}
+
+    def adam(self, a: dict[str, Any]) -> Passes:
+        w, config = self.backend.xp.asarray(a["w"], copy=True), {}
+        return {UPDATE: lambda: adam(w, a["dw"], config, in_place=True), "check": lambda: [adam(a["w"], a["dw"])[0]]}
+
+    def step(self, a: dict[str, Any], net: str) -> Passes:
+        model = make_net(net, self.backend)
+        configs: dict[str, dict[str, Any]] = {name: {} for name in model.params}
+        first = {name: self.backend.xp.asarray(w, copy=True) for name, w in model.params.items()}
+
+        def step() -> None:
+            _, grads = model.loss(a["X"], a["y"])
+            for name, w in model.params.items():
+                adam(w, grads[name], configs[name], in_place=True)
+
+        def check() -> list[Any]:
+            model.params = {name: self.backend.xp.asarray(w, copy=True) for name, w in first.items()}
+            loss, grads = model.loss(a["X"], a["y"])
+            return [loss, *(grads[name] for name in sorted(grads))]
+
+        return {STEP: step, "check": check}
+
+
+class Reference(Xpconv):
+    """The loop versions."""
+
+    def __init__(self) -> None:
+        super().__init__("numpy")
+        self.functions = reference
+
+
+class Torch:
+    """PyTorch, in eager mode."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        import torch
+
+        self.torch, self.device = torch, device
+        self.F = torch.nn.functional
+
+    def prepare(self, case: Case) -> tuple[Passes, Callable[[], list[Any]]]:
+        arrays = {name: self.torch.tensor(a, device=self.device) for name, a in case.draw().items()}
+        passes = getattr(self, case.kind)(arrays, **case.options)
+        return passes, lambda: self.results(passes)
+
+    def results(self, passes: Passes) -> list[np.ndarray]:
+        name = next(name for name in (BOTH, "check") if name in passes)
+        return [a.detach().cpu().numpy() for a in passes[name]()]
+
+    def _layer(self, forward: Callable[..., Any], inputs: list[Any], dout: Any = None) -> Passes:
+        leaves = [a.requires_grad_() for a in inputs]
+
+        def plain() -> Any:
+            with self.torch.no_grad():
+                return forward(*leaves)
+
+        def both() -> list[Any]:
+            out = forward(*leaves)
+            return [out, *self.torch.autograd.grad(out, leaves, dout)]
+
+        return {FORWARD: plain, BOTH: both}
+
+    def conv(self, a: dict[str, Any], **options: Any) -> Passes:
+        return self._layer(lambda x, w, b: self.F.conv2d(x, w, b, **options), [a["x"], a["w"], a["b"]], a["dout"])
+
+    def max_pool(self, a: dict[str, Any], size: int, stride: int) -> Passes:
+        return self._layer(lambda x: self.F.max_pool2d(x, size, stride), [a["x"]], a["dout"])
+
+    def batchnorm(self, a: dict[str, Any]) -> Passes:
+        mean, var = self.torch.zeros_like(a["gamma"]), self.torch.zeros_like(a["gamma"])
+        return self._layer(lambda x, g, b: self.F.batch_norm(x, mean, var, g, b, training=True),
+                           [a["x"], a["gamma"], a["beta"]], a["dout"])
+
+    def groupnorm(self, a: dict[str, Any], groups: int) -> Passes:
+        return self._layer(lambda x, g, b: self.F.group_norm(x, groups, g, b),
+                           [a["x"], a["gamma"], a["beta"]], a["dout"])
+
+    def softmax(self, a: dict[str, Any]) -> Passes:
+        return {BOTH: self._layer(lambda x: self.F.cross_entropy(x, a["y"]), [a["x"]])[BOTH]}
+
+    def adam(self, a: dict[str, Any]) -> Passes:
+        def make() -> tuple[Any, Any]:
+            w = a["w"].clone().requires_grad_()
+            w.grad = a["dw"]
+            return w, self.torch.optim.Adam([w])
+
+        _, optimizer = make()
+
+        def check() -> list[Any]:
+            w, optimizer = make()
+            optimizer.step()
+            return [w]
+
+        return {UPDATE: optimizer.step, "check": check}
+
+    def step(self, a: dict[str, Any], net: str) -> Passes:
+        nn = self.torch.nn
+        ours = make_net(net, "numpy")
+        modules: list[Any] = []
+        keys: dict[str, Any] = {}
+        shape, number = ours.input_shape, 0
+        for layer in ours.layers:
+            kind = type(layer).__name__
+            if kind in ("Conv", "Affine"):
+                number += 1
+                if kind == "Conv":
+                    module = nn.Conv2d(shape[0], layer.filters, layer.size, padding=layer.size // 2, bias=layer.bias)
+                else:
+                    modules += [nn.Flatten()] if len(shape) > 1 else []
+                    module = nn.Linear(int(np.prod(shape)), layer.units)
+                weight = ours.params[f"W{number}"]
+                module.weight.data = self.torch.tensor(weight if kind == "Conv" else weight.T.copy())
+                keys[f"W{number}"] = module.weight
+                if layer.bias:
+                    module.bias.data = self.torch.tensor(ours.params[f"b{number}"])
+                    keys[f"b{number}"] = module.bias
+            elif kind == "BatchNorm":
+                module = nn.BatchNorm2d(shape[0])
+                keys[f"gamma{number}"], keys[f"beta{number}"] = module.weight, module.bias
+            else:
+                module = {"Relu": nn.ReLU(), "MaxPool": nn.MaxPool2d(2),
+                          "GlobalAvgPool": nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())}[kind]
+            modules.append(module)
+            shape = layer.output_shape(shape)
+        model = nn.Sequential(*modules).to(self.device)
+        weights = [p for key, p in keys.items() if key[0] == "W"]
+        others = [p for key, p in keys.items() if key[0] != "W"]
+        # On weights alone, as our L2 term: the same gradients in the same step.
+        optimizer = self.torch.optim.Adam([{"params": weights, "weight_decay": ours.reg}, {"params": others}])
+
+        def gradients() -> Any:
+            optimizer.zero_grad()
+            loss = self.F.cross_entropy(model(a["X"]), a["y"])
+            loss.backward()
+            return loss
+
+        def step() -> None:
+            gradients()
+            optimizer.step()
+
+        first = {key: p.detach().clone() for key, p in keys.items()}
+
+        def check() -> list[Any]:
+            for key, p in keys.items():
+                p.data = first[key].clone()
+            loss = gradients() + sum(0.5 * ours.reg * (w * w).sum() for w in weights)
+            grads = {key: p.grad + ours.reg * p if key[0] == "W" else p.grad for key, p in keys.items()}
+            return [loss, *(g.T if g.ndim == 2 else g for _, g in sorted(grads.items()))]
+
+        return {STEP: step, "check": check}
+
+
+def make_net(name: str, backend: Any) -> Any:
+    """Return the net of a training step: the assignment's, or six 3x3 convolutions with batch norm."""
+    if name == "three-layer":
+        return ThreeLayerConvNet(hidden_dim=500, reg=1e-3, weight_scale=1e-2, rng=0, backend=backend)
+    return ConvNet([32, 32, "pool", 64, 64, "pool", 128, 128], reg=1e-3, rng=0, backend=backend)
