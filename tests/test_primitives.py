@@ -12,7 +12,8 @@ from threadpoolctl import threadpool_info
 from tests.helpers import LAYOUTS, assert_array, find_backend
 from xpconv import layers
 from xpconv.errors import ArgumentError
-from xpconv.primitives import accelerated_versions
+from xpconv.primitives import accelerated_versions, winograd
+from xpconv.primitives.normalise import normalise
 from xpconv.primitives.tiling import for_each_tile, num_threads, single_threaded_blas, sum_over_tiles, workspace_bytes
 from xpconv.primitives.windows import fold, max_pool, max_unpool, output_size, unfold
 
@@ -111,8 +112,41 @@ def arguments_of_max_unpool(place, x, size, stride, padding):
     return place(draw(*out.shape, seed=1)), winners, x.shape, size, stride, padding
 
 
-ARGUMENTS = {"unfold": arguments_of_unfold, "max_pool": arguments_of_unfold, "fold": arguments_of_fold,
-             "max_unpool": arguments_of_max_unpool}
+def arguments_of_convolve(place, x, size, stride, padding):
+    w = draw(3, x.shape[1], *size, seed=2).astype(x.dtype)
+    return place(x), place(w), place(draw(3, seed=3).astype(x.dtype)), stride, padding, "im2col"
+
+
+def arguments_of_convolve_gradients(place, x, size, stride, padding):
+    w = draw(3, x.shape[1], *size, seed=2).astype(x.dtype)
+    dout = draw(len(x), 3, *output_size(x.shape[2:], size, stride, padding), seed=3).astype(x.dtype)
+    return place(dout), place(x), place(w), stride, padding, "im2col", True
+
+
+def arguments_of_normalise(place, x, size, stride, padding):
+    gamma, beta = draw(2, 1, x.shape[1], 1, 1, seed=2).astype(x.dtype)
+    axes, along = ((0, 2, 3), 1) if stride[0] % 2 else ((1, 2, 3), 0)
+    return place(x), place(gamma), place(beta), {"axes": axes, "along": along, "eps": 1e-2}
+
+
+def arguments_of_normalise_backward(place, x, size, stride, padding):
+    *most, options = arguments_of_normalise(place, x, size, stride, padding)
+    _, mean, _, inv_std = normalise(*most, **options)
+    sums = (0, 2, 3) if options["along"] == 1 else (2, 3) if size[0] % 2 else (1, 2, 3)
+    dout = draw(*x.shape, seed=4).astype(x.dtype)
+    return place(dout), most[0], mean, inv_std, most[1], {"axes": options["axes"], "along": options["along"],
+                                                         "sums": sums}
+
+
+def arguments_of_subtract_at(place, x, size, stride, padding):
+    p = x.reshape(x.shape[0], -1)
+    return place(p), place(np.arange(len(p)) % p.shape[1], np.int64), 0.5
+
+
+ARGUMENTS = {"convolve": arguments_of_convolve, "convolve_gradients": arguments_of_convolve_gradients,
+             "normalise": arguments_of_normalise, "normalise_backward": arguments_of_normalise_backward,
+             "subtract_at": arguments_of_subtract_at, "unfold": arguments_of_unfold, "fold": arguments_of_fold,
+             "max_pool": arguments_of_unfold, "max_unpool": arguments_of_max_unpool}
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
@@ -130,12 +164,47 @@ def test_every_fast_version_equals_its_portable_one(spec, data):
     layout = data.draw(st.sampled_from(LAYOUTS))
     for name, (portable, fast) in accelerated_versions(backend.library).items():
         assert name in ARGUMENTS, f"say in ARGUMENTS how to call {name}"
-        given_arguments = ARGUMENTS[name](lambda a, dtype=x.dtype: layout(backend, a.astype(dtype)), x, size, stride,
-                                          padding)
-        for one, other in zip(*(r if isinstance(r, tuple) else (r,) for r in
-                                (portable(*given_arguments), fast(*given_arguments))), strict=True):
+        results = []
+        for version in (portable, fast):
+            *given_arguments, last = ARGUMENTS[name](
+                lambda a, dtype=x.dtype: layout(backend, a.astype(dtype)), x, size, stride, padding)
+            options = last if isinstance(last, dict) else {}
+            given_arguments += [] if options else [last]
+            if name == "subtract_at":  # works in place
+                given_arguments[0] = backend.xp.asarray(given_arguments[0], copy=True)
+            result = version(*given_arguments, **options)
+            results.append(given_arguments[:1] if result is None else result if isinstance(result, tuple) else [result])
+        for one, other in zip(*results, strict=True):
             dtype = str(backend.to_host(one).dtype)
             assert_array(other, backend.to_host(one), backend, dtype, tolerance=1e-6 if dtype == "float32" else 1e-12)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@given(st.integers(1, 5), st.sampled_from([32, 40]), st.sampled_from([32, 35]), st.integers(3, 13), st.integers(3, 9),
+       st.tuples(st.integers(0, 2), st.integers(0, 2)), st.booleans())
+def test_winograd_equals_im2col(N, C, F, H, W, padding, bias):
+    x, w = draw(N, C, H, W).astype("float32"), draw(F, C, 3, 3, seed=1).astype("float32")
+    b = draw(F, seed=2).astype("float32") if bias else None
+    assert winograd.suits(x, w, (1, 1), padding)
+    results = []
+    for algorithm in ("auto", "im2col"):
+        out, cache = layers.conv_forward(x, w, b, padding=padding, algorithm=algorithm)
+        gradients = layers.conv_backward(draw(*out.shape, seed=3).astype("float32"), cache)
+        results.append([out, *gradients[:2 + bias]])
+        assert layers.conv_backward(out, cache, need_dx=False)[0] is None
+    for fast, plain in zip(*results, strict=True):
+        assert_array(fast, plain, find_backend("numpy"), "float32", tolerance=1e-4)
+
+
+def test_winograd_is_left_alone_where_it_loses():
+    x, w = np.zeros((2, 32, 8, 8), np.float32), np.zeros((32, 32, 3, 3), np.float32)
+    assert winograd.suits(x, w, (1, 1), (1, 1))
+    assert not winograd.suits(x.astype("float64"), w.astype("float64"), (1, 1), (1, 1))
+    assert not winograd.suits(x, w, (2, 2), (1, 1))
+    assert not winograd.suits(x, w, (1, 1), (3, 3))
+    assert not winograd.suits(x, np.zeros((32, 32, 5, 5), np.float32), (1, 1), (1, 1))
+    assert not winograd.suits(x[:, :16], w[:, :16], (1, 1), (1, 1))
+    assert not winograd.suits(np.zeros((2, 32, 64, 64), np.float32), w, (1, 1), (1, 1))
 
 
 def test_numpy_has_fast_versions():

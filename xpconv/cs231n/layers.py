@@ -342,5 +342,5 @@ def _norm_forward(forward: Callable[..., tuple[Array, Any]], x: Array, gamma: Ar
 
 
 def _norm_backward(backward: Callable[..., Gradients], dout: Array, cache: NormCache) -> Gradients:
-    dx, dgamma, dbeta = backward(gradient(dout, cache.own.xhat), cache.own)
+    dx, dgamma, dbeta = backward(gradient(dout, cache.own.x), cache.own)
     return dx, dgamma.reshape(cache.gamma_shape), dbeta.reshape(cache.beta_shape)

@@ -6,6 +6,7 @@ import array_api_compat
 
 from xpconv.backend import Array, array_namespace
 from xpconv.layers._check import check_arrays, check_gradient_shape
+from xpconv.primitives.tiling import over_tiles
 
 __all__ = ["ReluCache", "relu_backward", "relu_forward"]
 
@@ -36,7 +37,9 @@ def relu_forward(x: Array) -> tuple[Array, ReluCache]:
     array([0., 0., 2.])
     """
     xp = check_arrays(x=x)
-    return xp.maximum(x, _zero(xp, x)), ReluCache(x > 0)
+    zero = _zero(xp, x)
+    out, mask = over_tiles(lambda x: (xp.maximum(x, zero), x > 0), 0, x)
+    return out, ReluCache(mask)
 
 
 def relu_backward(dout: Array, cache: ReluCache) -> Array:
@@ -62,7 +65,8 @@ def relu_backward(dout: Array, cache: ReluCache) -> Array:
     xp = check_arrays(dout=dout)
     array_namespace(dout=dout, mask=cache.mask)
     check_gradient_shape(dout, cache.mask.shape)
-    return xp.where(cache.mask, dout, _zero(xp, dout))
+    zero = _zero(xp, dout)
+    return over_tiles(lambda mask, dout: (xp.where(mask, dout, zero),), 0, cache.mask, dout)[0]
 
 
 def _zero(xp: object, like: Array) -> Array:

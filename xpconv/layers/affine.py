@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from xpconv.backend import Array
 from xpconv.layers._check import check_arrays, check_gradient_shape, check_shape
+from xpconv.primitives.tiling import matmul
 
 __all__ = ["AffineCache", "affine_backward", "affine_forward"]
 
@@ -52,7 +53,7 @@ def affine_forward(x: Array, w: Array, b: Array | None) -> tuple[Array, AffineCa
     check_shape("w", w, (prod(x.shape[1:]), "M"))
     if b is not None:
         check_shape("b", b, (w.shape[1],))
-    out = xp.reshape(x, (x.shape[0], -1)) @ w
+    out = matmul(xp.reshape(x, (x.shape[0], -1)), w)
     if b is not None:
         out += b
     return out, AffineCache(x, w, b is not None)
@@ -89,6 +90,6 @@ def affine_backward(dout: Array, cache: AffineCache, *, need_dx: bool = True
     x, w, has_bias = cache
     xp = check_arrays(dout=dout, x=x)
     check_gradient_shape(dout, (x.shape[0], w.shape[1]))
-    dx = xp.reshape(dout @ w.T, x.shape) if need_dx else None
-    dw = xp.reshape(x, (x.shape[0], -1)).T @ dout
+    dx = xp.reshape(matmul(dout, w.T), x.shape) if need_dx else None
+    dw = matmul(xp.reshape(x, (x.shape[0], -1)).T, dout)
     return dx, dw, xp.sum(dout, axis=0) if has_bias else None

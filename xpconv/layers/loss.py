@@ -9,6 +9,8 @@ import array_api_compat
 
 from xpconv.backend import Array, array_namespace
 from xpconv.layers._check import check_arrays, check_labels, check_shape
+from xpconv.primitives.tiling import over_tiles
+from xpconv.primitives.windows import subtract_at
 
 __all__ = ["softmax_loss", "svm_loss"]
 
@@ -43,14 +45,20 @@ def softmax_loss(x: Array, y: Array) -> tuple[Array, Array]:
     >>> round(float(loss), 6)
     2.302585
     """
-    xp, correct = _check(x, y)
+    xp = _check(x, y)
     N = x.shape[0]
-    shifted = x - xp.max(x, axis=1, keepdims=True)
-    p = xp.exp(shifted)
-    total = xp.sum(p, axis=1, keepdims=True)
-    loss = xp.mean(xp.log(total)) - xp.sum(_pick(xp, shifted, correct)) / N
-    p /= total
-    return loss, (p - xp.astype(correct, x.dtype)) / N
+
+    def tile(x: Array, y: Array) -> tuple[Array, Array]:
+        p = x - xp.max(x, axis=1, keepdims=True)
+        own = xp.take_along_axis(p, xp.astype(y, xp.int64)[:, None], axis=1)
+        p = xp.exp(p)
+        total = xp.sum(p, axis=1, keepdims=True)
+        p *= 1 / (total * N)
+        subtract_at(p, y, 1 / N)
+        return (xp.log(total) - own)[:, 0], p
+
+    losses, dx = over_tiles(tile, 0, x, y)
+    return xp.mean(losses), dx
 
 
 def svm_loss(x: Array, y: Array) -> tuple[Array, Array]:
@@ -87,8 +95,8 @@ def svm_loss(x: Array, y: Array) -> tuple[Array, Array]:
     >>> float(loss)
     9.0
     """
-    xp, correct = _check(x, y)
-    N = x.shape[0]
+    xp = _check(x, y)
+    N, correct = x.shape[0], _correct(xp, x, y)
     zero = xp.zeros((), dtype=x.dtype, device=array_api_compat.device(x))
     own = xp.sum(_pick(xp, x, correct), axis=1, keepdims=True)
     margins = xp.where(correct, zero, xp.maximum(x - own + 1, zero))
@@ -97,14 +105,19 @@ def svm_loss(x: Array, y: Array) -> tuple[Array, Array]:
     return xp.sum(margins) / N, xp.where(correct, -count, violated) / N
 
 
-def _check(x: Array, y: Array) -> tuple[Any, Array]:
-    """Check scores and labels; return the namespace and where the correct class is, (N, C) booleans."""
+def _check(x: Array, y: Array) -> Any:
+    """Check scores and labels; return their namespace."""
     xp = check_arrays(x=x)
     array_namespace(x=x, y=y)
     check_shape("x", x, ("N", "C"))
     N, C = x.shape
     check_labels(y, N, C, xp)
-    return xp, y[:, None] == xp.arange(C, dtype=y.dtype, device=array_api_compat.device(x))[None, :]
+    return xp
+
+
+def _correct(xp: Any, x: Array, y: Array) -> Array:
+    """Return where the correct class is, (N, C) booleans."""
+    return y[:, None] == xp.arange(x.shape[1], dtype=y.dtype, device=array_api_compat.device(x))[None, :]
 
 
 def _pick(xp: Any, x: Array, where: Array) -> Array:

@@ -4,8 +4,6 @@ All of them compute ``xhat = (x - mean) / sqrt(var + eps)`` over some axes and t
 Letters: N samples, C channels, D features, G groups, (H, W) image.
 """
 
-from collections.abc import Sequence
-from math import prod
 from typing import Any, NamedTuple
 
 import array_api_compat
@@ -13,6 +11,7 @@ import array_api_compat
 from xpconv.backend import Array
 from xpconv.errors import ArgumentError, ArgumentTypeError
 from xpconv.layers._check import check_arrays, check_gradient_shape, check_shape
+from xpconv.primitives.normalise import normalise, normalise_backward
 
 __all__ = [
     "BatchNormCache",
@@ -39,7 +38,8 @@ class Running(NamedTuple):
 class BatchNormCache(NamedTuple):
     """What the backward pass of batch norm needs, and the new running averages."""
 
-    xhat: Array
+    x: Array
+    mean: Array
     inv_std: Array
     gamma: Array
     train: bool
@@ -49,7 +49,8 @@ class BatchNormCache(NamedTuple):
 class LayerNormCache(NamedTuple):
     """What the backward pass of layer norm needs."""
 
-    xhat: Array
+    x: Array
+    mean: Array
     inv_std: Array
     gamma: Array
 
@@ -57,10 +58,10 @@ class LayerNormCache(NamedTuple):
 class GroupNormCache(NamedTuple):
     """What the backward pass of group norm needs."""
 
-    xhat: Array
+    x: Array
+    mean: Array
     inv_std: Array
     gamma: Array
-    groups: int
 
 
 def batchnorm_forward(x: Array, gamma: Array, beta: Array, running: Running | None = None, *, train: bool,
@@ -123,17 +124,15 @@ def batchnorm_forward(x: Array, gamma: Array, beta: Array, running: Running | No
     if not isinstance(train, bool):
         raise ArgumentTypeError(f"train is {train!r}; expected True or False")
 
+    flat, scale, shift = xp.reshape(x, (x.shape[0], C, -1)), *(xp.reshape(a, (1, C, 1)) for a in (gamma, beta))
     if train:
-        xhat, inv_std, mean, var = _normalise(xp, x, _batch_axes(x), eps)
+        out, mean, var, inv_std = normalise(flat, scale, shift, axes=(0, 2), along=1, eps=eps)
         running = Running(momentum * old_mean + (1 - momentum) * xp.reshape(mean, (C,)),
                           momentum * old_var + (1 - momentum) * xp.reshape(var, (C,)))
     else:
-        inv_std = _channels(xp, 1 / xp.sqrt(old_var + eps), x)
-        xhat = (x - _channels(xp, old_mean, x)) * inv_std
-        running = Running(old_mean, old_var)
-    out = xhat * _channels(xp, gamma, x)
-    out += _channels(xp, beta, x)
-    return out, BatchNormCache(xhat, inv_std, gamma, train, running)
+        mean, inv_std = xp.reshape(old_mean, (1, C, 1)), xp.reshape(1 / xp.sqrt(old_var + eps), (1, C, 1))
+        out, running = (flat - mean) * (inv_std * scale) + shift, Running(old_mean, old_var)
+    return xp.reshape(out, x.shape), BatchNormCache(x, mean, inv_std, gamma, train, running)
 
 
 def batchnorm_backward(dout: Array, cache: BatchNormCache) -> tuple[Array, Array, Array]:
@@ -161,14 +160,11 @@ def batchnorm_backward(dout: Array, cache: BatchNormCache) -> tuple[Array, Array
     >>> dbeta
     array([2., 2.])
     """
-    xhat, inv_std, gamma, train, _ = cache
-    xp = check_arrays(dout=dout, xhat=xhat)
-    check_gradient_shape(dout, xhat.shape)
-    axes = _batch_axes(dout)
-    dgamma, dbeta = xp.sum(dout * xhat, axis=axes), xp.sum(dout, axis=axes)
-    dxhat = dout * _channels(xp, gamma, dout)
-    dx = _normalise_backward(xp, dxhat, xhat, inv_std, axes) if train else dxhat * inv_std
-    return dx, dgamma, dbeta
+    xp, dout, x, gamma = _flattened(dout, cache)
+    dx, dgamma, dbeta = normalise_backward(dout, x, cache.mean, cache.inv_std, gamma, axes=(0, 2), sums=(0, 2), along=1)
+    if not cache.train:                                             # mean and inv_std are constants
+        dx = dout * (gamma * cache.inv_std)
+    return xp.reshape(dx, cache.x.shape), xp.reshape(dgamma, (-1,)), xp.reshape(dbeta, (-1,))
 
 
 def batchnorm_backward_stepwise(dout: Array, cache: BatchNormCache) -> tuple[Array, Array, Array]:
@@ -196,23 +192,22 @@ def batchnorm_backward_stepwise(dout: Array, cache: BatchNormCache) -> tuple[Arr
     >>> batchnorm_backward_stepwise(np.ones_like(out), cache)[2]
     array([2., 2.])
     """
-    xhat, inv_std, gamma, train, _ = cache
-    xp = check_arrays(dout=dout, xhat=xhat)
-    check_gradient_shape(dout, xhat.shape)
-    axes = _batch_axes(dout)
-    n = prod(xhat.shape) // gamma.shape[0]
+    xp, dout, x, gamma = _flattened(dout, cache)
+    inv_std, n = cache.inv_std, x.shape[0] * x.shape[2]
+    d = x - cache.mean
+    xhat = d * inv_std
 
-    dbeta = xp.sum(dout, axis=axes)                                 # out = gamma * xhat + beta
-    dgamma = xp.sum(dout * xhat, axis=axes)
-    dxhat = dout * _channels(xp, gamma, dout)
-    if not train:                                                   # mean and inv_std are constants
-        return dxhat * inv_std, dgamma, dbeta
-    d = xhat / inv_std
-    dinv_std = xp.sum(dxhat * d, axis=axes, keepdims=True)          # xhat = d * inv_std
-    dvar = dinv_std * -0.5 * inv_std**3                             # inv_std = (var + eps)**-0.5
-    dd = dxhat * inv_std + dvar * 2 * d / n                         # var = sum(d**2) / n
-    dmean = -xp.sum(dd, axis=axes, keepdims=True)                   # d = x - mean
-    return dd + dmean / n, dgamma, dbeta                            # mean = sum(x) / n
+    dbeta = xp.sum(dout, axis=(0, 2))                               # out = gamma * xhat + beta
+    dgamma = xp.sum(dout * xhat, axis=(0, 2))
+    dxhat = dout * gamma
+    dx = dxhat * inv_std                                            # xhat = d * inv_std
+    if cache.train:                                                 # else mean and inv_std are constants
+        dinv_std = xp.sum(dxhat * d, axis=(0, 2), keepdims=True)
+        dvar = dinv_std * -0.5 * inv_std**3                         # inv_std = (var + eps)**-0.5
+        dx = dx + dvar * 2 * d / n                                  # var = sum(d**2) / n
+        dmean = -xp.sum(dx, axis=(0, 2), keepdims=True)             # d = x - mean
+        dx = dx + dmean / n                                         # mean = sum(x) / n
+    return xp.reshape(dx, cache.x.shape), dgamma, dbeta
 
 
 def layernorm_forward(x: Array, gamma: Array, beta: Array, *, eps: float = 1e-5) -> tuple[Array, LayerNormCache]:
@@ -248,12 +243,13 @@ def layernorm_forward(x: Array, gamma: Array, beta: Array, *, eps: float = 1e-5)
     array([[-1.,  1.],
            [-1.,  1.]])
     """
-    xp = check_arrays(x=x, gamma=gamma, beta=beta)
+    check_arrays(x=x, gamma=gamma, beta=beta)
     check_shape("x", x, ("N", "D", ...))
     check_shape("gamma", gamma, x.shape[1:])
     check_shape("beta", beta, x.shape[1:])
-    xhat, inv_std, _, _ = _normalise(xp, x, tuple(range(1, len(x.shape))), eps)
-    return xhat * gamma + beta, LayerNormCache(xhat, inv_std, gamma)
+    axes = tuple(range(1, len(x.shape)))
+    out, mean, _, inv_std = normalise(x, gamma[None, ...], beta[None, ...], axes=axes, along=0, eps=eps)
+    return out, LayerNormCache(x, mean, inv_std, gamma)
 
 
 def layernorm_backward(dout: Array, cache: LayerNormCache) -> tuple[Array, Array, Array]:
@@ -277,11 +273,12 @@ def layernorm_backward(dout: Array, cache: LayerNormCache) -> tuple[Array, Array
     >>> layernorm_backward(np.ones_like(out), cache)[2]
     array([2., 2.])
     """
-    xhat, inv_std, gamma = cache
-    xp = check_arrays(dout=dout, xhat=xhat)
-    check_gradient_shape(dout, xhat.shape)
-    dx = _normalise_backward(xp, dout * gamma, xhat, inv_std, tuple(range(1, len(dout.shape))))
-    return dx, xp.sum(dout * xhat, axis=0), xp.sum(dout, axis=0)
+    x, mean, inv_std, gamma = cache
+    xp = check_arrays(dout=dout, x=x)
+    check_gradient_shape(dout, x.shape)
+    axes = tuple(range(1, len(dout.shape)))
+    dx, _, _ = normalise_backward(dout, x, mean, inv_std, gamma[None, ...], axes=axes, sums=axes, along=0)
+    return dx, xp.sum(dout * ((x - mean) * inv_std), axis=0), xp.sum(dout, axis=0)
 
 
 def groupnorm_forward(x: Array, gamma: Array, beta: Array, *, groups: int, eps: float = 1e-5
@@ -333,12 +330,10 @@ def groupnorm_forward(x: Array, gamma: Array, beta: Array, *, groups: int, eps: 
         raise ArgumentTypeError(f"groups is {groups!r}; expected an int")
     if groups < 1 or C % groups:
         raise ArgumentError(f"groups is {groups}; expected a divisor of the {C} channels of x")
-    members = xp.reshape(x, (x.shape[0], groups, -1))               # (N, G, C/G * H * W)
-    xhat, inv_std, _, _ = _normalise(xp, members, (2,), eps)
-    xhat = xp.reshape(xhat, x.shape)
-    out = xhat * _channels(xp, gamma, x)
-    out += _channels(xp, beta, x)
-    return out, GroupNormCache(xhat, inv_std, gamma, groups)
+    members, per_channel = (x.shape[0], groups, C // groups, -1), (1, groups, -1, 1)
+    out, mean, _, inv_std = normalise(xp.reshape(x, members), xp.reshape(gamma, per_channel),
+                                      xp.reshape(beta, per_channel), axes=(2, 3), along=0, eps=eps)
+    return xp.reshape(out, x.shape), GroupNormCache(x, mean, inv_std, gamma)
 
 
 def groupnorm_backward(dout: Array, cache: GroupNormCache) -> tuple[Array, Array, Array]:
@@ -362,39 +357,21 @@ def groupnorm_backward(dout: Array, cache: GroupNormCache) -> tuple[Array, Array
     >>> groupnorm_backward(np.ones_like(out), cache)[2]
     array([4., 4., 4., 4.])
     """
-    xhat, inv_std, gamma, groups = cache
-    xp = check_arrays(dout=dout, xhat=xhat)
-    check_gradient_shape(dout, xhat.shape)
-    members = (dout.shape[0], groups, -1)
-    dxhat = dout * _channels(xp, gamma, dout)
-    dx = _normalise_backward(xp, xp.reshape(dxhat, members), xp.reshape(xhat, members), inv_std, (2,))
-    axes = _batch_axes(dout)
-    return xp.reshape(dx, dout.shape), xp.sum(dout * xhat, axis=axes), xp.sum(dout, axis=axes)
+    x, mean, inv_std, gamma = cache
+    xp = check_arrays(dout=dout, x=x)
+    check_gradient_shape(dout, x.shape)
+    groups = mean.shape[1]
+    members = (x.shape[0], groups, x.shape[1] // groups, -1)
+    dx, dgamma, dbeta = normalise_backward(
+        xp.reshape(dout, members), xp.reshape(x, members), mean, inv_std, xp.reshape(gamma, (1, groups, -1, 1)),
+        axes=(2, 3), sums=(3,), along=0)
+    dgamma, dbeta = (xp.reshape(xp.sum(a, axis=0), gamma.shape) for a in (dgamma, dbeta))
+    return xp.reshape(dx, x.shape), dgamma, dbeta
 
 
-def _normalise(xp: Any, x: Array, axes: Sequence[int], eps: float) -> tuple[Array, Array, Array, Array]:
-    """Return xhat, 1 / sqrt(var + eps), mean and variance; the last three keep the axes, of size 1."""
-    mean = xp.mean(x, axis=axes, keepdims=True)
-    xhat = x - mean
-    var = xp.mean(xhat * xhat, axis=axes, keepdims=True)
-    inv_std = 1 / xp.sqrt(var + eps)
-    xhat *= inv_std
-    return xhat, inv_std, mean, var
-
-
-def _normalise_backward(xp: Any, dxhat: Array, xhat: Array, inv_std: Array, axes: Sequence[int]) -> Array:
-    """Return the gradient with respect to the x that `_normalise` was given."""
-    dx = xhat * -xp.mean(dxhat * xhat, axis=axes, keepdims=True)
-    dx += dxhat
-    dx -= xp.mean(dxhat, axis=axes, keepdims=True)
-    dx *= inv_std
-    return dx
-
-
-def _batch_axes(x: Array) -> tuple[int, ...]:
-    return tuple(axis for axis in range(len(x.shape)) if axis != 1)
-
-
-def _channels(xp: Any, a: Array, x: Array) -> Array:
-    """Give an array (C,) the axes of `x`, so that it broadcasts along the channels."""
-    return xp.reshape(a, (1, -1) + (1,) * (len(x.shape) - 2))
+def _flattened(dout: Array, cache: BatchNormCache) -> tuple[Any, Array, Array, Array]:
+    """Check the gradient of batch norm; return the namespace, dout and x as (N, C, H * W) and gamma as (1, C, 1)."""
+    xp = check_arrays(dout=dout, x=cache.x)
+    check_gradient_shape(dout, cache.x.shape)
+    N, C = dout.shape[:2]
+    return xp, *(xp.reshape(a, (N, C, -1)) for a in (dout, cache.x)), xp.reshape(cache.gamma, (1, C, 1))

@@ -1,9 +1,13 @@
-"""Fast NumPy versions of the primitives."""
+"""Fast NumPy versions of the primitives on windows; those of the convolution are in flat.py."""
+
+from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from xpconv.primitives import accelerate
+from xpconv.primitives import accelerate, flat  # noqa: F401  (it registers itself)
+from xpconv.primitives.tiling import for_each_tile, over_tiles, scratch
 from xpconv.primitives.windows import Pair, output_size, pad, windows
 
 Image = np.ndarray
@@ -34,12 +38,107 @@ def fold(cols: Image, shape: tuple[int, int, int, int], size: Pair, stride: Pair
 
 @accelerate("max_pool", "numpy")
 def max_pool(x: Image, size: Pair, stride: Pair, padding: Pair) -> tuple[Image, Image]:
-    """Update the best value and its place in place."""
+    """Compare contiguous copies of the views, image by image on all threads."""
     output = output_size(x.shape[2:], size, stride, padding)
-    views = windows(pad(x, padding, -np.inf), size, stride, output)
-    best = next(views).copy()
-    place = np.zeros(best.shape, dtype=np.uint8 if size[0] * size[1] <= 256 else np.int64)
-    for k, view in enumerate(views, start=1):
-        np.copyto(place, k, where=view > best)
-        np.maximum(best, view, out=best)
+    best = np.empty((*x.shape[:2], *output), x.dtype)
+    place = np.empty(best.shape, np.uint8 if size[0] * size[1] <= 256 else np.int64)
+
+    def task(tile: slice) -> None:
+        mine, where = best[tile], place[tile]
+        view, better = scratch("view", mine.shape, x.dtype), scratch("better", mine.shape, bool)
+        index = scratch("index", mine.shape, place.dtype)
+        for k, strided in enumerate(windows(pad(x[tile], padding, -np.inf), size, stride, output)):
+            if k == 0:
+                mine[...], where[...] = strided, 0
+                continue
+            view[...] = strided
+            np.greater(view, mine, out=better)
+            np.maximum(mine, view, out=mine)
+            np.multiply(better, k, out=index, casting="unsafe")  # 0 or k, which exceeds every place so far
+            np.maximum(where, index, out=where)
+
+    for_each_tile(task, x.shape[0], x[0].nbytes, x)
     return best, place
+
+
+@accelerate("max_unpool", "numpy")
+def max_unpool(dout: Image, place: Image, shape: tuple[int, int, int, int], size: Pair, stride: Pair,
+               padding: Pair) -> Image:
+    """Write where windows tile the image, add elsewhere, image by image on all threads."""
+    (N, C, H, W), (PH, PW), output = shape, padding, dout.shape[2:]
+    tiled = stride == size and padding == (0, 0) and (output[0] * size[0], output[1] * size[1]) == (H, W)
+    dx = np.empty(shape, dout.dtype)
+
+    def task(tile: slice) -> None:
+        gradient, mine = scratch("gradient", dout[tile].shape, dout.dtype), dx[tile]
+        into = mine if padding == (0, 0) else np.empty((len(mine), C, H + 2 * PH, W + 2 * PW), dout.dtype)
+        if not tiled:
+            into[...] = 0
+        for k, view in enumerate(windows(into, size, stride, output)):
+            np.multiply(dout[tile], place[tile] == k, out=gradient)
+            if tiled:
+                view[...] = gradient
+            else:
+                view += gradient
+        if into is not mine:
+            mine[...] = into[:, :, PH:PH + H, PW:PW + W]
+
+    for_each_tile(task, N, dx[0].nbytes, dout)
+    return dx
+
+
+@accelerate("normalise", "numpy")
+def normalise(x: Image, gamma: Image, beta: Image, *, axes: Sequence[int], along: int, eps: float
+              ) -> tuple[Image, ...]:
+    """Work in the output's own memory, with as few passes as there are."""
+    def tile(out: Image, x: Image, gamma: Image, beta: Image) -> tuple[Image, Image, Image]:
+        mean = x.mean(axis=axes, keepdims=True)
+        np.subtract(x, mean, out=out)
+        var = _products(out, out, axes) / prod(x.shape[axis] for axis in axes)
+        inv_std = 1 / np.sqrt(var + eps)
+        out *= inv_std * gamma
+        out += beta
+        return mean, var, inv_std
+
+    out = np.empty(x.shape, x.dtype)
+    return out, *over_tiles(tile, along, out, x, gamma, beta)
+
+
+@accelerate("normalise_backward", "numpy")
+def normalise_backward(dout: Image, x: Image, mean: Image, inv_std: Image, gamma: Image, *, axes: Sequence[int],
+                       sums: Sequence[int], along: int) -> tuple[Image, ...]:
+    """Take the sums of dout and dout * (x - mean) once; what is over `axes` is a sum of those, unless gamma varies."""
+    count = prod(x.shape[axis] for axis in axes)
+
+    def tile(dx: Image, dout: Image, x: Image, mean: Image, inv_std: Image, gamma: Image) -> tuple[Image, Image]:
+        d = np.subtract(x, mean, out=scratch("d", x.shape, x.dtype))
+        if all(gamma.shape[axis] == 1 for axis in sums):
+            dbeta, product = dout.sum(axis=sums, keepdims=True), _products(dout, d, sums)
+            rest = tuple(axis for axis in axes if axis not in sums)
+            center, slope = ((a * gamma).sum(axis=rest, keepdims=True) if rest else a * gamma for a in (dbeta, product))
+            np.multiply(dout, inv_std * gamma, out=dx)
+        else:
+            np.multiply(dout, gamma, out=dx)
+            dbeta, product = dout.sum(axis=sums, keepdims=True), _products(dout, d, sums)
+            center, slope = dx.sum(axis=axes, keepdims=True), _products(dx, d, axes)
+            dx *= inv_std
+        d *= inv_std**3 * slope / -count
+        d -= inv_std * center / count
+        dx += d
+        return product * inv_std, dbeta
+
+    dx = np.empty(x.shape, x.dtype)
+    return dx, *over_tiles(tile, along, dx, dout, x, mean, inv_std, gamma)
+
+
+def _products(a: Image, b: Image, axes: Sequence[int]) -> Image:
+    """Return the sum of a * b over `axes`, which it keeps, without an array of the products."""
+    kept = [axis for axis in range(a.ndim) if axis not in axes]
+    total: Image = np.einsum(a, range(a.ndim), b, range(a.ndim), kept)
+    return total.reshape([1 if axis in axes else size for axis, size in enumerate(a.shape)])
+
+
+@accelerate("subtract_at", "numpy")
+def subtract_at(p: Image, y: Image, value: float) -> None:
+    """Touch those elements alone."""
+    p[np.arange(len(y)), y] -= p.dtype.type(value)

@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
-from threading import Lock
+from math import prod
+from threading import Lock, local
 from typing import Any
 
+import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from xpconv.backend import Array, library_of
@@ -22,17 +24,21 @@ from xpconv.errors import ArgumentError
 __all__ = [
     "for_each_tile",
     "in_blocks",
+    "matmul",
     "num_threads",
+    "over_tiles",
     "run",
     "single_threaded_blas",
     "sum_over_tiles",
     "workspace_bytes",
 ]
 
-_CACHE_BYTES = 1 << 20  # columns of a NumPy tile: about what a core's own cache holds
+_CACHE_BYTES = 1 << 22  # of a NumPy tile: shared caches hold it, and its calls are long enough for two threads
 _BLOCK_BYTES = 1 << 16  # of each array in an elementwise update, where several share the cache
 _LANES = 8  # partial sums, whatever the number of threads
 _UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+_SMALL_PRODUCT = 1 << 18  # multiplications that are not worth a second thread
 
 Tile = slice
 
@@ -110,11 +116,10 @@ def _add(total: tuple[Array, ...], part: tuple[Array, ...]) -> tuple[Array, ...]
 
 
 def _tiles(count: int, item_bytes: int, like: Array) -> list[Tile]:
-    if library_of(like) == "numpy":  # at most the cache, and enough tiles for every lane
-        size = min(_CACHE_BYTES // max(item_bytes, 1), -(-count // _LANES))
-    else:
-        size = workspace_bytes() // max(item_bytes, 1)
-    size = max(1, size)
+    on_numpy = library_of(like) == "numpy"
+    size = max(1, (_CACHE_BYTES if on_numpy else workspace_bytes()) // max(item_bytes, 1))
+    if on_numpy:  # the same number of equal tiles for every lane
+        size = -(-count // (_LANES * -(-count // (_LANES * size))))
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
@@ -183,6 +188,66 @@ def _controller() -> ThreadpoolController:
     return ThreadpoolController()
 
 
+def over_tiles(body: Callable[..., tuple[Array, ...]], axis: int, *arrays: Array) -> Any:
+    """Apply a function to arrays whose slices along `axis` it treats independently.
+
+    For NumPy it is applied to slices that fit the cache, on all threads, and the results are joined along `axis`;
+    elsewhere it is applied to the arrays themselves.
+
+    Parameters
+    ----------
+    body : callable
+        Takes the arrays and returns arrays, all with that axis.
+    axis : int
+    *arrays : array
+        Those of size 1 along the axis are passed on as they are.
+    """
+    like = arrays[0]
+    if library_of(like) != "numpy" or like.nbytes <= _BLOCK_BYTES:
+        return body(*arrays)
+    count = like.shape[axis]
+    tiles = _tiles(count, like.nbytes // count, like)
+    before = (slice(None),) * axis
+    joined: list[Array] = []
+    lock = Lock()
+
+    def task(k: int) -> None:
+        at = (*before, tiles[k])
+        results = body(*(a[at] if a.shape[axis] == count else a for a in arrays))
+        with lock:
+            if not joined:
+                joined.extend(np.empty((*r.shape[:axis], count, *r.shape[axis + 1:]), r.dtype) for r in results)
+        for whole, part in zip(joined, results, strict=True):
+            whole[at] = part
+
+    run(task, len(tiles), like)
+    return tuple(joined)
+
+
+def matmul(a: Array, b: Array) -> Array:
+    """Return the matrix product, for NumPy cut along its longer side into blocks that depend on shapes alone.
+
+    Our own threads run the blocks. BLAS's threads would go on spinning for a while, which taxes whatever comes next,
+    and they cut by their number, which changes the bits.
+    """
+    (M, K), N = a.shape, b.shape[1]
+    if library_of(a) != "numpy":
+        return a @ b
+    out = np.empty((M, N), np.result_type(a, b))
+    blocks = _LANES if M * K * N > _SMALL_PRODUCT else 1
+    size = -(-max(M, N) // blocks)
+
+    def task(k: int) -> None:
+        part = slice(k * size, (k + 1) * size)
+        if M >= N:
+            np.matmul(a[part], b, out=out[part])
+        else:
+            np.matmul(a, b[:, part], out=out[:, part])
+
+    run(task, blocks, a)
+    return out
+
+
 def in_blocks(update: Callable[..., None], *arrays: Array) -> None:
     """Call an elementwise in-place update on arrays of one shape, for NumPy in cache-sized blocks on all threads."""
     if library_of(arrays[0]) != "numpy" or not all(a.flags.c_contiguous for a in arrays):
@@ -192,3 +257,19 @@ def in_blocks(update: Callable[..., None], *arrays: Array) -> None:
     block = _BLOCK_BYTES // arrays[0].itemsize
     count = -(-flat[0].size // block)
     run(lambda k: update(*(a[k * block:(k + 1) * block] for a in flat)), count, arrays[0])
+
+
+_scratch = local()
+
+
+def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Return this thread's scratch array of that name: it holds anything, and is reused by the next call.
+
+    Fresh memory costs more than the work on it here, since the system hands it out page by page.
+    """
+    size = prod(shape) * np.dtype(dtype).itemsize
+    store: dict[str, np.ndarray] = _scratch.__dict__
+    if name not in store or store[name].nbytes < size:
+        store[name] = np.empty(size, np.uint8)
+    array: np.ndarray = store[name][:size].view(dtype)
+    return array.reshape(shape)
