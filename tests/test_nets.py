@@ -104,6 +104,21 @@ def test_weights_start_from_the_same_bits_everywhere(make, backend):
         assert np.array_equal(w, backend.to_host(there.params[name])), name
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_results_have_the_same_bits_for_any_number_of_threads(dtype, monkeypatch):
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((20, 3, 16, 16)), rng.integers(0, 10, 20)
+    bits = {}
+    for threads in ("1", "2", "4"):
+        monkeypatch.setenv("XPCONV_NUM_THREADS", threads)
+        nets = [ConvNet([32, "pool", 40], input_dim=(3, 16, 16), dtype=dtype, rng=0, backend="numpy"),
+                ConvNet([16, 24], input_dim=(3, 16, 16), normalization="groupnorm", dtype=dtype, rng=0, backend="numpy"),
+                ThreeLayerConvNet(input_dim=(3, 16, 16), hidden_dim=300, dtype=dtype, rng=0, backend="numpy")]
+        results = [net.loss(X, y) for net in nets]
+        bits[threads] = [np.asarray(a).tobytes() for loss, grads in results for a in (loss, *grads.values())]
+    assert bits["1"] == bits["2"] == bits["4"]
+
+
 def test_weights_follow_the_global_seed_in_layer_order():
     np.random.seed(231)
     net = ThreeLayerConvNet(input_dim=(2, 4, 4), num_filters=3, filter_size=3, hidden_dim=5, weight_scale=0.5,
