@@ -112,7 +112,8 @@ def test_results_have_the_same_bits_for_any_number_of_threads(dtype, monkeypatch
     for threads in ("1", "2", "4"):
         monkeypatch.setenv("XPCONV_NUM_THREADS", threads)
         nets = [ConvNet([32, "pool", 40], input_dim=(3, 16, 16), dtype=dtype, rng=0, backend="numpy"),
-                ConvNet([16, 24], input_dim=(3, 16, 16), normalization="groupnorm", dtype=dtype, rng=0, backend="numpy"),
+                ConvNet([16, 24], input_dim=(3, 16, 16), normalization="groupnorm", dtype=dtype, rng=0,
+                        backend="numpy"),
                 ThreeLayerConvNet(input_dim=(3, 16, 16), hidden_dim=300, dtype=dtype, rng=0, backend="numpy")]
         results = [net.loss(X, y) for net in nets]
         bits[threads] = [np.asarray(a).tobytes() for loss, grads in results for a in (loss, *grads.values())]

@@ -11,6 +11,7 @@ import array_api_compat
 
 from xpconv.backend import Array, array_namespace
 from xpconv.errors import ArgumentError
+from xpconv.primitives import primitive
 from xpconv.primitives.tiling import in_blocks
 
 __all__ = ["UPDATE_RULES", "adam", "rmsprop", "sgd", "sgd_momentum"]
@@ -183,14 +184,20 @@ def adam(config: Config) -> Callable[..., None]:
     step, epsilon = config["learning_rate"] * root / (1 - beta1**t), config["epsilon"] * root
 
     def update(w: Array, dw: Array, m: Array, v: Array) -> None:
-        xp = array_api_compat.array_namespace(w)
-        m *= beta1
-        m += (1 - beta1) * dw
-        v *= beta2
-        v += (1 - beta2) * dw * dw
-        w -= step * m / (xp.sqrt(v) + epsilon)
+        adam_step(w, dw, m, v, beta1, beta2, step, epsilon)
 
     return update
+
+
+@primitive
+def adam_step(w: Array, dw: Array, m: Array, v: Array, beta1: float, beta2: float, step: float, epsilon: float) -> None:
+    """Update both averages and the parameter in place; `step` and `epsilon` hold the corrections."""
+    xp = array_api_compat.array_namespace(w)
+    m *= beta1
+    m += (1 - beta1) * dw
+    v *= beta2
+    v += (1 - beta2) * dw * dw
+    w -= step * m / (xp.sqrt(v) + epsilon)
 
 
 UPDATE_RULES: dict[str, Rule] = {"sgd": sgd, "sgd_momentum": sgd_momentum, "rmsprop": rmsprop, "adam": adam}

@@ -10,6 +10,7 @@ from xpconv.backend import Array, Backend, get_backend
 from xpconv.errors import ArgumentError, ArgumentTypeError
 from xpconv.layers import softmax_loss, svm_loss
 from xpconv.nn import Arrays, Layer, Shape
+from xpconv.primitives.tiling import in_blocks, sum_of_squares
 from xpconv.random import Rng, Stream, as_stream, draw_key, spawn
 
 __all__ = ["Preprocessing", "Sequential"]
@@ -170,12 +171,13 @@ class Sequential:
         loss, dout = LOSSES[self.loss_name](scores, self.backend.upload("y", y))
         grads = self._backward(dout, caches)
         if self.reg:
-            xp = self.backend.xp
             for key in self._weight_keys():
-                W = self.params[key]
-                loss = loss + 0.5 * self.reg * xp.sum(W * W)
-                grads[key] = grads[key] + self.reg * W
+                loss = loss + 0.5 * self.reg * sum_of_squares(self.params[key])
+                in_blocks(self._add_decay, grads[key], self.params[key])
         return loss, grads
+
+    def _add_decay(self, grad: Array, W: Array) -> None:
+        grad += self.reg * W
 
     def _prepare(self, X: Array) -> Array:
         """Bring samples to the model's device, dtype and input shape, and preprocess them."""

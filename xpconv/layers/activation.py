@@ -6,6 +6,7 @@ import array_api_compat
 
 from xpconv.backend import Array, array_namespace
 from xpconv.layers._check import check_arrays, check_gradient_shape
+from xpconv.primitives import primitive
 from xpconv.primitives.tiling import over_tiles
 
 __all__ = ["ReluCache", "relu_backward", "relu_forward"]
@@ -36,9 +37,8 @@ def relu_forward(x: Array) -> tuple[Array, ReluCache]:
     >>> relu_forward(np.asarray([-1.0, 0.0, 2.0]))[0]
     array([0., 0., 2.])
     """
-    xp = check_arrays(x=x)
-    zero = _zero(xp, x)
-    out, mask = over_tiles(lambda x: (xp.maximum(x, zero), x > 0), 0, x)
+    check_arrays(x=x)
+    out, mask = rectify(x)
     return out, ReluCache(mask)
 
 
@@ -67,6 +67,13 @@ def relu_backward(dout: Array, cache: ReluCache) -> Array:
     check_gradient_shape(dout, cache.mask.shape)
     zero = _zero(xp, dout)
     return over_tiles(lambda mask, dout: (xp.where(mask, dout, zero),), 0, cache.mask, dout)[0]
+
+
+@primitive
+def rectify(x: Array) -> tuple[Array, Array]:
+    """Return max(x, 0) and where x is positive."""
+    xp = array_api_compat.array_namespace(x)
+    return xp.maximum(x, _zero(xp, x)), x > 0
 
 
 def _zero(xp: object, like: Array) -> Array:

@@ -9,8 +9,7 @@ import array_api_compat
 
 from xpconv.backend import Array, array_namespace
 from xpconv.layers._check import check_arrays, check_labels, check_shape
-from xpconv.primitives.tiling import over_tiles
-from xpconv.primitives.windows import subtract_at
+from xpconv.primitives import primitive
 
 __all__ = ["softmax_loss", "svm_loss"]
 
@@ -46,19 +45,22 @@ def softmax_loss(x: Array, y: Array) -> tuple[Array, Array]:
     2.302585
     """
     xp = _check(x, y)
-    N = x.shape[0]
-
-    def tile(x: Array, y: Array) -> tuple[Array, Array]:
-        p = x - xp.max(x, axis=1, keepdims=True)
-        own = xp.take_along_axis(p, xp.astype(y, xp.int64)[:, None], axis=1)
-        p = xp.exp(p)
-        total = xp.sum(p, axis=1, keepdims=True)
-        p *= 1 / (total * N)
-        subtract_at(p, y, 1 / N)
-        return (xp.log(total) - own)[:, 0], p
-
-    losses, dx = over_tiles(tile, 0, x, y)
+    losses, dx = softmax(x, y)
     return xp.mean(losses), dx
+
+
+@primitive
+def softmax(x: Array, y: Array) -> tuple[Array, Array]:
+    """Return each sample's loss (N,) and the gradient of their mean."""
+    xp = array_api_compat.array_namespace(x)
+    correct, N = _correct(xp, x, y), x.shape[0]
+    shifted = x - xp.max(x, axis=1, keepdims=True)
+    p = xp.exp(shifted)
+    total = xp.sum(p, axis=1, keepdims=True)
+    losses = xp.log(total[:, 0]) - xp.sum(_pick(xp, shifted, correct), axis=1)
+    p *= 1 / (total * N)
+    p -= xp.astype(correct, x.dtype) / N
+    return losses, p
 
 
 def svm_loss(x: Array, y: Array) -> tuple[Array, Array]:

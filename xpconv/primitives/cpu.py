@@ -138,7 +138,52 @@ def _products(a: Image, b: Image, axes: Sequence[int]) -> Image:
     return total.reshape([1 if axis in axes else size for axis, size in enumerate(a.shape)])
 
 
-@accelerate("subtract_at", "numpy")
-def subtract_at(p: Image, y: Image, value: float) -> None:
-    """Touch those elements alone."""
-    p[np.arange(len(y)), y] -= p.dtype.type(value)
+@accelerate("adam_step", "numpy")
+def adam_step(w: Image, dw: Image, m: Image, v: Image, beta1: float, beta2: float, step: float, epsilon: float) -> None:
+    """Keep what is between in one scratch array, which stays in the cache."""
+    a = scratch("adam", w.shape, w.dtype)
+    np.multiply(dw, 1 - beta1, out=a)
+    m *= beta1
+    m += a
+    np.multiply(dw, dw, out=a)
+    a *= 1 - beta2
+    v *= beta2
+    v += a
+    np.sqrt(v, out=a)
+    a += epsilon
+    np.divide(m, a, out=a)
+    a *= step
+    w -= a
+
+
+@accelerate("softmax", "numpy")
+def softmax(x: Image, y: Image) -> tuple[Image, Image]:
+    """Work in the gradient's own memory."""
+    N = len(x)
+
+    def tile(dx: Image, x: Image, y: Image) -> tuple[Image]:
+        np.subtract(x, x.max(axis=1, keepdims=True), out=dx)
+        rows = np.arange(len(y))
+        own = dx[rows, y]
+        np.exp(dx, out=dx)
+        total = dx.sum(axis=1, keepdims=True)
+        dx *= 1 / (total * N)
+        dx[rows, y] -= x.dtype.type(1 / N)
+        return (np.log(total[:, 0]) - own,)
+
+    dx = np.empty(x.shape, x.dtype)
+    return over_tiles(tile, 0, dx, x, y)[0], dx
+
+
+@accelerate("rectify", "numpy")
+def rectify(x: Image) -> tuple[Image, Image]:
+    """Write both results at once, while the input is in the cache."""
+    out, mask = np.empty(x.shape, x.dtype), np.empty(x.shape, bool)
+
+    def tile(out: Image, mask: Image, x: Image) -> tuple[()]:
+        np.maximum(x, 0, out=out)
+        np.greater(x, 0, out=mask)
+        return ()
+
+    over_tiles(tile, 0, out, mask, x)
+    return out, mask

@@ -15,6 +15,7 @@ from math import prod
 from threading import Lock, local
 from typing import Any
 
+import array_api_compat
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
@@ -29,12 +30,13 @@ __all__ = [
     "over_tiles",
     "run",
     "single_threaded_blas",
+    "sum_of_squares",
     "sum_over_tiles",
     "workspace_bytes",
 ]
 
 _CACHE_BYTES = 1 << 22  # of a NumPy tile: shared caches hold it, and its calls are long enough for two threads
-_BLOCK_BYTES = 1 << 16  # of each array in an elementwise update, where several share the cache
+_BLOCK_BYTES = 1 << 18  # of each array in an elementwise update, where several share the cache
 _LANES = 8  # partial sums, whatever the number of threads
 _UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -273,3 +275,18 @@ def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         store[name] = np.empty(size, np.uint8)
     array: np.ndarray = store[name][:size].view(dtype)
     return array.reshape(shape)
+
+
+def sum_of_squares(a: Array) -> Array:
+    """Return the sum of the squares of all elements, for NumPy in blocks on all threads, added in order."""
+    if library_of(a) != "numpy" or not a.flags.c_contiguous:
+        return array_api_compat.array_namespace(a).sum(a * a)
+    flat, block = a.reshape(-1), _BLOCK_BYTES // a.itemsize
+    sums = np.zeros(-(-flat.size // block), a.dtype)
+
+    def task(k: int) -> None:
+        part = flat[k * block:(k + 1) * block]
+        sums[k] = np.dot(part, part)
+
+    run(task, sums.size, a)
+    return sums.sum()

@@ -10,7 +10,7 @@ import array_api_compat
 from xpconv.backend import Array
 from xpconv.primitives import primitive
 
-__all__ = ["Pair", "fold", "max_pool", "max_unpool", "output_size", "pad", "subtract_at", "unfold", "windows"]
+__all__ = ["Pair", "fold", "max_pool", "max_unpool", "output_size", "pad", "unfold", "windows"]
 
 Pair = tuple[int, int]
 
@@ -144,18 +144,3 @@ def max_unpool(dout: Array, place: Array, shape: tuple[int, int, int, int],
 
 def _place_dtype(xp: object, size: Pair) -> object:
     return getattr(xp, "uint8" if size[0] * size[1] <= 256 else "int64")
-
-
-@primitive
-def subtract_at(p: Array, y: Array, value: float) -> None:
-    """Subtract a number from the element of each row that a label names, in place: ``p[n, y[n]] -= value``.
-
-    Parameters
-    ----------
-    p : array (N, C)
-    y : array (N,) of integers
-    value : float
-    """
-    xp = array_api_compat.array_namespace(p)
-    columns = xp.arange(p.shape[1], dtype=y.dtype, device=array_api_compat.device(p))
-    p -= xp.astype(y[:, None] == columns[None, :], p.dtype) * value
