@@ -35,5 +35,5 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check types."""
-    session.install(".", *LINT)
+    session.install(".[train]", *LINT)
     session.run("mypy")

@@ -327,12 +327,6 @@ def batch_threads():
     return [thread for thread in threading.enumerate() if thread.name.startswith("xpconv-batches")]
 
 
-@pytest.fixture(params=["numpy", "array_api_strict:device1", "torch"])
-def backend(request):
-    pytest.importorskip(request.param.partition(":")[0])
-    return get_backend(request.param)
-
-
 @pytest.mark.parametrize("ahead", [0, 1, 2, 5])
 @pytest.mark.parametrize("resident", [False, True])
 def test_batches_come_in_the_order_of_draws_on_the_device(backend, rows, resident, ahead):

@@ -120,8 +120,9 @@ def _add(total: tuple[Array, ...], part: tuple[Array, ...]) -> tuple[Array, ...]
 def _tiles(count: int, item_bytes: int, like: Array) -> list[Tile]:
     on_numpy = library_of(like) == "numpy"
     size = max(1, (_CACHE_BYTES if on_numpy else workspace_bytes()) // max(item_bytes, 1))
-    if on_numpy:  # the same number of equal tiles for every lane
-        size = -(-count // (_LANES * -(-count // (_LANES * size))))
+    if on_numpy:  # tiles for every lane, and of the same few sizes for small batches and large
+        size = min(size, -(-count // _LANES))
+        size = 1 << (size.bit_length() - 1)
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 

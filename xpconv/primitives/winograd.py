@@ -99,8 +99,8 @@ def _in_and_out(m: int, H: int, W: int, padding: Pair) -> tuple[_Blocks, _Blocks
 
 
 def _bytes(x: Array, w: Array) -> int:
-    """Return what counts as an image's scratch: a quarter of its blocks, since the 36 products want many rows."""
-    return int(36 / 16 * x[0, 0].size * sum(w.shape[:2]) * x.itemsize) // 4
+    """Return what counts as an image's scratch: half of its blocks, since the 36 products want many rows."""
+    return int(36 / 16 * x[0, 0].size * sum(w.shape[:2]) * x.itemsize) // 2
 
 
 def convolve(x: Array, w: Array, b: Array | None, padding: Pair) -> Array:
@@ -111,7 +111,7 @@ def convolve(x: Array, w: Array, b: Array | None, padding: Pair) -> Array:
 
     def task(tile: slice) -> None:
         inputs, outputs = _in_and_out(tile.stop - tile.start, H, W, padding)
-        product = scratch("product", (6, inputs.P, 6, F), x.dtype)
+        product = scratch("points", (6, inputs.P, 6, F), x.dtype)
         np.matmul(_points(inputs.forward(x[tile], "blocks")), filters, out=_points(product))
         outputs.backward(product, out[tile])
         if b is not None:
@@ -130,7 +130,7 @@ def convolve_gradients(dout: Array, x: Array, w: Array, padding: Pair, need_dx: 
 
     def task(tile: slice) -> tuple[Array, Array]:
         inputs, outputs = _in_and_out(tile.stop - tile.start, H, W, padding)
-        dy = _points(outputs.forward(dout[tile], "dy"))                             # (6, 6, P, F)
+        dy = _points(outputs.forward(dout[tile], "points"))                             # (6, 6, P, F)
         blocks = inputs.forward(x[tile], "blocks")
         dU = scratch("dU", (36, F * C), x.dtype)
         np.matmul(dy.transpose(0, 1, 3, 2), _points(blocks), out=dU.reshape(6, 6, F, C))
