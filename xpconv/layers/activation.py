@@ -7,7 +7,6 @@ import array_api_compat
 from xpconv.backend import Array, array_namespace
 from xpconv.layers._check import check_arrays, check_gradient_shape
 from xpconv.primitives import primitive
-from xpconv.primitives.tiling import over_tiles
 
 __all__ = ["ReluCache", "relu_backward", "relu_forward"]
 
@@ -62,11 +61,10 @@ def relu_backward(dout: Array, cache: ReluCache) -> Array:
     >>> relu_backward(np.ones(3), cache)
     array([0., 0., 1.])
     """
-    xp = check_arrays(dout=dout)
+    check_arrays(dout=dout)
     array_namespace(dout=dout, mask=cache.mask)
     check_gradient_shape(dout, cache.mask.shape)
-    zero = _zero(xp, dout)
-    return over_tiles(lambda mask, dout: (xp.where(mask, dout, zero),), 0, cache.mask, dout)[0]
+    return rectify_gradient(dout, cache.mask)
 
 
 @primitive
@@ -74,6 +72,13 @@ def rectify(x: Array) -> tuple[Array, Array]:
     """Return max(x, 0) and where x is positive."""
     xp = array_api_compat.array_namespace(x)
     return xp.maximum(x, _zero(xp, x)), x > 0
+
+
+@primitive
+def rectify_gradient(dout: Array, mask: Array) -> Array:
+    """Return the gradient where the mask is, else 0."""
+    xp = array_api_compat.array_namespace(dout)
+    return xp.where(mask, dout, _zero(xp, dout))
 
 
 def _zero(xp: object, like: Array) -> Array:

@@ -187,3 +187,16 @@ def rectify(x: Image) -> tuple[Image, Image]:
 
     over_tiles(tile, 0, out, mask, x)
     return out, mask
+
+
+@accelerate("rectify_gradient", "numpy")
+def rectify_gradient(dout: Image, mask: Image) -> Image:
+    """Multiply: a choice by random conditions costs twenty times as much."""
+    dx = np.empty(dout.shape, dout.dtype)
+
+    def tile(dx: Image, dout: Image, mask: Image) -> tuple[()]:
+        np.multiply(dout, mask, out=dx)
+        return ()
+
+    over_tiles(tile, 0, dx, dout, mask)
+    return dx

@@ -126,7 +126,7 @@ def _tiles(count: int, item_bytes: int, like: Array) -> list[Tile]:
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def run(task: Callable[[int], None], count: int, like: Array) -> None:
+def run(task: Callable[[int], object], count: int, like: Array) -> None:
     """Call ``task(0)`` to ``task(count - 1)``: on all threads where `like` is a NumPy array, else in order."""
     if library_of(like) != "numpy":
         for k in range(count):
@@ -228,7 +228,7 @@ def over_tiles(body: Callable[..., tuple[Array, ...]], axis: int, *arrays: Array
 
 
 def matmul(a: Array, b: Array) -> Array:
-    """Return the matrix product, for NumPy cut along its longer side into blocks that depend on shapes alone.
+    """Return the matrix product, for NumPy cut along its longest side into blocks that depend on shapes alone.
 
     Our own threads run the blocks. BLAS's threads would go on spinning for a while, which taxes whatever comes next,
     and they cut by their number, which changes the bits.
@@ -236,18 +236,18 @@ def matmul(a: Array, b: Array) -> Array:
     (M, K), N = a.shape, b.shape[1]
     if library_of(a) != "numpy":
         return a @ b
-    out = np.empty((M, N), np.result_type(a, b))
     blocks = _LANES if M * K * N > _SMALL_PRODUCT else 1
-    size = -(-max(M, N) // blocks)
-
-    def task(k: int) -> None:
-        part = slice(k * size, (k + 1) * size)
-        if M >= N:
-            np.matmul(a[part], b, out=out[part])
-        else:
-            np.matmul(a, b[:, part], out=out[:, part])
-
-    run(task, blocks, a)
+    size = -(-max(M, K, N) // blocks)
+    parts = [slice(k * size, (k + 1) * size) for k in range(blocks)]
+    if max(M, N) <= K:
+        terms = np.empty((blocks, M, N), np.result_type(a, b))
+        run(lambda k: np.matmul(a[:, parts[k]], b[parts[k]], out=terms[k]), blocks, a)
+        return terms.sum(axis=0) if blocks > 1 else terms[0]
+    out = np.empty((M, N), np.result_type(a, b))
+    if M >= N:
+        run(lambda k: np.matmul(a[parts[k]], b, out=out[parts[k]]), blocks, a)
+    else:
+        run(lambda k: np.matmul(a, b[:, parts[k]], out=out[:, parts[k]]), blocks, a)
     return out
 
 
