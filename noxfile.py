@@ -37,3 +37,10 @@ def types(session: nox.Session) -> None:
     """Check types."""
     session.install(".[train]", *LINT)
     session.run("mypy")
+
+
+@nox.session
+def benchmarks(session: nox.Session) -> None:
+    """Measure speed against PyTorch and the loop versions; further arguments go to the command."""
+    session.install("torch==2.13.0", ".")
+    session.run("python", "-m", "benchmarks", *session.posargs)

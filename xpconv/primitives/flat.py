@@ -36,7 +36,7 @@ class _Signal:
         self.columns = [_overlap(j, SW, padding[1], W, OW) for j in range(self.KW)]
         self.stride, self.padding = stride, padding
         self.rows_needed = (self.Hq - 1) * SH + self.phases  # of a padded image, so that all phases have Hq rows
-        self.is_image = self.m == 1 and stride == (1, 1) and padding[1] == 0 and self.KW == 1 and padding[0] == 0
+        self.is_image = self.m == 1 and stride == (1, 1) and padding == (0, 0) and self.KW == 1
 
     def fill(self, images: Array) -> Array:
         """Lay images (m, C, H, W) out as a signal: one strided copy a phase, of the padded images."""

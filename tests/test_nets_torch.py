@@ -1,0 +1,61 @@
+"""Nets against PyTorch: the same layers on the same parameters, its autograd for the gradients."""
+
+import numpy as np
+import pytest
+
+from tests.helpers import find_backend
+from tests.test_nets import IMAGE, NETS
+from xpconv import nn
+
+pytestmark = pytest.mark.torch
+
+
+def scores(torch, net, params, x):
+    """Compute a net's scores in training mode with torch's functions."""
+    F = torch.nn.functional
+    for layer, keys in zip(net.layers, net._keys, strict=True):
+        p = {name: params[key] for name, key in keys.items() if key in params}
+        match layer:
+            case nn.Affine():
+                x = x.flatten(1) @ p["W"] + p.get("b", 0.0)
+            case nn.Conv():
+                x = F.conv2d(x, p["W"], p.get("b"), stride=layer.stride, padding=layer._padding)
+            case nn.BatchNorm():
+                x = F.batch_norm(x, None, None, p["gamma"], p["beta"], training=True, eps=layer.eps)
+            case nn.LayerNorm():
+                x = F.layer_norm(x, x.shape[1:], p["gamma"], p["beta"], eps=layer.eps)
+            case nn.GroupNorm():
+                x = F.group_norm(x, layer.groups, p["gamma"], p["beta"], eps=layer.eps)
+            case nn.AvgPool():  # a MaxPool in Python's eyes, so it comes first
+                x = F.avg_pool2d(x, layer.size, layer.stride)
+            case nn.MaxPool():
+                x = F.max_pool2d(x, layer.size, layer.stride)
+            case nn.GlobalAvgPool():
+                x = x.mean((2, 3))
+            case nn.Relu():
+                x = x.relu()
+            case _:
+                pytest.fail(f"say what {layer} is in torch")
+    return x
+
+
+@pytest.mark.parametrize("name", [name for name in NETS if "dropout" not in name and name != "every layer"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-10), ("float32", 1e-4)])
+@pytest.mark.parametrize("spec", ["numpy", "array_api_strict", "torch"])
+def test_nets_have_the_loss_and_gradients_of_autograd(name, dtype, tolerance, spec):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(2)
+    X, y = rng.standard_normal((6, *IMAGE)).astype(dtype), rng.integers(0, 5, 6)
+    backend = find_backend(spec)
+    net = NETS[name](dtype=dtype, rng=0, reg=0.2, backend=backend)
+    loss, grads = net.loss(X, y)
+
+    leaves = {key: torch.tensor(backend.to_host(w)).requires_grad_() for key, w in net.params.items()}
+    expected = torch.nn.functional.cross_entropy(scores(torch, net, leaves, torch.tensor(X)), torch.tensor(y))
+    expected = expected + 0.1 * sum((w * w).sum() for key, w in leaves.items() if key.startswith("W"))
+    expected.backward()
+    assert float(loss) == pytest.approx(expected.item(), rel=tolerance)
+    for key, leaf in leaves.items():
+        wanted = leaf.grad.numpy()
+        difference = np.max(np.abs(backend.to_host(grads[key]) - wanted))
+        assert difference <= tolerance * max(np.max(np.abs(wanted)), 0.1), key
