@@ -118,12 +118,13 @@ def _add(total: tuple[Array, ...], part: tuple[Array, ...]) -> tuple[Array, ...]
 
 
 def _tiles(count: int, item_bytes: int, like: Array) -> list[Tile]:
+    """Cut a batch in tiles of nearly the same size; for NumPy their number is a multiple of the lanes."""
     on_numpy = library_of(like) == "numpy"
     size = max(1, (_CACHE_BYTES if on_numpy else workspace_bytes()) // max(item_bytes, 1))
-    if on_numpy:  # tiles for every lane, and of the same few sizes for small batches and large
-        size = min(size, -(-count // _LANES))
-        size = 1 << (size.bit_length() - 1)
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+    tiles = -(-count // size)
+    if on_numpy:  # a power of two divides many batches: the same tiles for small ones and large
+        tiles = min(count, _LANES * -(-count // (_LANES << (size.bit_length() - 1))))
+    return [slice(k * count // tiles, (k + 1) * count // tiles) for k in range(tiles)]
 
 
 def run(task: Callable[[int], object], count: int, like: Array) -> None:
