@@ -24,18 +24,6 @@ def unfold(x: Image, size: Pair, stride: Pair, padding: Pair) -> Image:
     return np.ascontiguousarray(view).reshape(C * size[0] * size[1], N * OH * OW)
 
 
-@accelerate("fold", "numpy")
-def fold(cols: Image, shape: tuple[int, int, int, int], size: Pair, stride: Pair, padding: Pair) -> Image:
-    """Add in place, without a temporary for each place in the window."""
-    (N, C, H, W), (PH, PW) = shape, padding
-    OH, OW = output_size((H, W), size, stride, padding)
-    places = cols.reshape(C, size[0] * size[1], N, OH, OW)
-    padded = np.zeros((N, C, H + 2 * PH, W + 2 * PW), dtype=cols.dtype)
-    for k, view in enumerate(windows(padded, size, stride, (OH, OW))):
-        view += places[:, k].transpose(1, 0, 2, 3)
-    return padded[:, :, PH:PH + H, PW:PW + W]
-
-
 @accelerate("max_pool", "numpy")
 def max_pool(x: Image, size: Pair, stride: Pair, padding: Pair) -> tuple[Image, Image]:
     """Compare contiguous copies of the views, image by image on all threads."""
