@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_info
 
-from tests.helpers import LAYOUTS, assert_array, find_backend
+from tests.helpers import LAYOUTS, assert_array, contiguous, find_backend, read_only
 from xpconv import layers
 from xpconv.errors import ArgumentError
 from xpconv.primitives import accelerated_versions, winograd
@@ -151,6 +151,20 @@ def arguments_of_rectify_gradient(place, x, size, stride, padding):
     return place(x), place(draw(*x.shape, seed=2) > 0, bool)
 
 
+def arguments_of_blend(place, x, size, stride, padding):
+    return place(x), place(draw(*x.shape, seed=2)), 0.9
+
+
+def arguments_of_penalise(place, x, size, stride, padding):
+    weights = [place(draw(*shape, seed=2)) for shape in ((3, 4), x.shape, (x.size,))]
+    grads = [place(draw(*W.shape, seed=3)) for W in weights]
+    return place(np.asarray(1.5)), weights, grads, 0.1
+
+
+def arguments_of_largest_finite(place, x, size, stride, padding):
+    return place(np.where(draw(*x.shape, seed=2) > 2 - stride[0] / 2, np.nan, x)), {}
+
+
 def arguments_of_adam_step(place, x, size, stride, padding):
     return place(x), place(draw(*x.shape, seed=2)), place(draw(*x.shape, seed=3)), place(x * x), 0.9, 0.99, 0.1, 1e-8
 
@@ -159,8 +173,20 @@ ARGUMENTS = {"convolve": arguments_of_convolve, "convolve_gradients": arguments_
              "normalise": arguments_of_normalise, "normalise_backward": arguments_of_normalise_backward,
              "softmax": arguments_of_softmax, "rectify": arguments_of_rectify,
              "rectify_gradient": arguments_of_rectify_gradient, "adam_step": arguments_of_adam_step,
+             "blend": arguments_of_blend, "penalise": arguments_of_penalise,
+             "largest_finite": arguments_of_largest_finite,
              "unfold": arguments_of_unfold, "fold": arguments_of_fold,
              "max_pool": arguments_of_unfold, "max_unpool": arguments_of_max_unpool}
+
+
+WRITTEN = {"adam_step": slice(0, 4), "penalise": slice(2, 3)}  # arguments that are written to
+
+
+def _arrays(result):
+    """Return the arrays among nested results."""
+    if isinstance(result, tuple | list):
+        return [array for part in result for array in _arrays(part)]
+    return [] if result is None else [result]
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
@@ -179,22 +205,21 @@ def test_every_fast_version_equals_its_portable_one(spec, data):
     for name, (portable, fast) in accelerated_versions(backend.library).items():
         assert name in ARGUMENTS, f"say in ARGUMENTS how to call {name}"
         results = []
+        place = contiguous if name in WRITTEN and layout is read_only else layout
         for version in (portable, fast):
             *given_arguments, last = ARGUMENTS[name](
-                lambda a, dtype=x.dtype: layout(backend, a.astype(dtype)), x, size, stride, padding)
+                lambda a, dtype=x.dtype, place=place: place(backend, a.astype(dtype)), x, size, stride, padding)
             options = last if isinstance(last, dict) else {}
             given_arguments += [] if isinstance(last, dict) else [last]
-            if name == "adam_step":  # works in place
-                given_arguments[:4] = [backend.xp.asarray(a, copy=True) for a in given_arguments[:4]]
             result = version(*given_arguments, **options)
-            results.append(given_arguments[:4] if result is None else result if isinstance(result, tuple) else [result])
+            results.append([*_arrays(result), *_arrays(given_arguments[WRITTEN.get(name, slice(0))])])
         for one, other in zip(*results, strict=True):
             dtype = str(backend.to_host(one).dtype)
             assert_array(other, backend.to_host(one), backend, dtype, tolerance=1e-5 if dtype == "float32" else 1e-12)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True, database=None)
-@given(st.integers(1, 5), st.sampled_from([48, 50]), st.sampled_from([48, 53]), st.integers(3, 13), st.integers(3, 9),
+@given(st.integers(1, 5), st.sampled_from([32, 50]), st.sampled_from([32, 53]), st.integers(3, 13), st.integers(3, 9),
        st.tuples(st.integers(0, 2), st.integers(0, 2)), st.booleans())
 def test_winograd_equals_im2col(N, C, F, H, W, padding, bias):
     x, w = draw(N, C, H, W).astype("float32"), draw(F, C, 3, 3, seed=1).astype("float32")
@@ -217,7 +242,8 @@ def test_winograd_is_left_alone_where_it_loses():
     assert not winograd.suits(x, w, (2, 2), (1, 1))
     assert not winograd.suits(x, w, (1, 1), (3, 3))
     assert not winograd.suits(x, np.zeros((64, 64, 5, 5), np.float32), (1, 1), (1, 1))
-    assert not winograd.suits(x[:, :32], w[:, :32], (1, 1), (1, 1))
+    assert winograd.suits(x[:, :32], w[:, :32], (1, 1), (1, 1))
+    assert not winograd.suits(x[:, :16], w[:, :16], (1, 1), (1, 1))
     assert not winograd.suits(np.zeros((2, 64, 64, 64), np.float32), w, (1, 1), (1, 1))
 
 
@@ -342,8 +368,11 @@ def test_workspace_is_a_size_with_a_unit(text, size, monkeypatch):
     assert workspace_bytes() == size
 
 
-def test_workspace_is_64_mebibytes_unless_set():
+def test_workspace_is_64_mebibytes_and_1_gibibyte_on_a_gpu_unless_set(monkeypatch):
     assert workspace_bytes() == 64 << 20
+    assert workspace_bytes("cupy") == 1 << 30
+    monkeypatch.setenv("XPCONV_WORKSPACE", "2MiB")
+    assert workspace_bytes("cupy") == 2 << 20
 
 
 @pytest.mark.parametrize("text", ["", "much", "64 Mega", "-1MiB", "1e9"])

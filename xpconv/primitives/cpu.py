@@ -7,10 +7,12 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from xpconv.primitives import accelerate, flat  # noqa: F401  (it registers itself)
+from xpconv.primitives.normalise import spread
 from xpconv.primitives.tiling import for_each_tile, over_tiles, scratch
 from xpconv.primitives.windows import Pair, output_size, pad, windows
 
 Image = np.ndarray
+_NEAR_ZERO = 4  # mean**2 / var up to which E[x**2] - mean**2 loses less than one digit
 
 
 @accelerate("unfold", "numpy")
@@ -78,14 +80,21 @@ def max_unpool(dout: Image, place: Image, shape: tuple[int, int, int, int], size
 @accelerate("normalise", "numpy")
 def normalise(x: Image, gamma: Image, beta: Image, *, axes: Sequence[int], along: int, eps: float
               ) -> tuple[Image, ...]:
-    """Work in the output's own memory, with as few passes as there are."""
+    """Take both moments before writing anything; then ``out = scale * x + shift``."""
     def tile(out: Image, x: Image, gamma: Image, beta: Image) -> tuple[Image, Image, Image]:
         mean = _sums(axes, x) / count
-        np.subtract(x, mean, out=out)
-        var = _sums(axes, out, out) / count
+        with np.errstate(over="ignore", invalid="ignore"):
+            var = _sums(axes, x, x) / count - mean * mean
+            centered = not np.all((mean * mean <= _NEAR_ZERO * var) & (var < np.inf))
+        if centered:
+            np.subtract(x, mean, out=out)
+            var = _sums(axes, out, out) / count
         inv_std = 1 / np.sqrt(var + eps)
-        out *= inv_std * gamma
-        out += beta
+        if not np.all(var < np.inf):
+            var, inv_std = spread(np, out, axes, eps)
+        scale = inv_std * gamma
+        np.multiply(out if centered else x, scale, out=out)
+        out += beta if centered else beta - mean * scale
         return mean, var, inv_std
 
     out, count = np.empty(x.shape, x.dtype), prod(x.shape[axis] for axis in axes)
@@ -99,19 +108,25 @@ def normalise_backward(dout: Image, x: Image, mean: Image, inv_std: Image, gamma
     count = prod(x.shape[axis] for axis in axes)
 
     def tile(dx: Image, dout: Image, x: Image, mean: Image, inv_std: Image, gamma: Image) -> tuple[Image, Image]:
-        d = np.subtract(x, mean, out=scratch("d", x.shape, x.dtype))
+        d = scratch("d", x.shape, x.dtype)
+        if not np.all((mean * inv_std)**2 <= _NEAR_ZERO):
+            x, mean = np.subtract(x, mean, out=d), np.zeros_like(mean)
         if all(gamma.shape[axis] == 1 for axis in sums):
-            dbeta, product = _sums(sums, dout), _sums(sums, dout, d)
+            dbeta = _sums(sums, dout)
+            product = _sums(sums, dout, x) - mean * dbeta
             rest = tuple(axis for axis in axes if axis not in sums)
             center, slope = ((a * gamma).sum(axis=rest, keepdims=True) if rest else a * gamma for a in (dbeta, product))
             np.multiply(dout, inv_std * gamma, out=dx)
         else:
             np.multiply(dout, gamma, out=dx)
-            dbeta, product = _sums(sums, dout), _sums(sums, dout, d)
-            center, slope = _sums(axes, dx), _sums(axes, dx, d)
+            dbeta = _sums(sums, dout)
+            product = _sums(sums, dout, x) - mean * dbeta
+            center = _sums(axes, dx)
+            slope = _sums(axes, dx, x) - mean * center
             dx *= inv_std
-        d *= inv_std**3 * slope / -count
-        d -= inv_std * center / count
+        slope = inv_std**3 * slope / -count
+        np.multiply(x, slope, out=d)
+        d -= slope * mean + inv_std * center / count
         dx += d
         return product * inv_std, dbeta
 

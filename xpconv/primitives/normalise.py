@@ -5,6 +5,8 @@ Arrays have the same number of axes; mean and variance are taken over `axes`, wh
 """
 
 from collections.abc import Sequence
+from math import sqrt
+from typing import Any
 
 import array_api_compat
 
@@ -12,7 +14,9 @@ from xpconv.backend import Array
 from xpconv.primitives import primitive
 from xpconv.primitives.tiling import over_tiles
 
-__all__ = ["normalise", "normalise_backward"]
+__all__ = ["blend", "normalise", "normalise_backward", "spread"]
+
+_HUGE = 1e15  # float32 has a place for its square
 
 
 @primitive
@@ -23,8 +27,7 @@ def normalise(x: Array, gamma: Array, beta: Array, *, axes: Sequence[int], along
         xp = array_api_compat.array_namespace(x)
         mean = xp.mean(x, axis=axes, keepdims=True)
         out = x - mean
-        var = xp.mean(out * out, axis=axes, keepdims=True)
-        inv_std = 1 / xp.sqrt(var + eps)
+        var, inv_std = spread(xp, out, axes, eps)
         out *= inv_std
         out *= gamma
         out += beta
@@ -32,6 +35,21 @@ def normalise(x: Array, gamma: Array, beta: Array, *, axes: Sequence[int], along
 
     out, mean, var, inv_std = over_tiles(tile, along, x, gamma, beta)
     return out, mean, var, inv_std
+
+
+def spread(xp: Any, centered: Array, axes: Sequence[int], eps: float) -> tuple[Array, Array]:
+    """Return the variance of values whose mean is 0, and 1 / sqrt(var + eps).
+
+    Where values are so large that their squares would overflow, they are scaled first. A variance for which their dtype
+    has no place becomes the largest that it has.
+    """
+    largest = xp.max(xp.abs(centered), axis=axes, keepdims=True)
+    scale = xp.where(largest > _HUGE, largest, xp.ones_like(largest))
+    scaled = centered / scale
+    std = scale * xp.sqrt(xp.mean(scaled * scaled, axis=axes, keepdims=True))
+    inv_std = 1 / xp.hypot(std, xp.full_like(std, sqrt(eps)))
+    std = xp.minimum(std, xp.full_like(std, 0.99 * sqrt(xp.finfo(std.dtype).max)))
+    return std * std, inv_std
 
 
 @primitive
@@ -53,3 +71,9 @@ def normalise_backward(dout: Array, x: Array, mean: Array, inv_std: Array, gamma
 
     dx, dgamma, dbeta = over_tiles(tile, along, dout, x, mean, inv_std, gamma)
     return dx, dgamma, dbeta
+
+
+@primitive
+def blend(old: Array, new: Array, momentum: float) -> Array:
+    """Return the next running average, ``momentum * old + (1 - momentum) * new``."""
+    return momentum * old + (1 - momentum) * new

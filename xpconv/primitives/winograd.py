@@ -37,7 +37,7 @@ def suits(x: Array, w: Array, stride: Pair, padding: Pair) -> bool:
     transforms' matrices are mostly zeros.
     """
     return (x.dtype == np.float32 and w.shape[2:] == (3, 3) and stride == (1, 1) and max(padding) <= 2
-            and min(w.shape[:2]) >= 48 and max(x.shape[2:]) <= 48)
+            and min(w.shape[:2]) >= 32 and max(x.shape[2:]) <= 48)
 
 
 @lru_cache
