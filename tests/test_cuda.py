@@ -1,0 +1,314 @@
+"""CuPy's kernels on a GPU: right on large shapes, repeatable, never waiting, and clear where memory ends.
+
+On small shapes of every kind tests/test_primitives.py compares each kernel with the portable version.
+"""
+
+import re
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import xpconv
+from tests.helpers import assert_array, contiguous, fortran_ordered
+from tests.helpers import find_backend as find
+from tests.test_primitives import ARGUMENTS, WRITTEN, _arrays, draw
+from xpconv import Solver, layers
+from xpconv.backend import Backend, to_host
+from xpconv.bench import peak_bytes
+from xpconv.errors import OutOfMemoryError
+from xpconv.nn import Affine, BatchNorm, Conv, GlobalAvgPool, GroupNorm, LayerNorm, MaxPool, Relu
+from xpconv.primitives import accelerated_versions
+from xpconv.sequential import Sequential
+from xpconv.testing import check_equivalence
+
+gpu = pytest.mark.gpu
+PRIMITIVES = Path(xpconv.__file__).parent / "primitives"
+
+
+@pytest.fixture
+def backend():
+    return find("cupy")
+
+
+@pytest.fixture
+def cupy(backend):
+    return pytest.importorskip("cupy")
+
+
+def images(n=60, seed=0):
+    """Noisy images (n, 3, 16, 16) of three classes, each with a bright row of its own."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 3, n)
+    X = rng.standard_normal((n, 3, 16, 16)).astype(np.float32)
+    X[np.arange(n), :, 4 * y] += 2
+    return X, y
+
+
+def make_net(backend, dtype="float32"):
+    return Sequential(
+        [Conv(8, bias=False), BatchNorm(), Relu(), MaxPool(3, 2, 1), Conv(12, 5, 2), GroupNorm(groups=4), Relu(),
+         Conv(6, 1), LayerNorm(), GlobalAvgPool(), Affine(3)],
+        input_shape=(3, 16, 16), reg=1e-2, rng=0, backend=backend, dtype=dtype)
+
+
+def make_solver(backend, **options):
+    (X, y), (X_val, y_val) = images(), images(30, seed=1)
+    data = {"X_train": X, "y_train": y, "X_val": X_val, "y_val": y_val}
+    place = find(backend).asarray
+    return Solver(make_net(backend), {name: place(a) for name, a in data.items()}, update_rule="adam", rng=3,
+                  **{"batch_size": 6, "num_epochs": 10, "verbose": False, **options})
+
+
+# ---- the kernels
+
+
+def test_every_kernel_is_called_and_every_call_has_its_kernel():
+    calls = re.findall(r'_kernel\("(\w+)"', (PRIMITIVES / "cuda.py").read_text(encoding="utf-8"))
+    kernels = re.findall(r"__global__ void (\w+)\(", (PRIMITIVES / "kernels.cu").read_text(encoding="utf-8"))
+    assert sorted(set(calls)) == sorted(kernels)
+
+
+@gpu
+def test_every_primitive_with_arguments_in_the_table_has_a_kernel(backend):
+    assert set(accelerated_versions("cupy")) == set(ARGUMENTS)
+
+
+@gpu
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("layout", [contiguous, fortran_ordered])
+@pytest.mark.parametrize(("shape", "size", "stride", "padding"), [
+    ((70, 5, 40, 37), (3, 3), (1, 1), (1, 1)),
+    ((33, 64, 13, 17), (3, 2), (2, 3), (0, 1)),
+    ((3, 2, 300, 257), (5, 7), (1, 2), (2, 3)),
+    ((1030, 3, 5, 4), (2, 2), (2, 2), (0, 0)),
+    ((2, 700, 8, 8), (1, 1), (1, 1), (0, 0)),
+    ((2, 1, 64, 64), (20, 20), (3, 3), (7, 0)),
+])
+def test_kernels_equal_the_portable_versions_on_shapes_of_many_blocks(backend, layout, dtype, shape, size, stride,
+                                                                      padding):
+    x = draw(*shape).astype(dtype)
+    for name, versions in accelerated_versions("cupy").items():
+        results = []
+        for version in versions:
+            *given, last = ARGUMENTS[name](lambda a, kind=dtype: layout(backend, a.astype(kind)), x, size, stride,
+                                           padding)
+            options = last if isinstance(last, dict) else {}
+            given += [] if isinstance(last, dict) else [last]
+            result = version(*given, **options)
+            results.append([*_arrays(result), *_arrays(given[WRITTEN.get(name, slice(0))])])
+        for one, other in zip(*results, strict=True):
+            expected = to_host(one)
+            tolerance = 1e-4 if expected.dtype == np.float32 else 1e-11
+            assert_array(other, expected, backend, str(expected.dtype), tolerance=tolerance)
+
+
+@gpu
+def test_statistics_far_from_zero_are_exact(backend):
+    x = (1e4 + draw(64, 3, 32, 32)).astype(np.float32)
+    gamma, beta = (backend.asarray(np.full(3, value), "float32") for value in (1, 0))
+    out, cache = layers.batchnorm_forward(backend.asarray(x), gamma, beta, train=True)
+    exact = x.astype(np.float64)
+    mean, var = (f(exact, axis=(0, 2, 3), keepdims=True) for f in (np.mean, np.var))
+    assert np.max(np.abs(to_host(cache.mean).ravel() - mean.ravel())) < 1e-2  # 1e-6 of the values
+    assert np.max(np.abs(to_host(out) - (exact - mean) / np.sqrt(var + 1e-5))) < 1e-2
+
+
+@gpu
+def test_scores_that_would_overflow_give_a_finite_loss(backend):
+    scores = np.array([[1e4, 0, -1e4], [0, 0, 0]])
+    loss, dx = layers.softmax_loss(backend.asarray(scores), backend.asarray(np.array([1, 2])))
+    assert float(to_host(loss)) == pytest.approx((1e4 + np.log(3)) / 2)
+    assert to_host(dx)[0] == pytest.approx([0.5, -0.5, 0])
+
+
+# ---- the same everywhere
+
+
+@gpu
+@pytest.mark.torch
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_net_is_the_same_on_numpy_torch_and_cupy(backend, dtype):
+    places = ["numpy", find("torch"), find("torch:cuda"), backend]
+    X, y = images(20)
+
+    def loss_and_gradients(X, y):
+        net = make_net(None, dtype)
+        return net.loss(X, y), net.state, net.loss(X)
+
+    check_equivalence(loss_and_gradients, X.astype(dtype), y, backends=places)
+
+
+@gpu
+def test_two_runs_have_the_same_bits(backend):
+    runs = []
+    for _ in range(2):
+        solver = make_solver(backend, num_epochs=3)
+        solver.train()
+        runs.append([solver.loss_history, *(to_host(w).tobytes() for w in solver.model.params.values())])
+    assert runs[0] == runs[1]
+
+
+# ---- no waits
+
+
+@contextmanager
+def refusing_to_wait(monkeypatch):
+    """Let CuPy raise an error where it would wait, except in Backend.to_host; yield the list of calls of that."""
+    from cupyx import allow_synchronize
+
+    def allowing(allowed):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns that it may miss some
+            context = allow_synchronize(allowed)
+            context.__enter__()
+        return context
+
+    calls, plain = [], Backend.to_host
+
+    def counted(self, x):
+        calls.append(x)
+        context = allowing(True)
+        try:
+            return plain(self, x)
+        finally:
+            context.__exit__(None, None, None)
+
+    monkeypatch.setattr(Backend, "to_host", counted)
+    context = allowing(False)
+    try:
+        yield calls
+    finally:
+        context.__exit__(None, None, None)
+
+
+@gpu
+def test_a_hundred_iterations_wait_only_to_print_and_to_check(backend, monkeypatch, capsys):
+    solver = make_solver(backend, verbose=True, print_every=50)
+    with refusing_to_wait(monkeypatch) as waits:
+        solver.train()
+    assert solver.iteration == 100
+    checks = len(solver.val_acc_history)
+    assert capsys.readouterr().out.count("loss:") == 2
+    assert len(waits) == 3 * checks + 1  # the losses and two accuracies a check; at iteration 1 printing is one of them
+
+
+@gpu
+def test_waits_are_noticed(backend, monkeypatch):
+    with refusing_to_wait(monkeypatch), pytest.raises(RuntimeError, match="synchronization"):
+        float(backend.asarray(1.0))
+
+
+# ---- memory
+
+
+@pytest.fixture
+def little_memory(cupy):
+    """Let CuPy have so many more MiB than it uses now."""
+    pool = cupy.get_default_memory_pool()
+
+    def limit(mebibytes):
+        pool.free_all_blocks()
+        pool.set_limit(size=pool.used_bytes() + (mebibytes << 20))
+
+    yield limit
+    pool.set_limit(size=0)
+
+
+def snapshot(model):
+    return {name: to_host(a).tobytes() for name, a in [*model.params.items(), *model.state.items()]}
+
+
+class Hungry(Relu):
+    """A layer whose backward pass finds no memory."""
+
+    def backward(self, dout, cache, *, need_dx):
+        raise MemoryError("8 GiB")
+
+
+def test_out_of_memory_in_a_backward_pass_leaves_running_statistics_as_they_were():
+    net = Sequential([Conv(2), BatchNorm(), Hungry(), GlobalAvgPool(), Affine(3)], input_shape=(3, 4, 4), rng=0,
+                     backend="array_api_strict")
+    before = snapshot(net)
+    with pytest.raises(OutOfMemoryError, match=r"array_api_strict has not enough memory for 5 samples at once \(8 GiB\)"
+                                               r": take a smaller batch, .* XPCONV_WORKSPACE, which is now 64MiB"):
+        net.loss(np.ones((5, 3, 4, 4)), np.zeros(5, int))
+    assert snapshot(net) == before
+
+
+@gpu
+def test_out_of_memory_names_the_workspace_and_leaves_the_model_as_it_was(backend, little_memory, monkeypatch):
+    net = Sequential([Conv(4, 7), BatchNorm(), Relu(), GlobalAvgPool(), Affine(3)], input_shape=(3, 32, 32), rng=0,
+                     backend=backend)
+    X, y = np.zeros((256, 3, 32, 32), np.float32), np.zeros(256, int)
+    before = snapshot(net)
+    little_memory(80)  # the columns of all images take 147 MiB, all else less than 40
+    with pytest.raises(OutOfMemoryError, match=r"cupy:0 has not enough memory for 256 samples at once \(.*\): take a "
+                                               r"smaller batch, .* XPCONV_WORKSPACE, which is now 1024MiB"):
+        net.loss(X, y)
+    assert snapshot(net) == before
+    net.loss(X[:64], y[:64])
+    monkeypatch.setenv("XPCONV_WORKSPACE", "8MiB")
+    net.loss(X, y)
+
+
+@gpu
+def test_training_goes_on_after_running_out_of_memory(backend, little_memory, monkeypatch):
+    expected = make_solver(backend, batch_size=60, num_epochs=4)
+    expected.train()
+    solver = make_solver(backend, batch_size=60, num_epochs=4)
+
+    def shrink(solver):
+        if solver.iteration == 2:
+            little_memory(1)
+
+    with pytest.raises(OutOfMemoryError):
+        solver.train(shrink)
+    assert solver.iteration == 2
+    little_memory(1 << 10)
+    solver.train()
+    assert solver.iteration == 4
+    assert np.isfinite(solver.loss_history).all()
+    assert solver.loss_history[:2] == expected.loss_history[:2]
+
+
+@gpu
+@pytest.mark.parametrize(("batch", "workspace"), [(64, 2), (256, 2), (256, 16)])
+def test_a_convolution_takes_the_workspace_and_no_more(backend, monkeypatch, batch, workspace):
+    monkeypatch.setenv("XPCONV_WORKSPACE", f"{workspace}MiB")
+    monkeypatch.delenv("XPCONV_ACCELERATE", raising=False)
+    x, w = (backend.xp.ones(shape, dtype="float32") for shape in ((batch, 16, 16, 16), (16, 16, 3, 3)))
+    results = []
+
+    def both_passes():
+        out, cache = layers.conv_forward(x, w, None, padding=1)
+        results.extend([out, *layers.conv_backward(out, cache)[:2]])
+
+    peak = peak_bytes(backend, both_passes)
+    assert peak - sum(a.nbytes for a in results) <= (workspace << 20) + (1 << 19)
+
+
+@gpu
+def test_a_net_trained_on_the_gpu_is_the_same_on_the_host(backend, tmp_path):
+    solver = make_solver(backend, num_epochs=2)
+    solver.train()
+    xpconv.save_model(solver.model, tmp_path / "net.safetensors")
+    X, _ = images(20, seed=2)
+    on_host = xpconv.load_model(tmp_path / "net.safetensors", "numpy").loss(X)
+    assert_array(xpconv.load_model(tmp_path / "net.safetensors", backend).loss(X), on_host, backend, "float32")
+
+
+# ---- the page for users
+
+
+@pytest.mark.parametrize("spec", ["numpy", pytest.param("cupy", marks=gpu)])
+def test_code_of_the_page_on_gpus_runs(spec, capsys):
+    find(spec)
+    page = (Path(__file__).parents[1] / "docs" / "gpu.md").read_text(encoding="utf-8")
+    names = {}
+    for code in re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S):
+        exec(compile(code.replace('"cupy"', repr(spec)), "gpu.md", "exec"), names)
+    assert len(names["solver"].loss_history) == 4
+    assert capsys.readouterr().out.endswith(" s for a loss and its gradients\n")
