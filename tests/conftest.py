@@ -1,7 +1,7 @@
 """Fixtures: every backend that works on this machine, and every memory layout.
 
 ``XP_BACKEND`` may be set while the tests run: it sets the default backend, nothing else. ``XPCONV_REQUIRE=torch,...``
-turns the skips of those libraries into failures.
+turns the skips of those libraries into failures, ``XPCONV_ACCELERATE=0`` tests the portable versions on all of them.
 """
 
 import os
@@ -9,6 +9,8 @@ import os
 import pytest
 
 from tests.helpers import BACKENDS, LAYOUTS, find_backend, required_libraries
+
+KEPT = ("XPCONV_ACCELERATE", "XPCONV_DATA", "XPCONV_REQUIRE")  # settings that tell how to test
 
 
 def pytest_configure(config):
@@ -20,7 +22,7 @@ def pytest_configure(config):
 def _default_settings():
     """Take the settings of the machine away; tests that want some set their own."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in [n for n in os.environ if n.startswith("XPCONV_") and n not in ("XPCONV_DATA", "XPCONV_REQUIRE")]:
+        for name in [n for n in os.environ if n.startswith("XPCONV_") and n not in KEPT]:
             patch.delenv(name)
         yield
 

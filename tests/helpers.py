@@ -52,7 +52,7 @@ def contiguous(backend, host):
 
 def every_second_element(backend, host):
     """Between the elements lies what must not be read."""
-    gap = np.nan if host.dtype.kind == "f" else -1
+    gap = {"f": np.nan, "u": 255}.get(host.dtype.kind, -1)
     larger = backend.asarray(np.full([2 * size for size in host.shape], gap, dtype=host.dtype))
     view = (slice(None, None, 2),) * host.ndim
     larger[view] = contiguous(backend, host)

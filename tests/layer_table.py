@@ -101,11 +101,15 @@ def ties(*shape):
 
 
 def chain(*parts):
-    """Return the oracle of a sandwich: loop versions one after the other, as (layer, inputs, options)."""
-    def forward(x, **inputs):
+    """Return the oracle of a sandwich: loop versions one after the other.
+
+    A part is (layer, names of inputs, {option of the layer: (option of the sandwich, its default)}).
+    """
+    def forward(x, **arguments):
         caches = []
         for layer, names, options in parts:
-            x, cached = getattr(reference, f"{layer}_forward")(x, *(inputs[name] for name in names), **options)
+            values = {option: arguments.get(name, default) for option, (name, default) in options.items()}
+            x, cached = getattr(reference, f"{layer}_forward")(x, *(arguments[name] for name in names), **values)
             caches.append(cached)
         return x, caches
 
@@ -119,19 +123,26 @@ def chain(*parts):
     return forward, backward
 
 
+AFFINE, RELU = ("affine", ("w", "b"), {}), ("relu", (), {})
+CONV = "conv", ("w", "b"), {"stride": ("stride", 1), "padding": ("padding", 0)}
+NORM = ("batchnorm", ("gamma", "beta", "running"),
+        {"train": ("train", None), "momentum": ("momentum", 0.9), "eps": ("eps", 1e-5)})
+POOL = "max_pool", (), {"size": ("pool_size", 2), "stride": ("pool_stride", None)}
+
+
 def loss(function):
     """Return a loss as a layer: the gradient it gives at once is its cache."""
     return lambda x, y: function(x, y), lambda dout, dx: dout * dx
 
 
-no_bias = (lambda x, w, b: reference.affine_forward(x, w, np.zeros(w.shape[1])),
-           lambda dout, cached: (*reference.affine_backward(dout, cached)[:2], None))
-im2col = (lambda algorithm, **arguments: reference.conv_forward(**arguments), reference.conv_backward)
+conv = (lambda algorithm="auto", **arguments: reference.conv_forward(**arguments), reference.conv_backward)
 dropout = (lambda x, *, keep, mask_key, train: reference.dropout_forward(
                x, keep=keep, mask=keep_mask(mask_key, x.shape, keep, like=x), train=train),
            reference.dropout_backward)
 stepwise = (layers.batchnorm_forward, layers.batchnorm_backward_stepwise)
 batchnorm = (reference.batchnorm_forward, reference.batchnorm_backward)
+from_zero = (lambda x, **arguments: reference.batchnorm_forward(x, running=np.zeros((2, x.shape[1])), **arguments),
+             reference.batchnorm_backward)
 
 
 # ---- the table
@@ -146,7 +157,7 @@ _conv_bn = {**_conv, "gamma": (4,), "beta": (4,), "running": running(4)}
 ROWS = [
     Row("affine", "flat", {"x": (4, 6), "w": (6, 3), "b": (3,)}),
     Row("affine", "images", {"x": (4, 2, 3, 2), "w": (12, 3), "b": (3,)}),
-    Row("affine", "no_bias", {"x": (4, 6), "w": (6, 3), "b": None}, oracle=no_bias),
+    Row("affine", "no_bias", {"x": (4, 6), "w": (6, 3), "b": None}),
     Row("relu", "flat", {"x": (4, 6)}),
     Row("relu", "images", _images),
     Row("conv", "plain", _conv),
@@ -163,7 +174,7 @@ ROWS = [
     Row("conv", "whole_image", {**_conv, "w": (4, 2, 6, 5)}),
     Row("conv", "one_image", {**_conv, "x": (1, 2, 6, 5)}, {"padding": 1}),
     Row("conv", "larger_batch", {**_conv, "x": (21, 2, 6, 5)}, {"padding": 1}),
-    Row("conv", "im2col", _conv, {"padding": 1, "algorithm": "im2col"}, oracle=im2col),
+    Row("conv", "im2col", _conv, {"padding": 1, "algorithm": "im2col"}, oracle=conv),
     Row("max_pool", "tiling", {"x": (3, 4, 6, 4)}, {"size": 2}),
     Row("max_pool", "not_tiling", _images, {"size": 2}),
     Row("max_pool", "overlapping", _images, {"size": 3, "stride": 1}),
@@ -179,8 +190,7 @@ ROWS = [
     Row("avg_pool", "padded", _images, {"size": 3, "stride": (2, 1), "padding": (1, 0)}),
     Row("avg_pool", "padded_far", _images, {"size": 3, "stride": 1, "padding": 2}),
     Row("global_avg_pool", "images", _images),
-    Row("batchnorm", "flat", _flat_norm, {"train": True}, oracle=(
-        lambda **arguments: batchnorm[0](running=None, **arguments), batchnorm[1])),
+    Row("batchnorm", "flat", _flat_norm, {"train": True}, oracle=from_zero),
     Row("batchnorm", "images", {**_image_norm, "running": running(4)}, {"train": True, "momentum": 0.7, "eps": 1e-3}),
     Row("batchnorm", "evaluation", {**_image_norm, "running": running(4)}, {"train": False}),
     Row("batchnorm", "flat_evaluation", {**_flat_norm, "running": running(4)}, {"train": False}),
@@ -200,26 +210,17 @@ ROWS = [
         oracle=loss(reference.softmax_loss)),
     Row("svm_loss", "scores", {"x": (6, 5), "y": labels(6, 5)}, functions=loss(layers.svm_loss),
         oracle=loss(reference.svm_loss)),
-    Row("affine_relu", "images", {"x": (4, 2, 3, 2), "w": (12, 3), "b": (3,)},
-        oracle=chain(("affine", ("w", "b"), {}), ("relu", (), {}))),
-    Row("affine_bn_relu", "training", _affine_bn, {"train": True, "momentum": 0.8, "eps": 1e-4}, oracle=chain(
-        ("affine", ("w", "b"), {}),
-        ("batchnorm", ("gamma", "beta", "running"), {"train": True, "momentum": 0.8, "eps": 1e-4}),
-        ("relu", (), {}))),
-    Row("affine_bn_relu", "evaluation", _affine_bn, {"train": False}, oracle=chain(
-        ("affine", ("w", "b"), {}), ("batchnorm", ("gamma", "beta", "running"), {"train": False}), ("relu", (), {}))),
-    Row("conv_relu", "strided", _conv, {"stride": 2, "padding": 1}, oracle=chain(
-        ("conv", ("w", "b"), {"stride": 2, "padding": 1}), ("relu", (), {}))),
-    Row("conv_bn_relu", "training", {**_conv_bn, "b": None}, {"train": True, "padding": 1, "eps": 1e-4}, oracle=chain(
-        ("conv", ("w", "b"), {"padding": 1}),
-        ("batchnorm", ("gamma", "beta", "running"), {"train": True, "eps": 1e-4}), ("relu", (), {}))),
-    Row("conv_bn_relu", "evaluation", _conv_bn, {"train": False, "stride": (1, 2)}, oracle=chain(
-        ("conv", ("w", "b"), {"stride": (1, 2)}),
-        ("batchnorm", ("gamma", "beta", "running"), {"train": False}), ("relu", (), {}))),
-    Row("conv_relu_pool", "halving", _conv, {"padding": 1}, oracle=chain(
-        ("conv", ("w", "b"), {"padding": 1}), ("relu", (), {}), ("max_pool", (), {"size": 2}))),
-    Row("conv_relu_pool", "overlapping", _conv, {"padding": 1, "pool_size": 3, "pool_stride": 1}, oracle=chain(
-        ("conv", ("w", "b"), {"padding": 1}), ("relu", (), {}), ("max_pool", (), {"size": 3, "stride": 1}))),
+    Row("affine_relu", "images", {"x": (4, 2, 3, 2), "w": (12, 3), "b": (3,)}, oracle=chain(AFFINE, RELU)),
+    Row("affine_bn_relu", "training", _affine_bn, {"train": True, "momentum": 0.8, "eps": 1e-4},
+        oracle=chain(AFFINE, NORM, RELU)),
+    Row("affine_bn_relu", "evaluation", _affine_bn, {"train": False}, oracle=chain(AFFINE, NORM, RELU)),
+    Row("conv_relu", "strided", _conv, {"stride": 2, "padding": 1}, oracle=chain(CONV, RELU)),
+    Row("conv_bn_relu", "training", {**_conv_bn, "b": None}, {"train": True, "padding": 1, "eps": 1e-4},
+        oracle=chain(CONV, NORM, RELU)),
+    Row("conv_bn_relu", "evaluation", _conv_bn, {"train": False, "stride": (1, 2)}, oracle=chain(CONV, NORM, RELU)),
+    Row("conv_relu_pool", "halving", _conv, {"padding": 1}, oracle=chain(CONV, RELU, POOL)),
+    Row("conv_relu_pool", "overlapping", _conv, {"padding": 1, "pool_size": 3, "pool_stride": 1},
+        oracle=chain(CONV, RELU, POOL)),
 ]
 
 ONE_OF_EACH = list({row.layer: row for row in reversed(ROWS)}.values())[::-1]

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = Path(xpconv.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 LIBRARIES = {"numpy", "cupy", "cupyx", "torch", "array_api_strict", "scipy"}
-HEAVY = {"cupy", "torch", "matplotlib", "sklearn", "pooch", "PIL", "typer", "rich"}
+HEAVY = {"cupy", "torch", "matplotlib", "sklearn", "pooch", "PIL", "typer", "rich", "onnx"}
 
 
 def imported(path):

@@ -168,14 +168,11 @@ def test_package_that_fails_to_import_is_told_from_a_missing_one(error, monkeypa
 
 
 class Stage(np.ndarray):
-    """A stand-in for CuPy's arrays, of a class of its own; products may be made to fail or be wrong."""
+    """A stand-in for CuPy's arrays, of a class of its own; products may be made wrong."""
 
-    failure = None
     factor = 1
 
     def __matmul__(self, other):
-        if Stage.failure:
-            raise Stage.failure
         return (np.asarray(self) @ np.asarray(other) * Stage.factor).view(Stage)
 
 
@@ -183,6 +180,8 @@ class Stage(np.ndarray):
 def cupy(monkeypatch):
     """A working CuPy 14 with two devices."""
     class Device(nullcontext):
+        __hash__ = None
+
         def __init__(self, index):
             super().__init__()
             self.id, self.waits = index, 0
@@ -191,14 +190,13 @@ def cupy(monkeypatch):
             self.waits += 1
 
     runtime = SimpleNamespace(
-        getDeviceCount=lambda: 2, driverGetVersion=lambda: 13010,
+        getDeviceCount=lambda: 2, driverGetVersion=lambda: 13010, runtimeGetVersion=lambda: 13020,
         getDeviceProperties=lambda index: {"name": b"Pretended GPU", "totalGlobalMem": 3 << 30})
     fake = SimpleNamespace(
         __version__="14.0.0", float32=np.float32, ndarray=Stage,
         arange=lambda count, dtype: np.arange(count, dtype=dtype).view(Stage),
         cuda=SimpleNamespace(runtime=runtime, Device=Device))
     monkeypatch.setitem(sys.modules, "cupy", fake)
-    monkeypatch.setattr(Stage, "failure", None)
     monkeypatch.setattr(Stage, "factor", 1)
     return fake
 
@@ -214,6 +212,7 @@ def test_cupy_is_found_where_its_kernels_run(cupy):
     for spec, text in (("cupy", "cupy:0"), ("cupy:1", "cupy:1")):
         backend = get_backend(spec)
         assert (backend.library, str(backend)) == ("cupy", text)
+        assert {backend: text}[get_backend(spec)] == text  # though devices have no hash
         backend.synchronize()
         assert backend.device.waits == 1
 
@@ -224,8 +223,21 @@ def test_cupy_is_described(cupy):
     assert found.detail == "Pretended GPU, 3 GiB, CUDA driver 13.1"
 
 
+@pytest.mark.parametrize(("driver", "error", "text"), [
+    (12080, "cudaErrorInsufficientDriver", r"cupy 14.0.0 needs CUDA 13 but the NVIDIA driver supports CUDA 12 at most "
+     r"\(cudaErrorInsufficientDriver\): pip install 'xpconv\[cuda12\]' instead of 'xpconv\[cuda13\]'"),
+    (13010, "cudaErrorNoDevice", r"finds an NVIDIA driver but no GPU \(cudaErrorNoDevice\): check nvidia-smi"),
+])
+def test_cupy_with_an_old_driver_or_without_a_gpu_says_which(cupy, driver, error, text):
+    cupy.cuda.runtime.getDeviceCount = raising(RuntimeError(error))
+    cupy.cuda.runtime.driverGetVersion = lambda: driver
+    with pytest.raises(BackendUnavailableError, match=text):
+        get_backend("cupy")
+
+
 def test_cupy_without_a_driver_says_so(cupy):
     cupy.cuda.runtime.getDeviceCount = raising(RuntimeError("cudaErrorInsufficientDriver"))
+    cupy.cuda.runtime.driverGetVersion = lambda: 0
     text = r"cupy 14.0.0 finds no usable NVIDIA driver \(cudaErrorInsufficientDriver\): install the driver"
     with pytest.raises(BackendUnavailableError, match=text):
         get_backend("cupy")
@@ -242,9 +254,13 @@ def test_cupy_without_that_device_says_how_many_there_are(cupy):
         get_backend("cupy")
 
 
-def test_cupy_whose_kernels_fail_says_so(cupy, monkeypatch):
-    monkeypatch.setattr(Stage, "failure", OSError("libnvrtc.so not found"))
-    text = r"cupy cannot launch a kernel on device 1 \(OSError: libnvrtc.so not found\): its CUDA libraries"
+@pytest.mark.parametrize(("operation", "library", "step"), [
+    ("__add__", "libnvrtc.so", "launch a kernel, which NVRTC compiles,"),
+    ("__matmul__", "libcublas.so", "multiply matrices, which cuBLAS does,"),
+])
+def test_cupy_without_a_cuda_library_says_which(cupy, monkeypatch, operation, library, step):
+    monkeypatch.setattr(Stage, operation, raising(OSError(f"{library} not found")), raising=False)
+    text = rf"cupy cannot {step} on device 1 \(OSError: {library} not found\): its CUDA libraries must match"
     with pytest.raises(BackendUnavailableError, match=text) as caught:
         get_backend("cupy:1")
     assert isinstance(caught.value.__cause__, OSError)

@@ -3,6 +3,7 @@ import errno
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +13,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import xpconv
-from xpconv import cli, runs
+from xpconv import cli, folders, runs
 from xpconv.backend import diagnose
 from xpconv.data import load_digits
 from xpconv.data.images import read_image
@@ -85,7 +87,9 @@ def test_pictures_are_pngs_of_a_readable_size(bare):
 
 def test_metrics_have_one_row_an_iteration_and_accuracies_where_they_were_checked(bare):
     rows, config = rows_of(bare.folder), config_of(bare.folder)
-    assert list(rows[0]) == ["iteration", "epoch", "loss", "train_accuracy", "val_accuracy"]
+    health = ["update_ratio_W1", "update_ratio_W2", "update_ratio_W3", "dead_relu_1", "dead_relu_2"]
+    assert list(rows[0]) == ["iteration", "epoch", "loss", "learning_rate", "train_accuracy", "val_accuracy", *health]
+    assert all(bool(row[name]) == bool(row["val_accuracy"]) for row in rows for name in health)
     assert [int(row["iteration"]) for row in rows] == list(range(1, config["iterations"] + 1))
     per_epoch = config["iterations"] // config["settings"]["epochs"]
     checked = [int(row["iteration"]) for row in rows if row["val_accuracy"]]
@@ -128,7 +132,7 @@ def test_every_net_trains_is_drawn_and_predicts(tmp_path, model, augment):
 def test_larger_images_get_the_net_of_their_size():
     model = runs.MODELS["three-layer"]((3, 32, 32), 10, rng=0)
     assert model.params["W1"].shape == (32, 3, 5, 5)
-    assert set(runs.DEFAULTS) == set(cli.DATASETS)
+    assert set(runs.DEFAULTS) == {*cli.DATASETS, "a folder"}
 
 
 def test_backend_of_the_environment_gives_the_same_losses(tmp_path):
@@ -162,8 +166,8 @@ def test_folder_of_another_run_is_refused_and_stays_as_it_is(tmp_path):
 
 def test_two_runs_of_one_second_have_two_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runs.time, "strftime", lambda form: "now")
-    with runs.run_folder(None) as first, runs.run_folder(None) as second:
+    monkeypatch.setattr(folders.time, "strftime", lambda form: "now")
+    with folders.run_folder(None) as first, folders.run_folder(None) as second:
         assert [first, second] == [Path("runs/now"), Path("runs/now-2")]
         assert second.is_dir()
 
@@ -176,9 +180,9 @@ def write_twice(path):
 def test_failed_run_removes_the_folder_that_it_made_and_no_other(tmp_path):
     (tmp_path / "mine").mkdir()
     for name in ("mine", "new"):
-        with pytest.raises(ZeroDivisionError), runs.run_folder(tmp_path / name):
+        with pytest.raises(ZeroDivisionError), folders.run_folder(tmp_path / name):
             raise ZeroDivisionError
-    with pytest.raises(FileExistsError), runs.run_folder(tmp_path / "full") as folder:
+    with pytest.raises(FileExistsError), folders.run_folder(tmp_path / "full") as folder:
         write_twice(folder / "notes")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "mine"]
 
@@ -202,8 +206,25 @@ def test_interrupted_training_saves_what_there_is_and_exits_with_130(tmp_path, m
     assert config_of(tmp_path / "run")["interrupted"] is True
 
 
+def test_interrupted_training_tells_how_to_go_on(tmp_path, monkeypatch):
+    step = Solver._step
+
+    def pressed_in_step(self, X, y):
+        step(self, X, y)
+        if self.iteration == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Solver, "_step", pressed_in_step)
+    result = call(*SHORT, "--out", tmp_path / "my run")
+    assert result.exit_code == 130
+    program, *words = shlex.split(result.stdout.splitlines()[-1].removeprefix("to go on: "))
+    monkeypatch.setattr(Solver, "_step", step)
+    assert program == "xpconv"
+    assert "resumed at iteration 3" in succeed(*words)
+
+
 def test_ctrl_c_outside_training_exits_with_130(monkeypatch):
-    monkeypatch.setattr(cli, "load_dataset", raising(KeyboardInterrupt()))
+    monkeypatch.setattr(runs, "load_dataset", raising(KeyboardInterrupt()))
     result = call("train")
     assert (result.exit_code, result.output) == (130, "")
 
@@ -329,15 +350,18 @@ def raising(error):
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (["train", "--data", "mnist"], "'mnist' is not one of digits, cifar10."),
+    (["train", "--data", "mnist"], "'mnist' is not one of digits, cifar10 and no folder."),
     (["train", "--model", "resnet"], "'resnet' is not one of three-layer, fc, convnet."),
     (["train", "--optimizer", "adm"], "'adm' is not one of sgd, sgd_momentum, rmsprop, adam."),
-    (["train", "--augment", "turn"], "'turn' is not one of none, shift, mirror."),
+    (["train", "--augment", "turn"], "augment is 'turn'; expected none, shift, mirror, crop, flip"),
     (["train", "--dtype", "float16"], "'float16' is not one of float32, float64."),
     (["train", "--backend", "jax"], "expected auto or one of numpy, cupy, torch, array_api_strict"),
     (["train", "--epochs", "0"], "--epochs"),
     (["train", "--batch-size", "many"], "--batch-size"),
     (["train", "--epoch-count", "3"], "No such option"),
+    (["compare", "runs/first", "--out", "notes.txt"], "'notes.txt': expected a name that ends in .png."),
+    (["train", "--on-nonfinite", "wait"], "'wait' is not one of stop, skip."),
+    (["train", "--resume", "run", "--seed", "3", "--out", "b"], "the settings of its run: leave out --seed, --out."),
     (["eval"], "MODEL"),
     (["predict", "net.safetensors"], "IMAGE"),
     (["teach"], "No such command 'teach'"),
@@ -354,11 +378,14 @@ def test_wrong_usage_is_told_with_the_choices_and_exits_with_2(words, message):
     (["train"], {"XP_BACKEND": "array_api_strict:gpu"}, "array_api_strict has no device 'gpu'"),
     (["train", "--num-train", "1298"], {}, "num_train is 1298; expected 1 to 1297"),
     (["train"], {"XPCONV_NUM_THREADS": "x"}, "XPCONV_NUM_THREADS is 'x'"),
-    (["train", "--out", "file"], {}, "File exists: 'file'"),
-    (["train", "--out", "file/run"], {}, "Not a directory: 'file/run'"),
+    (["train", "--out", "file"], {}, "file: cannot be the folder of a run (File exists): name another one by --out"),
+    (["train", "--out", "file/run"], {}, "file/run: cannot be the folder of a run (Not a directory): name"),
     (["train", "--optimizer", "sgd", "--learning-rate", "1e30"], {}, "the loss became"),
+    (["train", "--image-size", "16"], {}, "image_size is 16, but the images of digits have a size of their own"),
     (["train", "--data", "cifar10"], {"XPCONV_DATA": "file"}, "CIFAR-10 is not in file"),
-    (["eval", "nothing"], {}, "there is no model file nothing"),
+    (["train", "--resume", "nothing"], {}, "resume is nothing, which holds no settings of a run in config.json"),
+    (["eval", "nothing"], {}, "there is no file nothing"),
+    (["eval", "."], {}, ". is a folder; expected a file in it, such as model.safetensors"),
     (["eval", "file"], {}, "file is damaged or no safetensors file"),
     (["predict", "file", "file"], {}, "file is damaged or no safetensors file"),
 ])
@@ -378,11 +405,11 @@ def test_failure_is_told_in_one_line_and_exits_with_1(tmp_path, monkeypatch, wor
 
 @pytest.mark.parametrize(("error", "code", "message"), [
     (MemoryError("8 GiB"), 1, "out of memory (8 GiB): take a smaller --batch-size"),
-    (PermissionError(errno.EACCES, "Permission denied", "folder"), 1, "Permission denied: 'folder'"),
+    (PermissionError(errno.EACCES, "Permission denied", "folder"), 1, "xpconv: error: folder: Permission denied\n"),
     (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, ""),
 ])
 def test_trouble_of_the_machine_leaves_no_traceback(monkeypatch, error, code, message):
-    monkeypatch.setattr(cli, "load_dataset", raising(error))
+    monkeypatch.setattr(runs, "load_dataset", raising(error))
     result = call("train")
     assert result.exit_code == code
     assert message in result.stderr
@@ -435,10 +462,83 @@ def test_info_is_a_table_on_a_terminal(monkeypatch):
     assert max(map(len, shown.splitlines())) == min(map(len, shown.splitlines()))
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "predict", "info"])
+COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_each_command_shows_an_example(command):
     shown = succeed(command, "--help")
     assert f"Example: xpconv {command}" in shown
+
+
+def test_help_shows_an_example_and_every_command():
+    shown = succeed("--help")
+    assert "Example: xpconv train --out first && xpconv eval first/model.safetensors" in shown
+    assert set(COMMANDS) <= set(shown.split())
+
+
+# ---- completion by the shell
+
+
+def completions(line, shell="zsh", **environment):
+    """Return what the tab key offers at the end of a line, and what is printed on the side."""
+    words = {"bash": {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}}
+    asked = words.get(shell, {"_TYPER_COMPLETE_ARGS": line, "_TYPER_COMPLETE_FISH_ACTION": "get-args"})
+    run = subprocess.run([sys.executable, "-m", "xpconv"], capture_output=True, text=True, check=False,
+                         env={**plain_environment(), "_XPCONV_COMPLETE": f"complete_{shell}", **asked, **environment})
+    return run.stdout, run.stderr
+
+
+@pytest.mark.parametrize(("shell", "expected"), [
+    ("bash", "sgd\nsgd_momentum\n"), ("fish", "sgd\nsgd_momentum\n"),
+    ("zsh", "_arguments '*: :((\"sgd\"\n\"sgd_momentum\"))'\n")])
+def test_each_shell_completes_words(shell, expected):
+    assert completions("xpconv train --optimizer sg", shell) == (expected, "")
+
+
+OFFERED = {
+    ("--data", ""): ["digits", "cifar10"], ("--data", "c"): ["cifar10"], ("--data", "my_images"): [],
+    ("--model", ""): list(runs.MODELS), ("--schedule", "co"): ["cosine", "constant"],
+    ("--dtype", "f"): ["float32", "float64"],
+    ("--backend", "a"): ["array_api_strict", "auto"], ("--augment", "f"): ["flip"], ("--sampling", "e"): ["epoch"],
+    ("--on-nonfinite", "s"): ["stop", "skip"],
+}
+
+
+@pytest.mark.parametrize(("option", "begun"), OFFERED)
+def test_words_offered_are_those_that_the_option_takes(option, begun):
+    params = {name: param for param in get_command(cli.app).commands["train"].params for name in param.opts}
+    context = SimpleNamespace(resilient_parsing=True)
+    assert [item.value for item in params[option].shell_complete(context, begun)] == OFFERED[option, begun]
+
+
+def test_completion_tries_no_backend():
+    """A GPU takes seconds to try."""
+    shown, imports = completions("xpconv train --data d", "bash", XP_BACKEND="array_api_strict",
+                                 PYTHONPROFILEIMPORTTIME="1")
+    assert shown == "digits\n"
+    assert "array_api_compat" in imports
+    assert "array_api_strict" not in imports
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_shown_for_each_shell(shell, monkeypatch):
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")  # then the option takes the shell's name
+    result = CliRunner().invoke(cli.app, ["--show-completion", shell], prog_name="xpconv")
+    assert result.exit_code == 0, result.output
+    assert f"_XPCONV_COMPLETE=complete_{shell}" in result.stdout
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_bash_completes_a_line_with_the_installed_script(tmp_path):
+    environment = {**plain_environment(), "HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1",
+                   "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
+    subprocess.run(["xpconv", "--install-completion", "bash"], env=environment, capture_output=True, check=True)
+    press_tab = ("source ~/.bashrc; COMP_WORDS=(xpconv train --opt) COMP_CWORD=2; "
+                 "$(complete -p xpconv | sed 's/.*-F \\([^ ]*\\).*/\\1/') xpconv; echo ${COMPREPLY[@]}")
+    run = subprocess.run(["bash", "--norc", "-c", press_tab], env=environment, capture_output=True, text=True,
+                         check=True)
+    assert run.stdout == "--optimizer\n"
 
 
 def test_help_tells_the_defaults_of_each_data_set():

@@ -490,3 +490,15 @@ def test_relative_errors_of_the_fast_pool_are_zero():
     x, pool_param = values(3, 2, 8, 8), {"pool_height": 2, "pool_width": 2, "stride": 2}
     assert rel_error(fast_layers.max_pool_forward_fast(x, pool_param)[0],
                      layers.max_pool_forward_naive(x, pool_param)[0]) == 0
+
+
+@pytest.mark.parametrize("forward", [layers.conv_forward_naive, fast_layers.conv_forward_fast])
+def test_strides_are_whole_numbers_in_every_version(forward):
+    with pytest.raises(ArgumentTypeError, match=r"stride is 1\.0; expected an int or a pair of ints"):
+        forward(ones(1, 1, 3, 3), ones(1, 1, 2, 2), ones(1), {"stride": 1.0, "pad": 0})
+
+
+@pytest.mark.parametrize("forward", [layers.max_pool_forward_naive, fast_layers.max_pool_forward_fast])
+def test_windows_have_to_fit_in_every_version(forward):
+    with pytest.raises(ArgumentError, match=r"the window's height is 4 but the padded image's is 3 \+ 2\*0"):
+        forward(ones(1, 1, 3, 3), {"pool_height": 4, "pool_width": 2, "stride": 1})

@@ -187,3 +187,36 @@ def test_nets_of_xpconv_train_too(data):
     solver = Solver(net, data, update_rule="adam", num_epochs=1, batch_size=20, verbose=False)
     solver.train()
     assert len(solver.loss_history) == 3
+
+
+def test_single_steps_are_those_of_training(data):
+    np.random.seed(231)
+    trained = Solver(StudentNet(12, 3), data, num_epochs=1, batch_size=20, num_train_samples=None, verbose=False)
+    trained.train()
+    np.random.seed(231)
+    stepped = Solver(StudentNet(12, 3), data, batch_size=20, verbose=False)
+    for done in (1, 2, 3):
+        stepped._step()
+        assert stepped.loss_history == trained.loss_history[:done]
+    for name, w in stepped.model.params.items():
+        np.testing.assert_array_equal(w, trained.current()[0][name])
+
+
+def test_parameters_of_integers_become_floats(data):
+    net = StudentNet(12, 3)
+    net.params["b"] = np.zeros(3, dtype=int)
+    Solver(net, data, num_epochs=1, batch_size=30, optim_config={"learning_rate": 0.5}, verbose=False).train()
+    assert net.params["b"].dtype == np.float64
+    assert net.params["b"].any()
+
+
+def test_a_missing_gradient_is_named(data):
+    class Forgetful(StudentNet):
+        def loss(self, X, y=None):
+            result = super().loss(X, y)
+            if y is not None:
+                del result[1]["b"]
+            return result
+
+    with pytest.raises(ArgumentError, match="loss of the model gave no gradient for b; expected one for each of its"):
+        Solver(Forgetful(12, 3), data, num_epochs=1, verbose=False).train()

@@ -1,9 +1,16 @@
+"""Files are whole or not at all, and every file goes through the one writer."""
+
+import ast
 import os
+import re
 from pathlib import Path
 
 import pytest
 
-from xpconv.files import atomic_path
+import xpconv
+from xpconv.files import atomic_path, remove_temporaries, write_bytes
+
+PACKAGE = Path(xpconv.__file__).parent
 
 
 @pytest.fixture
@@ -118,3 +125,53 @@ def test_error_about_another_file_keeps_its_own_text(target, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"weights\.txt"), atomic_path(target) as temporary:
         temporary.write_text((tmp_path / "weights.txt").read_text())
     assert_old_file_alone(target)
+
+
+def test_bytes_are_written_by_the_same_rules(target, monkeypatch):
+    write_bytes(target, b"new")
+    assert target.read_bytes() == b"new"
+    target.write_text("old")
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match=r"cannot write \(No space left on device\): .*model\.safetensors"):
+        write_bytes(target, b"new")
+    assert_old_file_alone(target)
+
+
+def test_a_folder_that_refuses_writing_keeps_the_old_file(target):
+    if os.name != "posix" or os.geteuid() == 0:
+        pytest.skip("root may write to any folder")
+    target.parent.chmod(0o500)
+    try:
+        with pytest.raises(PermissionError, match=r"cannot write .*model\.safetensors"):
+            write_bytes(target, b"new")
+    finally:
+        target.parent.chmod(0o700)
+    assert_old_file_alone(target)
+
+
+def test_only_what_a_killed_writer_left_is_removed(target):
+    (target.parent / ".0123456789abcdef.tmp").touch()
+    kept = [".notes.tmp", "0123456789abcdef.tmp", ".0123456789abcdeg.tmp"]
+    for name in kept:
+        (target.parent / name).touch()
+    remove_temporaries(target.parent)
+    assert sorted(os.listdir(target.parent)) == sorted([target.name, *kept])
+    remove_temporaries(target.parent / "missing")
+
+
+WRITERS = {"write_text", "write_bytes", "tofile", "savefig", "savetxt", "save_file", "copyfile", "move", "touch"}
+
+
+def writes(call):
+    """Whether a call writes to a file other than one named `temporary`."""
+    name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    values = [ast.unparse(value) for value in (call.func, *call.args, *(k.value for k in call.keywords))]
+    if name == "open":
+        return any(re.fullmatch("'[wax][bt+]*'", value) for value in values)
+    return name in WRITERS and isinstance(call.func, ast.Attribute) and not any("temporary" in v for v in values)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_everything_is_written_by_the_one_writer(path):
+    calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    assert path.name == "files.py" or not [ast.unparse(call) for call in calls if writes(call)]

@@ -247,11 +247,29 @@ def test_padding_never_wins_a_max_pool(backend):
     assert_array(dx, [[[[4, 2], [2, 1]]]], backend, "float64")
 
 
-def test_single_sample_and_constant_channels_normalise_to_beta(backend):
-    x, gamma, beta = (backend.asarray(np.full(shape, 2.0)) for shape in ((1, 3), (3,), (3,)))
+@pytest.mark.parametrize("shape", [(4, 3), (1, 3, 2, 2)])
+def test_constant_channels_normalise_to_beta(backend, shape):
+    x, gamma, beta = (backend.asarray(np.full(size, 2.0)) for size in (shape, (3,), (3,)))
     out, cache = layers.batchnorm_forward(x, gamma, beta, train=True)
-    assert_array(out, np.full((1, 3), 2.0), backend, "float64")
-    assert_array(layers.batchnorm_backward(x, cache)[0], np.zeros((1, 3)), backend, "float64")
+    assert_array(out, np.full(shape, 2.0), backend, "float64")
+    assert_array(layers.batchnorm_backward(x, cache)[0], np.zeros(shape), backend, "float64")
+
+
+@rows("batchnorm", "layernorm", "groupnorm", among=ONE_OF_EACH)
+@pytest.mark.parametrize("accelerated", ["1", "0"])
+def test_norms_stay_finite_and_right_on_values_whose_squares_overflow(row, backend, accelerated, monkeypatch):
+    monkeypatch.setenv("XPCONV_ACCELERATE", accelerated)
+    inputs = row.draw("float32")
+    inputs["x"] *= np.float32(1e30)
+    out, cache = row.forward(**move(backend, inputs), **row.options)
+    expected = getattr(reference, f"{row.layer}_forward")(
+        **{name: a.astype("float64") for name, a in inputs.items()}, **row.options,
+        **({"running": None} if row.layer == "batchnorm" else {}))[0]
+    assert_array(out, expected, backend, "float32")
+    for gradient in row.backward(contiguous(backend, np.ones_like(expected, np.float32)), cache):
+        assert np.isfinite(backend.to_host(gradient)).all()
+    for a in getattr(cache, "running", ()):
+        assert np.isfinite(backend.to_host(a)).all()
 
 
 def test_dropout_keeps_everything_at_probability_one(backend):
@@ -477,7 +495,7 @@ BAD_TYPES = {
     "groups float": (lambda: layers.groupnorm_forward(images, zeros(3), zeros(3), groups=1.0),
                      "groups is 1.0; expected an int"),
     "dropout keep": (lambda: layers.dropout_forward(images, keep="0.5", mask_key=1, train=True),
-                     "keep is '0.5'; expected a number"),
+                     "keep is '0.5'; expected a probability"),
     "labels float": (lambda: layers.softmax_loss(scores, np.array([0.0, 1.0, 2.0])),
                      "y has dtype float64; expected integer labels: pass xp.astype(y, xp.int64)"),
     "labels bool": (lambda: layers.svm_loss(scores, np.array([True, False, True])),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import assert_array
-from xpconv.errors import ArgumentError
+from xpconv.errors import ArgumentError, ArgumentTypeError
 from xpconv.optim import UPDATE_RULES, adam, rmsprop, sgd, sgd_momentum
 
 N, D = 4, 5
@@ -136,3 +136,17 @@ def test_ten_steps_equal_those_of_torch(name):
         optimizer.step()
         ours, config = UPDATE_RULES[name](ours, gradient, config)
     np.testing.assert_allclose(ours, w.detach().numpy(), rtol=1e-10)
+
+
+@pytest.mark.parametrize(("rule", "option", "text"), [
+    (sgd, {"learning_rate": None}, "learning_rate is None; expected a number"),
+    (sgd_momentum, {"momentum": 1.0}, "momentum is 1.0; expected 0 or more and below 1"),
+    (rmsprop, {"decay_rate": -0.1}, "decay_rate is -0.1; expected 0 or more and below 1"),
+    (adam, {"beta1": True}, "beta1 is True; expected a number"),
+    (adam, {"beta2": 1}, "beta2 is 1; expected 0 or more and below 1"),
+    (adam, {"t": -1}, "t is -1; expected 0 or more"),
+])
+def test_options_that_no_step_can_be_taken_with_are_named(rule, option, text):
+    w = np.ones(2)
+    with pytest.raises(ArgumentError if "0 or more" in text else ArgumentTypeError, match=text):
+        rule(w, w, option)

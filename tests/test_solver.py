@@ -74,12 +74,12 @@ def test_the_host_waits_only_to_print_and_to_check(data, monkeypatch):
     solver.train()
     checks = len(solver.val_acc_history)
     assert checks == 5
-    assert waits == ["to_host"] * 3 * checks  # the losses so far and two accuracies a check
+    assert waits == ["to_host"] * 4 * checks  # the losses so far, two accuracies and the signs of health a check
 
     waits.clear()
     solver.verbose = True
     solver.train()
-    assert waits == ["to_host"] * (3 * checks + 3)  # and to print iterations 7, 13 and 19; at 1 it does both
+    assert waits == ["to_host"] * (4 * checks + 3)  # and to print iterations 7, 13 and 19; at 1 it does both
 
 
 def test_iterations_between_waits_read_nothing(data, monkeypatch):
@@ -171,11 +171,11 @@ def test_a_loss_that_explodes_stops_with_the_first_bad_iteration(data, where):
     net = make_net(find_backend(where))
     solver = Solver(net, data, optim_config={"learning_rate": 1e200}, batch_size=10, num_epochs=5, verbose=False, rng=0)
     with (np.errstate(all="ignore"),
-          pytest.raises(NonFiniteLossError, match=r"the loss became (nan|inf) at iteration (\d+): take a smaller "
-                                                  r"learning_rate \(it is 1e\+200\)") as caught):
+          pytest.raises(NonFiniteLossError, match=r"the loss became (nan|inf) at iteration (\d+) \(.*W1.*\): take a "
+                                                  r"smaller learning_rate \(it is 1e\+200\)") as caught):
         solver.train()
     first = next(i for i, loss in enumerate(solver.loss_history, 1) if not np.isfinite(loss))
-    assert f"at iteration {first}:" in str(caught.value)
+    assert f"at iteration {first} (" in str(caught.value)
     assert all(np.isfinite(net.backend.to_host(w)).all() for w in net.params.values())
 
 
@@ -279,3 +279,66 @@ def test_bad_data_is_refused_before_training(data, change, error, message):
     change(data)
     with pytest.raises(error, match=message):
         Solver(make_net(), data)
+
+
+# ---- health
+
+
+@pytest.mark.parametrize("where", ["numpy", "array_api_strict:device1"])
+def test_health_is_that_of_each_steps_weights_and_minibatch(data, where):
+    """Recomputed from copies of the weights before and after, and from the minibatches, by NumPy alone."""
+    net = TwoLayerNet(input_dim=16, hidden_dim=12, num_classes=3, weight_scale=0.3, dtype="float64", rng=0,
+                      backend=find_backend(where))
+    solver = Solver(net, data, update_rule="adam", optim_config={"learning_rate": 0.1}, batch_size=12, num_epochs=3,
+                    verbose=False, rng=3)
+    weights, batches, plain = [], [], net.loss
+
+    def host():
+        return {name: net.backend.to_host(w).copy() for name, w in net.params.items()}
+
+    def loss(X, y=None):
+        if y is not None:
+            weights.append(host())
+            batches.append(net.backend.to_host(X).reshape(12, 16))
+        return plain(X, y)
+
+    net.loss = loss
+    after = []
+    solver.train(lambda solver: after.append(host()))
+    steps = [0, 4, 9, 14]
+    expected = {"update_ratio_W1": [], "update_ratio_W2": [], "dead_relu_1": []}
+    for step in steps:
+        for name in ("W1", "W2"):
+            old, new = weights[step][name], after[step][name]
+            expected[f"update_ratio_{name}"].append(np.linalg.norm(new - old) / np.linalg.norm(old))
+        hidden = batches[step] @ after[step]["W1"] + after[step]["b1"]
+        expected["dead_relu_1"].append((hidden <= 0).all(axis=0).mean())
+    assert solver.health_history.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(solver.health_history[name], values, rtol=1e-12)
+    assert all(type(value) is float for value in solver.health_history["dead_relu_1"])
+
+
+def test_dead_units_of_a_convolution_are_filters(data):
+    net = make_net()
+    net.params["b1"][1] = -100.0
+    solver = Solver(net, data, batch_size=12, num_epochs=1, verbose=False, rng=3)
+    solver.train()
+    assert solver.health_history["dead_relu_1"] == [1 / 3, 1 / 3]
+
+
+def test_health_of_an_object_of_ones_own_is_that_of_its_weights(data):
+    class Own:
+        def __init__(self):
+            self.params = {"W1": np.zeros((16, 3)), "b": np.zeros(3)}
+
+        def loss(self, X, y=None):
+            X = X.reshape(len(X), -1)
+            scores = X @ self.params["W1"] + self.params["b"]
+            return scores if y is None else (1.0, {"W1": np.ones((16, 3)), "b": np.ones(3)})
+
+    solver = Solver(Own(), data, batch_size=12, num_epochs=1, verbose=False, rng=3)
+    solver.train()
+    first, last = solver.health_history["update_ratio_W1"]
+    assert list(solver.health_history) == ["update_ratio_W1"]
+    assert (first, round(last, 12)) == (np.inf, 0.25)  # from 0, and from 4 steps to 5

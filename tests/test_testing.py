@@ -475,3 +475,17 @@ def test_torch_is_compared_with_numpy_and_torch_dtypes_are_named_alike():
     report = check_equivalence(lambda x: x @ x, np.ones((3, 3), np.float32), backends=["torch"])
     assert report.rows[1].library == "torch"
     assert report.rows[1].dtypes == report.rows[0].dtypes == "float32"
+
+
+def test_a_transposed_gradient_is_caught_though_the_arguments_come_from_the_same_seed():
+    def forward(x, w):
+        return x @ w, (x, w)
+
+    def backward(dout, cache):
+        x, w = cache
+        return dout @ w.T, dout.T @ x
+
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((4, 4)), rng.standard_normal((4, 4))
+    with pytest.raises(AssertionError, match="gradient of w"):
+        check_gradient(forward, backward, {"x": x, "w": w})

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from xpconv.backend import get_backend
 from xpconv.errors import ArgumentError
-from xpconv.viz import save_curves, save_filters, visualize_grid
+from xpconv.viz import save_comparison, save_curves, save_filters, visualize_grid
 
 GAP = (70, 130, 180)  # steelblue
 EXAMPLE = Path(__file__).parents[1] / "docs" / "examples" / "image_filters.py"
@@ -99,6 +100,22 @@ def test_filters_refuse_weights_of_an_affine_layer(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_filters_before_and_after_training_stand_side_by_side(rng, tmp_path):
+    before, after = rng.normal(size=(2, 6, 1, 5, 5))
+    save_filters(after, tmp_path / "both.png", before=before)
+    save_filters(after, tmp_path / "after.png")
+    both, alone = pixels(tmp_path / "both.png"), pixels(tmp_path / "after.png")
+    assert both.shape == (alone.shape[0], 2 * alone.shape[1], 3)
+    left, right = np.split(both, 2, axis=1)
+    assert (left != right).any(axis=2).mean() > 0.3
+    assert abs(right[100:].astype(int) - alone[100:]).mean() < abs(left[100:].astype(int) - alone[100:]).mean() / 2
+
+
+def test_filters_before_training_must_be_of_the_same_shape(tmp_path):
+    with pytest.raises(ArgumentError, match=r"before has shape \(3, 1, 2, 2\); expected that of w, \(2, 1, 2, 2\)"):
+        save_filters(np.ones((2, 1, 2, 2)), tmp_path / "filters.png", before=np.ones((3, 1, 2, 2)))
+
+
 def histories(losses, train, val):
     return {"loss_history": losses, "train_acc_history": train, "val_acc_history": val}
 
@@ -123,6 +140,70 @@ def test_curves_of_a_run_cut_short_are_still_drawn(tmp_path, losses):
 def test_curves_name_the_history_that_is_missing(tmp_path):
     with pytest.raises(ArgumentError, match="history has no train_acc_history and no val_acc_history; exp"):
         save_curves({"loss_history": []}, tmp_path / "curves.png")
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Return the figures that were written: what is in them can be asked for."""
+    figures, plain = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: figures.append(self) or plain(self, *a, **k))
+    return figures
+
+
+def test_learning_rate_is_drawn_where_it_is_known(tmp_path, drawn):
+    history = histories([2.3, 2.0, 1.5], [0.1], [0.1])
+    save_curves(history, tmp_path / "curves.png")
+    save_curves({**history, "learning_rate_history": [0.1, 0.1, 0.05]}, tmp_path / "curves.png")
+    assert [axes.get_title() for axes in drawn[0].axes] == ["Loss", "Accuracy"]
+    (line,) = drawn[1].axes[2].lines
+    assert drawn[1].axes[2].get_title() == "Learning rate"
+    np.testing.assert_array_equal(line.get_xydata(), [[1, 0.1], [2, 0.1], [3, 0.05]])
+
+
+def test_health_is_drawn_a_line_a_layer_where_it_is_known(tmp_path, drawn):
+    history = histories([2.3, 2.0, 1.5], [0.1, 0.3], [0.1, 0.2])
+    ratios = {"update_ratio_W1": [1e-2, 1e-4], "update_ratio_W2": [math.inf, math.nan]}
+    save_curves({**history, "health_history": ratios}, tmp_path / "curves.png")
+    save_curves({**history, "health_history": {**ratios, "dead_relu_1": [0.0, 0.25]}}, tmp_path / "curves.png")
+    save_curves({**history, "health_history": {}}, tmp_path / "curves.png")
+    assert [[axes.get_title() for axes in figure.axes] for figure in drawn] == [
+        ["Loss", "Accuracy", "Norm of update / norm of weights"],
+        ["Loss", "Accuracy", "Norm of update / norm of weights", "Share of dead ReLUs"], ["Loss", "Accuracy"]]
+    ratio, dead = drawn[1].axes[2:]
+    assert ratio.get_yscale() == "log"
+    low, high = ratio.get_ylim()
+    assert low < 1e-4 < 1e-2 < high < 0.1
+    assert [text.get_text() for text in ratio.get_legend().get_texts()] == ["W1", "W2", "usual"]
+    np.testing.assert_array_equal(dead.lines[0].get_xydata(), [[0, 0], [1, 0.25]])
+
+
+def test_one_early_loss_does_not_flatten_the_curve(tmp_path, drawn):
+    losses = np.concatenate([[1000.0], np.linspace(3, 1, 599)])
+    save_curves(histories(losses, [], []), tmp_path / "curves.png")
+    top = drawn[0].axes[0].get_ylim()[1]
+    assert 3 < top < 100
+    save_curves(histories(np.linspace(2.3, 1.5, 600), [], []), tmp_path / "curves.png")
+    assert 2.3 < drawn[1].axes[0].get_ylim()[1] < 2.5
+
+
+def test_comparison_draws_every_run_over_the_others_and_names_it(tmp_path, drawn):
+    runs = {f"run {i}": histories(np.linspace(2, 1, 60 + i), [0.1, 0.5 + i / 20], [0.1, 0.4]) for i in range(9)}
+    save_comparison(runs, tmp_path / "comparison.png")
+    (figure,) = drawn
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(runs)
+    assert [axes.get_title() for axes in figure.axes] == ["Loss, moving average", "Training accuracy",
+                                                          "Validation accuracy"]
+    for axes in figure.axes:
+        assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == 9
+    np.testing.assert_array_equal(figure.axes[1].lines[3].get_xydata(), [[0, 0.1], [1, 0.65]])
+    assert len(figure.axes[0].lines[3].get_xdata()) == 63 - 2
+
+
+def test_comparison_of_nothing_is_refused(tmp_path):
+    with pytest.raises(ArgumentError, match="histories is empty; expected one run or more"):
+        save_comparison({}, tmp_path / "comparison.png")
+    with pytest.raises(ArgumentError, match="history has no val_acc_history"):
+        save_comparison({"a": {"loss_history": [], "train_acc_history": []}}, tmp_path / "comparison.png")
 
 
 def test_pictures_leave_pyplot_alone(tmp_path):

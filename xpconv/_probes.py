@@ -22,25 +22,38 @@ def _probe_cupy(device: str | None) -> Any:
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except Exception as error:
-        raise BackendUnavailableError(
-            f"cupy {cupy.__version__} finds no usable NVIDIA driver ({error}): install the driver, check with "
-            "nvidia-smi, and take the cupy-cuda12x or cupy-cuda13x package that the driver supports") from error
+        raise BackendUnavailableError(f"cupy {cupy.__version__} {_why_no_device(cupy, error)}") from error
     if index >= count:
         raise BackendUnavailableError(f"cupy sees {count} CUDA device(s), so there is no device {index}: "
                                       "choose a smaller number or check CUDA_VISIBLE_DEVICES")
     chosen = cupy.cuda.Device(index)
     try:
         with chosen:
+            step = "launch a kernel, which NVRTC compiles,"
             x = cupy.arange(4, dtype=cupy.float32).reshape(2, 2)
-            works = float((x + x).sum()) == 12 and float((x @ x).sum()) == 22
+            works = float((x + x).sum()) == 12
+            step = "multiply matrices, which cuBLAS does,"
+            works = works and float((x @ x).sum()) == 22
     except Exception as error:
         raise BackendUnavailableError(
-            f"cupy cannot launch a kernel on device {index} ({type(error).__name__}: {error}): its CUDA libraries "
-            "(NVRTC, cuBLAS) must match the driver; pip install 'cupy-cuda13x[ctk]' or 'cupy-cuda12x[ctk]', "
-            "one of them only") from error
+            f"cupy cannot {step} on device {index} ({type(error).__name__}: {error}): its CUDA libraries must match "
+            "the driver; pip install 'cupy-cuda13x[ctk]' or 'cupy-cuda12x[ctk]', one of them only") from error
     if not works:
         raise BackendUnavailableError(f"cupy computes wrong results on device {index}: check the driver")
     return chosen
+
+
+def _why_no_device(cupy: Any, error: Exception) -> str:
+    """Say which is missing: a driver, a new enough one, or a GPU."""
+    runtime = cupy.cuda.runtime
+    driver, built = (number // 1000 for number in (runtime.driverGetVersion(), runtime.runtimeGetVersion()))
+    if 0 < driver < built:
+        return (f"needs CUDA {built} but the NVIDIA driver supports CUDA {driver} at most ({error}): pip install "
+                f"'xpconv[cuda{driver}]' instead of 'xpconv[cuda{built}]', or install a newer driver")
+    if driver:
+        return f"finds an NVIDIA driver but no GPU ({error}): check nvidia-smi and CUDA_VISIBLE_DEVICES"
+    return (f"finds no usable NVIDIA driver ({error}): install the driver, check with nvidia-smi, and take the "
+            "cupy-cuda12x or cupy-cuda13x package that the driver supports")
 
 
 def _probe_torch(device: str | None) -> Any:

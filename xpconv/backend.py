@@ -72,6 +72,10 @@ class Backend:
         """The library's array-API namespace."""
         return _namespace(self.library)
 
+    def __hash__(self) -> int:
+        """Return a hash of the text, since not every library's device has one."""
+        return hash(str(self))
+
     def __str__(self) -> str:
         """Return the text that selects this backend, such as ``cupy:1``."""
         if self.library == "numpy":
@@ -216,7 +220,14 @@ def _find(spec: str) -> Backend:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Whether a backend can run here, and if not, why."""
+    """Whether a backend can run here, and if not, why.
+
+    Examples
+    --------
+    >>> diagnosis = diagnose("no_such_library")
+    >>> diagnosis.available, diagnosis.version
+    (False, '-')
+    """
 
     spec: str
     available: bool
@@ -282,16 +293,26 @@ def array_namespace(**arrays: Array) -> Any:
     for name, array in arrays.items():
         if array is None:
             continue
-        if not array_api_compat.is_array_api_obj(array) or isinstance(array, np.generic):
-            raise ArgumentTypeError(f"{name} is a {type(array).__name__}; expected an array: "
-                                    f"pass get_backend().asarray({name})")
-        place = library_of(array), array_api_compat.device(array)
+        library, xp = _known.get(type(array)) or _know(name, array)
+        place = library, "cpu" if library == "numpy" else array.device
         if first is None:
-            first, owner, namespace = place, name, array_api_compat.array_namespace(array)
+            first, owner, namespace = place, name, xp
         elif place != first:
             raise DeviceMismatchError(f"{owner} is on {_place(first)} but {name} is on {_place(place)}: "
                                       f"move one of them, as in {name} = backend_of({owner}).asarray({name})")
     return namespace
+
+
+_NO_ARRAYS = np.generic, np.ma.MaskedArray, np.matrix  # NumPy's, whose operations have another meaning
+_known: dict[type, tuple[str, Any]] = {}  # library and namespace: a layer asks for those of each of its arrays
+
+
+def _know(name: str, array: Any) -> tuple[str, Any]:
+    if not array_api_compat.is_array_api_obj(array) or isinstance(array, _NO_ARRAYS):
+        raise ArgumentTypeError(f"{name} is a {type(array).__name__}; expected an array: "
+                                f"pass get_backend().asarray({name})")
+    _known[type(array)] = library_of(array), array_api_compat.array_namespace(array)
+    return _known[type(array)]
 
 
 def _place(place: tuple[str, Any]) -> str:
@@ -299,7 +320,13 @@ def _place(place: tuple[str, Any]) -> str:
 
 
 def library_of(x: Array) -> str:
-    """Return the name of the library that `x` is an array of, such as ``numpy``."""
+    """Return the name of the library that `x` is an array of, such as ``numpy``.
+
+    Examples
+    --------
+    >>> library_of(np.ones(3))
+    'numpy'
+    """
     return "numpy" if isinstance(x, np.ndarray) else type(x).__module__.partition(".")[0]
 
 
@@ -316,14 +343,26 @@ def backend_of(x: Array) -> Backend:
 
 
 def to_host(x: Any) -> np.ndarray:
-    """Return any array, number or nested list as a NumPy array, waiting for its device."""
+    """Return any array, number or nested list as a NumPy array, waiting for its device.
+
+    Examples
+    --------
+    >>> to_host([1, 2]) + 1
+    array([2, 3])
+    """
     if isinstance(x, np.generic) or not array_api_compat.is_array_api_obj(x):
         return np.asarray(x)
     return backend_of(x).to_host(x)
 
 
 def on_host(x: Array) -> bool:
-    """Whether reading values of `x` costs no wait for another device."""
+    """Whether reading values of `x` costs no wait for another device.
+
+    Examples
+    --------
+    >>> on_host(np.ones(3))
+    True
+    """
     return isinstance(x, np.ndarray) or str(array_api_compat.device(x)) in ("cpu", _STRICT_CPU)
 
 

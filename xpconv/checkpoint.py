@@ -1,26 +1,28 @@
 """Models as files: safetensors that describe themselves."""
 
-import json
 import os
-from pathlib import Path
+from collections.abc import Mapping
+from math import isfinite
 from typing import Any
 
-import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
-
-from xpconv.backend import Backend, to_host
-from xpconv.errors import CheckpointError, XpconvError
-from xpconv.files import atomic_path
-from xpconv.sequential import Preprocessing, Sequential
+from xpconv.backend import Array, Backend, get_backend, to_host
+from xpconv.container import ArrayFile, Entry, write_arrays
+from xpconv.errors import CheckpointError, XpconvError, legible
+from xpconv.nn import Shape
+from xpconv.random import Stream
+from xpconv.sequential import Preprocessing, Sequential, arguments_of
 
 __all__ = ["load_model", "save_model"]
 
-FORMAT = "xpconv-model-1"
+FORM = "xpconv-model"
+MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, XpconvError)
+"""What plain data of the wrong form makes functions raise."""
 
 
 def save_model(model: Sequential, path: str | os.PathLike[str]) -> None:
     """Write a model to one safetensors file: architecture, parameters, state, preprocessing and class names.
+
+    Equal models give equal bytes.
 
     Parameters
     ----------
@@ -42,15 +44,17 @@ def save_model(model: Sequential, path: str | os.PathLike[str]) -> None:
     ...     load_model(f"{folder}/net.safetensors").params["W1"].shape
     (4, 5)
     """
-    tensors = {f"{kind}.{key}": np.ascontiguousarray(to_host(value))
-               for kind, arrays in _stores(model).items() for key, value in arrays.items()}
-    content = save(tensors, metadata={"format": FORMAT, "config": json.dumps(model.config())})
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
+    stores = {"params": model.params, "state": model.state}
+    if model.preprocessing is not None:
+        stores["preprocessing"] = {"mean": model.preprocessing.mean, "std": model.preprocessing.std}
+    arrays = {f"{kind}.{name}": to_host(a) for kind, store in stores.items() for name, a in store.items()}
+    write_arrays(path, FORM, model.config(), arrays)
 
 
 def load_model(path: str | os.PathLike[str], backend: str | Backend | None = None) -> Sequential:
     """Read a model that `save_model` wrote, onto the selected backend.
+
+    The file is checked first, from its length to its last value; no memory is taken for a model that it does not hold.
 
     Parameters
     ----------
@@ -65,55 +69,57 @@ def load_model(path: str | os.PathLike[str], backend: str | Backend | None = Non
     Raises
     ------
     CheckpointError
-        If the file is missing, damaged, of another format or does not hold what its architecture needs.
+        If the file is missing, damaged, of another format, does not hold what its architecture needs, or holds values
+        that are not finite.
 
     Examples
     --------
     >>> load_model("no-such-file.safetensors")
     Traceback (most recent call last):
-    xpconv.errors.CheckpointError: there is no model file no-such-file.safetensors...
+    xpconv.errors.CheckpointError: there is no file no-such-file.safetensors...
     """
-    if not Path(path).is_file():
-        raise CheckpointError(f"there is no model file {os.fspath(path)}: xpconv train writes one")
+    backend = get_backend(backend)
+    file = ArrayFile(path, FORM)
     try:
-        with safe_open(path, "numpy") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{os.fspath(path)} is damaged or no safetensors file ({error}): "
-                              "take another copy of it") from error
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{os.fspath(path)} has format {metadata.get('format')!r}; expected {FORMAT}, "
-                              "as save_model writes it")
-    try:
-        model = Sequential.from_config(json.loads(metadata["config"]), backend)
-    except (KeyError, TypeError, ValueError, XpconvError) as error:
-        if not isinstance(error, XpconvError) or isinstance(error, ValueError):
-            raise CheckpointError(f"{os.fspath(path)} describes no model ({error})") from error
-        raise
-    if "preprocessing.mean" in tensors and "preprocessing.std" in tensors:
-        model.preprocessing = Preprocessing(tensors["preprocessing.mean"], tensors["preprocessing.std"])
-    _fill(model, tensors, os.fspath(path))
+        outline = _Outline(**arguments_of(file.description))
+        if outline.config() != file.description or not isfinite(outline.reg):
+            raise ValueError(f"it comes out as {outline.config()}")
+    except MALFORMED as error:
+        raise CheckpointError(f"{file.path} describes no model ({legible(error)})") from error
+    wanted = {**_named("params", outline.params), **_named("state", outline.state),
+              **_preprocessing(file, outline)}
+    arrays = file.read(wanted)
+    model = Sequential.from_config(file.description, backend)
+    model.params = {name: backend.asarray(arrays[f"params.{name}"]) for name in model.params}
+    model.state = {name: backend.asarray(arrays[f"state.{name}"]) for name in model.state}
+    if "preprocessing.mean" in wanted:
+        model.preprocessing = Preprocessing(arrays["preprocessing.mean"], arrays["preprocessing.std"])
     return model
 
 
-def _fill(model: Sequential, tensors: dict[str, np.ndarray], path: str) -> None:
-    stores = _stores(model)
-    wanted = {f"{kind}.{key}": (tuple(value.shape), model.dtype)
-              for kind, arrays in stores.items() for key, value in arrays.items()}
-    found = {key: (value.shape, str(value.dtype)) for key, value in tensors.items()}
-    for key in sorted(wanted.keys() | found.keys()):
-        if wanted.get(key) != found.get(key):
-            raise CheckpointError(f"{path} has {key} = {found.get(key)}; expected {wanted.get(key)}, "
-                                  "as its architecture needs")
-    for name in tensors:
-        kind, _, key = name.partition(".")
-        stores[kind][key] = model.backend.asarray(tensors[name])
+class _Outline(Sequential):
+    """A model that has entries in place of arrays: what an architecture needs, before memory is taken for it."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(backend="numpy", rng=0, **arguments)
+
+    def _initial(self, shape: Shape, value: float | None, stream: Stream) -> Array:
+        if not all(type(size) is int and size > 0 for size in shape):
+            raise ValueError(f"an array of shape {shape}")
+        return Entry(shape, self.dtype)
 
 
-def _stores(model: Sequential) -> dict[str, dict[str, Any]]:
-    """Return the model's dicts of arrays by the prefix that they have in files."""
-    stores = {"params": model.params, "state": model.state}
-    if model.preprocessing is not None:
-        stores["preprocessing"] = {"mean": model.preprocessing.mean, "std": model.preprocessing.std}
-    return stores
+def _named(kind: str, entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    return {f"{kind}.{name}": entry for name, entry in entries.items()}
+
+
+def _preprocessing(file: ArrayFile, outline: Sequential) -> dict[str, Entry]:
+    """Return the entries of mean and deviation: both or neither are there, in shapes that fit a sample."""
+    names = ("preprocessing.mean", "preprocessing.std")
+    shapes = {name: file.entries[name].shape for name in names if name in file.entries}
+    for name, shape in shapes.items():
+        if len(shape) > len(outline.input_shape) or not all(
+                size in (1, whole) for size, whole in zip(shape[::-1], outline.input_shape[::-1], strict=False)):
+            raise CheckpointError(f"{file.path} has {name} of shape {shape}; expected one that fits samples of shape "
+                                  f"{outline.input_shape}")
+    return {name: Entry(shapes.get(name, ()), outline.dtype) for name in names} if shapes else {}

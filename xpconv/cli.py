@@ -1,9 +1,11 @@
-"""The command line: ``xpconv train | eval | predict | info``."""
+"""The command line: ``xpconv train | eval | predict | compare | bench | export | check | info``."""
 
 import os
+import shlex
+import signal
 import sys
 import warnings
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,43 +14,49 @@ import typer
 from typer.core import TyperGroup
 
 import xpconv
-from xpconv import runs
-from xpconv.backend import get_backend, to_host
+from xpconv import folders, runs
+from xpconv.backend import LIBRARIES, get_backend
+from xpconv.compare import differences, read_run, summary
 from xpconv.data import DATASETS, load_dataset
-from xpconv.data.augment import AUGMENTATIONS
+from xpconv.data.augment import AUGMENTATIONS, augmentation
 from xpconv.data.images import read_image
+from xpconv.data.sampling import SAMPLINGS
 from xpconv.errors import ArgumentError, XpconvError
 from xpconv.optim import UPDATE_RULES
+from xpconv.scoring import probabilities
+from xpconv.signals import terminate_as_interrupt
+from xpconv.viz import save_comparison
 
 __all__ = ["app", "main"]
-
-INTERRUPTED = 130  # what a shell reports of a command that Ctrl-C ended
 
 
 class _Commands(TyperGroup):
     """The commands, with errors that a user can cause told in one line."""
 
     def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError:
-            raise  # the reader of our output has gone, as in `xpconv info | head -1`
-        except (XpconvError, OSError) as error:
-            _complain(error)
-            raise typer.Exit(1) from error
-        except MemoryError as error:
-            _complain(f"out of memory ({error}): take a smaller --batch-size")
-            raise typer.Exit(1) from error
-        except KeyboardInterrupt as error:
-            raise typer.Exit(INTERRUPTED) from error
+        with terminate_as_interrupt() as terminated:
+            try:
+                return super().invoke(ctx)
+            except BrokenPipeError:
+                raise  # the reader of our output has gone, as in `xpconv info | head -1`
+            except (XpconvError, OSError) as error:
+                _complain(error)
+                raise typer.Exit(1) from error
+            except MemoryError as error:
+                _complain(f"out of memory ({error}): take a smaller --batch-size")
+                raise typer.Exit(1) from error
+            except KeyboardInterrupt as error:
+                raise typer.Exit(128 + (terminated or [signal.SIGINT])[0]) from error  # as shells tell of signals
 
 
 def _complain(problem: object) -> None:
+    if isinstance(problem, OSError) and problem.filename:
+        problem = f"{problem.filename}: {problem.strerror}"
     typer.echo(f"xpconv: error: {problem}", err=True)
 
 
 app = typer.Typer(cls=_Commands, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
-                  add_completion=False)
+                  epilog="Example: xpconv train --out first && xpconv eval first/model.safetensors")
 
 
 def main() -> None:
@@ -75,7 +83,40 @@ def _one_of(choices: Collection[str], text: str, default: str | bool = True) -> 
             raise typer.BadParameter(f"{value!r} is not one of {', '.join(choices)}.")
         return value
 
-    return typer.Option(metavar="|".join(choices), callback=check, help=text, show_default=default)
+    return typer.Option(metavar="|".join(choices), callback=check, autocompletion=_completion(choices), help=text,
+                        show_default=default)
+
+
+def _completion(words: Collection[str]) -> Callable[[str], list[str]]:
+    """Return what offers words to the shell at a press of the tab key; where none fits, it offers files."""
+    def fitting(incomplete: str) -> list[str]:
+        return [word for word in words if word.startswith(incomplete)]
+
+    return fitting
+
+
+def _data(value: str | None) -> str | None:
+    """Return the name of a data set, or the full path of a folder."""
+    if value is None or value in DATASETS:
+        return value
+    if not os.path.isdir(value):
+        raise typer.BadParameter(f"{value!r} is not one of {', '.join(DATASETS)} and no folder.")
+    return os.path.abspath(value)
+
+
+def _images(text: str) -> Any:
+    """Return an option that takes a data set or a folder of images."""
+    return typer.Option(metavar="|".join([*DATASETS, "DIR"]), callback=_data, autocompletion=_completion(DATASETS),
+                        help=text)
+
+
+def _augment(value: str | None) -> str | None:
+    """Return the words if each means something."""
+    try:
+        augmentation(value or "none")
+    except ArgumentError as error:
+        raise typer.BadParameter(str(error)) from error
+    return value
 
 
 def _defaults(name: str) -> str:
@@ -91,8 +132,10 @@ def _tuned(name: str, text: str, **limits: Any) -> Any:
     return typer.Option(help=text, show_default=_defaults(name), **limits)
 
 
-def _selected(spec: str) -> str:
+def _selected(ctx: typer.Context, spec: str) -> str:
     """Return the backend's full name if it can run here."""
+    if ctx.resilient_parsing:  # the shell completes a word
+        return spec
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
@@ -107,57 +150,100 @@ def _selected(spec: str) -> str:
 
 BackendOption = Annotated[str, typer.Option(
     envvar="XP_BACKEND", callback=_selected, metavar="LIBRARY[:DEVICE]",
+    autocompletion=_completion([*LIBRARIES, "auto"]),
     help="The array library that computes: numpy, cupy, cupy:1, torch, torch:cuda, array_api_strict, or auto.")]
 ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="A model.safetensors that train left.")]
 
 
+def _refuse_settings(ctx: typer.Context) -> None:
+    """Complain of options beside --resume that the run in the folder has decided."""
+    free = ("resume", "print_every", "checkpoint_every")
+    given = [f"--{name.replace('_', '-')}" for name in ctx.params
+             if name not in free and getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"]
+    if given:
+        raise typer.BadParameter(f"--resume takes the settings of its run: leave out {', '.join(given)}.")
+
+
 @app.command(epilog="Example: xpconv train --data cifar10 --model convnet --epochs 10 --out runs/cifar10")
 def train(
-    data: Annotated[str, _one_of(DATASETS, "Images to train on.")] = "digits",
+    ctx: typer.Context,
+    data: Annotated[str, _images("Images to train on; DIR is a folder of images, one subfolder a class.")] = "digits",
     model: Annotated[str, _one_of(runs.MODELS, "The net.")] = "three-layer",
     epochs: Annotated[int | None, _tuned("epochs", "Passes over the training images.", min=1)] = None,
     batch_size: Annotated[int | None, _tuned("batch_size", "Images in a minibatch.", min=1)] = None,
     learning_rate: Annotated[float | None, _tuned("learning_rate", "Step size of the optimizer.", min=0)] = None,
-    lr_decay: Annotated[float | None, _tuned("lr_decay", "Its factor after each epoch.", min=0)] = None,
+    lr_decay: Annotated[float | None, _tuned("lr_decay", "Its factor after each --decay-every epochs, if --schedule is "
+                                                         "step.", min=0)] = None,
+    decay_every: Annotated[int, typer.Option(min=1, help="See --lr-decay.")] = 1,
+    schedule: Annotated[str, _one_of(runs.SCHEDULES, "How it changes: in steps, along half a cosine to 0, or not.")
+                        ] = "step",
+    warmup: Annotated[int, typer.Option(min=0, help="Epochs in which it rises from near 0.")] = 0,
     optimizer: Annotated[str, _one_of(UPDATE_RULES, "How parameters are updated.")] = "adam",
     reg: Annotated[float | None, _tuned("reg", "Weight of the L2 penalty on weights.", min=0)] = None,
-    augment: Annotated[str | None, _one_of(AUGMENTATIONS, "Images to add: each one moved by a pixel, or mirrored.",
-                                           default=_defaults("augment"))] = None,
+    augment: Annotated[str | None, typer.Option(
+        metavar="|".join(AUGMENTATIONS), callback=_augment, autocompletion=_completion(AUGMENTATIONS),
+        show_default=_defaults("augment"),
+        help="Images to add, each moved by a pixel (shift) or mirrored, or random changes of each minibatch (crop, "
+             "flip); join several by -, as in crop-flip.")] = None,
     dtype: Annotated[str, _one_of(("float32", "float64"), "Floating-point numbers to compute with.")] = "float32",
     backend: BackendOption = "numpy",
     seed: Annotated[int, typer.Option(min=0, help="Determines weights, minibatches and dropout.")] = 0,
     num_train: Annotated[int | None, typer.Option(min=1, help="Train on the first so many images.")] = None,
+    sampling: Annotated[str, _one_of(SAMPLINGS, "Draw each minibatch from all images, or each image once an epoch.")
+                        ] = "replacement",
+    patience: Annotated[int | None, typer.Option(
+        min=1, help="Stop after so many epochs without a better validation accuracy.", show_default="never")] = None,
+    image_size: Annotated[int | None, typer.Option(
+        min=1, help="Height and width to which the images of a folder are brought.", show_default="32")] = None,
     print_every: Annotated[int, typer.Option(min=1, help="Iterations between two losses shown.")] = 100,
     out: Annotated[Path | None, typer.Option(help="Folder for the files.", show_default="runs/<date>_<time>")] = None,
+    on_nonfinite: Annotated[str, _one_of(("stop", "skip"), "At a loss or gradient that is not finite: stop, or pass "
+                                                           "over that minibatch.")] = "stop",
+    checkpoint_every: Annotated[int | None, typer.Option(
+        min=1, help="Iterations between two checkpoints, from which --resume goes on.",
+        show_default="one at Ctrl-C")] = None,
+    preflight: Annotated[bool, typer.Option("--preflight", help="First look for what would spoil it.")] = False,
+    resume: Annotated[Path | None, typer.Option(
+        metavar="RUN", help="Go on with the run in this folder, with its own settings.", show_default=False)] = None,
 ) -> None:
     """Train a net on real images and save it.
 
-    Leaves the model, its metrics, curves and filters and its settings in a folder. Ctrl-C ends the training early and
-    still saves.
+    Leaves the model, its metrics, its settings and pictures in a folder: curves, filters before and after, the
+    confusion matrix and the least certain of the test images. Ctrl-C ends the training early and
+    still saves, with a checkpoint from which --resume goes on.
     """
     runs.require_matplotlib()
-    dataset = load_dataset(data)
     given = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "lr_decay": lr_decay,
              "reg": reg, "augment": augment}
-    tuned = runs.DEFAULTS[data] | {name: value for name, value in given.items() if value is not None}
+    tuned = runs.defaults_for(data) | {name: value for name, value in given.items() if value is not None}
     settings = runs.Settings(data=data, model=model, optimizer=optimizer, dtype=dtype, backend=backend, seed=seed,
-                             num_train=num_train, **tuned)
-    solver = runs.build_solver(settings, dataset, print_every=print_every)
-    with runs.run_folder(out) as folder:
+                             num_train=num_train, image_size=image_size, schedule=schedule, decay_every=decay_every,
+                             warmup=warmup, sampling=sampling, patience=patience, on_nonfinite=on_nonfinite,
+                             checkpoint_every=checkpoint_every, **tuned)
+    if resume is not None:
+        _refuse_settings(ctx)
+        settings = folders.settings_of(resume, checkpoint_every)
+    dataset = runs.load_data(settings)
+    solver = runs.build_solver(settings, dataset, print_every=print_every, preflight=preflight)
+    with folders.run_folder(resume or out, resume=resume is not None) as folder:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # of overflows, which the Solver reports in one line
-            solver.train()
+            folders.train_in(folder, settings, solver, dataset, resume=resume is not None)
         for path in runs.save_run(folder, settings, solver, dataset):
             typer.echo(f"wrote {path}")
     typer.echo(f"test accuracy: {runs.accuracy(solver.model, dataset.X_test, dataset.y_test):.4f}")
+    if solver.skipped:
+        typer.echo(f"skipped {solver.skipped} iterations whose loss or gradients were not finite")
     if solver.interrupted:
-        raise typer.Exit(INTERRUPTED)
+        if solver.sound:
+            typer.echo(f"to go on: xpconv train --resume {shlex.quote(str(folder))}")
+        raise KeyboardInterrupt
 
 
 @app.command(name="eval", epilog="Example: xpconv eval runs/first/model.safetensors")
 def evaluate(
     model: ModelArgument,
-    data: Annotated[str | None, _one_of(DATASETS, "Its data set, by default the one in config.json beside it.")] = None,
+    data: Annotated[str | None, _images("Its data set, by default the one in config.json beside it.")] = None,
     backend: BackendOption = "numpy",
 ) -> None:
     """Print the accuracy of a model on test images.
@@ -165,7 +251,7 @@ def evaluate(
     They are the test images of its data set, which no training sees.
     """
     net = xpconv.load_model(model, backend)
-    dataset = load_dataset(data or runs.data_of_run(model))
+    dataset = load_dataset(data or runs.data_of_run(model), net.input_shape)
     runs.check_fit(net, dataset)
     typer.echo(f"test accuracy: {runs.accuracy(net, dataset.X_test, dataset.y_test):.4f}")
 
@@ -191,13 +277,99 @@ def predict(
             _complain(error)
             failed = True
             continue
-        scores = to_host(net.loss((255 - image if invert else image)[None]))[0].astype(np.float64)
-        odds = np.exp(scores - scores.max())
+        odds = probabilities(net, (255 - image if invert else image)[None])[0]
         best = int(np.argmax(odds))
         name = net.class_names[best] if net.class_names else str(best)
-        typer.echo(os.fsencode(path) + f"\t{name}\t{odds[best] / odds.sum():.4f}".encode())
+        typer.echo(os.fsencode(path) + f"\t{name}\t{odds[best]:.4f}".encode())
     if failed:
         raise typer.Exit(1)
+
+
+def _ending(suffix: str) -> Callable[[Path], Path]:
+    """Return the check of the name of a file to write."""
+    def check(path: Path) -> Path:
+        if path.suffix != suffix:
+            raise typer.BadParameter(f"{str(path)!r}: expected a name that ends in {suffix}.")
+        return path
+
+    return check
+
+
+@app.command(epilog="Example: xpconv export runs/first/model.safetensors digits.onnx")
+def export(
+    model: ModelArgument,
+    out: Annotated[Path, typer.Argument(metavar="OUT.onnx", callback=_ending(".onnx"), help="The file to write.")],
+) -> None:
+    """Write a model as an ONNX file, which other programs run.
+
+    It takes images as training did, float32 (N, C, H, W) for any N, and gives scores, float32 (N, classes);
+    preprocessing is inside, and the metadata names the classes.
+    """
+    from xpconv.export import require_onnx, to_onnx
+
+    require_onnx()
+    to_onnx(xpconv.load_model(model, "numpy"), out)
+    typer.echo(f"wrote {out}")
+
+
+@app.command(epilog="Example: xpconv compare runs/sgd runs/adam --out comparison.png")
+def compare(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders that train left.")],
+    out: Annotated[Path, typer.Option(callback=_ending(".png"), help="The picture to write; an older one is replaced.")
+                   ] = Path("comparison.png"),
+) -> None:
+    """Draw the curves of several runs over each other.
+
+    The legend names the settings in which they differ. Prints one line a run: iterations, the loss over the last
+    tenth of them, and the best validation accuracy with its epoch.
+    """
+    runs.require_matplotlib()
+    read = [read_run(folder) for folder in folders]
+    save_comparison(dict(zip(differences(read), (run.history for run in read), strict=True)), out)
+    header, *rows = summary(read)
+    _show(rows, header)
+    typer.echo(f"wrote {out}")
+
+
+@app.command(epilog="Example: xpconv check my_layer.py --input x=4,6 --input w=6,3 --input b=3")
+def check(
+    file: Annotated[Path, typer.Argument(metavar="FILE.py", help="A Python file; it is run.")],
+    layer: Annotated[str | None, typer.Option(help="The only layer to check.", show_default="all")] = None,
+    shapes: Annotated[list[str] | None, typer.Option("--input", metavar="NAME=SHAPE", help=(
+        "An array for forward, such as x=4,3,8,8, filled at random; give one for each."))] = None,
+) -> None:
+    """Check a layer of your own: a forward and a backward function.
+
+    The file has NAME_forward(x, ...), which returns (out, cache), and NAME_backward(dout, cache), which returns a
+    gradient for each array. Other arguments than arrays, such as a stride, come from a function NAME_inputs() in the
+    file that returns a dict of arguments. Checked are gradients, shapes, dtypes, that inputs and caches are left
+    alone, and other array libraries. Exits with 1 if something is wrong.
+    """
+    from xpconv.layer_file import check_file, parse_shapes
+
+    reports = check_file(file, layer, parse_shapes(shapes or []))
+    typer.echo("\n\n".join(map(str, reports)))
+    if not all(report.ok for report in reports):
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: xpconv bench runs/first/model.safetensors --backend cupy --batch-size 512")
+def bench(
+    net: Annotated[Path, typer.Argument(metavar="MODEL|CONFIG", help=(
+        "A model.safetensors or a config.json that train left."))],
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in a minibatch.")] = 100,
+    backend: BackendOption = "cupy",
+) -> None:
+    """Compare training steps of a net of yours on NumPy and on another backend.
+
+    Prints the time and the memory of a step on both, on the same random images, and says whether it pays to move.
+    """
+    from xpconv.bench import load_net, measure_step, table, verdict
+
+    steps = measure_step([load_net(net, place) for place in ("numpy", backend)], batch_size)
+    header, *rows = table(steps)
+    _show(rows, header)
+    typer.echo(verdict(*steps))
 
 
 @app.command(epilog="Example: xpconv info | grep cupy")
@@ -208,16 +380,20 @@ def info() -> None:
     """
     from xpconv.report import environment
 
-    rows = environment()
+    _show(environment())
+
+
+def _show(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> None:
+    """Print a table: ruled on a terminal, with tabs in a pipe."""
     if not sys.stdout.isatty():
-        for row in rows:
+        for row in [header, *rows] if header else rows:
             typer.echo("\t".join(row))
         return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(show_header=False)
-    for name, value in rows:
-        table.add_row(Text(name, "bold"), Text(value))
+    table = Table(*header, show_header=bool(header))
+    for name, *values in rows:
+        table.add_row(Text(name, "bold"), *map(Text, values))
     Console().print(table)

@@ -7,38 +7,169 @@ __all__ = [
     "CheckpointError",
     "DatasetError",
     "DeviceMismatchError",
+    "FolderInUseError",
     "NonFiniteLossError",
+    "OutOfMemoryError",
+    "PreflightError",
     "XpconvError",
 ]
 
 
 class XpconvError(Exception):
-    """Base class of every error that xpconv raises itself."""
+    """Base class of every error that xpconv raises itself.
+
+    Examples
+    --------
+    >>> from xpconv import get_backend
+    >>> try:
+    ...     get_backend("no_such_library")
+    ... except XpconvError as error:
+    ...     print(type(error).__name__)
+    ArgumentError
+    """
 
 
 class ArgumentError(XpconvError, ValueError):
-    """An argument has a value or a shape that the function cannot work with."""
+    """An argument has a value or a shape that the function cannot work with.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xpconv.layers import affine_forward
+    >>> affine_forward(np.ones((2, 3)), np.ones((4, 5)), None)
+    Traceback (most recent call last):
+    xpconv.errors.ArgumentError: ...
+    """
 
 
 class ArgumentTypeError(XpconvError, TypeError):
-    """An argument has a type or a dtype that the function cannot work with."""
+    """An argument has a type or a dtype that the function cannot work with.
+
+    Examples
+    --------
+    >>> from xpconv.layers import relu_forward
+    >>> relu_forward([-1.0, 2.0])
+    Traceback (most recent call last):
+    xpconv.errors.ArgumentTypeError: x is a list; expected an array: ...
+    """
 
 
 class DeviceMismatchError(XpconvError, ValueError):
-    """Arrays of different libraries or devices were given to one function."""
+    """Arrays of different libraries or devices were given to one function.
+
+    Examples
+    --------
+    >>> import array_api_strict, numpy
+    >>> from xpconv.layers import affine_forward
+    >>> affine_forward(numpy.ones((2, 3)), array_api_strict.ones((3, 4)), None)
+    Traceback (most recent call last):
+    xpconv.errors.DeviceMismatchError: x is on numpy (cpu) but w is on array_api_strict (...): move one of them, ...
+    """
 
 
 class BackendUnavailableError(XpconvError, RuntimeError):
-    """A named backend cannot run here: its package, driver, device or kernels are missing."""
+    """A named backend cannot run here: its package, driver, device or kernels are missing.
+
+    Examples
+    --------
+    >>> from xpconv import get_backend
+    >>> get_backend("array_api_strict:no_such_device")
+    Traceback (most recent call last):
+    xpconv.errors.BackendUnavailableError: ...
+    """
 
 
 class DatasetError(XpconvError, OSError):
-    """A dataset is missing, incomplete or not what it claims to be."""
+    """A dataset is missing, incomplete or not what it claims to be.
+
+    Examples
+    --------
+    >>> from xpconv.data import load_cifar10
+    >>> load_cifar10("no/such/folder")
+    Traceback (most recent call last):
+    xpconv.errors.DatasetError: ...
+    """
+
+
+class FolderInUseError(XpconvError, OSError):
+    """Another process is writing to the folder.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from xpconv.files import hold_folder
+    >>> with tempfile.TemporaryDirectory() as folder, hold_folder(folder), hold_folder(folder):
+    ...     pass
+    Traceback (most recent call last):
+    xpconv.errors.FolderInUseError: ... is in use by another run: wait until it has ended, or take another folder
+    """
 
 
 class CheckpointError(XpconvError, ValueError):
-    """A model file is missing, damaged or does not fit the model."""
+    """A model or checkpoint file is missing, damaged or does not fit.
+
+    Examples
+    --------
+    >>> from xpconv import load_model
+    >>> load_model("no/such/model.safetensors")
+    Traceback (most recent call last):
+    xpconv.errors.CheckpointError: ...
+    """
 
 
 class NonFiniteLossError(XpconvError, ArithmeticError):
-    """The loss became NaN or infinite during training."""
+    """The loss or a gradient became NaN or infinite during training.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xpconv import Solver, TwoLayerNet
+    >>> X, y = np.ones((4, 3)), np.zeros(4, dtype=np.int64)
+    >>> net = TwoLayerNet(input_dim=3, num_classes=2, rng=0)
+    >>> net.params["W2"][...] = np.nan
+    >>> Solver(net, {"X_train": X, "y_train": y, "X_val": X, "y_val": y}, num_epochs=1, verbose=False).train()
+    Traceback (most recent call last):
+    xpconv.errors.NonFiniteLossError: the loss became nan at iteration 1...
+    """
+
+
+class OutOfMemoryError(XpconvError, MemoryError):
+    """The device has no memory for a batch; the model is as it was before it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xpconv import TwoLayerNet
+    >>> net = TwoLayerNet(input_dim=1, rng=0, backend="numpy")
+    >>> net.loss(np.broadcast_to(np.float32(0), (1 << 50, 1)), np.zeros(1, np.int64))
+    Traceback (most recent call last):
+    xpconv.errors.OutOfMemoryError: numpy has not enough memory for 1125899906842624 samples at once ...
+    """
+
+
+def legible(value: object, most: int = 300) -> str:
+    r"""Return text that came from a file as part of a message: printable, and not long.
+
+    Examples
+    --------
+    >>> legible("clear the screen: \x1b[2J"), legible("x" * 1000, most=5)
+    ('clear the screen: \\x1b[2J', 'xxxxx...')
+    """
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value)[:most + 1])
+    return text if len(text) <= most else text[:most] + "..."
+
+
+class PreflightError(XpconvError, RuntimeError):
+    """A check before training found something that would spoil it; nothing has been trained.
+
+    Examples
+    --------
+    >>> from xpconv import TwoLayerNet
+    >>> from xpconv.data import load_digits
+    >>> from xpconv.preflight import check_training
+    >>> digits = load_digits()
+    >>> check_training(TwoLayerNet(input_dim=64, weight_scale=1.0, rng=0), digits.X_train, digits.y_train)
+    Traceback (most recent call last):
+    xpconv.errors.PreflightError: 1 of 4 checks before training failed:
+    initial loss: ...
+    """

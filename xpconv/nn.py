@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 from xpconv import layers as F
 from xpconv.backend import Array
-from xpconv.layers._check import window_output
+from xpconv.errors import ArgumentError
+from xpconv.layers._check import check_count, check_eps, check_flag, check_probability, check_share, pair, window_output
 
 __all__ = [
     "Affine",
@@ -30,7 +31,18 @@ Arrays = dict[str, Array]
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer without parameters whose backward pass takes nothing but the cache; others add to it."""
+    """A layer without parameters whose backward pass takes nothing but the cache; others add to it.
+
+    Examples
+    --------
+    >>> class Double(Layer):
+    ...     def forward(self, x, p, *, train, key):
+    ...         return 2 * x, None
+    ...     def backward(self, dout, cache, *, need_dx):
+    ...         return 2 * dout, {}
+    >>> Double().output_shape((3, 8, 8)), Double().parameters((3, 8, 8))
+    ((3, 8, 8), {})
+    """
 
     def output_shape(self, shape: Shape) -> Shape:
         """Return the shape of one output sample for one input sample's shape."""
@@ -59,10 +71,20 @@ class Layer:
 
 @dataclass(frozen=True)
 class Affine(Layer):
-    """`units` outputs, each a weighted sum of all inputs: parameters W (D, units) and b (units,)."""
+    """`units` outputs, each a weighted sum of all inputs: parameters W (D, units) and b (units,).
+
+    Examples
+    --------
+    >>> Affine(10).output_shape((3, 8, 8)), Affine(10).parameters((3, 8, 8))["W"]
+    ((10,), ((192, 10), None))
+    """
 
     units: int
     bias: bool = True
+
+    def __post_init__(self) -> None:
+        check_count("units", self.units)
+        check_flag("bias", self.bias)
 
     def output_shape(self, shape: Shape) -> Shape:
         return (self.units,)
@@ -83,6 +105,13 @@ class Conv(Layer):
     """`filters` filters: parameters W (filters, C, KH, KW) and b (filters,).
 
     Without `padding` the output keeps the image's size at stride 1, if the window's size is odd.
+
+    Examples
+    --------
+    >>> Conv(16).output_shape((3, 8, 8)), Conv(16, size=5, stride=2, padding=0).output_shape((3, 8, 8))
+    ((16, 8, 8), (16, 2, 2))
+    >>> Conv(16, bias=False).parameters((3, 8, 8))
+    {'W': ((16, 3, 3, 3), None)}
     """
 
     filters: int
@@ -91,6 +120,13 @@ class Conv(Layer):
     padding: Size | None = None
     bias: bool = True
     algorithm: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_count("filters", self.filters)
+        _check_window(self.size, self.stride, self.padding)
+        check_flag("bias", self.bias)
+        if self.algorithm not in ("auto", "im2col"):
+            raise ArgumentError(f"algorithm is {self.algorithm!r}; expected auto or im2col")
 
     def output_shape(self, shape: Shape) -> Shape:
         return (self.filters, *window_output(shape, self.size, self.stride, self._padding))
@@ -126,7 +162,15 @@ class _Plain(Layer):
 
 @dataclass(frozen=True)
 class Relu(_Plain):
-    """``max(x, 0)``."""
+    """``max(x, 0)``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> out, cache = Relu().forward(np.asarray([-1.0, 2.0]), {}, train=True, key=0)
+    >>> out
+    array([0., 2.])
+    """
 
     _gradient: ClassVar[Callable[..., Any]] = staticmethod(F.relu_backward)
 
@@ -136,9 +180,21 @@ class Relu(_Plain):
 
 @dataclass(frozen=True)
 class Dropout(_Plain):
-    """Keep each element with probability `keep` in training."""
+    """Keep each element with probability `keep` in training.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> out, cache = Dropout(keep=0.5).forward(np.ones((2, 3)), {}, train=False, key=0)
+    >>> float(out.min())
+    1.0
+    """
 
     keep: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_probability("keep", self.keep)
+
     _gradient: ClassVar[Callable[..., Any]] = staticmethod(F.dropout_backward)
 
     def forward(self, x: Array, p: Arrays, *, train: bool, key: int) -> tuple[Array, Any]:
@@ -147,12 +203,21 @@ class Dropout(_Plain):
 
 @dataclass(frozen=True)
 class MaxPool(_Plain):
-    """The maximum of each window."""
+    """The maximum of each window.
+
+    Examples
+    --------
+    >>> MaxPool().output_shape((16, 8, 8)), MaxPool(3, stride=1).output_shape((16, 8, 8))
+    ((16, 4, 4), (16, 6, 6))
+    """
 
     size: Size = 2
     stride: Size | None = None
     padding: Size = 0
     _gradient: ClassVar[Callable[..., Any]] = staticmethod(F.max_pool_backward)
+
+    def __post_init__(self) -> None:
+        _check_window(self.size, self.stride, self.padding)
 
     def output_shape(self, shape: Shape) -> Shape:
         stride = self.size if self.stride is None else self.stride
@@ -164,7 +229,14 @@ class MaxPool(_Plain):
 
 @dataclass(frozen=True)
 class AvgPool(MaxPool):
-    """The mean of each window."""
+    """The mean of each window.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> AvgPool(2).forward(np.asarray([[[[1.0, 2.0], [3.0, 4.0]]]]), {}, train=True, key=0)[0].item()
+    2.5
+    """
 
     _gradient: ClassVar[Callable[..., Any]] = staticmethod(F.avg_pool_backward)
 
@@ -174,7 +246,13 @@ class AvgPool(MaxPool):
 
 @dataclass(frozen=True)
 class GlobalAvgPool(_Plain):
-    """The mean of each channel."""
+    """The mean of each channel.
+
+    Examples
+    --------
+    >>> GlobalAvgPool().output_shape((16, 8, 8))
+    (16,)
+    """
 
     _gradient: ClassVar[Callable[..., Any]] = staticmethod(F.global_avg_pool_backward)
 
@@ -192,6 +270,9 @@ class _Norm(Layer):
     eps: float = 1e-5
     _gradient: ClassVar[Callable[..., Any]]
 
+    def __post_init__(self) -> None:
+        check_eps(self.eps)
+
     def parameters(self, shape: Shape) -> dict[str, tuple[Shape, float | None]]:
         return {"gamma": (shape[:1], 1.0), "beta": (shape[:1], 0.0)}
 
@@ -202,10 +283,20 @@ class _Norm(Layer):
 
 @dataclass(frozen=True)
 class BatchNorm(_Norm):
-    """Normalise each channel over the batch; remembers running_mean and running_var (C,)."""
+    """Normalise each channel over the batch; remembers running_mean and running_var (C,).
+
+    Examples
+    --------
+    >>> BatchNorm().parameters((16, 8, 8)), sorted(BatchNorm().state((16, 8, 8)))
+    ({'gamma': ((16,), 1.0), 'beta': ((16,), 0.0)}, ['running_mean', 'running_var'])
+    """
 
     momentum: float = 0.9
     _gradient: ClassVar[Callable[..., Any]] = staticmethod(F.batchnorm_backward)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share("momentum", self.momentum)
 
     def state(self, shape: Shape) -> dict[str, tuple[Shape, float]]:
         return {"running_mean": (shape[:1], 0.0), "running_var": (shape[:1], 0.0)}
@@ -220,7 +311,13 @@ class BatchNorm(_Norm):
 
 @dataclass(frozen=True)
 class LayerNorm(_Norm):
-    """Normalise each sample over its features: gamma and beta in the shape of one sample."""
+    """Normalise each sample over its features: gamma and beta in the shape of one sample.
+
+    Examples
+    --------
+    >>> LayerNorm().parameters((16, 8, 8))["gamma"]
+    ((16, 8, 8), 1.0)
+    """
 
     _gradient: ClassVar[Callable[..., Any]] = staticmethod(F.layernorm_backward)
 
@@ -233,13 +330,31 @@ class LayerNorm(_Norm):
 
 @dataclass(frozen=True)
 class GroupNorm(_Norm):
-    """Normalise each of `groups` groups of channels of each sample."""
+    """Normalise each of `groups` groups of channels of each sample.
+
+    Examples
+    --------
+    >>> GroupNorm(groups=4).parameters((16, 8, 8))["gamma"]
+    ((16,), 1.0)
+    """
 
     groups: int = 1
     _gradient: ClassVar[Callable[..., Any]] = staticmethod(F.groupnorm_backward)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("groups", self.groups)
+
     def forward(self, x: Array, p: Arrays, *, train: bool, key: int) -> tuple[Array, Any]:
         return F.groupnorm_forward(x, p["gamma"], p["beta"], groups=self.groups, eps=self.eps)
+
+
+def _check_window(size: Size, stride: Size | None, padding: Size | None) -> None:
+    pair("size", size, 1)
+    if stride is not None:
+        pair("stride", stride, 1)
+    if padding is not None:
+        pair("padding", padding, 0)
 
 
 def _weights(shape: Shape, units: int, bias: bool) -> dict[str, tuple[Shape, float | None]]:

@@ -1,16 +1,18 @@
 """Update rules: each a function ``rule(w, dw, config) -> (next_w, config)``, also able to work in place.
 
-`config` is a dict that holds the rule's options and what it remembers; missing entries get defaults.
+`config` is a dict that holds the rule's options and what it remembers; missing entries get defaults. A rule that is
+given ``where``, a boolean array () on the device, leaves parameter and `config` as they were if that is False.
 """
 
 from collections.abc import Callable, MutableMapping
 from functools import wraps
+from numbers import Real
 from typing import Any
 
 import array_api_compat
 
 from xpconv.backend import Array, array_namespace
-from xpconv.errors import ArgumentError
+from xpconv.errors import ArgumentError, ArgumentTypeError
 from xpconv.primitives import primitive
 from xpconv.primitives.tiling import in_blocks
 
@@ -23,14 +25,15 @@ Rule = Callable[..., tuple[Array, Config]]
 def _update_rule(*memory: str, **defaults: float) -> Callable[[Callable[[Config], Callable[..., None]]], Rule]:
     """Make a rule of a function that takes the config and returns the update of w, dw and the `memory` arrays."""
     def decorate(step: Callable[[Config], Callable[..., None]]) -> Rule:
-        @wraps(step)
-        def rule(w: Array, dw: Array, config: Config | None = None, *, in_place: bool = False) -> tuple[Array, Config]:
+        @wraps(step, assigned=("__module__", "__name__", "__qualname__", "__doc__"))
+        def rule(w: Array, dw: Array, config: Config | None = None, *, in_place: bool = False,
+                 where: Array | None = None) -> tuple[Array, Config]:
             config = {} if config is None else config
             xp = array_namespace(w=w, dw=dw)
             if tuple(w.shape) != tuple(dw.shape):
                 raise ArgumentError(f"dw has shape {tuple(dw.shape)}; expected that of w, {tuple(w.shape)}")
             for name, value in defaults.items():
-                config.setdefault(name, value)
+                _check_option(name, config.setdefault(name, value))
             for name in memory:
                 if config.get(name) is None:
                     config[name] = xp.zeros_like(w)
@@ -38,12 +41,34 @@ def _update_rule(*memory: str, **defaults: float) -> Callable[[Callable[[Config]
                     config[name] = xp.asarray(config[name], copy=True)
             if not in_place:
                 w = xp.asarray(w, copy=True)
-            in_blocks(step(config), w, dw, *(config[name] for name in memory))
+            arrays = [w, *(config[name] for name in memory)]
+            before = [xp.asarray(a, copy=True) for a in arrays] if where is not None else []
+            counts = {name: config[name] for name in defaults}
+            in_blocks(step(config), w, dw, *arrays[1:])
+            for a, old in zip(arrays, before, strict=False):
+                a[...] = xp.where(where, a, old)
+            if where is not None:
+                for name, old in counts.items():
+                    if config[name] is not old:  # a count, on the device from now on
+                        config[name] = old + (config[name] - old) * xp.astype(where, xp.float64)
             return w, config
 
+        del rule.__wrapped__  # help would show the step's arguments
         return rule
 
     return decorate
+
+
+def _check_option(name: str, value: Any) -> None:
+    """Check a number of a config; one that a step `where` has put on a device is not read."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        if array_api_compat.is_array_api_obj(value):
+            return
+        raise ArgumentTypeError(f"{name} is {value!r}; expected a number")
+    if name in ("momentum", "decay_rate", "beta1", "beta2") and not 0 <= float(value) < 1:
+        raise ArgumentError(f"{name} is {value!r}; expected 0 or more and below 1")
+    if name in ("epsilon", "t") and float(value) < 0:
+        raise ArgumentError(f"{name} is {value!r}; expected 0 or more")
 
 
 @_update_rule(learning_rate=1e-2)
@@ -177,7 +202,7 @@ def adam(config: Config) -> Callable[..., None]:
     >>> w.round(6), config["t"]
     (array([0.999, 0.999]), 1)
     """
-    config["t"] += 1
+    config["t"] = config["t"] + 1
     beta1, beta2, t = config["beta1"], config["beta2"], config["t"]
     # Both corrections as one factor of the step and one of epsilon: fewer passes over the arrays.
     root = (1 - beta2**t) ** 0.5
@@ -186,7 +211,12 @@ def adam(config: Config) -> Callable[..., None]:
     def update(w: Array, dw: Array, m: Array, v: Array) -> None:
         adam_step(w, dw, m, v, beta1, beta2, step, epsilon)
 
-    return update
+    def update_by_arrays(w: Array, dw: Array, m: Array, v: Array) -> None:
+        astype = array_api_compat.array_namespace(w).astype
+        adam_step.__wrapped__(w, dw, m, v, beta1, beta2,  # type: ignore[attr-defined]
+                              astype(step, w.dtype), astype(epsilon, w.dtype))
+
+    return update_by_arrays if array_api_compat.is_array_api_obj(t) else update  # an array after a step `where`
 
 
 @primitive

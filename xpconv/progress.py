@@ -32,9 +32,9 @@ class _Silent(Progress):
 class _Bar(Progress):
     """A bar of `rich` with iteration, loss, images per second and the time left."""
 
-    def __init__(self, bar: Any, total: int, batch_size: int) -> None:
+    def __init__(self, bar: Any, total: int, batch_size: int, done: int) -> None:
         self._bar, self._batch_size = bar, batch_size
-        self._task = bar.add_task("training", total=total, loss="-", speed="-")
+        self._task = bar.add_task("training", total=total, completed=done, loss="-", speed="-")
         self._start, self._done = time.perf_counter(), 0
 
     def line(self, text: str) -> None:
@@ -50,8 +50,8 @@ class _Bar(Progress):
 
 
 @contextmanager
-def show_progress(total: int, batch_size: int, *, verbose: bool) -> Iterator[Progress]:
-    """Choose how to show a run of `total` iterations, and end the bar, if any, with the block.
+def show_progress(total: int, batch_size: int, *, verbose: bool, done: int = 0) -> Iterator[Progress]:
+    """Choose how to show a run of `total` iterations, some of them `done`, and end the bar, if any, with the block.
 
     Examples
     --------
@@ -70,4 +70,4 @@ def show_progress(total: int, batch_size: int, *, verbose: bool) -> Iterator[Pro
                    rich.TextColumn("loss {task.fields[loss]}"), rich.TextColumn("{task.fields[speed]} images/s"),
                    rich.TimeRemainingColumn(), rich.TextColumn("left"))
         with rich.Progress(*columns) as bar:
-            yield _Bar(bar, total, batch_size)
+            yield _Bar(bar, total, batch_size, done)

@@ -31,7 +31,7 @@ def environment() -> list[tuple[str, str]]:
     rows += [("BLAS", f"{library['internal_api']} {library['version']}, {library['num_threads']} threads")
              for library in threadpool_info() if library["user_api"] == "blas"]
     rows += [("threads", _tell(lambda: str(num_threads()))),
-             ("workspace", _tell(lambda: f"{workspace_bytes() / 2**20:g} MiB"))]
+             ("workspace", _tell(_workspace))]
     for library in LIBRARIES:
         found = diagnose(library)
         state = f"available, version {found.version}, " if found.available else "not available: "
@@ -48,6 +48,11 @@ def _tell(ask: Callable[[], str]) -> str:
         return ask()
     except XpconvError as error:
         return f"error: {error}"
+
+
+def _workspace() -> str:
+    host, gpu = (f"{workspace_bytes(library) / 2**20:g} MiB" for library in ("numpy", "cupy"))
+    return host if host == gpu else f"{host}, with CuPy {gpu}"
 
 
 def _selected() -> str:

@@ -1,15 +1,11 @@
-"""Training runs: from settings to a trained model, and the files that one leaves."""
+"""Training runs: from settings to a Solver, and from a trained model to the files that it leaves."""
 
 import csv
 import io
-import itertools
 import json
-import os
 import platform
-import tempfile
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+import shlex
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,32 +13,35 @@ from typing import Any
 
 import numpy as np
 
-from xpconv import viz
+from xpconv import mistakes, scoring, viz
 from xpconv.backend import get_backend, to_host
 from xpconv.checkpoint import save_model
-from xpconv.data import Dataset
-from xpconv.data.augment import AUGMENTATIONS
+from xpconv.data import DATASETS, Dataset, load_dataset
+from xpconv.data.augment import augmentation
 from xpconv.errors import ArgumentError, XpconvError
-from xpconv.files import atomic_path
+from xpconv.files import write_bytes
 from xpconv.models import ConvNet, ThreeLayerConvNet
 from xpconv.nn import Affine, BatchNorm, Relu
 from xpconv.primitives.tiling import num_threads
+from xpconv.schedules import Schedule, constant, cosine, step_decay, warmup
 from xpconv.sequential import Preprocessing, Sequential
 from xpconv.solver import Solver
 
-__all__ = ["DEFAULTS", "MODELS", "Settings", "accuracy", "build_model", "build_solver", "check_fit", "data_of_run",
-           "require_matplotlib", "run_folder", "save_run"]
+__all__ = ["DEFAULTS", "MODELS", "SCHEDULES", "Settings", "accuracy", "build_model", "build_solver", "check_fit",
+           "data_of_run", "defaults_for", "load_data", "require_matplotlib", "save_config", "save_run"]
 
-FILES = ("model.safetensors", "metrics.csv", "curves.png", "filters.png", "config.json")
+FILES = ("model.safetensors", "metrics.csv", "curves.png", "filters.png", "confusion.png", "mistakes.png",
+         "config.json")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What determines a run: the same settings give the same model.
+    """What determines a run: the same settings give the same model, however often it is stopped and resumed.
 
     Parameters
     ----------
-    data : {"digits", "cifar10"}
+    data : {"digits", "cifar10"} or str
+        Another word is the path of a folder of images.
     model : {"three-layer", "fc", "convnet"}
     epochs, batch_size, learning_rate, lr_decay, reg
         As for `Solver` and `Sequential`; DEFAULTS has good ones for each data set.
@@ -52,8 +51,18 @@ class Settings:
     seed : int
     num_train : int, optional
         Train on the first so many samples only.
-    augment : {"none", "shift", "mirror"}
-        Which images to add to those, as in AUGMENTATIONS.
+    augment : str
+        Which images to add to those, and how to change each minibatch, as for `xpconv.data.augment.augmentation`.
+    image_size : int, optional
+        Height and width to which the images of a folder are brought.
+    schedule : {"step", "cosine", "constant"}
+        How the learning rate changes; "step" multiplies it by `lr_decay` after each `decay_every` epochs.
+    warmup : int
+        Epochs in which the learning rate rises from near 0.
+    sampling, patience, on_nonfinite
+        As for `Solver`.
+    checkpoint_every : int, optional
+        Iterations between two checkpoints.
 
     Examples
     --------
@@ -74,10 +83,19 @@ class Settings:
     seed: int = 0
     num_train: int | None = None
     augment: str
+    image_size: int | None = None
+    schedule: str = "step"
+    decay_every: int = 1
+    warmup: int = 0
+    sampling: str = "replacement"
+    patience: int | None = None
+    on_nonfinite: str = "stop"
+    checkpoint_every: int | None = None
 
     def command(self) -> str:
         """Return the command that repeats the run."""
-        words = (f"--{name.replace('_', '-')} {value}" for name, value in asdict(self).items() if value is not None)
+        words = (f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
+                 for name, value in asdict(self).items() if value is not None)
         return " ".join(["xpconv train", *words])
 
 
@@ -86,8 +104,33 @@ DEFAULTS: dict[str, dict[str, Any]] = {
                "augment": "shift"},
     "cifar10": {"epochs": 5, "batch_size": 50, "learning_rate": 1e-3, "lr_decay": 0.8, "reg": 1e-3,
                 "augment": "none"},
+    "a folder": {"epochs": 20, "batch_size": 50, "learning_rate": 1e-3, "lr_decay": 0.9, "reg": 1e-3,
+                 "augment": "none"},
 }
 """For each data set the settings that train well on it."""
+
+
+def defaults_for(data: str) -> dict[str, Any]:
+    """Return the settings that train well on a data set, given its name or its folder."""
+    return DEFAULTS[data if data in DATASETS else "a folder"]
+
+
+def load_data(settings: Settings) -> Dataset:
+    """Return the data set that the settings name.
+
+    Raises
+    ------
+    ArgumentError
+        If there is none, or it is no folder but an image size is given.
+    DatasetError
+        If its files cannot be had or read.
+    """
+    if settings.image_size is None:
+        return load_dataset(settings.data)
+    if settings.data in DATASETS:
+        raise ArgumentError(f"image_size is {settings.image_size}, but the images of {settings.data} have a size of "
+                            "their own: give it with a folder of images, or leave it out")
+    return load_dataset(settings.data, (3, settings.image_size, settings.image_size))
 
 
 def _three_layer(shape: tuple[int, int, int], classes: int, **options: Any) -> Sequential:
@@ -108,6 +151,13 @@ def _conv_net(shape: tuple[int, int, int], classes: int, **options: Any) -> Sequ
     return ConvNet([32, "pool", 64, "pool", 128], input_dim=shape, num_classes=classes, **options)
 
 
+SCHEDULES: dict[str, Callable[[Settings, int], Schedule]] = {
+    "step": lambda settings, per_epoch: step_decay(settings.decay_every * per_epoch, settings.lr_decay),
+    "cosine": lambda settings, per_epoch: cosine(settings.epochs * per_epoch),
+    "constant": lambda settings, per_epoch: constant,
+}
+"""The learning-rate schedules by name, each made for settings and a number of iterations an epoch."""
+
 MODELS = {"three-layer": _three_layer, "fc": _fully_connected, "convnet": _conv_net}
 """The nets by name, each with the function ``(image shape, number of classes, **options)`` that builds it."""
 
@@ -121,7 +171,7 @@ def require_matplotlib() -> None:
                           'pip install "xpconv[train]"') from error
 
 
-def build_solver(settings: Settings, dataset: Dataset, *, print_every: int = 100) -> Solver:
+def build_solver(settings: Settings, dataset: Dataset, *, print_every: int = 100, preflight: bool = False) -> Solver:
     """Return the Solver, and in it the model, that the settings ask for.
 
     Raises
@@ -135,12 +185,20 @@ def build_solver(settings: Settings, dataset: Dataset, *, print_every: int = 100
     if not 1 <= count <= len(dataset.y_train):
         raise ArgumentError(f"num_train is {count}; expected 1 to {len(dataset.y_train)}, as many samples as "
                             f"{dataset.name} has to train on")
-    X, y = AUGMENTATIONS[settings.augment](dataset.X_train[:count], dataset.y_train[:count])
+    extend, change = augmentation(settings.augment)
+    X, y = extend(dataset.X_train[:count], dataset.y_train[:count])
     stream = np.random.default_rng(settings.seed)
     model = build_model(settings, dataset, X, stream)
     return Solver(model, {**dataset.splits(), "X_train": X, "y_train": y}, update_rule=settings.optimizer,
-                  optim_config={"learning_rate": settings.learning_rate}, lr_decay=settings.lr_decay,
-                  batch_size=settings.batch_size, num_epochs=settings.epochs, print_every=print_every, rng=stream)
+                  optim_config={"learning_rate": settings.learning_rate},
+                  schedule=_schedule(settings, max(len(y) // settings.batch_size, 1)),
+                  sampling=settings.sampling, patience=settings.patience, batch_size=settings.batch_size,
+                  num_epochs=settings.epochs, print_every=print_every, augment=change,
+                  on_nonfinite=settings.on_nonfinite, rng=stream, preflight=preflight)
+
+
+def _schedule(settings: Settings, per_epoch: int) -> Schedule:
+    return warmup(settings.warmup * per_epoch, SCHEDULES[settings.schedule](settings, per_epoch))
 
 
 def build_model(settings: Settings, dataset: Dataset, X: np.ndarray, stream: np.random.Generator) -> Sequential:
@@ -153,11 +211,9 @@ def build_model(settings: Settings, dataset: Dataset, X: np.ndarray, stream: np.
                                   class_names=dataset.class_names)
 
 
-def accuracy(model: Sequential, X: np.ndarray, y: np.ndarray, batch_size: int = 500) -> float:
+def accuracy(model: Sequential, X: np.ndarray, y: np.ndarray) -> float:
     """Return the share of samples whose highest score is their label's, 0 to 1."""
-    starts = range(0, len(y), batch_size)
-    scores = [to_host(model.loss(X[start:start + batch_size])) for start in starts]
-    return float(np.mean(np.argmax(np.concatenate(scores), axis=1) == y))
+    return scoring.accuracy(model, X, y, model.backend, batch_size=500)
 
 
 def check_fit(model: Sequential, dataset: Dataset) -> None:
@@ -169,69 +225,38 @@ def check_fit(model: Sequential, dataset: Dataset) -> None:
                             f"{', '.join(dataset.class_names)}: choose the data set that it was trained on")
 
 
-@contextmanager
-def run_folder(out: Path | None) -> Iterator[Path]:
-    """Make the folder for a run's files, which may be there but hold no run yet.
-
-    Parameters
-    ----------
-    out : path, optional
-        By default a new folder ``runs/<date>_<time>``.
-
-    Yields
-    ------
-    pathlib.Path
-        The folder; it can be written to. If the block fails and left nothing in it, it is removed again.
-
-    Raises
-    ------
-    ArgumentError
-        If it holds a run's files already.
-    OSError
-        If it cannot be made or written to.
-
-    Examples
-    --------
-    >>> with tempfile.TemporaryDirectory() as parent, run_folder(Path(parent, "first")) as folder:
-    ...     folder.name
-    'first'
-    """
-    folder = _unused_name() if out is None else out
-    held = [name for name in FILES if os.path.lexists(folder / name)]
-    if held:
-        raise ArgumentError(f"out is {folder}, which already holds {', '.join(held)}: "
-                            "choose another folder, or move that run away")
-    new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=out is not None)
-    try:
-        tempfile.TemporaryFile(dir=folder).close()
-        yield folder
-    except BaseException:
-        if new:
-            with suppress(OSError):  # it holds something
-                folder.rmdir()
-        raise
-
-
-def _unused_name() -> Path:
-    name = time.strftime("%Y-%m-%d_%H-%M-%S")
-    suffixes = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
-    return next(folder for suffix in suffixes if not (folder := Path("runs", name + suffix)).exists())
-
-
 def save_run(folder: Path, settings: Settings, solver: Solver, dataset: Dataset) -> list[Path]:
     """Write everything that a run leaves and return the paths, the model's first."""
     model = solver.model
     paths = [folder / name for name in FILES]
-    model_path, metrics_path, curves_path, filters_path, config_path = paths
+    model_path, metrics_path, curves_path, filters_path, confusion_path, mistakes_path, config_path = paths
     save_model(model, model_path)
     _write(metrics_path, _metrics(solver))
     viz.save_curves(vars(solver), curves_path)
-    w = to_host(model.params["W1"])
-    units = w if w.ndim == 4 else w.T.reshape(-1, *model.input_shape)
-    viz.save_filters(units, filters_path, "first-layer filters" if w.ndim == 4 else "first-layer weights")
-    _write(config_path, json.dumps(_config(settings, solver, dataset), indent=2) + "\n")
+    before, after = (_units(net) for net in (_untrained(settings, dataset), model))
+    kind = "filters" if len(model.params["W1"].shape) == 4 else "weights"
+    viz.save_filters(after, filters_path, f"first-layer {kind}", before=before)
+    odds = scoring.probabilities(model, dataset.X_test)
+    mistakes.save_confusion(dataset.y_test, odds.argmax(axis=1), dataset.class_names, confusion_path)
+    mistakes.save_mistakes(dataset.X_test, dataset.y_test, odds, dataset.class_names, mistakes_path)
+    save_config(config_path.parent, settings, solver, dataset)
     return paths
+
+
+def save_config(folder: Path, settings: Settings, solver: Solver, dataset: Dataset) -> None:
+    """Write what one needs to repeat the run, to go on with it and to judge it."""
+    _write(folder / "config.json", json.dumps(_config(settings, solver, dataset), indent=2) + "\n")
+
+
+def _units(model: Sequential) -> np.ndarray:
+    """Return the weights of the first layer as filters; those of an affine layer see whole images."""
+    w = to_host(model.params["W1"])
+    return w if w.ndim == 4 else w.T.reshape(-1, *model.input_shape)
+
+
+def _untrained(settings: Settings, dataset: Dataset) -> Sequential:
+    """Return the model as it was before training: the same seed draws the same weights."""
+    return build_model(settings, dataset, dataset.X_train[:1], np.random.default_rng(settings.seed))
 
 
 def data_of_run(model_path: Path) -> str:
@@ -243,21 +268,23 @@ def data_of_run(model_path: Path) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+    write_bytes(path, text.encode())
 
 
 def _metrics(solver: Solver) -> str:
-    """Return a table with a row for each iteration and accuracies where they were checked."""
+    """Return a table with a row for each iteration, and accuracies and health where they were checked."""
     per_epoch = max(len(solver.y_train) // solver.batch_size, 1)
     checked = sorted({1, *range(per_epoch, solver.iteration + 1, per_epoch)})
-    accuracies = dict(zip(checked, zip(solver.train_acc_history, solver.val_acc_history, strict=False), strict=False))
+    health = list(solver.health_history)
+    checks = zip(solver.train_acc_history, solver.val_acc_history, *solver.health_history.values(), strict=False)
+    measured = dict(zip(checked, checks, strict=False))
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["iteration", "epoch", "loss", "train_accuracy", "val_accuracy"])
-    for iteration, loss in enumerate(solver.loss_history, start=1):
+    table.writerow(["iteration", "epoch", "loss", "learning_rate", "train_accuracy", "val_accuracy", *health])
+    steps = zip(solver.loss_history, solver.learning_rate_history, strict=False)
+    for iteration, (loss, rate) in enumerate(steps, start=1):
         epoch = (iteration - 1) // per_epoch + 1
-        table.writerow([iteration, epoch, loss, *accuracies.get(iteration, ("", ""))])
+        table.writerow([iteration, epoch, loss, rate, *measured.get(iteration, [""] * (2 + len(health)))])
     return text.getvalue()
 
 
@@ -273,6 +300,7 @@ def _config(settings: Settings, solver: Solver, dataset: Dataset) -> Mapping[str
         "model": solver.model.config(),
         "iterations": solver.iteration,
         "interrupted": solver.interrupted,
+        "skipped": solver.skipped,
         "versions": {name: _version(name) for name in dict.fromkeys(("xpconv", "numpy", library))}
                     | {"python": platform.python_version()},
         "platform": platform.platform(),

@@ -1,16 +1,17 @@
 """Sequential: a list of layers with their parameters and a loss, which is all that training needs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from math import prod, sqrt
 from typing import Any
 
 from xpconv import nn
 from xpconv.backend import Array, Backend, get_backend
-from xpconv.errors import ArgumentError, ArgumentTypeError
+from xpconv.errors import ArgumentError, ArgumentTypeError, OutOfMemoryError
 from xpconv.layers import softmax_loss, svm_loss
 from xpconv.nn import Arrays, Layer, Shape
-from xpconv.primitives.tiling import in_blocks, sum_of_squares
+from xpconv.primitives import primitive
+from xpconv.primitives.tiling import in_blocks, sum_of_squares, workspace_bytes
 from xpconv.random import Rng, Stream, as_stream, draw_key, spawn
 
 __all__ = ["Preprocessing", "Sequential"]
@@ -26,6 +27,13 @@ class Preprocessing:
     ----------
     mean, std : array
         Broadcast against one sample: a whole mean image (C, H, W), one value a channel (C, 1, 1) or one value ().
+
+    Examples
+    --------
+    >>> from xpconv.models import TwoLayerNet
+    >>> net = TwoLayerNet(input_dim=64, rng=0, preprocessing=Preprocessing(mean=128.0, std=64.0))
+    >>> float(net.preprocessing.mean)
+    128.0
     """
 
     mean: Array
@@ -101,13 +109,16 @@ class Sequential:
     def _build(self, stream: Stream) -> list[dict[str, str]]:
         """Draw the parameters and return, for each layer, the key of each of its parameters and states."""
         keys, weight_layers, shape = [], 0, self.input_shape
+        taken: dict[str, int] = {}  # how often a name was given behind a weight layer
         for position, layer in enumerate(self.layers):
             if not isinstance(layer, Layer):
                 raise ArgumentTypeError(f"layers[{position}] is {layer!r}; expected a Layer such as Relu()")
             parameters, state = layer.parameters(shape), layer.state(shape)
             weight_layers += "W" in parameters
-            numbers = (f"{weight_layers}{suffix}" for suffix in ("", *(f"_{k}" for k in range(2, len(self.layers)))))
-            number = next(n for n in numbers if not any(name + n in self.params for name in parameters))
+            names = [f"{name}{weight_layers}" for name in parameters]
+            k = 1 + max((taken.get(name, 0) for name in names), default=0)
+            taken.update(dict.fromkeys(names, k))
+            number = f"{weight_layers}_{k}" if k > 1 else f"{weight_layers}"
             keys.append({name: name + number for name in [*parameters, *state]})
             for name, (size, value) in parameters.items():
                 self.params[name + number] = self._initial(size, value, stream)
@@ -120,6 +131,9 @@ class Sequential:
         if self.class_names and len(self.class_names) != shape[0]:
             raise ArgumentError(f"class_names has {len(self.class_names)} names; expected {shape[0]}, "
                                 "one for each score")
+        for what, text in [("name", self.name), *(("class_names", name) for name in self.class_names)]:
+            if not isinstance(text, str) or not text.isprintable():
+                raise ArgumentError(f"{what} has {text!r}; expected printable text")
         self.num_classes = shape[0]
         return keys
 
@@ -163,21 +177,29 @@ class Sequential:
         ------
         ArgumentError
             If `X` or `y` does not fit.
+        OutOfMemoryError
+            If the device has no memory for so many samples; parameters and state are as they were.
         """
+        try:
+            return self._loss(X, y)
+        except MemoryError as error:
+            raise OutOfMemoryError(
+                f"{self.backend} has not enough memory for {len(X)} samples at once ({error}): take a smaller batch, "
+                "or on a GPU less for convolutions by XPCONV_WORKSPACE, which is now "
+                f"{workspace_bytes(self.backend.library) / 2**20:g}MiB") from error
+
+    def _loss(self, X: Array, y: Array | None) -> Any:
         x = self._prepare(X)
-        scores, caches = self._forward(x, train=y is not None)
+        scores, caches, state = self._forward(x, train=y is not None)
         if y is None:
             return scores
         loss, dout = LOSSES[self.loss_name](scores, self.backend.upload("y", y))
         grads = self._backward(dout, caches)
         if self.reg:
-            for key in self._weight_keys():
-                loss = loss + 0.5 * self.reg * sum_of_squares(self.params[key])
-                in_blocks(self._add_decay, grads[key], self.params[key])
+            keys = [keys["W"] for keys in self._keys if "W" in keys]
+            loss = penalise(loss, [self.params[key] for key in keys], [grads[key] for key in keys], self.reg)
+        self.state.update(state)
         return loss, grads
-
-    def _add_decay(self, grad: Array, W: Array) -> None:
-        grad += self.reg * W
 
     def _prepare(self, X: Array) -> Array:
         """Bring samples to the model's device, dtype and input shape, and preprocess them."""
@@ -191,15 +213,39 @@ class Sequential:
             x = (x - self.preprocessing.mean) / self.preprocessing.std
         return x
 
-    def _forward(self, x: Array, *, train: bool) -> tuple[Array, list[Any]]:
-        store, caches = {**self.params, **self.state}, []
+    def _forward(self, x: Array, *, train: bool) -> tuple[Array, list[Any], Arrays]:
+        """Return the scores and, in training, the layers' caches and their new state."""
+        store, caches, state = {**self.params, **self.state}, list[Any](), Arrays()
         for position, (layer, keys) in enumerate(zip(self.layers, self._keys, strict=True)):
             x, cache = layer.forward(x, {name: store[key] for name, key in keys.items()},
                                      train=train, key=self._mask_key(position) if train else 0)
             if train:
                 caches.append(cache)
-                self.state.update({keys[name]: value for name, value in layer.new_state(cache).items()})
-        return x, caches
+                state.update({keys[name]: value for name, value in layer.new_state(cache).items()})
+        return x, caches, state
+
+    def outputs(self, X: Array) -> Iterator[tuple[Layer, Array]]:
+        """Yield each layer with its output for samples; nothing remembers that it was asked.
+
+        Batch norm takes the statistics of these samples, as in training, and dropout keeps everything.
+
+        Parameters
+        ----------
+        X : array (N, ...)
+            As for `loss`.
+
+        Examples
+        --------
+        >>> from xpconv.models import TwoLayerNet
+        >>> net = TwoLayerNet(input_dim=64, rng=0)
+        >>> [(type(layer).__name__, out.shape) for layer, out in net.outputs(net.backend.xp.ones((5, 64)))]
+        [('Affine', (5, 100)), ('Relu', (5, 100)), ('Affine', (5, 10))]
+        """
+        x, store = self._prepare(X), {**self.params, **self.state}
+        for layer, keys in zip(self.layers, self._keys, strict=True):
+            train = not self.state.keys().isdisjoint(keys.values())
+            x = layer.forward(x, {name: store[key] for name, key in keys.items()}, train=train, key=0)[0]
+            yield layer, x
 
     def _backward(self, dout: Array | None, caches: list[Any]) -> Arrays:
         grads: Arrays = {}
@@ -214,9 +260,6 @@ class Sequential:
             return 0
         return draw_key(self.mask_stream) if self.seed is None else self.seed + position
 
-    def _weight_keys(self) -> list[str]:
-        return [keys["W"] for keys in self._keys if "W" in keys]
-
     def config(self) -> dict[str, Any]:
         """Return what rebuilds the architecture, as plain data for JSON; `from_config` is its inverse."""
         return {
@@ -230,16 +273,33 @@ class Sequential:
     @classmethod
     def from_config(cls, config: Mapping[str, Any], backend: str | Backend | None = None) -> "Sequential":
         """Rebuild a model from `config`, with new parameters."""
-        kinds = {kind: getattr(nn, kind) for kind in nn.__all__ if kind != "Layer"}
-        layers = []
-        for position, entry in enumerate(config["layers"]):
-            options = dict(entry)
-            kind = kinds.get(options.pop("type"))
-            if kind is None or not set(options) <= {field.name for field in fields(kind)}:
-                raise ArgumentError(f"layers[{position}] is {entry!r}; expected a type among {', '.join(kinds)} "
-                                    "with its own options")
-            layers.append(kind(**options))
-        return Sequential(layers, backend=backend, rng=0, **{key: config[key] for key in config if key != "layers"})
+        return Sequential(backend=backend, rng=0, **arguments_of(config))
+
+
+@primitive
+def penalise(loss: Array, weights: Sequence[Array], grads: Sequence[Array], reg: float) -> Array:
+    """Return the loss plus ``0.5 * reg * sum(W * W)`` over all weights; add its gradients to theirs in place."""
+    def add(grad: Array, W: Array) -> None:
+        grad += reg * W
+
+    for W, grad in zip(weights, grads, strict=True):
+        loss = loss + 0.5 * reg * sum_of_squares(W)
+        in_blocks(add, grad, W)
+    return loss
+
+
+def arguments_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a Sequential that `config` describes."""
+    kinds = {kind: getattr(nn, kind) for kind in nn.__all__ if kind != "Layer"}
+    layers = []
+    for position, entry in enumerate(config["layers"]):
+        options = dict(entry)
+        kind = kinds.get(options.pop("type"))
+        if kind is None or not set(options) <= {field.name for field in fields(kind)}:
+            raise ArgumentError(f"layers[{position}] is {entry!r}; expected a type among {', '.join(kinds)} "
+                                "with its own options")
+        layers.append(kind(**options))
+    return {**config, "layers": layers}
 
 
 def _dtype_name(dtype: Any) -> str:

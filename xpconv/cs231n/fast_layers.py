@@ -3,7 +3,7 @@
 from xpconv import layers as F
 from xpconv.backend import Array
 from xpconv.cs231n._adapt import floats, gradient, options
-from xpconv.cs231n.layers import Options
+from xpconv.cs231n._norms import Options
 
 __all__ = [
     "conv_backward_fast",
@@ -37,7 +37,16 @@ def conv_forward_fast(x: Array, w: Array, b: Array, conv_param: Options) -> tupl
 
 
 def conv_backward_fast(dout: Array, cache: F.ConvCache) -> tuple[Array, Array, Array | None]:
-    """Return dx, dw, db of `conv_forward_fast`."""
+    """Return dx, dw, db of `conv_forward_fast`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, w, b = np.ones((1, 3, 4, 4)), np.ones((2, 3, 3, 3)), np.zeros(2)
+    >>> out, cache = conv_forward_fast(x, w, b, {"stride": 1, "pad": 1})
+    >>> [gradient.shape for gradient in conv_backward_fast(np.ones_like(out), cache)]
+    [(1, 3, 4, 4), (2, 3, 3, 3), (2,)]
+    """
     dx, dw, db = F.conv_backward(gradient(dout, cache.x), cache)
     return dx, dw, db
 
@@ -58,7 +67,17 @@ def max_pool_forward_fast(x: Array, pool_param: Options) -> tuple[Array, F.MaxPo
 
 
 def max_pool_backward_fast(dout: Array, cache: F.MaxPoolCache) -> Array:
-    """Return dx of `max_pool_forward_fast`; of equal values the first gets the gradient."""
+    """Return dx of `max_pool_forward_fast`; of equal values the first gets the gradient.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> pool_param = {"pool_height": 2, "pool_width": 2, "stride": 2}
+    >>> out, cache = max_pool_forward_fast(np.array([[[[1.0, 2.0], [4.0, 3.0]]]]), pool_param)
+    >>> max_pool_backward_fast(np.ones_like(out), cache)[0, 0]
+    array([[0., 0.],
+           [1., 0.]])
+    """
     return F.max_pool_backward(gradient(dout), cache)
 
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from xpconv.backend import Array
 from xpconv.cs231n import fast_layers, layers
+from xpconv.cs231n._norms import Options
 from xpconv.cs231n.fast_layers import *  # noqa: F403
 from xpconv.cs231n.layers import *  # noqa: F403
-from xpconv.cs231n.layers import Options
 
 __all__ = [
     "affine_bn_relu_backward",
@@ -44,14 +44,31 @@ def affine_relu_forward(x: Array, w: Array, b: Array) -> tuple[Array, Cache]:
 
 
 def affine_relu_backward(dout: Array, cache: Cache) -> Gradients3:
-    """Return dx, dw, db of `affine_relu_forward`."""
+    """Return dx, dw, db of `affine_relu_forward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> out, cache = affine_relu_forward(np.ones((2, 3)), np.ones((3, 1)), np.zeros(1))
+    >>> [gradient.shape for gradient in affine_relu_backward(out, cache)]
+    [(2, 3), (3, 1), (1,)]
+    """
     affine_cache, relu_cache = cache
     return layers.affine_backward(layers.relu_backward(dout, relu_cache), affine_cache)
 
 
 def affine_bn_relu_forward(x: Array, w: Array, b: Array, gamma: Array, beta: Array,
                            bn_param: MutableMapping[str, Any]) -> tuple[Array, Cache]:
-    """Compute ``relu(batchnorm(affine(x)))``; `bn_param` as for `layers.batchnorm_forward`."""
+    """Compute ``relu(batchnorm(affine(x)))``; `bn_param` as for `layers.batchnorm_forward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, w, b, gamma, beta = np.eye(3), np.ones((3, 4)), np.zeros(4), np.ones(4), np.zeros(4)
+    >>> out, cache = affine_bn_relu_forward(x, w, b, gamma, beta, {"mode": "train"})
+    >>> out.shape
+    (3, 4)
+    """
     out, affine_cache = layers.affine_forward(x, w, b)
     out, bn_cache = layers.batchnorm_forward(out, gamma, beta, bn_param)
     out, relu_cache = layers.relu_forward(out)
@@ -59,28 +76,64 @@ def affine_bn_relu_forward(x: Array, w: Array, b: Array, gamma: Array, beta: Arr
 
 
 def affine_bn_relu_backward(dout: Array, cache: Cache) -> Gradients5:
-    """Return dx, dw, db, dgamma, dbeta of `affine_bn_relu_forward`."""
+    """Return dx, dw, db, dgamma, dbeta of `affine_bn_relu_forward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, w, b, gamma, beta = np.eye(3), np.ones((3, 4)), np.zeros(4), np.ones(4), np.zeros(4)
+    >>> out, cache = affine_bn_relu_forward(x, w, b, gamma, beta, {"mode": "train"})
+    >>> [gradient.shape for gradient in affine_bn_relu_backward(out, cache)]
+    [(3, 3), (3, 4), (4,), (4,), (4,)]
+    """
     affine_cache, bn_cache, relu_cache = cache
     dout, dgamma, dbeta = layers.batchnorm_backward_alt(layers.relu_backward(dout, relu_cache), bn_cache)
     return *layers.affine_backward(dout, affine_cache), dgamma, dbeta
 
 
 def conv_relu_forward(x: Array, w: Array, b: Array, conv_param: Options) -> tuple[Array, Cache]:
-    """Compute ``relu(conv(x))``; `conv_param` as for `layers.conv_forward_naive`."""
+    """Compute ``relu(conv(x))``; `conv_param` as for `layers.conv_forward_naive`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, w, b = np.ones((1, 3, 8, 8)), np.ones((4, 3, 3, 3)), np.zeros(4)
+    >>> out, cache = conv_relu_forward(x, w, b, {"stride": 1, "pad": 1})
+    >>> out.shape
+    (1, 4, 8, 8)
+    """
     out, conv_cache = fast_layers.conv_forward_fast(x, w, b, conv_param)
     out, relu_cache = layers.relu_forward(out)
     return out, (conv_cache, relu_cache)
 
 
 def conv_relu_backward(dout: Array, cache: Cache) -> Gradients3:
-    """Return dx, dw, db of `conv_relu_forward`."""
+    """Return dx, dw, db of `conv_relu_forward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, w, b = np.ones((1, 3, 8, 8)), np.ones((4, 3, 3, 3)), np.zeros(4)
+    >>> out, cache = conv_relu_forward(x, w, b, {"stride": 1, "pad": 1})
+    >>> [gradient.shape for gradient in conv_relu_backward(out, cache)]
+    [(1, 3, 8, 8), (4, 3, 3, 3), (4,)]
+    """
     conv_cache, relu_cache = cache
     return fast_layers.conv_backward_fast(layers.relu_backward(dout, relu_cache), conv_cache)
 
 
 def conv_bn_relu_forward(x: Array, w: Array, b: Array, gamma: Array, beta: Array, conv_param: Options,
                          bn_param: MutableMapping[str, Any]) -> tuple[Array, Cache]:
-    """Compute ``relu(spatial_batchnorm(conv(x)))``."""
+    """Compute ``relu(spatial_batchnorm(conv(x)))``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, w, b, gamma, beta = np.ones((2, 3, 8, 8)), np.ones((4, 3, 3, 3)), np.zeros(4), np.ones(4), np.zeros(4)
+    >>> out, cache = conv_bn_relu_forward(x, w, b, gamma, beta, {"stride": 1, "pad": 1}, {"mode": "train"})
+    >>> out.shape
+    (2, 4, 8, 8)
+    """
     out, conv_cache = fast_layers.conv_forward_fast(x, w, b, conv_param)
     out, bn_cache = layers.spatial_batchnorm_forward(out, gamma, beta, bn_param)
     out, relu_cache = layers.relu_forward(out)
@@ -88,7 +141,16 @@ def conv_bn_relu_forward(x: Array, w: Array, b: Array, gamma: Array, beta: Array
 
 
 def conv_bn_relu_backward(dout: Array, cache: Cache) -> Gradients5:
-    """Return dx, dw, db, dgamma, dbeta of `conv_bn_relu_forward`."""
+    """Return dx, dw, db, dgamma, dbeta of `conv_bn_relu_forward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, w, b, gamma, beta = np.ones((2, 3, 8, 8)), np.ones((4, 3, 3, 3)), np.zeros(4), np.ones(4), np.zeros(4)
+    >>> out, cache = conv_bn_relu_forward(x, w, b, gamma, beta, {"stride": 1, "pad": 1}, {"mode": "train"})
+    >>> [gradient.shape for gradient in conv_bn_relu_backward(out, cache)]
+    [(2, 3, 8, 8), (4, 3, 3, 3), (4,), (4,), (4,)]
+    """
     conv_cache, bn_cache, relu_cache = cache
     dout, dgamma, dbeta = layers.spatial_batchnorm_backward(layers.relu_backward(dout, relu_cache), bn_cache)
     return *fast_layers.conv_backward_fast(dout, conv_cache), dgamma, dbeta
@@ -114,7 +176,17 @@ def conv_relu_pool_forward(x: Array, w: Array, b: Array, conv_param: Options, po
 
 
 def conv_relu_pool_backward(dout: Array, cache: Cache) -> Gradients3:
-    """Return dx, dw, db of `conv_relu_pool_forward`."""
+    """Return dx, dw, db of `conv_relu_pool_forward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, w, b = np.ones((1, 3, 8, 8)), np.ones((4, 3, 3, 3)), np.zeros(4)
+    >>> pool_param = {"pool_height": 2, "pool_width": 2, "stride": 2}
+    >>> out, cache = conv_relu_pool_forward(x, w, b, {"stride": 1, "pad": 1}, pool_param)
+    >>> [gradient.shape for gradient in conv_relu_pool_backward(out, cache)]
+    [(1, 3, 8, 8), (4, 3, 3, 3), (4,)]
+    """
     conv_cache, relu_cache, pool_cache = cache
     dout = layers.relu_backward(fast_layers.max_pool_backward_fast(dout, pool_cache), relu_cache)
     return fast_layers.conv_backward_fast(dout, conv_cache)

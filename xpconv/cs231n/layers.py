@@ -9,17 +9,26 @@ eps=1e-5, momentum=0.9, running_mean, running_var}, ``ln_param`` and ``gn_param`
 {mode, p, seed}.
 """
 
-from collections.abc import Callable, Mapping, MutableMapping
-from typing import Any, NamedTuple
-
 import numpy as np
 
 from xpconv import layers as F
 from xpconv.backend import Array
 from xpconv.cs231n._adapt import draw_mask, floats, gradient, options
+from xpconv.cs231n._norms import (
+    Options,
+    batchnorm_backward,
+    batchnorm_backward_alt,
+    batchnorm_forward,
+    layernorm_backward,
+    layernorm_forward,
+    spatial_batchnorm_backward,
+    spatial_batchnorm_forward,
+    spatial_groupnorm_backward,
+    spatial_groupnorm_forward,
+)
 from xpconv.errors import ArgumentError
 from xpconv.layers import reference
-from xpconv.layers._check import check_shape
+from xpconv.layers._check import check_shape, window_output
 
 __all__ = [
     "affine_backward",
@@ -45,17 +54,6 @@ __all__ = [
     "svm_loss",
 ]
 
-Options = Mapping[str, Any]
-Gradients = tuple[Array, Array, Array]
-
-
-class NormCache(NamedTuple):
-    """The layer's own cache, and the shapes that gamma and beta came in."""
-
-    own: Any
-    gamma_shape: tuple[int, ...]
-    beta_shape: tuple[int, ...]
-
 
 def affine_forward(x: Array, w: Array, b: Array) -> tuple[Array, F.AffineCache]:
     """Compute ``x @ w + b`` for x (N, ...), w (D, M), b (M,); see `xpconv.layers.affine_forward`.
@@ -70,7 +68,14 @@ def affine_forward(x: Array, w: Array, b: Array) -> tuple[Array, F.AffineCache]:
 
 
 def affine_backward(dout: Array, cache: F.AffineCache) -> tuple[Array, Array, Array | None]:
-    """Return dx in the shape of x, dw and db, for dout (N, M)."""
+    """Return dx in the shape of x, dw and db, for dout (N, M).
+
+    Examples
+    --------
+    >>> out, cache = affine_forward(np.ones((2, 3, 4)), np.ones((12, 5)), np.zeros(5))
+    >>> [gradient.shape for gradient in affine_backward(np.ones((2, 5)), cache)]
+    [(2, 3, 4), (12, 5), (5,)]
+    """
     dx, dw, db = F.affine_backward(gradient(dout, cache.x), cache)
     return dx, dw, db
 
@@ -88,77 +93,15 @@ def relu_forward(x: Array) -> tuple[Array, F.ReluCache]:
 
 
 def relu_backward(dout: Array, cache: F.ReluCache) -> Array:
-    """Return dx: dout where x was above 0, else 0."""
+    """Return dx: dout where x was above 0, else 0.
+
+    Examples
+    --------
+    >>> out, cache = relu_forward(np.array([-1.0, 0.0, 2.0]))
+    >>> relu_backward(np.ones(3), cache)
+    array([0., 0., 1.])
+    """
     return F.relu_backward(gradient(dout), cache)
-
-
-def batchnorm_forward(x: Array, gamma: Array, beta: Array, bn_param: MutableMapping[str, Any]
-                      ) -> tuple[Array, NormCache]:
-    """Normalise each feature of x (N, D) over the batch; see `xpconv.layers.batchnorm_forward`.
-
-    Parameters
-    ----------
-    x : array (N, D)
-    gamma, beta : array (D,)
-    bn_param : dict
-        ``mode`` 'train' or 'test', ``eps`` (1e-5), ``momentum`` (0.9), ``running_mean`` and ``running_var`` (zeros).
-        The new running averages are written back to it.
-
-    Returns
-    -------
-    out : array (N, D)
-    cache : NormCache
-        For `batchnorm_backward` and `batchnorm_backward_alt`.
-
-    Raises
-    ------
-    ArgumentError
-        A ValueError, if the mode is another or the shapes do not fit.
-
-    Examples
-    --------
-    >>> bn_param = {"mode": "train"}
-    >>> out, cache = batchnorm_forward(np.array([[1.0], [3.0]]), np.ones(1), np.zeros(1), bn_param)
-    >>> bn_param["running_mean"].round(3)
-    array([0.2])
-    """
-    (mode,) = options("bn_param", bn_param, "mode")
-    if mode not in ("train", "test"):
-        raise ArgumentError(f'Invalid forward batchnorm mode "{mode}"; expected train or test')
-    zeros = np.zeros(np.shape(x)[1:2])
-    running = F.Running(*floats(x, running_mean=bn_param.get("running_mean", zeros),
-                                running_var=bn_param.get("running_var", zeros)))
-    out, cache = _norm_forward(F.batchnorm_forward, x, gamma, beta, running=running, train=mode == "train",
-                               momentum=bn_param.get("momentum", 0.9), eps=bn_param.get("eps", 1e-5))
-    bn_param["running_mean"], bn_param["running_var"] = cache.own.running
-    return out, cache
-
-
-def batchnorm_backward(dout: Array, cache: NormCache) -> Gradients:
-    """Return dx, dgamma, dbeta, step by step through the computational graph."""
-    return _norm_backward(F.batchnorm_backward_stepwise, dout, cache)
-
-
-def batchnorm_backward_alt(dout: Array, cache: NormCache) -> Gradients:
-    """Return dx, dgamma, dbeta by the formula simplified on paper."""
-    return _norm_backward(F.batchnorm_backward, dout, cache)
-
-
-def layernorm_forward(x: Array, gamma: Array, beta: Array, ln_param: Options) -> tuple[Array, NormCache]:
-    """Normalise each sample of x (N, D) over its features; gamma and beta (D,).
-
-    Examples
-    --------
-    >>> layernorm_forward(np.array([[1.0, 3.0]]), np.ones(2), np.zeros(2), {})[0].round(3)
-    array([[-1.,  1.]])
-    """
-    check_shape("x", np.asarray(x), ("N", "D"))
-    return _norm_forward(F.layernorm_forward, x, gamma, beta, eps=ln_param.get("eps", 1e-5))
-
-
-def layernorm_backward(dout: Array, cache: NormCache) -> Gradients:
-    """Return dx, dgamma, dbeta of `layernorm_forward`."""
-    return _norm_backward(F.layernorm_backward, dout, cache)
 
 
 def dropout_forward(x: Array, dropout_param: Options) -> tuple[Array, tuple[Options, Array | None]]:
@@ -196,7 +139,14 @@ def dropout_forward(x: Array, dropout_param: Options) -> tuple[Array, tuple[Opti
 
 
 def dropout_backward(dout: Array, cache: tuple[Options, Array | None]) -> Array:
-    """Return dx: dout through the same mask and scale as x went."""
+    """Return dx: dout through the same mask and scale as x went.
+
+    Examples
+    --------
+    >>> out, cache = dropout_forward(np.ones(4), {"mode": "train", "p": 0.5, "seed": 1})
+    >>> dropout_backward(np.ones(4), cache)
+    array([2., 0., 2., 2.])
+    """
     dropout_param, mask = cache
     dout = gradient(dout)
     shape = dout.shape if mask is None else mask.shape
@@ -222,11 +172,20 @@ def conv_forward_naive(x: Array, w: Array, b: Array, conv_param: Options) -> tup
     x, w, b = floats(x=x, w=w, b=b)
     check_shape("x", x, ("N", "C", "H", "W"))
     check_shape("w", w, ("F", x.shape[1], "HH", "WW"))
+    window_output(x.shape, w.shape[2:], stride, pad)
     return reference.conv_forward(x, w, b, stride=stride, padding=pad)
 
 
 def conv_backward_naive(dout: Array, cache: reference.Cache) -> tuple[Array, Array, Array | None]:
-    """Return dx, dw, db of `conv_forward_naive`."""
+    """Return dx, dw, db of `conv_forward_naive`.
+
+    Examples
+    --------
+    >>> x, w, b = np.ones((1, 3, 4, 4)), np.ones((2, 3, 3, 3)), np.zeros(2)
+    >>> out, cache = conv_forward_naive(x, w, b, {"stride": 1, "pad": 1})
+    >>> [gradient.shape for gradient in conv_backward_naive(np.ones_like(out), cache)]
+    [(1, 3, 4, 4), (2, 3, 3, 3), (2,)]
+    """
     return reference.conv_backward(gradient(dout, cache[0]), cache)
 
 
@@ -249,63 +208,22 @@ def max_pool_forward_naive(x: Array, pool_param: Options) -> tuple[Array, refere
     height, width, stride = options("pool_param", pool_param, "pool_height", "pool_width", "stride")
     (x,) = floats(x=x)
     check_shape("x", x, ("N", "C", "H", "W"))
+    window_output(x.shape, (height, width), stride, 0)
     return reference.max_pool_forward(x, size=(height, width), stride=stride)
 
 
 def max_pool_backward_naive(dout: Array, cache: reference.Cache) -> Array:
-    """Return dx of `max_pool_forward_naive`; of equal values the first gets the gradient."""
+    """Return dx of `max_pool_forward_naive`; of equal values the first gets the gradient.
+
+    Examples
+    --------
+    >>> pool_param = {"pool_height": 2, "pool_width": 2, "stride": 2}
+    >>> out, cache = max_pool_forward_naive(np.array([[[[1.0, 2.0], [4.0, 3.0]]]]), pool_param)
+    >>> max_pool_backward_naive(np.ones_like(out), cache)[0, 0]
+    array([[0., 0.],
+           [1., 0.]])
+    """
     return reference.max_pool_backward(gradient(dout, cache[0]), cache)
-
-
-def spatial_batchnorm_forward(x: Array, gamma: Array, beta: Array, bn_param: MutableMapping[str, Any]
-                              ) -> tuple[Array, NormCache]:
-    """Normalise each channel of x (N, C, H, W) over batch and image; gamma, beta (C,), else as `batchnorm_forward`.
-
-    Examples
-    --------
-    >>> x = np.random.randn(2, 3, 4, 5)
-    >>> out, cache = spatial_batchnorm_forward(x, np.array([3, 4, 5]), np.array([6, 7, 8]), {"mode": "train"})
-    >>> out.mean(axis=(0, 2, 3)).round(6)
-    array([6., 7., 8.])
-    """
-    check_shape("x", np.asarray(x), ("N", "C", "H", "W"))
-    return batchnorm_forward(x, gamma, beta, bn_param)
-
-
-def spatial_batchnorm_backward(dout: Array, cache: NormCache) -> Gradients:
-    """Return dx, dgamma, dbeta of `spatial_batchnorm_forward`."""
-    return batchnorm_backward_alt(dout, cache)
-
-
-def spatial_groupnorm_forward(x: Array, gamma: Array, beta: Array, G: int, gn_param: Options
-                              ) -> tuple[Array, NormCache]:
-    """Normalise each of G groups of channels of each sample of x (N, C, H, W).
-
-    Parameters
-    ----------
-    x : array (N, C, H, W)
-    gamma, beta : array (C,) or (1, C, 1, 1)
-        Their gradients have the same shape.
-    G : int
-        A divisor of C.
-    gn_param : dict
-        ``eps`` (1e-5).
-
-    Examples
-    --------
-    >>> gamma, beta = np.ones((1, 6, 1, 1)), np.zeros((1, 6, 1, 1))
-    >>> out, cache = spatial_groupnorm_forward(np.random.randn(2, 6, 4, 5), gamma, beta, 2, {})
-    >>> spatial_groupnorm_backward(out, cache)[1].shape
-    (1, 6, 1, 1)
-    """
-    check_shape("x", np.asarray(x), ("N", "C", "H", "W"))
-    (groups,) = options("gn_param", {**gn_param, "G": G}, "G")
-    return _norm_forward(F.groupnorm_forward, x, gamma, beta, groups=groups, eps=gn_param.get("eps", 1e-5))
-
-
-def spatial_groupnorm_backward(dout: Array, cache: NormCache) -> Gradients:
-    """Return dx, dgamma, dbeta of `spatial_groupnorm_forward`."""
-    return _norm_backward(F.groupnorm_backward, dout, cache)
 
 
 def svm_loss(x: Array, y: Array) -> tuple[float, Array]:
@@ -332,15 +250,3 @@ def softmax_loss(x: Array, y: Array) -> tuple[float, Array]:
     (x,) = floats(x=x)
     loss, dx = F.softmax_loss(x, np.asarray(y))
     return float(loss), dx
-
-
-def _norm_forward(forward: Callable[..., tuple[Array, Any]], x: Array, gamma: Array, beta: Array, **options: Any
-                  ) -> tuple[Array, NormCache]:
-    x, flat_gamma, flat_beta = floats(x=x, gamma=gamma, beta=beta)
-    out, own = forward(x, flat_gamma.reshape(-1), flat_beta.reshape(-1), **options)
-    return out, NormCache(own, np.shape(gamma), np.shape(beta))
-
-
-def _norm_backward(backward: Callable[..., Gradients], dout: Array, cache: NormCache) -> Gradients:
-    dx, dgamma, dbeta = backward(gradient(dout, cache.own.x), cache.own)
-    return dx, dgamma.reshape(cache.gamma_shape), dbeta.reshape(cache.beta_shape)

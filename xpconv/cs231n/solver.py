@@ -11,6 +11,7 @@ from safetensors.numpy import save
 from xpconv import solver
 from xpconv.backend import Array, to_host
 from xpconv.checkpoint import save_model
+from xpconv.data import Batches
 from xpconv.errors import ArgumentError, NonFiniteLossError
 from xpconv.files import atomic_path
 from xpconv.optim import UPDATE_RULES
@@ -75,12 +76,31 @@ class Solver(solver.Solver):
         self.checkpoint_name = checkpoint_name
         self._ahead = 0  # the checks draw from the same stream, between two minibatches
 
-    def _streams(self, rng: Rng) -> tuple[Stream, Stream]:
-        stream = as_stream(None)
-        return stream, stream
+    def _spawn_streams(self, rng: Rng) -> dict[str, Stream]:
+        return dict.fromkeys(("batches", "checks"), as_stream(None))
 
-    def _show(self, total: int) -> AbstractContextManager[Progress]:
-        return nullcontext(Progress()) if self.verbose else super()._show(total)
+    def _show(self, total: int, done: int) -> AbstractContextManager[Progress]:
+        return nullcontext(Progress()) if self.verbose else super()._show(total, done)
+
+    def _step(self, X: Array | None = None, y: Array | None = None) -> None:
+        """Update every parameter; called without arguments, as in notebooks, draw a minibatch first."""
+        for name, w in self.model.params.items():
+            if isinstance(w, np.ndarray) and not np.issubdtype(w.dtype, np.floating):
+                self.model.params[name] = w.astype(np.float64)  # an update in place would round
+        if X is not None and y is not None:
+            super()._step(X, y)
+            return
+        with Batches(self.X_train, self.y_train, self.sampler, self.backend, ahead=0) as batches:
+            super()._step(*next(batches))
+        self._read_losses()
+
+    def _examine(self, loss: Any, grads: Mapping[str, Array]) -> bool:
+        missing = [name for name in self.model.params if name not in grads]
+        if missing:
+            raise ArgumentError(f"loss of the model gave no gradient for {', '.join(missing)}; "
+                                "expected one for each of its params, under the same name")
+        self._unread.append(loss)
+        return True
 
     def _read_losses(self) -> None:
         finite = bool(np.isfinite(self.loss_history).all())

@@ -3,14 +3,50 @@
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
 from xpconv.backend import Array, Backend, to_host
 from xpconv.errors import ArgumentError
+from xpconv.random import Stream, restore, state_of
 
-__all__ = ["Batches"]
+__all__ = ["Batches", "Sampler"]
+
+
+class Sampler:
+    """Draw the rows of minibatches with replacement.
+
+    Parameters
+    ----------
+    stream : Generator or RandomState
+    count : int
+        How many rows there are.
+    size : int
+        How many to draw for a minibatch.
+
+    Examples
+    --------
+    >>> sampler = Sampler(np.random.default_rng(0), 100, 4)
+    >>> sampler()
+    array([85, 63, 51, 26])
+    """
+
+    def __init__(self, stream: Stream, count: int, size: int) -> None:
+        self.stream, self.count, self.size = stream, count, size
+
+    def __call__(self) -> np.ndarray:
+        """Return the indices (size,) of the next minibatch."""
+        return self.stream.choice(self.count, self.size)
+
+    @property
+    def state(self) -> Any:
+        """What the following draws depend on, as plain data for JSON; assign it to have them again."""
+        return state_of(self.stream)
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        restore(self.stream, state)
 
 
 class Batches:
@@ -27,7 +63,8 @@ class Batches:
         Labels (N,).
     draw : callable
         Takes nothing and returns the indices (B,) of the next minibatch, on the host. It is called in the
-        thread that iterates.
+        thread that iterates. One that has a `state`, as `Sampler`, is put back at the end of the block: draws of
+        minibatches that nobody asked for are made again.
     backend : Backend
         Where the batches are wanted.
     ahead : int
@@ -59,7 +96,7 @@ class Batches:
         place = to_host if self._on_host else backend.asarray
         self._arrays = place(X), place(y)
         self._draw, self._backend, self._ahead = draw, backend, ahead
-        self._ready: deque[Future[tuple[Array, Array]]] = deque()
+        self._ready: deque[tuple[Any, Future[tuple[Array, Array]]]] = deque()  # and the state before its draw
         # On the device a gather is one short launch, and the device selected is a property of the thread.
         self._pool = ThreadPoolExecutor(1, "xpconv-batches") if self._on_host and ahead else None
 
@@ -70,8 +107,14 @@ class Batches:
         if self._pool is None:
             return self._gather(self._draw())
         while len(self._ready) <= self._ahead:
-            self._ready.append(self._pool.submit(self._gather, self._draw()))
-        return self._ready.popleft().result()
+            state = getattr(self._draw, "state", None)
+            self._ready.append((state, self._pool.submit(self._gather, self._draw())))
+        return self._ready.popleft()[1].result()
+
+    @property
+    def state(self) -> Any:
+        """The state of `draw` as if no minibatch but those asked for had been drawn, or None if it has none."""
+        return self._ready[0][0] if self._ready else getattr(self._draw, "state", None)
 
     def __enter__(self) -> Self:
         return self
@@ -79,6 +122,9 @@ class Batches:
     def __exit__(self, *exception: object) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._ready and self.state is not None:
+            self._draw.state = self.state  # type: ignore[attr-defined]
+        self._ready.clear()
 
     def _gather(self, indices: np.ndarray) -> tuple[Array, Array]:
         X, y = self._arrays

@@ -4,18 +4,19 @@ Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images (20
 https://www.cs.toronto.edu/~kriz/cifar.html
 """
 
-import codecs
+import io
 import os
 import pickle
 import tarfile
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from xpconv.data.dataset import Dataset
-from xpconv.errors import ArgumentError, DatasetError
+from xpconv.errors import ArgumentError, DatasetError, legible
 
 __all__ = ["find_cifar10", "load_batch", "load_cifar10", "read_cifar10"]
 
@@ -27,6 +28,8 @@ BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
 IMAGES_PER_BATCH = 10_000
 IMAGE_SHAPE = (3, 32, 32)
 IMAGE_BYTES = 3 * 32 * 32
+MEMBERS = {f"{FOLDERS[0]}/{name}" for name in (*BATCHES, "batches.meta", "readme.html")}
+MEMBER_BYTES = 1 << 25  # a batch has 31 million
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -101,8 +104,8 @@ def find_cifar10(root: str | os.PathLike[str] | None = None, *, download: bool =
         if download:
             try:
                 return _download(cache)
-            except (OSError, ValueError, tarfile.TarError) as error:
-                reason = f", and downloading it failed ({error})"
+            except Exception as error:  # a damaged archive may raise anything
+                reason = f", and downloading it failed ({legible(error)})"
     raise DatasetError(f"CIFAR-10 is not in {' or '.join(map(str, places))}{reason}: extract {URL} so that "
                        f"{places[-1] / FOLDERS[0] / BATCHES[0]} exists, "
                        f"or set XPCONV_DATA to the folder that holds {FOLDERS[0]}")
@@ -132,10 +135,20 @@ def _download(cache: Path) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as temporary:
         archive = pooch.retrieve(URL, CHECKSUM, fname="cifar10.tar.gz", path=temporary)
-        with tarfile.open(archive) as tar:
-            tar.extractall(temporary, filter="data")
+        _unpack(archive, temporary)
         os.replace(Path(temporary, FOLDERS[0]), cache / FOLDERS[0])
     return cache / FOLDERS[0]
+
+
+def _unpack(archive: str, folder: str) -> None:
+    """Unpack the files that the published archive has, and refuse one that has others."""
+    with tarfile.open(archive, "r:gz") as tar:
+        for member in tar:
+            known = member.isfile() and member.name in MEMBERS and member.size <= MEMBER_BYTES
+            if not known and not (member.isdir() and member.name == FOLDERS[0]):
+                raise ValueError(f"the archive holds {legible(member.name)}, of {member.size} bytes, which that of "
+                                 "CIFAR-10 does not")
+            tar.extract(member, folder, filter="data")
 
 
 def read_cifar10(folder: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -206,12 +219,14 @@ def load_batch(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
     ((1, 3, 32, 32), array([7]))
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise DatasetError(f"cannot read the CIFAR-10 batch {path}: it is no file")
     try:
         images, labels = (_read_binary if path.suffix == ".bin" else _read_pickle)(path)
     except OSError as error:
         raise DatasetError(f"cannot read the CIFAR-10 batch {path}: {error.strerror or error}") from error
     except Exception as error:  # a damaged pickle may raise anything
-        raise DatasetError(f"{path} is no whole CIFAR-10 batch ({type(error).__name__}: {error}): "
+        raise DatasetError(f"{path} is no whole CIFAR-10 batch ({type(error).__name__}: {legible(error)}): "
                            "extract the published archive again") from error
     return images.reshape(-1, *IMAGE_SHAPE), labels
 
@@ -225,9 +240,11 @@ def _read_binary(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_pickle(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    with path.open("rb") as file:
-        batch = _BytesOnly(file, encoding="bytes").load()
-    images, labels = batch[b"data"], _labels(batch[b"labels"])
+    batch = _BytesOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+    images, labels = batch[b"data"], batch[b"labels"]
+    if not isinstance(labels, list) or not all(type(label) is int for label in labels):
+        raise ValueError("labels must be a list of ints")
+    labels = _labels(labels)
     expected = len(labels), IMAGE_BYTES
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape != expected:
         raise ValueError(f"data must be a uint8 array of shape {expected}")
@@ -241,6 +258,20 @@ def _labels(values: Any) -> np.ndarray:
     return labels.astype(np.int64)
 
 
+def _array(*_: object) -> np.ndarray:
+    """Make what a pickle fills in a second step; of any other size than nothing it would be made at once."""
+    return np.empty(0, np.uint8)
+
+
+def _bytes(text: str, encoding: str) -> bytes:
+    """Encode as Python 3 does for bytes in the files' old protocol."""
+    return text.encode({"latin1": "latin1"}[encoding])
+
+
+def _never(*_: object) -> None:
+    raise pickle.UnpicklingError("it asks for an array of its own making, which no batch needs")
+
+
 def _uint8(code: str | bytes, *options: object) -> np.dtype[Any]:
     # NumPy's own uint8 cannot be changed; a dtype that a file describes may claim that bytes are pointers.
     if code not in ("u1", b"u1"):
@@ -248,23 +279,24 @@ def _uint8(code: str | bytes, *options: object) -> np.dtype[Any]:
     return np.dtype(np.uint8)
 
 
-_reconstruct = np.empty(0).__reduce__()[0]
+class _BytesOnly(pickle._Unpickler):
+    """Rebuilds arrays of bytes, and byte strings, and looks up nothing else.
 
-
-class _BytesOnly(pickle.Unpickler):
-    """Rebuilds arrays of bytes, and byte strings, and looks up nothing else."""
+    It is the unpickler written in Python: the one in C takes as much memory as a few bytes ask for.
+    """
 
     # The files were written by old NumPy, whose module names are deprecated: they are mapped, not imported.
-    ALLOWED = {  # noqa: RUF012
-        ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-        ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-        ("numpy", "ndarray"): np.ndarray,
+    ALLOWED: ClassVar[dict[tuple[str, str], Callable[..., Any]]] = {
+        ("numpy.core.multiarray", "_reconstruct"): _array,
+        ("numpy._core.multiarray", "_reconstruct"): _array,
+        ("numpy", "ndarray"): _never,
         ("numpy", "dtype"): _uint8,
-        ("_codecs", "encode"): codecs.encode,  # how Python 3 writes bytes in the files' old protocol
+        ("_codecs", "encode"): _bytes,
     }
 
     def find_class(self, module: str, name: str) -> Any:
         try:
-            return self.ALLOWED[module, name]
+            make = self.ALLOWED[module, name]
         except KeyError:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no batch needs") from None
+        return lambda *arguments: make(*arguments)  # a pickle can set attributes of what it gets

@@ -12,6 +12,7 @@ from xpconv.errors import DatasetError
 __all__ = ["read_image"]
 
 MODES = {1: "L", 3: "RGB"}
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # which Pillow reads without starting programs
 
 
 def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray:
@@ -23,7 +24,7 @@ def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray
     Parameters
     ----------
     path : str or path
-        A file of any format that Pillow knows, such as PNG or JPEG.
+        A BMP, GIF, JPEG, PNG, PPM, TIFF or WebP file, of which the first picture counts.
     shape : (int, int, int)
         Channels, height and width: with 1 channel the image becomes grey, with 3 RGB.
 
@@ -49,8 +50,8 @@ def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray
     ...     read_image(path, (3, 2, 2))[:, 0, 0]
     array([255,   0,   0], dtype=uint8)
     """
-    if len(shape) != 3 or shape[0] not in MODES:
-        raise DatasetError(f"the model takes samples of shape {tuple(shape)}, which no image file gives; "
+    if len(shape) != 3 or shape[0] not in MODES or min(shape) < 1:
+        raise DatasetError(f"wanted are samples of shape {tuple(shape)}, which no image file gives; "
                            "expected (1, H, W) or (3, H, W)")
     try:
         from PIL import Image, ImageOps
@@ -62,7 +63,7 @@ def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as file:
+            with Image.open(path, formats=FORMATS) as file:
                 image = _eight_bits(ImageOps.exif_transpose(file)).convert(MODES[channels])
     except OSError as error:
         raise DatasetError(f"cannot read the image {os.fspath(path)}: {error.strerror or error}") from error
@@ -76,6 +77,11 @@ def _eight_bits(image: Any) -> Any:
     """Return the image with its grey levels of 16 bits, if it has such, brought to 8: Pillow cuts them off at 255."""
     from PIL import Image
 
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of unknown range: save it with 8 bits a channel")
     if not image.mode.startswith("I"):
         return image
-    return Image.fromarray((np.clip(np.asarray(image, np.int64), 0, 65535) >> 8).astype(np.uint8))
+    pixels = np.asarray(image, np.int64)
+    if pixels.min() < 0 or pixels.max() > 65535:
+        raise ValueError("its pixels have more than 16 bits: save it with 8 bits a channel")
+    return Image.fromarray((pixels >> 8).astype(np.uint8))

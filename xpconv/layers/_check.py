@@ -1,6 +1,7 @@
 """Checks of arguments that all layers share; each error names the argument, its value and what to do."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from numbers import Real
 from types import EllipsisType
 from typing import Any
 
@@ -8,14 +9,23 @@ from xpconv.backend import Array, array_namespace, on_host
 from xpconv.errors import ArgumentError, ArgumentTypeError
 from xpconv.primitives.windows import output_size
 
-__all__ = ["check_arrays", "check_gradient_shape", "check_labels", "check_shape", "pair", "window_output"]
+__all__ = ["check_arrays", "check_backward", "check_cache", "check_count", "check_eps", "check_flag",
+           "check_gradient_shape", "check_labels", "check_probability", "check_shape", "check_share", "pair",
+           "window_output"]
+
+MOST_PIXELS = 2**31 - 1  # of a padded image: what 32-bit indices reach
 
 
 def check_arrays(**arrays: Array) -> Any:
-    """Check that the arrays are of one library, device and real floating dtype; return their namespace."""
+    """Check that the arrays are of one library, device and real floating dtype; return their namespace.
+
+    A bias `b` may be None.
+    """
+    for name, a in arrays.items():
+        if a is None and name != "b":
+            raise ArgumentTypeError(f"{name} is None; expected an array")
     xp = array_namespace(**arrays)
-    given = {name: a for name, a in arrays.items() if a is not None}
-    (first, a), *rest = given.items()
+    (first, a), *rest = ((name, a) for name, a in arrays.items() if a is not None)
     if a.dtype not in (xp.float32, xp.float64):
         raise ArgumentTypeError(f"{first} has dtype {a.dtype}; expected float32 or float64: "
                                 f"pass xp.astype({first}, xp.float32)")
@@ -48,6 +58,61 @@ def check_gradient_shape(dout: Array, shape: Sequence[int]) -> None:
                             f"{tuple(shape)}")
 
 
+def check_cache(cache: Any, *kinds: type) -> None:
+    """Check that a cache is of the kind that the forward pass returns, or of those of a sandwich's layers."""
+    parts = cache if len(kinds) > 1 else (cache,)
+    if not isinstance(parts, tuple) or len(parts) != len(kinds) or not all(map(isinstance, parts, kinds)):
+        wanted = " and ".join(kind.__name__ for kind in kinds)
+        raise ArgumentTypeError(f"cache is a {type(cache).__name__}; expected the {wanted} that the forward pass "
+                                "returned")
+
+
+def check_backward(dout: Array, cache: Any, kind: type) -> Any:
+    """Check the arguments of a backward pass whose output has the shape of its cache's x; return their namespace."""
+    check_cache(cache, kind)
+    xp = check_arrays(dout=dout, x=cache.x)
+    check_gradient_shape(dout, cache.x.shape)
+    return xp
+
+
+def check_flag(name: str, value: object) -> None:
+    """Check that an option is True or False."""
+    if not isinstance(value, bool):
+        raise ArgumentTypeError(f"{name} is {value!r}; expected True or False")
+
+
+def check_count(name: str, value: object) -> None:
+    """Check that an option is an int of 1 or more."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ArgumentTypeError(f"{name} is {value!r}; expected an int")
+    if value < 1:
+        raise ArgumentError(f"{name} is {value}; expected 1 or more")
+
+
+def _number(name: str, value: object, wanted: str, fits: Callable[[Any], bool]) -> float:
+    """Check an option that is a number; return it as Python's float, which changes no array's dtype."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ArgumentTypeError(f"{name} is {value!r}; expected {wanted}")
+    if not fits(value):
+        raise ArgumentError(f"{name} is {value!r}; expected {wanted}")
+    return float(value)
+
+
+def check_share(name: str, value: object) -> float:
+    """Check a part of a whole."""
+    return _number(name, value, "a number from 0 to 1", lambda value: 0 <= value <= 1)
+
+
+def check_probability(name: str, value: object) -> float:
+    """Check the probability of what must happen at times."""
+    return _number(name, value, "a probability above 0 and at most 1", lambda value: 0 < value <= 1)
+
+
+def check_eps(eps: object) -> float:
+    """Check what is added to a variance: small or large, float32 has a place for it and for its inverse."""
+    return _number("eps", eps, "a number from 1e-30 to 1e30", lambda value: 1e-30 <= value <= 1e30)
+
+
 def pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
     """Return an int or a (height, width) pair of ints as a pair; each must be at least `least`."""
     both = (value, value) if isinstance(value, int) else value
@@ -56,6 +121,8 @@ def pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
         raise ArgumentTypeError(f"{name} is {value!r}; expected an int or a pair of ints (height, width)")
     if min(both) < least:
         raise ArgumentError(f"{name} is {value!r}; expected {least} or more")
+    if max(both) > MOST_PIXELS:
+        raise ArgumentError(f"{name} is {value!r}; expected {MOST_PIXELS} or less")
     return both[0], both[1]
 
 
@@ -67,11 +134,16 @@ def window_output(shape: Sequence[int], size: int | Sequence[int], stride: int |
         if k > extent + 2 * p:
             raise ArgumentError(f"the window's {axis} is {k} but the padded image's is {extent} + 2*{p}: "
                                 "take a smaller window or more padding")
+    if (shape[-2] + 2 * padding[0]) * (shape[-1] + 2 * padding[1]) > MOST_PIXELS:
+        raise ArgumentError(f"padding is {padding}; expected less, since with it an image has at most {MOST_PIXELS} "
+                            "pixels")
     return output_size((shape[-2], shape[-1]), size, stride, padding)
 
 
 def check_labels(y: Array, N: int, C: int, xp: Any) -> None:
     """Check that `y` holds N integer labels; their range only where that costs no wait for a device."""
+    if y is None:
+        raise ArgumentTypeError("y is None; expected an array of integer labels")
     if not xp.isdtype(y.dtype, "integral"):
         raise ArgumentTypeError(f"y has dtype {y.dtype}; expected integer labels: pass xp.astype(y, xp.int64)")
     check_shape("y", y, (N,))

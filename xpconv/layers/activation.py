@@ -5,14 +5,22 @@ from typing import NamedTuple
 import array_api_compat
 
 from xpconv.backend import Array, array_namespace
-from xpconv.layers._check import check_arrays, check_gradient_shape
+from xpconv.layers._check import check_arrays, check_cache, check_gradient_shape
 from xpconv.primitives import primitive
 
 __all__ = ["ReluCache", "relu_backward", "relu_forward"]
 
 
 class ReluCache(NamedTuple):
-    """What the backward pass of a rectifier needs: where the input was positive."""
+    """What the backward pass of a rectifier needs: where the input was positive.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> out, cache = relu_forward(np.asarray([-1.0, 2.0]))
+    >>> cache.mask.tolist()
+    [False, True]
+    """
 
     mask: Array
 
@@ -61,6 +69,7 @@ def relu_backward(dout: Array, cache: ReluCache) -> Array:
     >>> relu_backward(np.ones(3), cache)
     array([0., 0., 1.])
     """
+    check_cache(cache, ReluCache)
     check_arrays(dout=dout)
     array_namespace(dout=dout, mask=cache.mask)
     check_gradient_shape(dout, cache.mask.shape)

@@ -4,14 +4,22 @@ from math import prod
 from typing import NamedTuple
 
 from xpconv.backend import Array
-from xpconv.layers._check import check_arrays, check_gradient_shape, check_shape
+from xpconv.layers._check import check_arrays, check_cache, check_gradient_shape, check_shape
 from xpconv.primitives.tiling import matmul
 
 __all__ = ["AffineCache", "affine_backward", "affine_forward"]
 
 
 class AffineCache(NamedTuple):
-    """What the backward pass of an affine layer needs."""
+    """What the backward pass of an affine layer needs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> out, cache = affine_forward(np.ones((2, 3)), np.ones((3, 4)), None)
+    >>> cache.w.shape, cache.has_bias
+    ((3, 4), False)
+    """
 
     x: Array
     w: Array
@@ -87,6 +95,7 @@ def affine_backward(dout: Array, cache: AffineCache, *, need_dx: bool = True
     >>> dx.shape, dw.shape, db.shape
     ((2, 3, 4), (12, 5), (5,))
     """
+    check_cache(cache, AffineCache)
     x, w, has_bias = cache
     xp = check_arrays(dout=dout, x=x)
     check_gradient_shape(dout, (x.shape[0], w.shape[1]))

@@ -12,7 +12,7 @@ import array_api_compat
 
 from xpconv.backend import Array
 from xpconv.errors import ArgumentError
-from xpconv.layers._check import check_arrays, check_gradient_shape, check_shape, pair, window_output
+from xpconv.layers._check import check_arrays, check_cache, check_gradient_shape, check_shape, pair, window_output
 from xpconv.primitives import primitive
 from xpconv.primitives.tiling import for_each_tile, sum_over_tiles
 from xpconv.primitives.windows import Pair, fold, output_size, unfold
@@ -21,7 +21,16 @@ __all__ = ["ConvCache", "conv_backward", "conv_forward"]
 
 
 class ConvCache(NamedTuple):
-    """What the backward pass of a convolution needs: the input itself, which is unfolded again."""
+    """What the backward pass of a convolution needs: the input itself, which is unfolded again.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.ones((2, 3, 8, 8))
+    >>> out, cache = conv_forward(x, np.ones((4, 3, 3, 3)), None, padding=1)
+    >>> cache.x is x, cache.padding
+    (True, (1, 1))
+    """
 
     x: Array
     w: Array
@@ -84,7 +93,7 @@ def conv_forward(x: Array, w: Array, b: Array | None, *, stride: int | Sequence[
         check_shape("b", b, (w.shape[0],))
     stride, padding = pair("stride", stride, 1), pair("padding", padding, 0)
     window_output(x.shape, w.shape[2:], stride, padding)
-    if algorithm not in ("auto", "im2col"):
+    if not isinstance(algorithm, str) or algorithm not in ("auto", "im2col"):
         raise ArgumentError(f"algorithm is {algorithm!r}; expected auto or im2col")
 
     out = convolve(x, w, b, stride, padding, algorithm)
@@ -119,6 +128,7 @@ def conv_backward(dout: Array, cache: ConvCache, *, need_dx: bool = True
     >>> [gradient.shape for gradient in conv_backward(np.ones_like(out), cache)]
     [(2, 3, 8, 8), (4, 3, 3, 3), (4,)]
     """
+    check_cache(cache, ConvCache)
     x, w, has_bias, stride, padding, algorithm = cache
     check_arrays(dout=dout, x=x)
     OH, OW = output_size(x.shape[2:], w.shape[2:], stride, padding)

@@ -6,14 +6,22 @@ import array_api_compat
 
 from xpconv.backend import Array, array_namespace
 from xpconv.errors import ArgumentError, ArgumentTypeError
-from xpconv.layers._check import check_arrays, check_gradient_shape
+from xpconv.layers._check import check_arrays, check_cache, check_flag, check_gradient_shape, check_probability
 from xpconv.random import keep_mask
 
 __all__ = ["DropoutCache", "dropout_backward", "dropout_forward"]
 
 
 class DropoutCache(NamedTuple):
-    """What the backward pass of dropout needs; the mask is None outside training."""
+    """What the backward pass of dropout needs; the mask is None outside training.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> out, cache = dropout_forward(np.ones((2, 3)), keep=0.5, mask_key=0, train=True)
+    >>> cache.keep, cache.mask.shape
+    (0.5, (2, 3))
+    """
 
     mask: Array | None
     keep: float
@@ -29,7 +37,7 @@ def dropout_forward(x: Array, *, keep: float, mask_key: int, train: bool) -> tup
     keep : float
         Probability that an element stays, above 0 and at most 1.
     mask_key : int
-        The mask is a function of this number alone, the same on every backend.
+        The mask is a function of this number alone, the same on every backend; 0 to 2**32 - 1.
     train : bool
         Whether to drop anything.
 
@@ -42,7 +50,7 @@ def dropout_forward(x: Array, *, keep: float, mask_key: int, train: bool) -> tup
     Raises
     ------
     ArgumentError
-        If `keep` is no such probability.
+        If `keep` is no such probability, or `mask_key` out of range.
 
     References
     ----------
@@ -56,10 +64,12 @@ def dropout_forward(x: Array, *, keep: float, mask_key: int, train: bool) -> tup
     [0.0, 2.0]
     """
     xp = check_arrays(x=x)
-    if not isinstance(keep, int | float) or isinstance(keep, bool):
-        raise ArgumentTypeError(f"keep is {keep!r}; expected a number above 0 and at most 1")
-    if not 0 < keep <= 1:
-        raise ArgumentError(f"keep is {keep!r}; expected a probability above 0 and at most 1")
+    keep = check_probability("keep", keep)
+    check_flag("train", train)
+    if isinstance(mask_key, bool) or not isinstance(mask_key, int):
+        raise ArgumentTypeError(f"mask_key is {mask_key!r}; expected an int")
+    if not 0 <= mask_key < 2**32:
+        raise ArgumentError(f"mask_key is {mask_key}; expected 0 to {2**32 - 1}")
     shape = tuple(x.shape)
     if not train:
         return xp.asarray(x, copy=True), DropoutCache(None, keep, shape)
@@ -87,6 +97,7 @@ def dropout_backward(dout: Array, cache: DropoutCache) -> Array:
     >>> bool(np.all(dropout_backward(np.ones(8), cache) == out))
     True
     """
+    check_cache(cache, DropoutCache)
     xp = check_arrays(dout=dout)
     array_namespace(dout=dout, mask=cache.mask)
     check_gradient_shape(dout, cache.shape)

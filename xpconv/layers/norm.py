@@ -4,14 +4,15 @@ All of them compute ``xhat = (x - mean) / sqrt(var + eps)`` over some axes and t
 Letters: N samples, C channels, D features, G groups, (H, W) image.
 """
 
+from math import prod
 from typing import Any, NamedTuple
 
 import array_api_compat
 
-from xpconv.backend import Array
+from xpconv.backend import Array, on_host
 from xpconv.errors import ArgumentError, ArgumentTypeError
-from xpconv.layers._check import check_arrays, check_gradient_shape, check_shape
-from xpconv.primitives.normalise import normalise, normalise_backward
+from xpconv.layers._check import check_arrays, check_backward, check_eps, check_flag, check_shape, check_share
+from xpconv.primitives.normalise import blend, normalise, normalise_backward
 
 __all__ = [
     "BatchNormCache",
@@ -94,7 +95,7 @@ def batchnorm_forward(x: Array, gamma: Array, beta: Array, running: Running | No
     Raises
     ------
     ArgumentError
-        If the shapes do not fit.
+        If the shapes do not fit, or in training each channel has a single value.
 
     References
     ----------
@@ -111,25 +112,37 @@ def batchnorm_forward(x: Array, gamma: Array, beta: Array, running: Running | No
     >>> cache.running.mean.round(3)
     array([0.2, 2. ])
     """
-    old_mean: Array
-    old_var: Array
-    old_mean, old_var = running if running is not None else (None, None)
-    xp = check_arrays(x=x, gamma=gamma, beta=beta, running_mean=old_mean, running_var=old_var)
+    out, cache = normalise_batch(x, gamma, beta, running, train=train, momentum=momentum, eps=eps)
+    if train and x.shape[0] * prod(x.shape[2:]) == 1:
+        raise ArgumentError(f"x has shape {tuple(x.shape)}, one value for each channel, which in training is its own "
+                            "mean; expected a batch of two or more: take a larger one, or train=False")
+    return out, cache
+
+
+def normalise_batch(x: Array, gamma: Array, beta: Array, running: Running | None = None, *, train: bool,
+                    momentum: float = 0.9, eps: float = 1e-5) -> tuple[Array, BatchNormCache]:
+    """Compute `batchnorm_forward`, which for a single value a channel is `beta`."""
+    xp = check_arrays(x=x, gamma=gamma, beta=beta)
     check_shape("x", x, ("N", "C", "H", "W")[:4 if len(x.shape) == 4 else 2])
     C = x.shape[1]
-    if old_mean is None:
-        old_mean = old_var = xp.zeros((C,), dtype=x.dtype, device=array_api_compat.device(x))
+    if running is None:
+        running = Running(*(xp.zeros((C,), dtype=x.dtype, device=array_api_compat.device(x)) for _ in range(2)))
+    if not isinstance(running, tuple | list) or len(running) != 2:
+        raise ArgumentTypeError(f"running is a {type(running).__name__}; expected a pair of arrays (mean, var)")
+    old_mean, old_var = running
+    check_arrays(x=x, running_mean=old_mean, running_var=old_var)
     for name, a in {"gamma": gamma, "beta": beta, "running_mean": old_mean, "running_var": old_var}.items():
         check_shape(name, a, (C,))
-    if not isinstance(train, bool):
-        raise ArgumentTypeError(f"train is {train!r}; expected True or False")
-
+    check_flag("train", train)
+    momentum, eps = check_share("momentum", momentum), check_eps(eps)
     flat, scale, shift = xp.reshape(x, (x.shape[0], C, -1)), *(xp.reshape(a, (1, C, 1)) for a in (gamma, beta))
     if train:
         out, mean, var, inv_std = normalise(flat, scale, shift, axes=(0, 2), along=1, eps=eps)
-        running = Running(momentum * old_mean + (1 - momentum) * xp.reshape(mean, (C,)),
-                          momentum * old_var + (1 - momentum) * xp.reshape(var, (C,)))
+        running = Running(*(blend(old, xp.reshape(new, (C,)), momentum)
+                            for old, new in ((old_mean, mean), (old_var, var))))
     else:
+        if on_host(old_var) and float(xp.min(old_var)) < 0:
+            raise ArgumentError(f"running_var is {float(xp.min(old_var))} somewhere; a variance is 0 or more")
         mean, inv_std = xp.reshape(old_mean, (1, C, 1)), xp.reshape(1 / xp.sqrt(old_var + eps), (1, C, 1))
         out, running = (flat - mean) * (inv_std * scale) + shift, Running(old_mean, old_var)
     return xp.reshape(out, x.shape), BatchNormCache(x, mean, inv_std, gamma, train, running)
@@ -161,9 +174,12 @@ def batchnorm_backward(dout: Array, cache: BatchNormCache) -> tuple[Array, Array
     array([2., 2.])
     """
     xp, dout, x, gamma = _flattened(dout, cache)
-    dx, dgamma, dbeta = normalise_backward(dout, x, cache.mean, cache.inv_std, gamma, axes=(0, 2), sums=(0, 2), along=1)
-    if not cache.train:                                             # mean and inv_std are constants
-        dx = dout * (gamma * cache.inv_std)
+    if cache.train:
+        dx, dgamma, dbeta = normalise_backward(dout, x, cache.mean, cache.inv_std, gamma, axes=(0, 2), sums=(0, 2),
+                                               along=1)
+    else:                                                           # mean and inv_std are constants
+        dx, xhat = dout * (gamma * cache.inv_std), (x - cache.mean) * cache.inv_std
+        dgamma, dbeta = xp.sum(dout * xhat, axis=(0, 2)), xp.sum(dout, axis=(0, 2))
     return xp.reshape(dx, cache.x.shape), xp.reshape(dgamma, (-1,)), xp.reshape(dbeta, (-1,))
 
 
@@ -247,7 +263,7 @@ def layernorm_forward(x: Array, gamma: Array, beta: Array, *, eps: float = 1e-5)
     check_shape("x", x, ("N", "D", ...))
     check_shape("gamma", gamma, x.shape[1:])
     check_shape("beta", beta, x.shape[1:])
-    axes = tuple(range(1, len(x.shape)))
+    axes, eps = tuple(range(1, len(x.shape))), check_eps(eps)
     out, mean, _, inv_std = normalise(x, gamma[None, ...], beta[None, ...], axes=axes, along=0, eps=eps)
     return out, LayerNormCache(x, mean, inv_std, gamma)
 
@@ -273,9 +289,8 @@ def layernorm_backward(dout: Array, cache: LayerNormCache) -> tuple[Array, Array
     >>> layernorm_backward(np.ones_like(out), cache)[2]
     array([2., 2.])
     """
+    xp = check_backward(dout, cache, LayerNormCache)
     x, mean, inv_std, gamma = cache
-    xp = check_arrays(dout=dout, x=x)
-    check_gradient_shape(dout, x.shape)
     axes = tuple(range(1, len(dout.shape)))
     dx, _, _ = normalise_backward(dout, x, mean, inv_std, gamma[None, ...], axes=axes, sums=axes, along=0)
     return dx, xp.sum(dout * ((x - mean) * inv_std), axis=0), xp.sum(dout, axis=0)
@@ -330,7 +345,7 @@ def groupnorm_forward(x: Array, gamma: Array, beta: Array, *, groups: int, eps: 
         raise ArgumentTypeError(f"groups is {groups!r}; expected an int")
     if groups < 1 or C % groups:
         raise ArgumentError(f"groups is {groups}; expected a divisor of the {C} channels of x")
-    members, per_channel = (x.shape[0], groups, C // groups, -1), (1, groups, -1, 1)
+    members, per_channel, eps = (x.shape[0], groups, C // groups, -1), (1, groups, -1, 1), check_eps(eps)
     out, mean, _, inv_std = normalise(xp.reshape(x, members), xp.reshape(gamma, per_channel),
                                       xp.reshape(beta, per_channel), axes=(2, 3), along=0, eps=eps)
     return xp.reshape(out, x.shape), GroupNormCache(x, mean, inv_std, gamma)
@@ -357,9 +372,8 @@ def groupnorm_backward(dout: Array, cache: GroupNormCache) -> tuple[Array, Array
     >>> groupnorm_backward(np.ones_like(out), cache)[2]
     array([4., 4., 4., 4.])
     """
+    xp = check_backward(dout, cache, GroupNormCache)
     x, mean, inv_std, gamma = cache
-    xp = check_arrays(dout=dout, x=x)
-    check_gradient_shape(dout, x.shape)
     groups = mean.shape[1]
     members = (x.shape[0], groups, x.shape[1] // groups, -1)
     dx, dgamma, dbeta = normalise_backward(
@@ -371,7 +385,6 @@ def groupnorm_backward(dout: Array, cache: GroupNormCache) -> tuple[Array, Array
 
 def _flattened(dout: Array, cache: BatchNormCache) -> tuple[Any, Array, Array, Array]:
     """Check the gradient of batch norm; return the namespace, dout and x as (N, C, H * W) and gamma as (1, C, 1)."""
-    xp = check_arrays(dout=dout, x=cache.x)
-    check_gradient_shape(dout, cache.x.shape)
+    xp = check_backward(dout, cache, BatchNormCache)
     N, C = dout.shape[:2]
     return xp, *(xp.reshape(a, (N, C, -1)) for a in (dout, cache.x)), xp.reshape(cache.gamma, (1, C, 1))

@@ -10,7 +10,7 @@ import array_api_compat
 
 from xpconv.backend import Array, array_namespace
 from xpconv.errors import ArgumentError
-from xpconv.layers._check import check_arrays, check_gradient_shape, check_shape, pair, window_output
+from xpconv.layers._check import check_arrays, check_cache, check_gradient_shape, check_shape, pair, window_output
 from xpconv.primitives.windows import Pair, max_pool, max_unpool, output_size, pad, windows
 
 __all__ = [
@@ -27,7 +27,15 @@ __all__ = [
 
 
 class MaxPoolCache(NamedTuple):
-    """What the backward pass of max pooling needs: the winners' places in their windows."""
+    """What the backward pass of max pooling needs: the winners' places in their windows.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> out, cache = max_pool_forward(np.asarray([[[[1.0, 2.0], [4.0, 3.0]]]]), size=2)
+    >>> cache.place.item(), cache.stride
+    (2, (2, 2))
+    """
 
     place: Array
     shape: tuple[int, int, int, int]
@@ -37,7 +45,15 @@ class MaxPoolCache(NamedTuple):
 
 
 class AvgPoolCache(NamedTuple):
-    """What the backward pass of average pooling needs."""
+    """What the backward pass of average pooling needs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> out, cache = avg_pool_forward(np.ones((1, 1, 4, 4)), size=2)
+    >>> cache.shape, cache.size
+    ((1, 1, 4, 4), (2, 2))
+    """
 
     shape: tuple[int, int, int, int]
     size: Pair
@@ -46,7 +62,15 @@ class AvgPoolCache(NamedTuple):
 
 
 class GlobalAvgPoolCache(NamedTuple):
-    """What the backward pass of global average pooling needs."""
+    """What the backward pass of global average pooling needs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> out, cache = global_avg_pool_forward(np.ones((2, 3, 4, 4)))
+    >>> cache.shape
+    (2, 3, 4, 4)
+    """
 
     shape: tuple[int, int, int, int]
 
@@ -115,6 +139,7 @@ def max_pool_backward(dout: Array, cache: MaxPoolCache) -> Array:
     array([[[[1., 0.],
              [0., 0.]]]])
     """
+    check_cache(cache, MaxPoolCache)
     check_arrays(dout=dout)
     array_namespace(dout=dout, place=cache.place)
     check_gradient_shape(dout, cache.place.shape)
@@ -180,6 +205,7 @@ def avg_pool_backward(dout: Array, cache: AvgPoolCache) -> Array:
     array([[[[0.25, 0.25],
              [0.25, 0.25]]]])
     """
+    check_cache(cache, AvgPoolCache)
     xp = check_arrays(dout=dout)
     (N, C, H, W), size, stride, (PH, PW) = cache
     output = output_size((H, W), size, stride, (PH, PW))
@@ -242,6 +268,7 @@ def global_avg_pool_backward(dout: Array, cache: GlobalAvgPoolCache) -> Array:
     array([[[[0.25, 0.25],
              [0.25, 0.25]]]])
     """
+    check_cache(cache, GlobalAvgPoolCache)
     xp = check_arrays(dout=dout)
     N, C, H, W = cache.shape
     check_gradient_shape(dout, (N, C))

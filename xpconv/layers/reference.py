@@ -22,8 +22,8 @@ Result: TypeAlias = tuple[Array, Cache]
 Pair: TypeAlias = int | Sequence[int]
 
 
-def affine_forward(x: Array, w: Array, b: Array) -> Result:
-    """Compute ``out[n, m] = sum_d x[n, d] * w[d, m] + b[m]``: x (N, ...), taken as (N, D), w (D, M), b (M,).
+def affine_forward(x: Array, w: Array, b: Array | None) -> Result:
+    """Compute ``out[n, m] = sum_d x[n, d] * w[d, m] + b[m]``: x (N, ...), taken as (N, D), w (D, M), b (M,) or None.
 
     Examples
     --------
@@ -32,25 +32,26 @@ def affine_forward(x: Array, w: Array, b: Array) -> Result:
     """
     rows, M = x.reshape(len(x), -1), w.shape[1]
     (N, D), out = rows.shape, _zeros((len(x), M), x)
+    bias = np.zeros(M, w.dtype) if b is None else b
     _check_shapes((D, M), w=w)
-    _check_shapes((M,), b=b)
+    _check_shapes((M,), b=bias)
     for n in range(N):
         for m in range(M):
-            out[n, m] = np.sum(rows[n] * w[:, m]) + b[m]
+            out[n, m] = np.sum(rows[n] * w[:, m]) + bias[m]
     return out, (x, w, b)
 
 
-def affine_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
-    """Return the gradients of x (in its own shape), w and b, given dout (N, M)."""
+def affine_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array | None]:
+    """Return the gradients of x (in its own shape), w and b (None without a bias), given dout (N, M)."""
     x, w, b = cache
     rows, dx = x.reshape(len(x), -1), np.zeros((len(x), len(w)), x.dtype)
-    dw, db = np.zeros_like(w), np.zeros_like(b)
+    dw, db = np.zeros_like(w), np.zeros(w.shape[1], w.dtype)
     for n in range(len(x)):
-        for m in range(len(b)):
+        for m in range(len(db)):
             dx[n] += dout[n, m] * w[:, m]
             dw[:, m] += dout[n, m] * rows[n]
             db[m] += dout[n, m]
-    return dx.reshape(x.shape), dw, db
+    return dx.reshape(x.shape), dw, None if b is None else db
 
 
 def relu_forward(x: Array) -> Result:

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from xpconv.backend import Array
-from xpconv.layers.activation import relu_backward, relu_forward
-from xpconv.layers.affine import affine_backward, affine_forward
-from xpconv.layers.conv import conv_backward, conv_forward
-from xpconv.layers.norm import Running, batchnorm_backward, batchnorm_forward
-from xpconv.layers.pool import max_pool_backward, max_pool_forward
+from xpconv.layers._check import check_cache
+from xpconv.layers.activation import ReluCache, relu_backward, relu_forward
+from xpconv.layers.affine import AffineCache, affine_backward, affine_forward
+from xpconv.layers.conv import ConvCache, conv_backward, conv_forward
+from xpconv.layers.norm import BatchNormCache, Running, batchnorm_backward, batchnorm_forward
+from xpconv.layers.pool import MaxPoolCache, max_pool_backward, max_pool_forward
 
 __all__ = [
     "affine_bn_relu_backward",
@@ -48,7 +49,16 @@ def affine_relu_forward(x: Array, w: Array, b: Array | None) -> tuple[Array, Cac
 
 
 def affine_relu_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array | None]:
-    """Return dx, dw, db of `affine_relu_forward`."""
+    """Return dx, dw, db of `affine_relu_forward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> out, cache = affine_relu_forward(np.ones((2, 3)), np.ones((3, 4)), np.zeros(4))
+    >>> [gradient.shape for gradient in affine_relu_backward(np.ones_like(out), cache)]
+    [(2, 3), (3, 4), (4,)]
+    """
+    check_cache(cache, AffineCache, ReluCache)
     affine, relu = cache
     return affine_backward(relu_backward(dout, relu), affine)
 
@@ -80,7 +90,17 @@ def affine_bn_relu_forward(x: Array, w: Array, b: Array | None, gamma: Array, be
 
 
 def affine_bn_relu_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array | None, Array, Array]:
-    """Return dx, dw, db, dgamma, dbeta of `affine_bn_relu_forward`."""
+    """Return dx, dw, db, dgamma, dbeta of `affine_bn_relu_forward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, w, b = np.eye(3), np.ones((3, 4)), np.zeros(4)
+    >>> out, cache = affine_bn_relu_forward(x, w, b, np.ones(4), np.zeros(4), train=True)
+    >>> [gradient.shape for gradient in affine_bn_relu_backward(np.ones_like(out), cache)]
+    [(3, 3), (3, 4), (4,), (4,), (4,)]
+    """
+    check_cache(cache, AffineCache, BatchNormCache, ReluCache)
     affine, norm, relu = cache
     dout, dgamma, dbeta = batchnorm_backward(relu_backward(dout, relu), norm)
     return *affine_backward(dout, affine), dgamma, dbeta
@@ -107,7 +127,16 @@ def conv_relu_forward(x: Array, w: Array, b: Array | None, *, stride: Size = 1, 
 
 
 def conv_relu_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array | None]:
-    """Return dx, dw, db of `conv_relu_forward`."""
+    """Return dx, dw, db of `conv_relu_forward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> out, cache = conv_relu_forward(np.ones((1, 3, 8, 8)), np.ones((4, 3, 3, 3)), np.zeros(4), padding=1)
+    >>> [gradient.shape for gradient in conv_relu_backward(np.ones_like(out), cache)]
+    [(1, 3, 8, 8), (4, 3, 3, 3), (4,)]
+    """
+    check_cache(cache, ConvCache, ReluCache)
     conv, relu = cache
     return conv_backward(relu_backward(dout, relu), conv)
 
@@ -139,7 +168,17 @@ def conv_bn_relu_forward(x: Array, w: Array, b: Array | None, gamma: Array, beta
 
 
 def conv_bn_relu_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array | None, Array, Array]:
-    """Return dx, dw, db, dgamma, dbeta of `conv_bn_relu_forward`."""
+    """Return dx, dw, db, dgamma, dbeta of `conv_bn_relu_forward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, w, b = np.ones((2, 3, 8, 8)), np.ones((4, 3, 3, 3)), np.zeros(4)
+    >>> out, cache = conv_bn_relu_forward(x, w, b, np.ones(4), np.zeros(4), train=True)
+    >>> [gradient.shape for gradient in conv_bn_relu_backward(np.ones_like(out), cache)]
+    [(2, 3, 8, 8), (4, 3, 3, 3), (4,), (4,), (4,)]
+    """
+    check_cache(cache, ConvCache, BatchNormCache, ReluCache)
     conv, norm, relu = cache
     dout, dgamma, dbeta = batchnorm_backward(relu_backward(dout, relu), norm)
     return *conv_backward(dout, conv), dgamma, dbeta
@@ -169,6 +208,15 @@ def conv_relu_pool_forward(x: Array, w: Array, b: Array | None, *, stride: Size 
 
 
 def conv_relu_pool_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array | None]:
-    """Return dx, dw, db of `conv_relu_pool_forward`."""
+    """Return dx, dw, db of `conv_relu_pool_forward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> out, cache = conv_relu_pool_forward(np.ones((1, 3, 8, 8)), np.ones((4, 3, 3, 3)), np.zeros(4))
+    >>> [gradient.shape for gradient in conv_relu_pool_backward(np.ones_like(out), cache)]
+    [(1, 3, 8, 8), (4, 3, 3, 3), (4,)]
+    """
+    check_cache(cache, ConvCache, ReluCache, MaxPoolCache)
     conv, relu, pool = cache
     return conv_backward(relu_backward(max_pool_backward(dout, pool), relu), conv)

@@ -7,13 +7,14 @@ from typing import Any
 from xpconv import models, nn
 from xpconv.backend import Backend
 from xpconv.cs231n import layer_utils
+from xpconv.cs231n.classifiers._net import CourseNet
 from xpconv.cs231n.layer_utils import *  # noqa: F403
 
 __all__ = ["ThreeLayerConvNet"]
 __all__ += layer_utils.__all__
 
 
-class ThreeLayerConvNet(models.ThreeLayerConvNet):
+class ThreeLayerConvNet(CourseNet, models.ThreeLayerConvNet):
     """``conv - relu - 2x2 max pool - affine - relu - affine - softmax``.
 
     Parameters

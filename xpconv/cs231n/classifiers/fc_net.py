@@ -8,6 +8,7 @@ from xpconv import models, nn
 from xpconv.backend import Array, Backend, backend_of
 from xpconv.cs231n import layer_utils
 from xpconv.cs231n._adapt import draw_mask
+from xpconv.cs231n.classifiers._net import CourseNet
 from xpconv.cs231n.layer_utils import *  # noqa: F403
 from xpconv.errors import ArgumentError
 from xpconv.layers import DropoutCache
@@ -17,7 +18,7 @@ __all__ = ["FullyConnectedNet", "TwoLayerNet"]
 __all__ += layer_utils.__all__
 
 
-class TwoLayerNet(models.TwoLayerNet):
+class TwoLayerNet(CourseNet, models.TwoLayerNet):
     """``affine - relu - affine - softmax`` in float64.
 
     Parameters
@@ -42,7 +43,7 @@ class TwoLayerNet(models.TwoLayerNet):
                          weight_scale=weight_scale, reg=reg, dtype="float64", backend=backend)
 
 
-class FullyConnectedNet(models.FullyConnectedNet):
+class FullyConnectedNet(CourseNet, models.FullyConnectedNet):
     """``{affine - [norm] - relu - [dropout]} x L - affine - softmax``, one hidden layer for each of `hidden_dims`.
 
     Parameters

@@ -1,0 +1,74 @@
+"""A process that starts training runs by forking, so that each costs no imports: ``python -m tests.kill_server``.
+
+It reads lines of JSON, ``{"words": [...], "log": path, "when": seconds, text or null, "signal": number}``, runs
+``xpconv train`` with these words in a child of its own, sends it the signal after so many seconds or when the text is
+in its log, unless it has ended before, and prints its exit code, -9 if it was killed. Pictures are not drawn: they take
+most of the time and depend on nothing but what is compared.
+"""
+
+import json
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+
+
+def no_picture(*arguments, **options):
+    from xpconv.files import write_bytes
+
+    write_bytes(next(argument for argument in arguments if isinstance(argument, Path)), b"a picture")
+
+
+def run(words, log):
+    """Run the command in this process, which it ends."""
+    from xpconv import cli
+
+    code = 70
+    try:
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        cli.app(["train", *words], prog_name="xpconv")
+    except SystemExit as ended:
+        code = ended.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def is_time(when, start, log):
+    return when in log.read_text() if isinstance(when, str) else time.perf_counter() - start > when
+
+
+def main():
+    import matplotlib.figure  # noqa: F401
+    import sklearn.datasets
+    import sklearn.model_selection  # noqa: F401
+
+    from xpconv import runs
+
+    runs.viz.save_curves = runs.viz.save_filters = no_picture
+    runs.mistakes.save_confusion = runs.mistakes.save_mistakes = no_picture
+    print("ready", flush=True)
+    for line in sys.stdin:
+        order = json.loads(line)
+        start = time.perf_counter()
+        Path(order["log"]).write_text("")
+        child = os.fork()
+        if child == 0:
+            run(order["words"], order["log"])
+        sent, (ended, status) = order["when"] is None, os.waitpid(child, os.WNOHANG)
+        while not ended:
+            if not sent and is_time(order["when"], start, Path(order["log"])):
+                os.kill(child, order["signal"])
+                sent = True
+            time.sleep(0.001)
+            ended, status = os.waitpid(child, os.WNOHANG)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+
+
+if __name__ == "__main__":
+    main()

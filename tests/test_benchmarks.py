@@ -1,0 +1,78 @@
+"""The benchmarks: what their cases count, and the pages that are written from their figures."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import CASES, means, wanted
+from benchmarks.device import shares
+from benchmarks.report import page
+
+ROOT = Path(__file__).parents[1]
+CASE = {case.name: case for case in CASES}
+
+
+def test_the_page_of_the_cpu_is_that_of_its_figures():
+    result = json.loads((ROOT / "benchmarks/results/cpu.json").read_text())
+    text = page(result)
+    assert text == (ROOT / "docs/benchmarks.md").read_text()
+    assert all(f"| {row['name']} | {row['pass']} |" in text for row in result["rows"])
+
+
+def test_work_is_counted_as_the_formulas_have_it():
+    forward = 2 * 64 * 64 * 32 * 32 * 64 * 9
+    assert CASE["c64"].flops("forward") == forward
+    assert CASE["c64"].flops("forward+backward") == 3 * forward
+    images = 4 * 64 * 64 * 32 * 32
+    assert CASE["max pool 2x2/2"].traffic("forward") == images + images // 4
+    assert CASE["batch norm"].traffic("forward+backward") == 5 * images
+    assert CASE["softmax loss"].traffic("forward+backward") == 2 * 4 * 4096 * 1000
+    assert CASE["Adam"].traffic("update") == 7 * 4 * 4_000_000
+    assert CASE["three-layer step"].flops("step") == CASE["three-layer step"].traffic("step") == 0
+
+
+def test_shares_are_work_over_time_over_the_cards_rate():
+    rates = {"float32_tflops": 50.0, "tf32_tflops": 400.0, "copy_gb_s": 4000.0}
+    assert shares(CASE["c64"], "forward", 0.1, False, rates) == {"share_of_products": pytest.approx(0.966, abs=1e-3)}
+    assert shares(CASE["c64"], "forward", 0.1, True, rates) == {"share_of_products": pytest.approx(0.121, abs=1e-3)}
+    assert shares(CASE["Adam"], "update", 0.1, False, rates) == {"share_of_copying": pytest.approx(0.28)}
+    assert shares(CASE["seed"], "forward", 0.1, False, rates) == {}
+
+
+def test_large_cases_are_for_gpus_and_tf32_for_products():
+    assert not any(wanted(case, "torch", False, False) for case in CASES if case.large)
+    assert [case.name for case in CASES if wanted(case, "reference", False, False)] == ["seed", "course pool"]
+    assert {case.kind for case in CASES if wanted(case, "torch-cuda", True, True)} == {"conv", "step", "epoch"}
+    assert {case.name for case in CASES if wanted(case, "numpy", True, False)} == {
+        "three-layer step, batch 1024", "six-conv step, batch 512"}
+
+
+def test_the_page_of_a_gpu_tells_aims_shares_launches_and_memory():
+    def row(name, passes, peer="torch-cuda", ours=1.0, theirs=1.0, **more):
+        return {"name": name, "pass": passes, "dtype": "float32", "peer": peer, "tf32": False, "ours_ms": ours,
+                "peer_ms": theirs, "ratio": theirs / ours, "ours_median_ms": ours, "peer_median_ms": theirs, **more}
+
+    rows = [row("c64", "forward+backward", ours=2.0, share_of_products=0.4), row("Adam", "update", theirs=0.5),
+            row("c64", "forward+backward", ours=0.5, tf32=True, share_of_products=0.1),
+            row("three-layer step", "step", theirs=1.5, ours_launches=40, peer_launches=90, ours_peak_mib=9.5,
+                peer_peak_mib=12.0),
+            row("six-conv step, batch 512", "step", peer="numpy", theirs=250.0)]
+    text = page({
+        "machine": {"cpu": "A CPU", "system": "Linux", "blas": "openblas"}, "threads": 16, "date": "2030-01-01T00:00",
+        "commit": "abc", "versions": {"cupy-cuda13x": "14.2.0"}, "rows": rows,
+        "card": {"name": "A card", "memory": "9 GiB", "processors": "8", "clock": "1 GHz", "driver": "580",
+                 "cuda_of_driver": "13.0", "cuda": "13.2"},
+        "rates": {"float32_tflops": 50.0, "tf32_tflops": 400.0, "copy_gb_s": 4000.0}})
+    assert "Card: A card, 9 GiB, 8 processors at up to 1 GHz, driver 580 (CUDA 13.0), CUDA 13.2." in text
+    assert "50 TFLOP/s for float32 products" in text
+    assert "| a step of ThreeLayerConvNet at batch 50, PyTorch's time over ours | 1 | 1.50 | holds |" in text
+    assert "| convolutions, forward and backward, geometric mean | 0.4 | 0.50 | holds |" in text
+    assert "the lower of its two | 0.8 | 0.50 | falls short |" in text
+    assert "NumPy's time over ours | 100 | 250.00 | holds |" in text
+    assert "Slower than PyTorch: Adam, update (0.50); c64, forward+backward (0.50)." in text
+    assert "| c64 | forward+backward | float32 | 2.00 (2.00) | 1.00 (1.00) | 0.50 | 40% |" in text
+    assert "| 1.50 |  | 40 / 90 | 9.5 / 12 |" in text
+    assert "## Against PyTorch on the same card, with TF32 on both sides" in text
+    assert "batch 512, PyTorch's time" not in text  # it was not measured
+    assert means(rows[:1]) == [("conv, forward+backward", pytest.approx(0.5))]

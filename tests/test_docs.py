@@ -1,0 +1,123 @@
+"""The documentation covers every public name, reaches every page and shows no command that nobody has run."""
+
+import importlib
+import inspect
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import xpconv
+import xpconv.export
+import xpconv.interop
+from xpconv.nn import Relu
+
+DOCS = Path(__file__).parents[1] / "docs"
+REFERENCE = re.findall(r"^   (xpconv[\w.]*)$", (DOCS / "reference" / "index.md").read_text(encoding="utf-8"), re.M)
+INSTALLS = re.compile(r"(pip install [^\n]*\n)+")
+INTERNAL = ("primitives", "layers.reference", "cli", "runs", "progress", "files", "mistakes", "container", "signals",
+            "bench", "finite", "health", "snapshot", "data.checking", "diagnosis", "layer_file", "scoring", "folders")
+"""Modules that others of the package use, and nobody else needs to."""
+
+
+def exports(module):
+    """Return the functions and classes of xpconv that a module exports, by name."""
+    found = {name: getattr(module, name) for name in getattr(module, "__all__", ())}
+    return {name: thing for name, thing in found.items() if getattr(thing, "__module__", "").startswith("xpconv")}
+
+
+PUBLIC = {thing: f"{module}.{name}" for module in REFERENCE
+          for name, thing in exports(importlib.import_module(module)).items()}
+MODULES = [info.name for info in pkgutil.walk_packages(xpconv.__path__, "xpconv.") if "._" not in info.name
+           and not any(f"{info.name}.".startswith(f"xpconv.{internal}.") for internal in INTERNAL)]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_public_name_is_on_a_page_of_the_reference(name):
+    missing = [name for name, thing in exports(importlib.import_module(name)).items() if thing not in PUBLIC]
+    assert not missing, f"add {name} to docs/reference/index.md if it is for users, else to INTERNAL here"
+
+
+@pytest.mark.parametrize("thing", PUBLIC, ids=PUBLIC.values())
+def test_every_public_name_has_an_example(thing):
+    """Which pytest runs, as a doctest."""
+    if inspect.isclass(thing) and issubclass(thing, tuple):
+        return  # a list of fields: the function that gives it has the example
+    assert re.search(r"^Examples\n-+\n(.*\n)*?>>> ", inspect.cleandoc(thing.__doc__ or ""), re.M)
+
+
+def test_every_page_is_in_the_table_of_contents():
+    listed = {DOCS / "index.md"}
+    for page in DOCS.rglob("*.md"):
+        for entries in re.findall(r"```\{toctree\}\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
+            for entry in entries.splitlines():
+                listed |= set(page.parent.glob(f"{entry}.md"))
+    pages = {page for page in DOCS.rglob("*.md") if not {"_build", "generated"} & set(page.relative_to(DOCS).parts)}
+    assert pages == {page for page in listed if "_build" not in page.parts}
+
+
+def blocks(page):
+    """Return the language and the text of the ordinary code blocks of a page, which no build runs."""
+    fenced = re.findall(r"^```([^\n]*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)
+    return [(language, code) for language, code in fenced if not language.startswith("{")]
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("howto/*.md")), ids=lambda page: page.stem)
+def test_code_of_the_how_to_pages_is_run(page):
+    """By the build, which needs the first lines, or by a test that reads the page; installing alone is left out."""
+    if "{code-cell}" in page.read_text(encoding="utf-8"):
+        assert page.read_text(encoding="utf-8").startswith("---\nfile_format: mystnb\n")
+    shown = [code for language, code in blocks(page) if language != "text" and not INSTALLS.fullmatch(code)]
+    tests = [test.read_text(encoding="utf-8") for test in Path(__file__).parent.glob("*.py")]
+    assert not shown or any(page.name in test for test in tests)
+
+
+def run_page(name, tmp_path, monkeypatch, names, wanted):
+    """Run the wanted blocks of a page in their order, Python with these names at hand, but train on less."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    for language, code in blocks(DOCS / "howto" / name):
+        if language == "python" and wanted(code):
+            exec(compile(code, name, "exec"), names)
+        elif language == "sh" and wanted(code):
+            commands = INSTALLS.sub("", code).replace("--epochs 2", "--epochs 1 --num-train 100")
+            subprocess.run(["bash", "-euc", commands], check=True, stdout=subprocess.DEVNULL)
+
+
+class Negate(Relu):
+    """A layer of a user's own, for the page on export."""
+
+
+def test_export_to_onnx_runs_as_its_page_says(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(xpconv.export, "RULES", dict(xpconv.export.RULES))
+    names = {"net": xpconv.TwoLayerNet(input_dim=4, rng=0), "Negate": Negate}
+    run_page("export.md", tmp_path, monkeypatch, names, lambda code: "torch" not in code)
+    guesses, labels = capsys.readouterr().out.split("] [")
+    assert len(guesses.split()) == len(labels.split()) == 5
+    assert {"digits.onnx", "net.onnx"} <= {path.name for path in tmp_path.iterdir()}
+    assert Negate in xpconv.export.RULES
+
+
+@pytest.mark.torch
+def test_exchange_with_pytorch_runs_as_its_page_says(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    net = xpconv.ThreeLayerConvNet(rng=1)
+    state_dict = xpconv.interop.to_torch_state_dict(net, names=["features.0", "hidden", "out"])
+    names = {"state_dict": state_dict, "Negate": Negate}
+    run_page("export.md", tmp_path, monkeypatch, names, lambda code: "state_dict" in code)
+    assert np.array_equal(names["net"].params["W3"], net.params["W3"])
+
+
+def test_check_of_a_layer_in_python_runs_as_its_page_says(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    names = {"x": rng.standard_normal((4, 6)), "w": rng.standard_normal((6, 3)), "b": rng.standard_normal(3)}
+    with pytest.raises(AssertionError):  # the layer of the page is wrong on purpose
+        run_page("check_a_layer.md", tmp_path, monkeypatch, names, lambda code: "xpconv check" not in code)
+    assert "gradient of w" in str(names["report"])
+    assert names["conv_inputs"]()["x"].shape == (4, 3, 8, 7)

@@ -1,0 +1,291 @@
+"""ONNX files against ONNX Runtime, which knows nothing of xpconv."""
+
+import json
+import sys
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+import xpconv
+from tests.test_nets import IMAGE, NETS
+from xpconv import cli, export, nn
+from xpconv.errors import ArgumentError, ArgumentTypeError, XpconvError
+from xpconv.sequential import Preprocessing, Sequential
+
+ort = pytest.importorskip("onnxruntime")
+onnx = pytest.importorskip("onnx")
+
+TOLERANCE = 1e-5  # of the scores' largest magnitude
+
+
+def randomise(net, rng):
+    """Give every parameter and state values as after training, so that none has no effect."""
+    for store in (net.params, net.state):
+        for key, value in store.items():
+            drawn = rng.standard_normal(value.shape)
+            positive = key.startswith(("gamma", "running_var"))
+            drawn = np.abs(drawn) + 0.5 if positive else drawn / np.sqrt(max(prod(value.shape[:-1]), 1))
+            store[key] = net.backend.asarray(drawn, net.dtype)
+    return net
+
+
+def session_of(path):
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def assert_same_scores(net, path, rng, batches=(1, 5)):
+    """One file serves every batch size."""
+    export.to_onnx(net, path)
+    session = session_of(path)
+    for N in batches:
+        X = rng.standard_normal((N, *net.input_shape)).astype(np.float32)
+        expected = net.backend.to_host(net.loss(X))
+        (scores,) = session.run(["scores"], {"images": X})
+        assert scores.dtype == np.float32
+        assert scores.shape == expected.shape
+        assert np.max(np.abs(scores - expected)) <= TOLERANCE * max(np.max(np.abs(expected)), 0.1)
+
+
+# ---- models
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", NETS)
+def test_runtime_gives_the_scores_of_every_model(name, dtype, tmp_path):
+    rng = np.random.default_rng(0)
+    net = randomise(NETS[name](dtype=dtype, rng=0, backend="numpy"), rng)
+    assert_same_scores(net, tmp_path / "net.onnx", rng)
+
+
+@pytest.mark.parametrize("name", cli.runs.MODELS)
+def test_runtime_gives_the_scores_of_every_model_of_the_command_line(name, tmp_path):
+    rng = np.random.default_rng(1)
+    net = randomise(cli.runs.MODELS[name]((3, 16, 16), 10, rng=0, backend="numpy"), rng)
+    assert_same_scores(net, tmp_path / "net.onnx", rng)
+
+
+def test_any_backend_is_exported(backend, tmp_path):
+    nets = [randomise(NETS["every layer"](rng=0, backend=where), np.random.default_rng(0))
+            for where in ("numpy", backend)]
+    for net, name in zip(nets, "ab", strict=True):
+        export.to_onnx(net, tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@pytest.mark.parametrize("shape", [(), (IMAGE[0], 1, 1), IMAGE], ids=["one value", "a value a channel", "a mean image"])
+def test_preprocessing_is_inside_so_that_pixels_go_in(shape, tmp_path):
+    rng = np.random.default_rng(2)
+    net = randomise(NETS["conv batchnorm"](rng=0, backend="numpy"), rng)
+    net.preprocessing = Preprocessing(rng.uniform(100, 150, shape), rng.uniform(30, 60, shape))
+    export.to_onnx(net, tmp_path / "net.onnx")
+    pixels = rng.integers(0, 256, (4, *IMAGE), dtype=np.uint8)
+    (scores,) = session_of(tmp_path / "net.onnx").run(None, {"images": pixels.astype(np.float32)})
+    expected = net.loss(pixels)
+    assert np.max(np.abs(scores - expected)) <= TOLERANCE * np.max(np.abs(expected))
+
+
+def test_training_leaves_a_model_that_the_runtime_scores_alike(tmp_path):
+    rng = np.random.default_rng(3)
+    net = NETS["conv batchnorm"](rng=0, backend="numpy")
+    X, y = rng.standard_normal((20, *IMAGE)), rng.integers(0, 5, 20)
+    for _ in range(20):
+        _, grads = net.loss(X, y)
+        for key, grad in grads.items():
+            net.params[key] -= 0.05 * grad
+    assert_same_scores(net, tmp_path / "net.onnx", rng)
+
+
+# ---- layers
+
+SIZES = st.one_of(st.integers(1, 4), st.tuples(st.integers(1, 4), st.integers(1, 4)))
+STRIDES = st.one_of(st.integers(1, 3), st.tuples(st.integers(1, 3), st.integers(1, 3)))
+
+
+@st.composite
+def pools(draw, kind):
+    size = draw(SIZES)
+    limits = (size, size) if isinstance(size, int) else size
+    return kind(size, draw(st.none() | STRIDES), tuple(draw(st.integers(0, limit - 1)) for limit in limits))
+
+
+LAYERS = {
+    nn.Affine: st.builds(nn.Affine, st.integers(1, 4), st.booleans()),
+    nn.AvgPool: pools(nn.AvgPool),
+    nn.BatchNorm: st.builds(nn.BatchNorm, st.sampled_from([1e-5, 1e-2])),
+    nn.Conv: st.builds(nn.Conv, st.integers(1, 4), SIZES, STRIDES,
+                       st.none() | st.integers(0, 3) | st.tuples(st.integers(0, 3), st.integers(0, 3)), st.booleans()),
+    nn.Dropout: st.builds(nn.Dropout, st.floats(0.1, 1)),
+    nn.GlobalAvgPool: st.builds(nn.GlobalAvgPool),
+    nn.GroupNorm: st.builds(nn.GroupNorm, st.sampled_from([1e-5, 1e-2]), st.sampled_from([1, 2, 4])),
+    nn.LayerNorm: st.builds(nn.LayerNorm, st.sampled_from([1e-5, 1e-2])),
+    nn.MaxPool: pools(nn.MaxPool),
+    nn.Relu: st.builds(nn.Relu),
+}
+FLAT = (nn.Affine, nn.BatchNorm, nn.Dropout, nn.GroupNorm, nn.LayerNorm, nn.Relu)
+"""The layers that take samples of one axis too."""
+
+
+def test_every_layer_has_a_rule_and_is_tried():
+    kinds = {getattr(nn, name) for name in nn.__all__} - {nn.Layer}
+    assert kinds == set(export.RULES), "say how the layer is written in ONNX, in xpconv.export.RULES"
+    assert kinds == set(LAYERS), "say how to draw the layer, in LAYERS"
+
+
+def assert_layer_is_exported(layer, shape, seed, folder):
+    """Let it be followed by an affine layer that tells all places of its output apart."""
+    try:
+        net = Sequential([layer, nn.Affine(3)], input_shape=shape, rng=0, dtype="float32", backend="numpy")
+    except ArgumentError:  # the window is larger than the image
+        assume(False)
+    rng = np.random.default_rng(seed)
+    assert_same_scores(randomise(net, rng), folder / "net.onnx", rng)
+
+
+@pytest.mark.parametrize("kind", LAYERS, ids=lambda kind: kind.__name__)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_runtime_computes_every_layer_on_images(kind, data, tmp_path_factory):
+    channels = data.draw(st.sampled_from([4, 8]) if kind is nn.GroupNorm else st.integers(1, 4))
+    shape = channels, data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))
+    assume(kind not in (nn.LayerNorm, nn.GroupNorm) or prod(shape) // channels > 1)  # one value has no spread
+    seed = data.draw(st.integers(0, 99))
+    assert_layer_is_exported(data.draw(LAYERS[kind]), shape, seed, tmp_path_factory.getbasetemp())
+
+
+@pytest.mark.parametrize("kind", FLAT, ids=lambda kind: kind.__name__)
+@settings(max_examples=10, deadline=None)
+@given(data=st.data())
+def test_runtime_computes_layers_on_samples_of_one_axis(kind, data, tmp_path_factory):
+    shape = (data.draw(st.sampled_from([8, 12]) if kind is nn.GroupNorm else st.integers(3, 9)),)
+    seed = data.draw(st.integers(0, 99))
+    assert_layer_is_exported(data.draw(LAYERS[kind]), shape, seed, tmp_path_factory.getbasetemp())
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm(), nn.LayerNorm(), nn.GroupNorm(groups=2)], ids=repr)
+def test_norms_keep_their_digits_where_the_mean_is_large(norm, tmp_path):
+    rng = np.random.default_rng(4)
+    net = randomise(Sequential([norm, nn.Affine(3)], input_shape=(4, 6, 5), rng=0, backend="numpy"), rng)
+    X = (rng.standard_normal((5, 4, 6, 5)) + 100).astype(np.float32)
+    exact = Sequential(net.layers, input_shape=(4, 6, 5), dtype="float64", backend="numpy")
+    exact.params = {key: value.astype("float64") for key, value in net.params.items()}
+    exact.state = {key: value.astype("float64") for key, value in net.state.items()}
+    export.to_onnx(net, tmp_path / "net.onnx")
+    (scores,) = session_of(tmp_path / "net.onnx").run(None, {"images": X})
+    expected = exact.loss(X.astype(np.float64))
+    assert np.max(np.abs(scores - expected)) <= TOLERANCE * np.max(np.abs(expected))
+
+
+@dataclass(frozen=True)
+class Negate(nn.Layer):
+    def forward(self, x, p, *, train, key):
+        return -x, None
+
+
+def test_layer_of_ones_own_is_exported_once_it_has_a_rule(tmp_path, monkeypatch):
+    rng = np.random.default_rng(5)
+    net = Sequential([nn.Affine(4), Negate()], input_shape=(6,), rng=rng, backend="numpy")
+    with pytest.raises(ArgumentError, match=r"layers\[1\] is Negate\(\).*add a function for Negate to xpconv.export"):
+        export.to_onnx(net, tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setitem(export.RULES, Negate, lambda g, layer, x, shape, p: g.node("Neg", x))
+    assert_same_scores(net, tmp_path / "net.onnx", rng)
+
+
+def test_rule_of_a_parent_does_not_serve_its_subclass(tmp_path):
+    @dataclass(frozen=True)
+    class LeakyRelu(nn.Relu):
+        pass
+
+    net = Sequential([LeakyRelu()], input_shape=(6,), rng=0, backend="numpy")
+    with pytest.raises(ArgumentError, match="LeakyRelu"):
+        export.to_onnx(net, tmp_path / "net.onnx")
+
+
+# ---- the file
+
+
+def test_file_names_what_it_takes_and_gives_and_its_classes(tmp_path):
+    names = ("cat", "größer", "a, b", "3", "4")
+    net = NETS["three layers"](rng=0, backend="numpy", class_names=names)
+    export.to_onnx(net, tmp_path / "net.onnx")
+    session = session_of(tmp_path / "net.onnx")
+    (given_,), (taken,) = session.get_outputs(), session.get_inputs()
+    assert (taken.name, taken.shape, taken.type) == ("images", ["N", *IMAGE], "tensor(float)")
+    assert (given_.name, given_.shape, given_.type) == ("scores", ["N", 5], "tensor(float)")
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert tuple(json.loads(metadata["class_names"])) == names
+    assert metadata["model"] == "ThreeLayerConvNet"
+    proto = onnx.load(tmp_path / "net.onnx")
+    assert {tensor.name for tensor in proto.graph.initializer} == set(net.params)
+    assert (proto.producer_name, proto.producer_version) == ("xpconv", xpconv.__version__)
+    assert proto.ir_version <= 8  # what runtimes of 2022 read
+
+
+def test_net_without_layers_gives_its_input(tmp_path):
+    net = Sequential([], input_shape=(3,), backend="numpy")
+    assert_same_scores(net, tmp_path / "net.onnx", np.random.default_rng(0))
+
+
+def test_failed_export_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "net.onnx"
+    path.write_text("old")
+    monkeypatch.setattr(export, "LIMIT", 100)
+    with pytest.raises(ArgumentError, match=r"GiB of weights; an ONNX file holds less than 2"):
+        export.to_onnx(NETS["two"](rng=0, backend="numpy"), path)
+    assert path.read_text() == "old"
+
+
+def test_only_nets_of_layers_are_exported(tmp_path):
+    with pytest.raises(ArgumentTypeError, match="model is a dict; expected a Sequential"):
+        export.to_onnx({}, tmp_path / "net.onnx")
+
+
+# ---- the command
+
+
+@pytest.fixture
+def saved(tmp_path):
+    net = randomise(NETS["conv batchnorm"](rng=0, backend="numpy"), np.random.default_rng(6))
+    net.preprocessing = Preprocessing(np.asarray(3.0), np.asarray(2.0))
+    xpconv.save_model(net, tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
+def call(*words):
+    return CliRunner().invoke(cli.app, ["export", *map(str, words)], env={"XP_BACKEND": None})
+
+
+def test_command_writes_what_the_function_writes(saved, tmp_path):
+    result = call(saved, tmp_path / "out.onnx")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"wrote {tmp_path / 'out.onnx'}\n"
+    export.to_onnx(xpconv.load_model(saved, "numpy"), tmp_path / "other.onnx")
+    assert (tmp_path / "out.onnx").read_bytes() == (tmp_path / "other.onnx").read_bytes()
+
+
+def test_command_overwrites_no_model_by_mistake(saved):
+    before = saved.read_bytes()
+    result = call(saved, saved)
+    assert (result.exit_code, saved.read_bytes()) == (2, before)
+    assert "expected a name that ends in .onnx" in result.stderr
+
+
+def test_missing_package_is_told_with_its_command_before_any_work(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    result = call("no-such-model.safetensors", tmp_path / "out.onnx")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("xpconv: error: writing ONNX files needs onnx")
+    assert 'pip install "xpconv[onnx]"' in result.stderr
+    with pytest.raises(XpconvError, match=r'pip install "xpconv\[onnx\]"'):
+        export.to_onnx(None, tmp_path / "out.onnx")
+
+
+def test_help_shows_an_example():
+    assert "Example: xpconv export " in " ".join(call("--help").stdout.split())

@@ -1,0 +1,228 @@
+"""Folders of images as data sets, and the split that every data set can be given."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from typer.testing import CliRunner
+
+from xpconv import cli, load_model
+from xpconv.data import load_dataset, load_digits, load_folder, stratified_split
+from xpconv.errors import ArgumentError, DatasetError
+
+# ---- splits
+
+
+@st.composite
+def labels_and_shares(draw):
+    weights = draw(st.lists(st.integers(1, 50), min_size=1, max_size=4))
+    counts = draw(st.lists(st.integers(len(weights), 40), min_size=1, max_size=5))
+    y = np.repeat(np.arange(len(counts)) * 3, counts)
+    return draw(st.permutations(y.tolist())), [weight / sum(weights) for weight in weights]
+
+
+@given(labels_and_shares(), st.integers(0, 100))
+def test_parts_are_whole_disjoint_and_hold_every_class_in_its_share(case, seed):
+    y, shares = np.array(case[0]), case[1]
+    parts = stratified_split(y, shares, seed)
+    assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(y)))
+    assert all(part.dtype == np.int64 for part in parts)
+    for label in np.unique(y):
+        n = np.sum(y == label)
+        counts = [np.sum(y[part] == label) for part in parts]
+        assert min(counts) >= 1
+        if min(shares) * n >= 1:
+            assert all(abs(count - share * n) <= 1 for count, share in zip(counts, shares, strict=True))
+
+
+def test_split_follows_the_seed_and_mixes_the_classes():
+    y = np.repeat([0, 1, 2], 40)
+    first, again, other = (stratified_split(y, (0.5, 0.5), seed)[0] for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert set(first) != set(other)
+    assert set(y[first[:15]]) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(("y", "shares", "message"), [
+    ([[0, 1]], (0.5, 0.5), r"y has shape \(1, 2\) and shares are \(0.5, 0.5\); expected labels \(N,\) and shares"),
+    ([0, 1], (0.5, 0.4), "whose sum is 1"),
+    ([0, 1], (1.5, -0.5), "shares above 0"),
+    ([0, 1], (), "shares above 0"),
+    ([0, 0, 7], (0.5, 0.5), "class 7 has 1 samples; expected 2 or more, one for each part"),
+])
+def test_split_refuses_what_it_cannot_do(y, shares, message):
+    with pytest.raises(ArgumentError, match=message):
+        stratified_split(np.array(y), shares)
+
+
+# ---- folders
+
+
+def write_images(folder, colors, size=(12, 9)):
+    """Write one image of each grey level."""
+    folder.mkdir(parents=True)
+    for i, color in enumerate(colors):
+        Image.new("L", size, color).save(folder / f"{i}.png")
+
+
+@pytest.fixture
+def flat(tmp_path):
+    """Two classes of 20 and 10 images; each image is known by its grey level, all below 100 in the class dark."""
+    write_images(tmp_path / "light", range(100, 120))
+    write_images(tmp_path / "dark", range(10))
+    return tmp_path
+
+
+def levels(X):
+    return sorted(X[:, 0, 0, 0].tolist())
+
+
+def test_each_subfolder_is_a_class_split_in_proportion(flat):
+    data = load_folder(flat, (3, 4, 6))
+    assert (data.name, data.class_names, data.input_shape) == (str(flat), ("dark", "light"), (3, 4, 6))
+    assert [np.bincount(y).tolist() for y in (data.y_train, data.y_val, data.y_test)] == [[7, 14], [2, 3], [1, 3]]
+    assert levels(np.concatenate([data.X_train, data.X_val, data.X_test])) == [*range(10), *range(100, 120)]
+    for part in ("train", "val", "test"):
+        X, y = data.splits()[f"X_{part}"], data.splits()[f"y_{part}"]
+        assert (X.dtype, y.dtype) == (np.uint8, np.int64)
+        np.testing.assert_array_equal(X[:, 0, 0, 0] >= 100, y == 1)
+
+
+def test_part_of_an_image_does_not_depend_on_its_size_and_follows_the_seed(flat):
+    first, small, other = load_folder(flat), load_folder(flat, (1, 2, 2)), load_folder(flat, seed=1)
+    assert first.input_shape == (3, 32, 32)
+    assert levels(first.X_test) == levels(small.X_test) != levels(other.X_test)
+
+
+def test_hidden_entries_and_files_beside_the_classes_are_passed_over(flat):
+    (flat / "README.txt").write_text("about these images")
+    (flat / ".cache").mkdir()
+    (flat / "dark" / ".DS_Store").write_text("x")
+    assert load_folder(flat, (1, 2, 2)).class_names == ("dark", "light")
+
+
+@pytest.mark.parametrize(("parts", "sizes"), [
+    (("train", "val", "test"), (20, 4, 4)),
+    (("train", "test"), (18, 2, 4)),
+    (("train", "val"), (18, 4, 2)),
+    (("train",), (14, 4, 2)),
+])
+def test_folders_of_parts_are_used_and_missing_parts_are_taken_from_train(tmp_path, parts, sizes):
+    for k, part in enumerate(parts):
+        for j, name in enumerate(("a", "b")):
+            start = 100 * j + 30 * k
+            write_images(tmp_path / part / name, range(start, start + (10 if part == "train" else 2)))
+    data = load_folder(tmp_path, (1, 2, 2))
+    assert tuple(len(y) for y in (data.y_train, data.y_val, data.y_test)) == sizes
+    for part in parts[1:]:
+        k = parts.index(part)
+        X = data.splits()[f"X_{part}"]
+        assert levels(X) == [30 * k, 30 * k + 1, 100 + 30 * k, 101 + 30 * k]
+    everything = np.concatenate([data.X_train, data.X_val, data.X_test])
+    assert len(np.unique(everything[:, 0, 0, 0])) == len(everything)
+    assert len(set(data.y_train[:8])) == 2, "the first so many are of both classes"
+
+
+def test_class_may_be_called_train(tmp_path):
+    for name in ("train", "plane"):
+        write_images(tmp_path / name, range(5))
+    assert load_folder(tmp_path).class_names == ("plane", "train")
+
+
+def write_file(path, text):
+    path.write_text(text)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda f: (f / "empty").mkdir(), "{0}/empty holds no images; expected one subfolder of images for each class: "
+                                      "fill it or remove it"),
+    (lambda f: (f / "light").rename(f.parent / "elsewhere"), "{0} has 1 subfolders of images (dark); expected two or"),
+    (lambda f: write_images(f / "rare", range(2)), "{0}/rare holds 2 images; expected 3 or more, one at least for "
+                                                   "each of train, val, test"),
+    (lambda f: write_file(f / "dark" / "notes.txt", "x"), "cannot read the image {0}/dark/notes.txt: "),
+    (lambda f: (f / "dark" / "more").mkdir(), "cannot read the image {0}/dark/more: "),
+    (lambda f: write_images(f / "train" / "cars", range(2)), "{0}/train has 1 subfolders of images (cars); expected"),
+])
+def test_folder_that_cannot_be_used_is_told_with_what_is_expected(tmp_path, change, message):
+    root = tmp_path / "images"
+    write_images(root / "light", range(100, 105))
+    write_images(root / "dark", range(5))
+    change(root)
+    with pytest.raises(DatasetError) as caught:
+        load_folder(root)
+    assert str(caught.value).startswith(message.format(root))
+
+
+def test_truncated_image_and_decompression_bomb_are_named(flat, monkeypatch):
+    whole = (flat / "dark" / "3.png").read_bytes()
+    (flat / "dark" / "3.png").write_bytes(whole[:-30])
+    with pytest.raises(DatasetError, match=r"cannot read the image .*dark/3\.png: "):
+        load_folder(flat)
+    (flat / "dark" / "3.png").write_bytes(whole)
+    Image.new("L", (100, 100)).save(flat / "light" / "7.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 6000)
+    with pytest.raises(DatasetError, match=r"cannot read the image .*light/7\.png: .*decompression bomb"):
+        load_folder(flat)
+
+
+def test_parts_of_other_classes_are_refused(tmp_path):
+    for name in ("train/a", "train/b", "test/a", "test/c"):
+        write_images(tmp_path / name, range(5))
+    with pytest.raises(DatasetError, match=r"test and .*train differ in b, c; expected the same classes in both"):
+        load_folder(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "file"])
+def test_missing_folder_is_named(tmp_path, name):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DatasetError, match=f"cannot read the folder .*{name} "):
+        load_folder(tmp_path / name)
+    with pytest.raises(ArgumentError, match=f"data is '.*{name}'; expected one of digits, cifar10, or a folder"):
+        load_dataset(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("shape", [(3, 0, 4), (2, 4, 4), (64,)])
+def test_shapes_that_no_image_has_are_refused(flat, shape):
+    with pytest.raises(DatasetError, match="which no image file gives"):
+        load_folder(flat, shape)
+
+
+# ---- the command line
+
+
+@pytest.fixture(scope="module")
+def digits_folder(tmp_path_factory):
+    """Three digits as a folder with a blank in its name."""
+    root, digits = tmp_path_factory.mktemp("my digits"), load_digits()
+    for label, name in enumerate(("zero", "one", "two")):
+        (root / name).mkdir()
+        for i, image in enumerate(digits.X_train[digits.y_train == label][:60, 0]):
+            Image.fromarray(image).resize((20, 20)).save(root / name / f"{i}.png")
+    return root
+
+
+def run(*words):
+    result = CliRunner().invoke(cli.app, [str(word) for word in words], env={"XP_BACKEND": None})
+    assert result.exit_code == 0, result.output
+    return result.stdout.splitlines()
+
+
+@pytest.mark.parametrize("options", [(), ("--image-size", 10)])
+def test_folder_is_trained_on_evaluated_and_predicted(digits_folder, tmp_path, monkeypatch, options):
+    monkeypatch.chdir(digits_folder.parent)
+    shown = run("train", "--data", digits_folder.name, "--epochs", 4, "--batch-size", 10,
+                "--out", tmp_path / "run", *options)
+    model = tmp_path / "run" / "model.safetensors"
+    size = options[1] if options else 32
+    assert load_model(model, "numpy").input_shape == (3, size, size)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["settings"]["data"] == str(digits_folder)
+    assert f"--data '{digits_folder}'" in config["command"]
+    monkeypatch.chdir(tmp_path)
+    assert run("eval", model) == shown[-1:]
+    assert float(shown[-1].split()[-1]) >= 0.9
+    image = digits_folder / "two" / "5.png"
+    assert run("predict", model, image)[0].startswith(f"{image}\ttwo\t")

@@ -1,0 +1,276 @@
+"""The checks before a training: sound nets pass, each mistake is found with its cause, and nothing is disturbed."""
+
+import math
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from tests.helpers import find_backend
+from xpconv import ConvNet, FullyConnectedNet, Preprocessing, Solver, ThreeLayerConvNet, TwoLayerNet, cli, preflight
+from xpconv._memory import peak_bytes
+from xpconv.cs231n.classifiers.fc_net import FullyConnectedNet as CourseNet
+from xpconv.cs231n.solver import Solver as CourseSolver
+from xpconv.data import load_digits
+from xpconv.data.augment import augmentation
+from xpconv.errors import ArgumentError, PreflightError
+from xpconv.preflight import check_training
+from xpconv.random import state_of
+
+SHAPE = (1, 8, 8)
+CHECKS = ["initial loss", "learning a few images by heart", "gradients", "memory"]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_digits()
+
+
+def net_of(kind, **options):
+    makers = {
+        "two-layer": lambda: TwoLayerNet(input_dim=64, **options),
+        "fc": lambda: FullyConnectedNet([40, 40], input_dim=64, keep=0.8, **options),
+        "fc, batchnorm": lambda: FullyConnectedNet([30] * 3, input_dim=64, normalization="batchnorm", **options),
+        "fc, layernorm": lambda: FullyConnectedNet([30] * 3, input_dim=64, normalization="layernorm", **options),
+        "three-layer": lambda: ThreeLayerConvNet(input_dim=SHAPE, num_filters=8, filter_size=3, **options),
+        "convnet": lambda: ConvNet([8, "pool", 16], input_dim=SHAPE, **options),
+        "convnet, groupnorm": lambda: ConvNet([8, "pool", 16], input_dim=SHAPE, normalization="groupnorm", **options),
+    }
+    net = makers[kind]()
+    net.preprocessing = Preprocessing(128.0, 64.0)
+    return net
+
+
+KINDS = ["two-layer", "fc", "fc, batchnorm", "fc, layernorm", "three-layer", "convnet", "convnet, groupnorm"]
+
+
+@pytest.mark.parametrize("options", [{}, {"weight_scale": None}, {"loss": "svm", "weight_scale": None},
+                                     {"reg": 0.1, "dtype": "float64"}], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_net_passes(digits, kind, options):
+    findings = check_training(net_of(kind, rng=0, **options), digits.X_train, digits.y_train)
+    assert [finding.name for finding in findings] == CHECKS
+
+
+def test_nets_pass_on_every_backend(digits, backend):
+    findings = check_training(net_of("fc, batchnorm", rng=0, backend=backend), digits.X_train, digits.y_train)
+    assert all(finding.passed for finding in findings)
+
+
+def failures(model, X, y, **options):
+    """Return the findings and the text of the error by the names of the checks that failed."""
+    seen = []
+    with pytest.raises(PreflightError) as caught:
+        check_training(model, X, y, tell=seen.append, **options)
+    failed = {finding.name: finding.text for finding in seen if not finding.passed}
+    head, *lines = str(caught.value).split("\n")
+    assert head == f"{len(failed)} of 4 checks before training failed:"
+    assert lines == [f"{name}: {text}" for name, text in failed.items()]
+    return failed
+
+
+# ---- the initial loss
+
+
+def test_initial_loss_is_told_beside_what_is_expected(digits):
+    net = TwoLayerNet(input_dim=64, weight_scale=1e-4, reg=2.0, rng=0)
+    (first, *_) = check_training(net, digits.X_train, digits.y_train)
+    penalty = sum(float((net.params[name]**2).sum()) for name in ("W1", "W2"))
+    assert f"about {math.log(10) + penalty:.4g}, which is ln 10 and {penalty:.2g} of the L2 term" in first.text
+    svm = TwoLayerNet(input_dim=64, weight_scale=1e-4, loss="svm", num_classes=10, rng=0)
+    assert "9; expected about 9, which is 10 - 1" in check_training(svm, digits.X_train, digits.y_train)[0].text
+
+
+@pytest.mark.parametrize("loss", ["softmax", "svm"])
+def test_huge_weights_are_found(digits, loss):
+    net = TwoLayerNet(input_dim=64, weight_scale=3.0, loss=loss, rng=0)
+    text = failures(net, digits.X_train, digits.y_train)["initial loss"]
+    assert "e+0" in text
+    assert "the images are not normalised, weight_scale is too large, or the loss is no mean" in text
+
+
+def test_loss_that_is_too_small_is_found(digits):
+    class Half(TwoLayerNet):
+        def loss(self, X, y=None):
+            found = super().loss(X, y)
+            return found if y is None else (found[0] / 4, {name: grad / 4 for name, grad in found[1].items()})
+
+    failed = failures(Half(input_dim=64, rng=0), digits.X_train, digits.y_train)
+    assert list(failed) == ["initial loss"]
+    assert "0.575" in failed["initial loss"]
+    assert "The loss leaves something out, or the parameters are trained already" in failed["initial loss"]
+
+
+# ---- learning by heart, and gradients
+
+
+class Wrong(FullyConnectedNet):
+    """A net whose gradients of the second layer are wrong."""
+
+    def loss(self, X, y=None):
+        found = super().loss(X, y)
+        if y is None:
+            return found
+        loss, grads = found
+        return loss, {name: -grad if name.endswith("2") else grad for name, grad in grads.items()}
+
+
+def test_wrong_gradient_of_the_last_layer_is_found_and_right_ones_are_told(digits):
+    net = Wrong([30], input_dim=64, weight_scale=0.05, rng=0, preprocessing=Preprocessing(128.0, 64.0))
+    failed = failures(net, digits.X_train, digits.y_train)
+    assert list(failed) == ["learning a few images by heart", "gradients"]
+    assert "after 1000 steps of Adam; expected all of them. The gradients are wrong" in failed[CHECKS[1]]
+    assert "gradient of b2 is wrong: along a random direction" in failed["gradients"]
+    assert "Wrong are those of W2, b2, right those of W1, b1: look for the mistake in the backward passes from the " \
+           "layer of b2 on" in failed["gradients"]
+
+
+def test_dead_units_are_found(digits):
+    net = TwoLayerNet(input_dim=64, rng=0)
+    net.params["b1"] -= 1e4
+    failed = failures(net, digits.X_train, digits.y_train)
+    assert list(failed) == ["learning a few images by heart"]
+    assert "every unit is dead" in failed[CHECKS[1]]
+
+
+def test_images_that_are_alike_cannot_be_learned(digits):
+    X, y = np.ones((40, 64)), np.arange(40) % 10
+    failed = failures(TwoLayerNet(input_dim=64, rng=0), X, y)
+    assert list(failed) == ["learning a few images by heart"]
+    assert failed[CHECKS[1]].startswith("4 of 20 images are right")
+    assert failed[CHECKS[1]].endswith("images that are alike have different labels")
+
+
+def test_loss_that_is_random_is_not_checked_but_told(digits):
+    class Noisy(TwoLayerNet):
+        draws = np.random.default_rng(0)
+
+        def loss(self, X, y=None):
+            found = super().loss(X, y)
+            return found if y is None else (found[0] + 1e-3 * self.draws.random(), found[1])
+
+    findings = check_training(Noisy(input_dim=64, rng=0), digits.X_train, digits.y_train)
+    assert "not checked, since two passes over the same images give different losses" in findings[2].text
+
+
+def test_errors_of_a_net_itself_come_through(digits):
+    with pytest.raises(ArgumentError, match=r"X has shape \(100, 1, 8, 8\); expected \(N, 65\)"):
+        check_training(TwoLayerNet(input_dim=65, rng=0), digits.X_train, digits.y_train)
+
+
+def test_net_that_cannot_be_copied_is_named(digits):
+    class Own:
+        def __init__(self):
+            self.params, self.module = {"W1": np.zeros((64, 10))}, math
+
+    with pytest.raises(ArgumentError, match=r"model is .*, which cannot be copied \(.*\); expected one that copy.deep"):
+        check_training(Own(), digits.X_train, digits.y_train)
+
+
+# ---- memory
+
+
+def test_memory_of_a_large_batch_is_estimated_from_small_ones():
+    """Within a factor of 1.5 of what a batch of 256 takes, counted by tracemalloc."""
+    rng, net = np.random.default_rng(0), ConvNet([16, "pool", 16], input_dim=(3, 32, 32), rng=0)
+    X, y = rng.standard_normal((256, 3, 32, 32), dtype=np.float32), rng.integers(10, size=256)
+    net.loss(X, y)  # what is made once does not count
+    taken = peak_bytes(lambda: net.loss(X, y), net.backend)
+    text = check_training(net, X, y, batch_size=256)[3].text
+    told = float(text.split("about ")[1].split(" MiB")[0]) * 2**20
+    assert taken / 1.5 < told < taken * 1.5
+    assert text.endswith("(the largest batch that fits: all 256 images)")
+
+
+def test_batch_that_does_not_fit_is_found_with_the_largest_that_does(digits, monkeypatch):
+    monkeypatch.setattr(preflight, "free_bytes", lambda backend: 4 * 2**20)
+    net = net_of("convnet", rng=0)
+    failed = failures(net, digits.X_train, digits.y_train, batch_size=1000)
+    assert list(failed) == ["memory"]
+    assert "a step of 1000 images takes about" in failed["memory"]
+    assert "expected at most the 4 MiB that are free" in failed["memory"]
+    most = int(failed["memory"].split("fits has about ")[1].split()[0])
+    assert 50 < most < 1000
+    assert check_training(net, digits.X_train, digits.y_train, batch_size=most // 2)[3].passed
+
+
+def test_memory_that_nobody_counts_is_told(digits, monkeypatch):
+    monkeypatch.setattr(preflight, "peak_bytes", lambda function, backend: None)
+    findings = check_training(TwoLayerNet(input_dim=64, rng=0), digits.X_train, digits.y_train)
+    assert findings[3].text == "not measured: numpy does not tell here"
+
+
+# ---- in a training
+
+
+@pytest.mark.parametrize("where", ["numpy", "array_api_strict:device1"])
+@pytest.mark.parametrize("rng", [3, None])
+def test_training_has_the_same_bits_with_the_checks_and_without(digits, where, rng):
+    """Parameters, running statistics, what the rule remembers, histories, streams and the global state."""
+    left = []
+    for wanted in (False, True):
+        np.random.seed(5)
+        net = FullyConnectedNet([20], input_dim=64, normalization="batchnorm", keep=0.8, rng=rng, reg=1e-3,
+                                backend=find_backend(where), preprocessing=Preprocessing(128.0, 64.0))
+        solver = Solver(net, {**digits.splits(), "X_train": digits.X_train[:60], "y_train": digits.y_train[:60]},
+                        update_rule="adam", batch_size=20, num_epochs=2, num_val_samples=20, verbose=False, rng=rng,
+                        augment=augmentation("crop-flip")[1], preflight=wanted)
+        solver.train()
+        stores = [*solver.current(), solver.best_params, *solver.optim_configs.values()]
+        arrays = [net.backend.to_host(value) if hasattr(value, "shape") else value
+                  for store in stores for value in store.values()]
+        histories = [solver.loss_history, solver.train_acc_history, solver.val_acc_history, solver.health_history]
+        streams = [state_of(stream) for stream in (*solver.streams.values(), net.mask_stream)]
+        left.append((arrays, histories, streams, np.random.rand()))
+    (plain, *rest), (checked, *other) = left
+    assert rest == other
+    for value, again in zip(plain, checked, strict=True):
+        np.testing.assert_array_equal(value, again, strict=True)
+
+
+def test_nets_of_the_course_draw_as_without_the_checks(digits):
+    data = {**digits.splits(), "X_train": digits.X_train[:60], "y_train": digits.y_train[:60]}
+    losses = []
+    for wanted in (False, True):
+        np.random.seed(5)
+        net = CourseNet([20], 64, dropout_keep_ratio=0.8, dtype=np.float64)
+        solver = CourseSolver(net, data, num_epochs=1, batch_size=20, verbose=False)
+        if wanted:
+            check_training(net, data["X_train"], data["y_train"])
+        solver.train()
+        losses.append(solver.loss_history)
+    assert losses[0] == losses[1]
+
+
+def test_failed_check_ends_training_before_it_begins(digits, capsys):
+    net = TwoLayerNet(input_dim=64, weight_scale=10.0, rng=0)
+    before = {name: w.copy() for name, w in net.params.items()}
+    solver = Solver(net, digits, preflight=True, rng=0)
+    with pytest.raises(PreflightError, match="checks before training failed:\ninitial loss: "):
+        solver.train()
+    assert (solver.iteration, solver.loss_history) == (0, [])
+    for name, w in before.items():
+        np.testing.assert_array_equal(net.params[name], w)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0][8:] for line in lines] == CHECKS
+    assert lines[0].startswith("FAILED")
+
+
+def test_resumed_training_is_not_checked_again(digits, tmp_path, capsys):
+    def solver(**options):
+        return Solver(TwoLayerNet(input_dim=64, rng=0), digits, num_epochs=1, rng=0, **options)
+
+    solver(verbose=False).train(lambda solver: solver.iteration == 3 and solver.save(tmp_path / "checkpoint"))
+    resumed = solver(preflight=True)
+    resumed.resume(tmp_path / "checkpoint")
+    resumed.train()
+    assert "initial loss" not in capsys.readouterr().out
+
+
+def test_command_checks_first(tmp_path):
+    words = ["train", "--preflight", "--num-train", "200", "--epochs", "1"]
+    words += ["--model", "fc", "--augment", "none"]
+    result = CliRunner().invoke(cli.app, [*words, "--out", str(tmp_path / "run")], env={"XP_BACKEND": None})
+    assert result.exit_code == 0, result.output
+    assert [line.split(":")[0] for line in result.output.splitlines()[:4]] == [f"passed  {name}" for name in CHECKS]
+    assert (tmp_path / "run" / "model.safetensors").exists()

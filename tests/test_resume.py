@@ -1,0 +1,414 @@
+"""A training that was saved and resumed is the one that never stopped, to the bit; what does not fit is refused."""
+
+import json
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from tests.helpers import find_backend
+from xpconv import FullyConnectedNet, Solver
+from xpconv.container import ArrayFile, write_arrays
+from xpconv.cs231n.classifiers.fc_net import FullyConnectedNet as CourseNet
+from xpconv.cs231n.solver import Solver as CourseSolver
+from xpconv.data.augment import augmentation
+from xpconv.errors import CheckpointError, NonFiniteLossError
+from xpconv.nn import Affine, BatchNorm, Conv, Dropout, Relu
+from xpconv.sequential import Sequential
+from xpconv.snapshot import FORM, CheckpointFolder
+
+HISTORIES = ("loss_history", "learning_rate_history", "train_acc_history", "val_acc_history", "health_history")
+
+
+@pytest.fixture
+def data():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 90)
+    X = rng.standard_normal((90, 1, 4, 4))
+    X[np.arange(90), 0, y] += 2
+    return {"X_train": X[:60], "y_train": y[:60], "X_val": X[60:], "y_val": y[60:]}
+
+
+def make_solver(data, *, backend="numpy", dtype="float64", filters=3, **options):
+    """Return a Solver of everything that has a state: running statistics, masks, samples of checks, changed images."""
+    net = Sequential([Conv(filters), BatchNorm(), Relu(), Dropout(0.8), Affine(3)], input_shape=(1, 4, 4), rng=0,
+                     dtype=dtype, backend=backend)
+    defaults = {"update_rule": "adam", "optim_config": {"learning_rate": 0.02}, "lr_decay": 0.9, "batch_size": 7,
+                "num_epochs": 3, "num_train_samples": 20, "num_val_samples": 10, "verbose": False, "rng": 5,
+                "augment": augmentation("crop-flip")[1]}
+    return Solver(net, data, **{**defaults, **options})
+
+
+def saving_at(iteration, path):
+    return lambda solver: solver.iteration == iteration and solver.save(path)
+
+
+def everything_of(solver):
+    """Return each number that training has left, by name."""
+    params, state = solver.current()
+    stores = {"params": params, "state": state, "best": solver.best_params, "best_state": solver.best_state,
+              **{f"memory of {name}": config for name, config in solver.optim_configs.items()}}
+    values = {f"{kind} {name}": value for kind, store in stores.items() for name, value in store.items()}
+    return values | {name: getattr(solver, name) for name in (*HISTORIES, "epoch", "iteration", "best_val_acc")}
+
+
+def assert_same(solver, other):
+    first, second = everything_of(solver), everything_of(other)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name], strict=True, err_msg=name)
+        assert type(value) is type(second[name])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("rule", ["sgd", "sgd_momentum", "rmsprop", "adam"])
+@pytest.mark.parametrize("stop", [1, 8, 11, 24])
+def test_a_resumed_training_ends_with_the_same_bits(data, tmp_path, rule, dtype, stop):
+    path = tmp_path / "checkpoint"
+    whole = make_solver(data, update_rule=rule, dtype=dtype)
+    whole.train(saving_at(stop, path))
+    resumed = make_solver(data, update_rule=rule, dtype=dtype, rng=99)
+    resumed.resume(path)
+    assert resumed.iteration == len(resumed.loss_history) == stop
+    steps = []
+    resumed.train(lambda solver: steps.append(solver.iteration))
+    assert steps == list(range(stop + 1, 25))
+    assert_same(resumed, whole)
+
+
+@pytest.mark.parametrize("options", [
+    {"sampling": "epoch"},
+    {"lr_decay": 1.0, "schedule": lambda step: 0.9**step},
+    {"augment": None, "num_train_samples": None},
+    {"on_nonfinite": "skip"},
+    {"patience": 1, "num_epochs": 30},
+])
+def test_every_way_to_train_resumes(data, tmp_path, options):
+    whole, resumed = make_solver(data, **options), make_solver(data, **options)
+    whole.train(saving_at(5, tmp_path / "checkpoint"))
+    resumed.resume(tmp_path / "checkpoint")
+    resumed.train()
+    assert_same(resumed, whole)
+
+
+def test_a_chain_of_resumed_trainings_ends_with_the_same_bits(data, tmp_path):
+    whole = make_solver(data)
+    whole.train()
+    part = make_solver(data)
+    for stop in (2, 3, 9, 17):
+        part.train(lambda solver, stop=stop: solver.iteration == stop and signal.raise_signal(signal.SIGINT))
+        assert part.interrupted
+        assert part.iteration == stop
+        part.save(tmp_path / "checkpoint")
+        part = make_solver(data)
+        part.resume(tmp_path / "checkpoint")
+    part.train()
+    assert_same(part, whole)
+
+
+def test_an_interrupted_solver_goes_on_where_it_was(data):
+    whole, part = make_solver(data), make_solver(data)
+    whole.train()
+    for stop in (2, 9, 10):
+        part.train(lambda solver, stop=stop: solver.iteration == stop and signal.raise_signal(signal.SIGINT))
+        assert part.model.params is part.best_params
+    part.train()
+    assert not part.interrupted
+    assert_same(part, whole)
+    part.train()  # a complete one begins another round
+    assert part.iteration == 48
+
+
+def test_ctrl_c_is_taken_between_two_iterations_and_a_second_one_at_once(data, tmp_path):
+    solver = make_solver(data)
+    plain, calls = solver.model.loss, []
+
+    def loss(X, y=None, interrupts=1):
+        calls.append(y is None)
+        for _ in range(1 if calls.count(False) == 4 else 2 if calls.count(False) == 7 else 0):
+            signal.raise_signal(signal.SIGINT)
+        return plain(X, y)
+
+    solver.model.loss = loss
+    solver.train()
+    assert (solver.iteration, solver.interrupted, solver.sound) == (4, True, True)
+    solver.save(tmp_path / "checkpoint")
+    solver.train()
+    assert (solver.iteration, solver.interrupted, solver.sound) == (6, True, False)
+    with pytest.raises(CheckpointError, match="ended in the midst of an iteration, or went wrong: it cannot be saved"):
+        solver.save(tmp_path / "checkpoint")
+
+
+def test_a_solver_trains_in_any_thread(data):
+    """Signals reach the main thread alone, and only there can they be postponed."""
+    solver, other = make_solver(data), make_solver(data)
+    solver.train()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(other.train).result()
+    assert_same(other, solver)
+
+
+def test_a_finished_training_has_nothing_left_but_may_get_more_epochs(data, tmp_path):
+    path = tmp_path / "checkpoint"
+    first, longer = make_solver(data), make_solver(data, num_epochs=4)
+    first.train()
+    first.save(path)
+    longer.train()
+    again, more = make_solver(data), make_solver(data, num_epochs=4)
+    for solver in (again, more):
+        solver.resume(path)
+        solver.train()
+    assert_same(again, first)
+    assert_same(more, longer)
+
+
+@pytest.mark.parametrize("saved_on", ["numpy", "other"])
+def test_a_training_moves_to_another_backend(data, tmp_path, backend, saved_on):
+    whole = make_solver(data)
+    whole.train()
+    places = ["numpy", backend] if saved_on == "numpy" else [backend, "numpy"]
+    first, second = (make_solver(data, backend=place) for place in places)
+    first.train(saving_at(10, tmp_path / "checkpoint"))
+    second.resume(tmp_path / "checkpoint")
+    second.train()
+    np.testing.assert_allclose(second.loss_history, whole.loss_history, rtol=1e-8)
+    assert second.val_acc_history == whole.val_acc_history
+
+
+def test_the_courses_solver_resumes_with_numpys_global_state(data, tmp_path):
+    def solver():
+        net = CourseNet([8], 16, 3, normalization="batchnorm", dropout_keep_ratio=0.8, weight_scale=0.1)
+        return CourseSolver(net, data, update_rule="adam", num_epochs=3, batch_size=7, num_train_samples=20,
+                            verbose=False)
+
+    np.random.seed(231)
+    whole = solver()
+    whole.train(saving_at(13, tmp_path / "checkpoint"))
+    drawn = np.random.rand()
+    np.random.seed(1)
+    resumed = solver()
+    resumed.resume(tmp_path / "checkpoint")
+    resumed.train()
+    assert_same(resumed, whole)
+    assert np.random.rand() == drawn
+
+
+def test_a_rule_of_ones_own_resumes_with_what_it_remembers(data, tmp_path):
+    def rule(w, dw, config):
+        config = {"rate": np.float64(0.1), "steps": 0, "mean": np.zeros_like(w), "name": "mine", **config}
+        mean = 0.9 * config["mean"] + dw
+        return (w - config["rate"] * mean).astype(w.dtype), {**config, "steps": config["steps"] + 1, "mean": mean}
+
+    whole, resumed = (make_solver(data, update_rule=rule, lr_decay=1, dtype="float32") for _ in range(2))
+    whole.train(saving_at(4, tmp_path / "checkpoint"))
+    resumed.resume(tmp_path / "checkpoint")
+    assert type(resumed.optim_configs["W1"]["rate"]) is np.float64
+    resumed.train()
+    assert_same(resumed, whole)
+
+
+class Linear:
+    """A student's net: no state, no streams, float losses."""
+
+    def __init__(self, bias=False):
+        self.params = {"W": np.zeros((16, 3)), **({"b": np.zeros(3)} if bias else {})}
+
+    def loss(self, X, y=None):
+        scores = X.reshape(len(X), -1) @ self.params["W"]
+        if y is None:
+            return scores
+        p = np.exp(scores - scores.max(1, keepdims=True))
+        p /= p.sum(1, keepdims=True)
+        loss = -np.log(p[np.arange(len(y)), y]).mean()
+        p[np.arange(len(y)), y] -= 1
+        return float(loss), {"W": X.reshape(len(X), -1).T @ p / len(y), "b": p.mean(axis=0)}
+
+
+def test_anything_with_params_and_loss_resumes(data, tmp_path):
+    whole, resumed = (Solver(Linear(), data, batch_size=7, num_epochs=2, verbose=False, rng=0) for _ in range(2))
+    whole.train(saving_at(4, tmp_path / "checkpoint"))
+    resumed.resume(tmp_path / "checkpoint")
+    resumed.train()
+    assert_same(resumed, whole)
+
+
+@pytest.mark.parametrize("make_rng", [np.random.RandomState,
+                                      lambda seed: np.random.Generator(np.random.MT19937(seed)),
+                                      lambda seed: np.random.Generator(np.random.Philox(seed))])
+def test_streams_of_any_kind_resume(data, tmp_path, make_rng):
+    solvers = []
+    for seed in (1, 2):
+        solver = make_solver(data, augment=None)
+        solver.streams["checks"] = make_rng(seed)
+        solver.sampler.stream = make_rng(seed)
+        solvers.append(solver)
+    solvers[0].train(saving_at(4, tmp_path / "checkpoint"))
+    solvers[1].resume(tmp_path / "checkpoint")
+    solvers[1].train()
+    assert_same(*solvers)
+
+
+# ---- what does not fit
+
+
+@pytest.fixture
+def saved(data, tmp_path):
+    solver = make_solver(data)
+    solver.train(saving_at(5, tmp_path / "checkpoint"))
+    return tmp_path / "checkpoint"
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"batch_size": 8}, "batch_size = 7, but this one has 8"),
+    ({"lr_decay": 0.5}, "lr_decay = 0.9, but this one has 0.5"),
+    ({"update_rule": "sgd"}, "update_rule = adam, but this one has sgd"),
+    ({"optim_config": {"learning_rate": 0.1}}, r"optim_config.learning_rate = 0.02, but this one has 0.1"),
+    ({"sampling": "epoch"}, "sampling = replacement, but this one has epoch"),
+    ({"augment": None}, "augment = crop-flip, but this one has None"),
+    ({"filters": 4}, r"model.layers\[0\].filters = 3, but this one has 4"),
+    ({"dtype": "float32"}, "model.dtype = float64, but this one has float32"),
+])
+def test_a_solver_made_otherwise_is_refused_by_what_differs(data, saved, options, message):
+    solver = make_solver(data, **options)
+    with pytest.raises(CheckpointError, match=f"is of a training with {message}: make the Solver"):
+        solver.resume(saved)
+    assert solver.iteration == 0
+
+
+def test_other_data_is_refused(data, saved):
+    with pytest.raises(CheckpointError, match=r"is of a training with train\.labels = "):
+        make_solver({**data, "y_train": data["y_train"][::-1]}).resume(saved)
+    with pytest.raises(CheckpointError, match=r"is of a training with val.shape\[0\] = 30, but this one has 29"):
+        make_solver({**data, "X_val": data["X_val"][1:], "y_val": data["y_val"][1:]}).resume(saved)
+
+
+def test_another_net_of_the_same_kind_is_refused_by_its_arrays(data, tmp_path):
+    solver = Solver(Linear(), data, verbose=False)
+    solver.save(tmp_path / "checkpoint")
+    with pytest.raises(CheckpointError, match=r"has params\.b = nothing; expected float64 \(3,\)"):
+        Solver(Linear(bias=True), data, verbose=False).resume(tmp_path / "checkpoint")
+
+
+def changed(path, change):
+    """Change what a checkpoint says as one who knows the format would."""
+    file = ArrayFile(path, FORM)
+    arrays = file.read(file.entries, any_value=HISTORIES)
+    change(file.description, arrays)
+    write_arrays(path, FORM, file.description, arrays)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda told, _: told.pop("streams"), "describes no training"),
+    (lambda told, _: told.update(iteration=-1), "describes no training"),
+    (lambda told, _: told.update(iteration=6), "has learning_rate_history = float64 .5,.; expected float64 .6,."),
+    (lambda told, _: told.update(epoch="two"), "describes no training"),
+    (lambda told, _: told.update(best_val_acc=None), "describes no training"),
+    (lambda told, _: told["streams"]["checks"].update(bit_generator="MT19937"), "describes no training"),
+    (lambda told, _: told["streams"]["masks"]["state"].update(state="many"), "describes no training"),
+    (lambda told, _: told.update(sampler={}), "describes no training"),
+    (lambda told, _: told["memory"].pop("W1"), "expected nothing"),
+    (lambda told, _: told["memory"]["W1"].update(values=7), "describes no training"),
+    (lambda _, arrays: arrays.pop("best_params.b1"), "has best_params.b1 = nothing"),
+    (lambda _, arrays: arrays.update({"m.W1": np.zeros(3)}), "has m.W1 = float64 .3,.; expected float64 .3, 1, 3, 3."),
+    (lambda _, arrays: arrays["v.W1"].__setitem__((0, 0, 0, 0), np.nan), "NaN or infinite values in v.W1"),
+])
+def test_a_checkpoint_that_is_wrong_in_itself_is_refused_and_changes_nothing(data, saved, change, message):
+    changed(saved, change)
+    solver, plain = make_solver(data), make_solver(data)
+    with pytest.raises(CheckpointError, match=message):
+        solver.resume(saved)
+    solver.train()
+    plain.train()
+    assert_same(solver, plain)
+
+
+def test_models_and_checkpoints_are_not_taken_for_each_other(data, saved, tmp_path):
+    from xpconv import load_model, save_model
+
+    with pytest.raises(CheckpointError, match="has format 'xpconv-checkpoint', version 1; expected 'xpconv-model'"):
+        load_model(saved)
+    solver = make_solver(data)
+    save_model(solver.model, tmp_path / "model")
+    with pytest.raises(CheckpointError, match="has format 'xpconv-model', version 1; expected 'xpconv-checkpoint'"):
+        solver.resume(tmp_path / "model")
+
+
+def test_equal_trainings_are_equal_bytes(data, tmp_path):
+    for name in "ab":
+        make_solver(data).train(saving_at(12, tmp_path / name))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    header = (tmp_path / "a").read_bytes()
+    size = int.from_bytes(header[:8], "little")
+    assert list(json.loads(header[8:8 + size])["__metadata__"]) == ["xpconv"]
+
+
+def test_parameters_that_are_not_finite_are_never_written(data, tmp_path):
+    path = tmp_path / "checkpoint"
+    solver = make_solver(data)
+    solver.train(saving_at(3, path))
+    before = path.read_bytes()
+    solver.current()[0]["W1"][0, 0, 0, 0] = np.inf
+    with pytest.raises(NonFiniteLossError, match=r"params\.W1 has NaN or infinite values after iteration 24, so that"):
+        solver.save(path)
+    assert path.read_bytes() == before
+
+
+# ---- a folder of checkpoints
+
+
+def numbers(folder):
+    return [int(path.stem.partition("-")[2]) for path in folder.files()]
+
+
+def test_the_newest_two_checkpoints_are_kept(data, tmp_path):
+    folder = CheckpointFolder(tmp_path / "checkpoints")
+    kept = []
+    make_solver(data, num_epochs=1).train(lambda solver: (folder.save(solver), kept.append(numbers(folder))))
+    assert kept == [[1], [1, 2], [2, 3], [3, 4], [4, 5], [5, 6], [6, 7], [7, 8]]
+    assert folder.newest() == folder.files()[-1]
+
+
+def test_older_checkpoints_go_only_when_the_new_one_was_read_back(data, tmp_path, monkeypatch):
+    folder, solver = CheckpointFolder(tmp_path / "checkpoints"), make_solver(data)
+    solver.train(lambda solver: solver.iteration <= 2 and folder.save(solver))
+
+    def damage(path, plain=solver.save):
+        plain(path)
+        path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
+
+    monkeypatch.setattr(solver, "save", damage)
+    with pytest.raises(CheckpointError, match="is damaged"):
+        folder.save(solver)
+    assert numbers(folder) == [1, 2, 24]
+    notes = []
+    assert folder.newest(notes.append) == folder.files()[1]
+    assert len(notes) == 1
+    assert notes[0].startswith("passing over a checkpoint: ")
+    monkeypatch.undo()
+    solver.iteration = 12  # as after resuming the older one
+    folder.save(solver)
+    assert numbers(folder) == [2, 12]
+
+
+def test_on_a_full_disk_the_older_checkpoints_stay(data, tmp_path, monkeypatch):
+    folder, solver = CheckpointFolder(tmp_path / "checkpoints"), make_solver(data)
+    solver.train(lambda solver: solver.iteration <= 2 and folder.save(solver))
+    monkeypatch.setattr("os.fsync", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match=r"cannot write \(No space left on device\): .*iteration-000000024"):
+        folder.save(solver)
+    assert numbers(folder) == [1, 2]
+    assert len(list(folder.path.iterdir())) == 2
+
+
+def test_net_of_the_library_takes_no_random_draws_when_resumed(data, tmp_path):
+    """Dropout draws its keys from a stream of the model: resumed on any backend it draws on from there."""
+    path = tmp_path / "checkpoint"
+    for place in ("numpy", "array_api_strict:device1"):
+        nets = [FullyConnectedNet([9], input_dim=16, num_classes=3, keep=0.5, dtype="float64", rng=0,
+                                  backend=find_backend(place)) for _ in range(2)]
+        first, second = (Solver(net, data, batch_size=7, num_epochs=2, verbose=False, rng=3) for net in nets)
+        first.train(saving_at(6, path))
+        second.resume(path)
+        second.train()
+        assert second.loss_history == first.loss_history

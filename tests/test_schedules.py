@@ -1,0 +1,73 @@
+"""Learning-rate schedules are pure functions of the step that give Python floats."""
+
+import itertools
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xpconv.errors import ArgumentError
+from xpconv.schedules import constant, cosine, step_decay, warmup
+
+STEPS = st.integers(0, 10_000)
+COUNTS = st.integers(1, 1000)
+SCHEDULES = st.one_of(
+    st.just(constant),
+    st.builds(step_decay, COUNTS, st.floats(0, 1)),
+    st.builds(cosine, COUNTS, st.floats(0, 1)),
+    st.builds(warmup, COUNTS, st.builds(cosine, COUNTS)),
+)
+
+
+@given(SCHEDULES, STEPS)
+def test_factors_are_python_floats_from_0_to_1_and_always_the_same(schedule, step):
+    factor = schedule(step)
+    assert type(factor) is float
+    assert 0 <= factor <= 1 + 1e-12
+    assert schedule(step) == factor
+
+
+@given(COUNTS, st.floats(0.01, 1), st.integers(1, 10))
+def test_step_decay_multiplies_once_each_so_many_steps(every, factor, times):
+    schedule, expected = step_decay(every, factor), 1.0
+    for i in range(times):
+        assert schedule(i * every) == schedule((i + 1) * every - 1) == pytest.approx(expected)
+        expected *= factor
+
+
+@given(st.integers(2, 1000), st.floats(0, 0.9))
+def test_cosine_falls_from_1_to_its_end_and_stays_there(total, final):
+    schedule = cosine(total, final)
+    factors = [schedule(step) for step in range(total + 1)]
+    assert (factors[0], factors[-1]) == (1.0, pytest.approx(final, abs=1e-12))
+    assert all(a > b for a, b in itertools.pairwise(factors))
+    assert schedule(total + 5) == factors[-1]
+    assert factors[total // 2] == pytest.approx((1 + final) / 2, abs=math.pi / total)
+    assert factors[total // 3] + factors[total - total // 3] == pytest.approx(1 + final)
+
+
+@given(COUNTS, STEPS)
+def test_warm_up_rises_in_equal_parts_to_what_comes_then(steps, step):
+    then = step_decay(7, 0.9)
+    expected = then(step) * ((step + 1) / steps if step < steps else 1)
+    assert warmup(steps, then)(step) == pytest.approx(expected)
+
+
+def test_warm_up_of_no_steps_is_none():
+    assert [warmup(0)(step) for step in range(3)] == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: step_decay(0), "every is 0; expected an int, 1 or more"),
+    (lambda: step_decay(1.5), "every is 1.5; expected an int, 1 or more"),
+    (lambda: step_decay(1, -0.1), "factor is -0.1; expected 0 or more"),
+    (lambda: step_decay(1, math.nan), "factor is nan; expected 0 or more"),
+    (lambda: cosine(0), "total is 0; expected an int, 1 or more"),
+    (lambda: cosine(5, 2.0), "final is 2.0; expected 0 to 1"),
+    (lambda: warmup(-1), "steps is -1; expected an int, 0 or more"),
+    (lambda: warmup(True), "steps is True; expected an int, 0 or more"),
+])
+def test_numbers_that_make_no_schedule_are_refused(make, message):
+    with pytest.raises(ArgumentError, match=message):
+        make()

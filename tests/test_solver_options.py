@@ -1,0 +1,227 @@
+"""What a Solver can be given beside the course's options: schedules, sampling, patience, changes of minibatches."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from tests.helpers import find_backend
+from xpconv import Solver, ThreeLayerConvNet, cli
+from xpconv.data.augment import augmentation, random_crop
+from xpconv.errors import ArgumentError, CheckpointError
+from xpconv.random import draw_key, spawn
+from xpconv.schedules import cosine, step_decay, warmup
+
+
+def make_data(n=48, seed=0):
+    """Return noisy images (n, 1, 4, 4) with one bright row, the label's."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 3, n)
+    X = rng.standard_normal((n, 1, 4, 4))
+    X[np.arange(n), 0, y] += 3
+    return X, y
+
+
+@pytest.fixture
+def data():
+    (X, y), (X_val, y_val) = make_data(), make_data(24, seed=1)
+    return {"X_train": X, "y_train": y, "X_val": X_val, "y_val": y_val}
+
+
+def make_solver(data, backend="numpy", **options):
+    net = ThreeLayerConvNet(input_dim=(1, 4, 4), num_filters=3, filter_size=3, hidden_dim=8, num_classes=3,
+                            weight_scale=None, rng=0, backend=backend, dtype="float64")
+    options = {"batch_size": 12, "num_epochs": 4, "optim_config": {"learning_rate": 0.01}, "verbose": False, "rng": 3,
+               **options}
+    return Solver(net, data, **options)
+
+
+# ---- schedules
+
+
+@pytest.mark.parametrize("rule", ["sgd", "adam", lambda w, dw, config: (w - config["learning_rate"] * dw, config)])
+def test_schedule_sets_the_learning_rate_of_every_step(data, rule):
+    schedule = warmup(4, cosine(16))
+    solver = make_solver(data, update_rule=rule, schedule=schedule)
+    solver.train()
+    assert solver.learning_rate_history == [0.01 * schedule(step) for step in range(16)]
+    assert all(type(rate) is float for rate in solver.learning_rate_history)
+
+
+def test_stepwise_schedule_trains_as_the_decay_of_the_course(data):
+    plain, scheduled = make_solver(data, lr_decay=0.5), make_solver(data, schedule=step_decay(4, 0.5))
+    for solver in (plain, scheduled):
+        solver.train()
+    assert scheduled.loss_history == plain.loss_history
+    assert scheduled.learning_rate_history == plain.learning_rate_history == [
+        0.01 * 0.5 ** (step // 4) for step in range(16)]
+
+
+def test_learning_rate_of_the_rules_own_is_noted(data):
+    solver = make_solver(data, optim_config={})
+    solver.train()
+    assert solver.learning_rate_history == [0.01] * 16
+
+
+@pytest.mark.parametrize("options", [{"lr_decay": 0.9}, {"optim_config": {}}])
+def test_schedule_refuses_a_second_decay_and_nothing_to_multiply(data, options):
+    with pytest.raises(ArgumentError, match=r"schedule is given, with lr_decay .*; expected lr_decay 1 and a learning"):
+        make_solver(data, schedule=cosine(16), **options)
+
+
+# ---- patience
+
+
+def with_accuracies(solver, accuracies):
+    """Let the checks find these validation accuracies."""
+    found = iter(accuracies)
+    solver.check_accuracy = lambda X, y, num_samples=None: next(found) if X is solver.X_val else 0.0
+    return solver
+
+
+@pytest.mark.parametrize(("patience", "epochs"), [(None, 9), (1, 2), (2, 5), (3, 9)])
+def test_training_ends_after_so_many_epochs_without_a_better_accuracy(data, patience, epochs):
+    accuracies = [0.1, 0.5, 0.5, 0.6, 0.2, 0.6, 0.7, 0.1, 0.1, 0.1]
+    solver = with_accuracies(make_solver(data, num_epochs=9, patience=patience), accuracies)
+    solver.train()
+    assert solver.epoch == epochs
+    assert solver.best_val_acc == max(accuracies[:epochs + 1])
+    assert not solver.interrupted
+    assert solver.model.params is solver.best_params
+
+
+def test_training_that_ended_for_want_of_progress_does_not_go_on(data):
+    solver = with_accuracies(make_solver(data, patience=1), [0.5, 0.4])
+    solver.train()
+    losses = list(solver.loss_history)
+    solver.train()
+    assert solver.loss_history == losses
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"patience": 0}, "patience is 0; expected an int, 1 or more"),
+    ({"sampling": "all"}, "sampling is 'all'; expected replacement or epoch"),
+])
+def test_bad_options_are_named(data, options, message):
+    with pytest.raises(ArgumentError, match=message):
+        make_solver(data, **options)
+
+
+# ---- sampling and changes of minibatches
+
+
+def seen_by(solver):
+    """Return the minibatches that the model is trained on, as they come."""
+    plain, seen = solver.model.loss, []
+
+    def loss(X, y=None):
+        if y is not None:
+            seen.append(solver.backend.to_host(X))
+        return plain(X, y)
+
+    solver.model.loss = loss
+    return seen
+
+
+def test_epochs_hold_each_sample_once(data):
+    solver = make_solver(data, sampling="epoch")
+    seen = seen_by(solver)
+    solver.train()
+    for epoch in range(4):
+        images = np.concatenate(seen[4 * epoch:4 * epoch + 4])
+        assert sorted(map(bytes, images)) == sorted(map(bytes, np.ascontiguousarray(data["X_train"])))
+
+
+@pytest.mark.parametrize("where", ["numpy", "array_api_strict:device1"])
+def test_minibatches_are_changed_on_the_device_by_a_stream_of_their_own(data, where):
+    def change(X, key):
+        keys.append(key)
+        return random_crop(X, 1, key)
+
+    keys = []
+    plain, changed = make_solver(data), make_solver(data, find_backend(where), augment=change)
+    before, after = seen_by(plain), seen_by(changed)
+    for solver in (plain, changed):
+        solver.train()
+    stream = spawn(3, 4)[3]
+    assert keys == [draw_key(stream) for _ in range(16)]
+    for X, Y, key in zip(before, after, keys, strict=True):
+        np.testing.assert_array_equal(Y, random_crop(X, 1, key))
+
+
+def test_augmented_training_is_the_same_on_every_backend(data, backend):
+    histories = []
+    for where in ("numpy", backend):
+        solver = make_solver(data, where, augment=augmentation("crop-flip")[1], sampling="epoch", schedule=cosine(16))
+        solver.train()
+        histories.append(solver.loss_history)
+    np.testing.assert_allclose(*histories, rtol=1e-8)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 7])
+def test_resumed_training_is_the_same_to_the_bit(data, tmp_path, stop):
+    def solver():
+        return make_solver(data, update_rule="adam", augment=augmentation("crop-flip")[1], sampling="epoch",
+                           schedule=warmup(3, cosine(16)), patience=2)
+
+    def save(solver):
+        if solver.iteration == stop:
+            solver.save(tmp_path / "checkpoint.safetensors")
+
+    whole, resumed = solver(), solver()
+    whole.train(save)
+    resumed.resume(tmp_path / "checkpoint.safetensors")
+    assert len(resumed.learning_rate_history) == stop
+    resumed.train()
+    for name in ("loss_history", "learning_rate_history", "train_acc_history", "val_acc_history", "epoch"):
+        assert getattr(resumed, name) == getattr(whole, name)
+    for name, w in whole.model.params.items():
+        np.testing.assert_array_equal(w, resumed.model.params[name])
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"schedule": cosine(17)}, r"schedule = cosine\(16, 0\.0\), but this one has cosine\(17, 0\.0\)"),
+    ({"sampling": "replacement"}, "sampling = epoch, but this one has replacement"),
+    ({"augment": augmentation("flip")[1]}, "augment = crop-flip, but this one has flip"),
+])
+def test_checkpoint_of_other_options_is_refused(data, tmp_path, change, message):
+    options = {"augment": augmentation("crop-flip")[1], "sampling": "epoch", "schedule": cosine(16)}
+    make_solver(data, **options).save(tmp_path / "checkpoint.safetensors")
+    with pytest.raises(CheckpointError, match=message):
+        make_solver(data, **{**options, **change}).resume(tmp_path / "checkpoint.safetensors")
+
+
+# ---- the command line
+
+
+def train(folder, *words):
+    words = ["train", "--num-train", "200", "--epochs", "3", "--augment", "none", *words, "--out", str(folder)]
+    result = CliRunner().invoke(cli.app, words, env={"XP_BACKEND": None})
+    assert result.exit_code == 0, result.output
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file)), json.loads((folder / "config.json").read_text())
+
+
+@pytest.mark.parametrize(("words", "factors"), [
+    (["--lr-decay", "0.5"], [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25]),
+    (["--lr-decay", "0.5", "--decay-every", "2", "--warmup", "1"],
+     [0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5]),
+    (["--schedule", "constant"], [1] * 12),
+    (["--schedule", "cosine"], [(1 + np.cos(np.pi * step / 12)) / 2 for step in range(12)]),
+])
+def test_command_follows_the_schedule_and_writes_the_learning_rates(tmp_path, words, factors):
+    rows, _ = train(tmp_path / "run", *words, "--learning-rate", "0.002")
+    np.testing.assert_allclose([float(row["learning_rate"]) for row in rows], np.multiply(0.002, factors))
+
+
+def test_command_takes_every_option_at_once_and_repeats_itself(tmp_path):
+    words = ["--augment", "crop-flip", "--sampling", "epoch", "--schedule", "cosine", "--warmup", "1",
+             "--patience", "1"]
+    first, config = train(tmp_path / "a", *words)
+    second, _ = train(tmp_path / "b", *words)
+    assert first == second
+    assert {name: config["settings"][name] for name in ("sampling", "schedule", "warmup", "patience", "augment")} == {
+        "sampling": "epoch", "schedule": "cosine", "warmup": 1, "patience": 1, "augment": "crop-flip"}
+    assert " ".join(words[:2]) in config["command"]

@@ -1,0 +1,92 @@
+"""Ctrl-C and SIGTERM: taken where nothing is half done."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+__all__ = ["Postponed", "postpone_signals", "terminate_as_interrupt"]
+
+SIGNALS: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
+
+
+class Postponed:
+    """The signal that came, if one did, and what would have been done about it."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self.handlers: dict[int, object] = {}
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """Take a signal: the first is kept, a second one acts at once."""
+        if self.number is not None:
+            self.act(number, frame)
+        self.number = number
+
+    def act(self, number: int | None = None, frame: FrameType | None = None) -> None:
+        """Do now what the signal that was kept should have done, if there is one."""
+        number = self.number if number is None else number
+        if number is not None:
+            self.number = None
+            self.handlers[number](number, frame)  # type: ignore[operator]
+
+
+@contextmanager
+def postpone_signals() -> Iterator[Postponed]:
+    """Keep Ctrl-C and SIGTERM from breaking into the block: it asks for them by `Postponed.act`.
+
+    A second signal acts at once, in case the block hangs. What comes too late in the block acts after it. Signals that
+    Python code handles are kept, and only in the main thread, which alone gets them; others work as ever.
+
+    Examples
+    --------
+    >>> try:
+    ...     with postpone_signals():
+    ...         signal.raise_signal(signal.SIGINT)
+    ...         print("still here")
+    ... except KeyboardInterrupt:
+    ...     print("ended")
+    still here
+    ended
+    """
+    postponed = Postponed()
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            if callable(signal.getsignal(number)):
+                postponed.handlers[number] = signal.signal(number, postponed.note)
+    try:
+        yield postponed
+    finally:
+        for number, handler in postponed.handlers.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+    postponed.act()
+
+
+@contextmanager
+def terminate_as_interrupt() -> Iterator[list[int]]:
+    """Let SIGTERM raise KeyboardInterrupt, as Ctrl-C does; the list then holds its number.
+
+    Examples
+    --------
+    >>> with terminate_as_interrupt() as received:
+    ...     try:
+    ...         signal.raise_signal(signal.SIGTERM)
+    ...     except KeyboardInterrupt:
+    ...         print("ended by", signal.Signals(received[0]).name)
+    ended by SIGTERM
+    """
+    received: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, before)
