@@ -1,6 +1,7 @@
 """Run xpconv and its peers interleaved on the same arrays and print times and ratios.
 
 python -m benchmarks [--backend numpy] [--peers torch,reference] [--only NAME ...] [--json FILE]
+python -m benchmarks --backend cupy --peers torch-cuda,numpy --json benchmarks/results/gpu.json
 """
 
 import json
@@ -17,62 +18,84 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import device
 from benchmarks.cases import CASES, GROUPS, Case
 from benchmarks.contestants import Reference, Torch, Xpconv
-from benchmarks.timing import few, interleaved, summary
+from benchmarks.timing import few, host_ms, interleaved, summary
 from xpconv.files import atomic_path
 from xpconv.primitives.tiling import num_threads
 
-PEERS = {"torch": lambda: Torch("cpu"), "reference": Reference}
-AGREE = {"float32": 1e-4, "float64": 1e-9}  # of the largest value
+PEERS = {"torch": lambda: Torch("cpu"), "torch-cuda": lambda: Torch("cuda"), "reference": Reference, "numpy": Xpconv}
+SLOW = {"reference": lambda case: case.small, "numpy": lambda case: case.large and case.kind == "step"}
+AGREE = {"float32": 1e-4, "float64": 1e-9, "tf32": 2e-2}  # of the largest value
 AGREE_STEP = 5e-2  # of the gradient's norm: rounding tips a relu or a maximum of a net over here and there
 
 
 def main(
     backend: Annotated[str, typer.Option(help="As for XP_BACKEND.")] = "numpy",
-    peers: Annotated[str, typer.Option(help="Some of torch and reference, with commas.")] = "torch,reference",
+    peers: Annotated[str, typer.Option(help="Some of torch, torch-cuda, reference and numpy, with commas.")
+                     ] = "torch,reference",
     only: Annotated[list[str] | None, typer.Option(help="Rows to run; all without it.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
 ) -> None:
     """Measure, print, and write the figures if asked."""
     console = Console()
     ours = Xpconv(backend)
+    gpu = device.describe() if ours.backend.library == "cupy" else {}
     rows: list[dict[str, Any]] = []
     for peer in peers.split(","):
         contestant = PEERS[peer]()
         if peer == "torch":
             contestant.torch.set_num_threads(num_threads())
-        for case in CASES:
-            if (only and case.name not in only) or (peer == "reference" and not case.small):
-                continue
-            rows += compare(case, ours, contestant, peer)
-        console.print(table(rows, peer))
-        for name, mean in means(rows, peer):
-            console.print(f"{name}: geometric mean {mean:.2f}", highlight=False)
+        for tf32 in (False, True) if peer == "torch-cuda" else (False,):
+            if gpu:
+                device.set_tf32(tf32)
+            for case in CASES:
+                if (not only or case.name in only) and wanted(case, peer, bool(gpu), tf32):
+                    rows += compare(case, ours, contestant, peer, tf32=tf32, rates=gpu.get("rates", {}))
+            mine = [row for row in rows if row["peer"] == peer and row["tf32"] == tf32]
+            console.print(table(mine, peer + " with TF32" * tf32))
+            for name, mean in means(mine):
+                console.print(f"{name}: geometric mean {mean:.2f}", highlight=False)
     if json_file:
-        result = {"machine": machine(), "versions": versions(), "commit": commit(), "backend": backend,
+        result = {"machine": machine(), **gpu, "versions": versions(), "commit": commit(), "backend": backend,
                   "threads": num_threads(), "date": datetime.now(UTC).isoformat(timespec="seconds"), "rows": rows}
         with atomic_path(json_file) as temporary:
             temporary.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def compare(case: Case, ours: Xpconv, contestant: Any, peer: str) -> list[dict[str, Any]]:
-    """Check that both agree, then time every pass."""
+def wanted(case: Case, peer: str, gpu: bool, tf32: bool) -> bool:
+    """Return whether a case is worth measuring."""
+    if (case.large and not gpu) or (peer in SLOW and not SLOW[peer](case)):
+        return False
+    return not tf32 or (case.kind in ("conv", "step", "epoch") and case.dtype != "float64")  # TF32 changes no others
+
+
+def compare(case: Case, ours: Xpconv, contestant: Any, peer: str, *, tf32: bool, rates: dict[str, float]
+            ) -> list[dict[str, Any]]:
+    """Check that both agree, then time every pass; with the `rates` of a card, tell which share of them it reaches."""
     passes, check = ours.prepare(case)
     peer_passes, peer_check = contestant.prepare(case)
-    size, limit = (np.linalg.norm, AGREE_STEP) if case.kind == "step" else (_largest, AGREE[case.dtype])
-    difference = max(float(size(a - b) / max(size(b), 1e-30)) for a, b in zip(check(), peer_check(), strict=True))
+    size, limit = ((np.linalg.norm, AGREE_STEP) if case.kind in ("step", "epoch")
+                   else (_largest, AGREE["tf32" if tf32 else case.dtype]))
+    difference = max((float(size(a - b) / max(size(b), 1e-30)) for a, b in zip(check(), peer_check(), strict=True)),
+                     default=0.0)
     if difference > limit:
         raise SystemExit(f"{case.name}: xpconv and {peer} differ by {difference:.1e} of the largest value")
     rows = []
+    measure = device.device_ms if rates else host_ms
     for name in (name for name in passes if name != "check"):
-        mine, theirs = ((few(passes[name], 20), few(peer_passes[name])) if peer == "reference"
-                        else interleaved(passes[name], peer_passes[name]))
+        mine, theirs = ((few(passes[name], 20, measure), few(peer_passes[name])) if peer in SLOW
+                        else interleaved(passes[name], peer_passes[name], measure=measure))
         (best, middle), (peer_best, peer_middle) = summary(mine), summary(theirs)
-        rows.append({"name": case.name, "pass": name, "dtype": case.dtype, "peer": peer, "ours_ms": round(best, 4),
-                     "peer_ms": round(peer_best, 4), "ratio": round(peer_best / best, 3),
+        rows.append({"name": case.name, "pass": name, "dtype": case.dtype, "peer": peer, "tf32": tf32,
+                     "ours_ms": round(best, 4), "peer_ms": round(peer_best, 4), "ratio": round(peer_best / best, 3),
                      "ours_median_ms": round(middle, 4), "peer_median_ms": round(peer_middle, 4),
                      "max_rel_difference": difference})
+        if rates:
+            rows[-1].update(device.shares(case, name, best, tf32, rates))
+        if peer == "torch-cuda" and name == "step":
+            rows[-1].update(device.weigh(passes[name], peer_passes[name], ours.peak, contestant.peak))
     return rows
 
 
@@ -81,25 +104,24 @@ def _largest(a: np.ndarray) -> float:
 
 
 def table(rows: list[dict[str, Any]], peer: str) -> Table:
-    """Return the rows against one peer as a table."""
+    """Return rows against one peer as a table."""
     result = Table("row", "pass", "dtype", title=f"best times in ms (medians), and ratio = {peer} / xpconv")
     for heading in ("xpconv", peer, "ratio", "difference"):
         result.add_column(heading, justify="right")
-    for row in (row for row in rows if row["peer"] == peer):
+    for row in rows:
         result.add_row(row["name"], row["pass"], row["dtype"], f"{row['ours_ms']:.2f} ({row['ours_median_ms']:.2f})",
                        f"{row['peer_ms']:.2f} ({row['peer_median_ms']:.2f})", f"{row['ratio']:.2f}",
                        f"{row['max_rel_difference']:.0e}")
     return result
 
 
-def means(rows: list[dict[str, Any]], peer: str) -> list[tuple[str, float]]:
-    """Return the geometric mean of the ratios of each group of rows and pass."""
+def means(rows: list[dict[str, Any]]) -> list[tuple[str, float]]:
+    """Return the geometric mean of the ratios of each group of rows and pass; all are against one peer."""
     result = []
     for group, names in GROUPS.items():
         for name in ("forward", "forward+backward"):
             kinds = (name, "update") if name == "forward+backward" else (name,)
-            ratios = [row["ratio"] for row in rows
-                      if row["peer"] == peer and row["name"] in names and row["pass"] in kinds]
+            ratios = [row["ratio"] for row in rows if row["name"] in names and row["pass"] in kinds]
             if ratios:
                 result.append((f"{group}, {name}", exp(sum(map(log, ratios)) / len(ratios))))
     return result

@@ -6,13 +6,15 @@ from typing import Any
 import numpy as np
 
 from benchmarks.cases import Case
-from xpconv import ConvNet, ThreeLayerConvNet, layers
+from xpconv import ConvNet, Preprocessing, Solver, ThreeLayerConvNet, layers
 from xpconv.backend import get_backend, to_host
+from xpconv.bench import peak_bytes
 from xpconv.layers import reference
 from xpconv.optim import adam
 
 Passes = dict[str, Callable[[], Any]]
-FORWARD, BOTH, UPDATE, STEP = "forward", "forward+backward", "update", "step"
+PIXELS = 128.0, 64.0  # mean and standard deviation that images of bytes are normalised with
+FORWARD, BOTH, UPDATE, STEP, EPOCH = "forward", "forward+backward", "update", "step", "epoch"
 
 
 class Xpconv:
@@ -21,6 +23,10 @@ class Xpconv:
     def __init__(self, backend: str = "numpy") -> None:
         self.backend = get_backend(backend)
         self.functions: Any = layers
+
+    def peak(self, call: Callable[[], Any]) -> int:
+        """Return by how many bytes memory grows at most during a call."""
+        return peak_bytes(self.backend, call)
 
     def prepare(self, case: Case) -> tuple[Passes, Callable[[], list[Any]]]:
         """Return the passes to time, and a function whose results are compared."""
@@ -78,6 +84,14 @@ class Xpconv:
 
         return {STEP: step, "check": check}
 
+    def epoch(self, a: dict[str, Any], net: str, batch: int) -> Passes:
+        model = make_net(net, self.backend)
+        model.preprocessing = Preprocessing(*PIXELS)
+        data = {"X_train": a["X"], "y_train": a["y"], "X_val": a["X"][:batch], "y_val": a["y"][:batch]}
+        solver = Solver(model, data, update_rule="adam", batch_size=batch, num_epochs=1, num_train_samples=batch,
+                        verbose=False, rng=0)
+        return {EPOCH: solver.train, "check": list}
+
 
 class Reference(Xpconv):
     """The loop versions."""
@@ -95,6 +109,14 @@ class Torch:
 
         self.torch, self.device = torch, device
         self.F = torch.nn.functional
+
+    def peak(self, call: Callable[[], Any]) -> int:
+        cuda = self.torch.cuda
+        cuda.synchronize()
+        cuda.reset_peak_memory_stats()
+        before = cuda.memory_allocated()
+        call()
+        return int(cuda.max_memory_allocated() - before)
 
     def prepare(self, case: Case) -> tuple[Passes, Callable[[], list[Any]]]:
         arrays = {name: self.torch.tensor(a, device=self.device) for name, a in case.draw().items()}
@@ -150,6 +172,19 @@ class Torch:
             return [w]
 
         return {UPDATE: optimizer.step, "check": check}
+
+    def epoch(self, a: dict[str, Any], net: str, batch: int) -> Passes:
+        mean, std = PIXELS
+        minibatch: dict[str, Any] = {}
+        step = self.step(minibatch, net)[STEP]
+
+        def epoch() -> None:
+            for _ in range(len(a["X"]) // batch):
+                rows = self.torch.randint(len(a["X"]), (batch,), device=self.device)
+                minibatch["X"], minibatch["y"] = (a["X"][rows].float() - mean) / std, a["y"][rows]
+                step()
+
+        return {EPOCH: epoch, "check": list}
 
     def step(self, a: dict[str, Any], net: str) -> Passes:
         nn = self.torch.nn

@@ -9,8 +9,17 @@ KEPT = 6  # calls of a block that count, after one that does not
 PAUSE = 0.05  # seconds before a block, in which a peer's threads stop spinning
 ROUNDS = 2  # each A B B A
 
+Call = Callable[[], Any]
 
-def interleaved(ours: Callable[[], Any], peer: Callable[[], Any], rounds: int = ROUNDS
+
+def host_ms(call: Call) -> float:
+    """Return the time in milliseconds of one call that has done its work when it returns."""
+    start = time.perf_counter()
+    call()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def interleaved(ours: Call, peer: Call, rounds: int = ROUNDS, measure: Callable[[Call], float] = host_ms
                 ) -> tuple[list[float], list[float]]:
     """Return the times in milliseconds of `ours` and of `peer`, in blocks A B B A."""
     times: tuple[list[float], list[float]] = ([], [])
@@ -18,21 +27,13 @@ def interleaved(ours: Callable[[], Any], peer: Callable[[], Any], rounds: int = 
         call = (ours, peer)[who]
         time.sleep(PAUSE)
         call()
-        for _ in range(KEPT):
-            start = time.perf_counter()
-            call()
-            times[who].append(1e3 * (time.perf_counter() - start))
+        times[who].extend(measure(call) for _ in range(KEPT))
     return times
 
 
-def few(call: Callable[[], Any], calls: int = 2) -> list[float]:
+def few(call: Call, calls: int = 2, measure: Callable[[Call], float] = host_ms) -> list[float]:
     """Return the times in milliseconds of a slow function."""
-    times = []
-    for _ in range(calls):
-        start = time.perf_counter()
-        call()
-        times.append(1e3 * (time.perf_counter() - start))
-    return times
+    return [measure(call) for _ in range(calls)]
 
 
 def summary(times: list[float]) -> tuple[float, float]:
