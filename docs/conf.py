@@ -1,0 +1,108 @@
+"""How the documentation is built: ``nox -s docs``. Nothing is downloaded, and every code cell runs."""
+
+import importlib
+import os
+import re
+import sys
+from pathlib import Path
+
+from docutils import nodes
+from sphinx.util.nodes import make_refnode
+
+import xpconv
+
+DOCS = Path(__file__).parent
+ROOT = DOCS.parent
+
+project = "xpconv"
+copyright = "the xpconv contributors"  # noqa: A001
+version = release = xpconv.__version__
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc"]
+exclude_patterns = ["_build", "examples"]
+templates_path = ["_templates"]
+nitpicky = True
+default_role = "py:obj"  # `conv_forward` in a docstring is a link, `x` is not
+
+# ---- pages whose code runs: each in a folder of its own, with the tools of this Python and no settings of the machine
+
+nb_execution_mode = "force"
+nb_execution_in_temp = True
+nb_execution_show_tb = True
+nb_execution_timeout = 240
+nb_merge_streams = True
+myst_heading_anchors = 3
+for name in [name for name in os.environ if name == "XP_BACKEND" or name.startswith("XPCONV_")]:
+    del os.environ[name]
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+os.environ["PYTHONPATH"] = os.pathsep.join([str(DOCS), str(ROOT)])  # drawings.py, and the tests' table of layers
+os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # the kernel's debugger warns of frozen modules
+
+# ---- the reference: one page a module, in the order in which a name is looked for
+
+numpydoc_show_class_members = False
+autosummary_ignore_module_all = False
+autosummary_generate_overwrite = True
+autodoc_default_options = {"members": True, "member-order": "bysource"}
+autodoc_inherit_docstrings = False
+autodoc_typehints = "none"
+
+PUBLIC = re.findall(r"^   (xpconv[\w.]*)$", (DOCS / "reference" / "index.md").read_text(), re.M)
+MODULES = {module: importlib.import_module(module) for module in PUBLIC}
+
+
+def home(thing):
+    """Return the first module that has an object: there it is described, elsewhere it is linked to."""
+    return next(name for name, module in MODULES.items() if any(getattr(module, n) is thing for n in module.__all__))
+
+
+autosummary_context = {"homes": {name: {n: home(getattr(module, n)) for n in module.__all__}
+                                 for name, module in MODULES.items()}}
+
+# ---- appearance: all of it is in the theme's package
+
+html_theme = "pydata_sphinx_theme"
+html_title = "xpconv"
+html_show_sourcelink = False
+html_copy_source = False
+html_sidebars = {"index": [], "tutorial": [], "changelog": [], "contributing": []}
+html_theme_options = {
+    "navigation_with_keys": False,
+    "show_prev_next": False,
+    "secondary_sidebar_items": ["page-toc"],
+    "footer_start": ["copyright"],
+    "footer_end": [],
+}
+
+
+def skip_tuple_fields(app, what, name, thing, skip, options):
+    """Leave out the fields of named tuples, of which Python says no more than their number."""
+    return True if type(thing).__name__ == "_tuplegetter" else skip
+
+
+def link_by_short_name(app, env, node, text):
+    """Link what docstrings call by its short name to where it is described, and leave arguments as they are."""
+    if node["reftype"] != "obj":
+        return None
+    objects, target = env.get_domain("py").objects, node["reftarget"]
+    here, found = node.get("py:module") or "", [name for name in objects if name.endswith(f".{target}")]
+    if "." not in target:
+        found = [name for name in found if name.removesuffix(f".{target}") in PUBLIC]
+    if not found:
+        return text
+    best = max(found, key=lambda name: sum(1 for a, b in zip(name.split("."), here.split("."), strict=False) if a == b))
+    return make_refnode(app.builder, node["refdoc"], objects[best].docname, objects[best].node_id, text, best)
+
+
+def show_as_shell(app, doctree):
+    """Show a cell that a shell runs as what one types: without the line that says so to the notebook."""
+    for block in doctree.findall(nodes.literal_block):
+        first, _, rest = block.astext().partition("\n")
+        if first.startswith("%%sh"):
+            block.replace_self(nodes.literal_block(rest, rest, language="sh", classes=block["classes"]))
+
+
+def setup(app):
+    app.connect("autodoc-skip-member", skip_tuple_fields)
+    app.connect("missing-reference", link_by_short_name)
+    app.connect("doctree-read", show_as_shell)
