@@ -4,25 +4,42 @@ import nox
 
 nox.needs_version = ">=2024.10.9"
 nox.options.default_venv_backend = "virtualenv"
-nox.options.sessions = ["tests", "lint", "types", "torch"]
+nox.options.sessions = ["tests", "lint", "types", "torch", "docs"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 TEST = nox.project.dependency_groups(PROJECT, "test")
 LINT = nox.project.dependency_groups(PROJECT, "lint")
+DOCS = nox.project.dependency_groups(PROJECT, "docs")
+PARALLEL = ("-n", "logical", "--dist", "loadfile")  # one process a core, each with whole files
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the test suite with its coverage; further arguments go to pytest (``-- -m slow`` runs the slow tests)."""
+    session.install(".[train,onnx]", *TEST)
+    session.run("pytest", *PARALLEL, "--cov", "--cov-report=term", "-m", "not slow and not torch", *session.posargs)
+
+
+@nox.session
+def kill(session: nox.Session) -> None:
+    """Kill a hundred training runs at random moments and resume them."""
     session.install(".[train]", *TEST)
-    session.run("pytest", "--cov", "--cov-report=term", "-m", "not slow and not torch", *session.posargs)
+    session.run("pytest", "-m", "slow", "tests/test_kill.py", *session.posargs)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Call layers ten thousand times at random, disturb trainings, and read hostile files: other ones each time."""
+    session.install(".[train]", *TEST)
+    fuzzed = ("tests/test_fuzz_layers.py", "tests/test_fuzz_files.py", "tests/test_state_machine.py")
+    session.run("pytest", "-m", "slow", *fuzzed, *session.posargs)
 
 
 @nox.session
 def torch(session: nox.Session) -> None:
     """Compare with PyTorch: its autograd is an oracle, and it is one more array library to run on."""
-    session.install("torch==2.13.0", ".[train]", *TEST)
-    session.run("pytest", "-m", "torch", *session.posargs, env={"XPCONV_REQUIRE": "torch"})
+    session.install("torch==2.13.0", ".[train,onnx]", *TEST)
+    session.run("pytest", *PARALLEL, "-m", "torch", *session.posargs, env={"XPCONV_REQUIRE": "torch"})
 
 
 @nox.session
@@ -35,8 +52,16 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check types."""
-    session.install(".[train]", *LINT)
+    session.install(".[train,onnx]", *LINT)
     session.run("mypy")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation into docs/_build/html, which runs every code cell in it; a warning is an error."""
+    session.install(".[train,onnx]", *DOCS)
+    options = ("-W", "--keep-going", "-E", "-q", "-j", "auto", *session.posargs)
+    session.run("sphinx-build", *options, "docs", "docs/_build/html")
 
 
 @nox.session
