@@ -28,7 +28,7 @@ STEPS = 1000  # in which they must be
 TINY = 4  # images of the gradient check
 TOLERANCE = 1e-5  # of the gradient check
 SMALL = 32, 64  # images of the two kinds of passes whose memory is measured
-PASSES = 3  # of each kind: how much scratch memory is in use at a time depends on how threads meet
+PASSES = 3  # of each kind: scratch memory is made in some of them, and kept
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ def _memory(subject: _Subject, batch_size: int) -> Finding:
     def peak(count: int) -> int | None:
         X, y = subject.some(count)
         peaks = [peak_bytes(lambda: net.loss(X, y), subject.backend) for _ in range(PASSES)]
-        return max((peak for peak in peaks if peak is not None), default=None)
+        return min((peak for peak in peaks if peak is not None), default=None)
 
     small, large = (peak(count) for count in SMALL)
     free = free_bytes(subject.backend)
