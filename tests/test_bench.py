@@ -7,7 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from xpconv import ConvNet, get_backend, save_model
-from xpconv.bench import Step, load_net, measure_step, peak_bytes, table, verdict
+from xpconv._memory import peak_bytes
+from xpconv.bench import Step, load_net, measure_step, table, verdict
 from xpconv.cli import app
 from xpconv.errors import ArgumentError, CheckpointError, XpconvError
 

@@ -16,8 +16,8 @@ from tests.helpers import assert_array, contiguous, fortran_ordered
 from tests.helpers import find_backend as find
 from tests.test_primitives import ARGUMENTS, WRITTEN, _arrays, draw
 from xpconv import Solver, layers
+from xpconv._memory import peak_bytes
 from xpconv.backend import Backend, to_host
-from xpconv.bench import peak_bytes
 from xpconv.errors import OutOfMemoryError
 from xpconv.nn import Affine, BatchNorm, Conv, GlobalAvgPool, GroupNorm, LayerNorm, MaxPool, Relu
 from xpconv.primitives import accelerated_versions

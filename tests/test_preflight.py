@@ -170,12 +170,12 @@ def test_net_that_cannot_be_copied_is_named(digits):
 # ---- memory
 
 
-def test_memory_of_a_large_batch_is_estimated_from_small_ones():
+def test_memory_of_a_large_batch_is_estimated_from_small_ones(monkeypatch):
     """Within a factor of 1.5 of what a batch of 256 takes, counted by tracemalloc."""
+    monkeypatch.setenv("XPCONV_NUM_THREADS", "1")  # with more it also depends on how they meet
     rng, net = np.random.default_rng(0), ConvNet([16, "pool", 16], input_dim=(3, 32, 32), rng=0)
     X, y = rng.standard_normal((256, 3, 32, 32), dtype=np.float32), rng.integers(10, size=256)
-    net.loss(X, y)  # what is made once does not count
-    taken = peak_bytes(lambda: net.loss(X, y), net.backend)
+    taken = min(peak_bytes(net.backend, lambda: net.loss(X, y)) for _ in range(3))  # some make scratch, and keep it
     text = check_training(net, X, y, batch_size=256)[3].text
     told = float(text.split("about ")[1].split(" MiB")[0]) * 2**20
     assert taken / 1.5 < told < taken * 1.5
@@ -195,7 +195,7 @@ def test_batch_that_does_not_fit_is_found_with_the_largest_that_does(digits, mon
 
 
 def test_memory_that_nobody_counts_is_told(digits, monkeypatch):
-    monkeypatch.setattr(preflight, "peak_bytes", lambda function, backend: None)
+    monkeypatch.setattr(preflight, "peak_bytes", lambda backend, call: None)
     findings = check_training(TwoLayerNet(input_dim=64, rng=0), digits.X_train, digits.y_train)
     assert findings[3].text == "not measured: numpy does not tell here"
 

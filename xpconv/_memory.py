@@ -1,41 +1,70 @@
 """How much memory a computation takes, and how much there is."""
 
+import importlib
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from xpconv.backend import Backend
 
 __all__ = ["free_bytes", "peak_bytes"]
 
 
-def peak_bytes(function: Callable[[], object], backend: Backend) -> int | None:
-    """Run a function and return how many bytes it held at most beyond those before, or None where nobody counts."""
+def peak_bytes(backend: Backend, call: Callable[[], Any]) -> int | None:
+    """Return by how much the memory of a backend's arrays grows at most during a call, or None where nobody counts.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xpconv import get_backend
+    >>> backend = get_backend("numpy")
+    >>> peak_bytes(backend, lambda: np.ones(10**6)) // 10**6
+    8
+    """
     if backend.library == "cupy":
-        return _peak_of_pool(function, backend)
+        return _peak_of_cupy(call)
     if backend.library == "torch":
-        return None
-    tracing = tracemalloc.is_tracing()
-    if not tracing:
-        tracemalloc.start()
+        if backend.device.type != "cuda":
+            return None
+        cuda = importlib.import_module("torch").cuda
+        cuda.reset_peak_memory_stats(backend.device)
+        before = cuda.memory_allocated(backend.device)
+        call()
+        return int(cuda.max_memory_allocated(backend.device) - before)
+    running = tracemalloc.is_tracing()
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    tracemalloc.reset_peak()
     try:
-        before = tracemalloc.get_traced_memory()[0]
-        tracemalloc.reset_peak()
-        function()
+        call()
         return tracemalloc.get_traced_memory()[1] - before
     finally:
-        if not tracing:
+        if not running:
             tracemalloc.stop()
 
 
-def _peak_of_pool(function: Callable[[], object], backend: Backend) -> int:
-    """Return by how much CuPy's memory pool grew from nothing to spare: it gives nothing back by itself."""
-    pool = backend.xp.get_default_memory_pool()
-    with backend.device:
-        pool.free_all_blocks()
-        before = pool.total_bytes()
-        function()
-        return int(pool.total_bytes() - before)
+def _peak_of_cupy(call: Callable[[], Any]) -> int:
+    """Follow what CuPy's memory pool hands out and takes back."""
+    now = peak = 0
+
+    def add(size: int) -> None:
+        nonlocal now, peak
+        now += size
+        peak = max(peak, now)
+
+    class Hook(importlib.import_module("cupy").cuda.MemoryHook):  # type: ignore[misc]
+        name = "xpconv-peak"
+
+        def malloc_postprocess(self, **block: int) -> None:
+            add(block["mem_size"] if block["mem_ptr"] else 0)
+
+        def free_postprocess(self, **block: int) -> None:
+            add(-block["mem_size"])
+
+    with Hook():
+        call()
+    return peak
 
 
 def free_bytes(backend: Backend) -> int | None:

@@ -1,9 +1,7 @@
 """Whether it pays to move a net to another backend: its training step, timed and weighed on both."""
 
-import importlib
 import json
 import time
-import tracemalloc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, isclose
@@ -12,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from xpconv._memory import peak_bytes
 from xpconv.backend import Backend, to_host
 from xpconv.checkpoint import load_model
 from xpconv.errors import ArgumentError, CheckpointError, XpconvError
 from xpconv.optim import UPDATE_RULES
 from xpconv.sequential import Sequential
 
-__all__ = ["Step", "load_net", "measure_step", "peak_bytes", "table", "verdict"]
+__all__ = ["Step", "load_net", "measure_step", "table", "verdict"]
 
 _GROUP_SECONDS = 0.3  # steps follow each other for so long before anyone waits for the device
 _GROUPS = 3
@@ -39,7 +38,7 @@ class Step:
         The very first step with all that it prepares, and the best of the later ones, in seconds.
     move : float
         Seconds to bring a minibatch from host memory to the device.
-    memory : int
+    memory : int or None
         Bytes that a step takes at most beyond parameters and minibatch.
 
     Examples
@@ -53,7 +52,7 @@ class Step:
     first: float
     seconds: float
     move: float
-    memory: int
+    memory: int | None
 
     @property
     def rate(self) -> float:
@@ -137,59 +136,6 @@ def _seconds(backend: Backend, call: Callable[[], Any], calls: int = 1) -> float
     return (time.perf_counter() - start) / calls
 
 
-def peak_bytes(backend: Backend, call: Callable[[], Any]) -> int:
-    """Return by how much the memory of a backend's arrays grows at most during a call.
-
-    Examples
-    --------
-    >>> from xpconv import get_backend
-    >>> backend = get_backend("numpy")
-    >>> peak_bytes(backend, lambda: np.ones(10**6)) // 10**6
-    8
-    """
-    if backend.library == "cupy":
-        return _peak_of_cupy(call)
-    if backend.library == "torch" and backend.device.type == "cuda":
-        cuda = importlib.import_module("torch").cuda
-        cuda.reset_peak_memory_stats(backend.device)
-        before = cuda.memory_allocated(backend.device)
-        call()
-        return int(cuda.max_memory_allocated(backend.device) - before)
-    running = tracemalloc.is_tracing()
-    tracemalloc.start()
-    before = tracemalloc.get_traced_memory()[0]
-    tracemalloc.reset_peak()
-    try:
-        call()
-        return tracemalloc.get_traced_memory()[1] - before
-    finally:
-        if not running:
-            tracemalloc.stop()
-
-
-def _peak_of_cupy(call: Callable[[], Any]) -> int:
-    """Follow what CuPy's memory pool hands out and takes back."""
-    now = peak = 0
-
-    def add(size: int) -> None:
-        nonlocal now, peak
-        now += size
-        peak = max(peak, now)
-
-    class Hook(importlib.import_module("cupy").cuda.MemoryHook):  # type: ignore[misc]
-        name = "xpconv-peak"
-
-        def malloc_postprocess(self, **block: int) -> None:
-            add(block["mem_size"] if block["mem_ptr"] else 0)
-
-        def free_postprocess(self, **block: int) -> None:
-            add(-block["mem_size"])
-
-    with Hook():
-        call()
-    return peak
-
-
 def table(steps: Sequence[Step]) -> list[tuple[str, ...]]:
     """Return a header and one row a backend.
 
@@ -200,7 +146,7 @@ def table(steps: Sequence[Step]) -> list[tuple[str, ...]]:
     """
     return [("backend", "step, ms", "images/s", "moving a minibatch, ms", "memory, MiB"),
             *((step.backend, f"{1e3 * step.seconds:.3f}", f"{step.rate:.0f}", f"{1e3 * step.move:.3f}",
-               f"{step.memory / 2**20:.1f}") for step in steps)]
+               "not known" if step.memory is None else f"{step.memory / 2**20:.1f}") for step in steps)]
 
 
 def verdict(here: Step, there: Step) -> str:

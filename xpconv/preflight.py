@@ -253,7 +253,7 @@ def _memory(subject: _Subject, batch_size: int) -> Finding:
 
     def peak(count: int) -> int | None:
         X, y = subject.some(count)
-        peaks = [peak_bytes(lambda: net.loss(X, y), subject.backend) for _ in range(PASSES)]
+        peaks = [peak_bytes(subject.backend, lambda: net.loss(X, y)) for _ in range(PASSES)]
         return min((peak for peak in peaks if peak is not None), default=None)
 
     small, large = (peak(count) for count in SMALL)
