@@ -39,6 +39,7 @@ __all__ = [
 
 _CACHE_BYTES = 1 << 22  # of a NumPy tile: shared caches hold it, and its calls are long enough for two threads
 _BLOCK_BYTES = 1 << 19  # of each array in an elementwise update, where several share the cache
+_NUMPY_BUFFER = 1024  # elements: rows that are shorter than a buffer are copied to it, which takes as long as the work
 _LANES = 8  # partial sums, whatever the number of threads
 _UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -138,15 +139,22 @@ def run(task: Callable[[int], object], count: int, like: Array) -> None:
         return
     numbers = itertools.count()  # shared by the threads: each takes the next number when it is free
 
+    def help_out(cpus: set[int]) -> None:
+        if cpus:
+            os.sched_setaffinity(0, cpus)
+        work()
+
     def work() -> None:
-        while (k := next(numbers)) < count:
-            task(k)
+        with np.errstate():  # which restores the buffers' size
+            np.setbufsize(_NUMPY_BUFFER)
+            while (k := next(numbers)) < count:
+                task(k)
 
     _keep_freed_memory()
-    with single_threaded_blas():
-        others = num_threads() - 1  # this thread works, too
-        helpers = min(others, count - 1)
-        futures = [_pool(others).submit(work) for _ in range(helpers)]
+    others = num_threads() - 1  # this thread works, too
+    helpers = min(others, count - 1)
+    with single_threaded_blas(), _cpu_of_its_own(helpers) as elsewhere:
+        futures = [_pool(others).submit(help_out, elsewhere) for _ in range(helpers)]
         try:
             work()
         finally:
@@ -167,6 +175,29 @@ def _keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most it takes; it is fixed once the other is set
         mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+
+
+@contextmanager
+def _cpu_of_its_own(helpers: int) -> Iterator[set[int]]:
+    """Keep this thread on its CPU for a while and yield the others for its helpers, where that is possible.
+
+    Threads that take turns at Python's lock look to the system as if they never ran at once: it leaves them on one CPU.
+    """
+    cpus = os.sched_getaffinity(0) if helpers and hasattr(_libc(), "sched_getcpu") else set()
+    here = _libc().sched_getcpu() if len(cpus) > 1 else -1
+    if here not in cpus:
+        yield set()
+        return
+    os.sched_setaffinity(0, {here})
+    try:
+        yield cpus - {here}
+    finally:
+        os.sched_setaffinity(0, cpus)
+
+
+@lru_cache
+def _libc() -> Any:
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 
 
 @lru_cache(maxsize=1)
