@@ -219,7 +219,7 @@ def test_every_fast_version_equals_its_portable_one(spec, data):
 
 
 @settings(max_examples=25, deadline=None, derandomize=True, database=None)
-@given(st.integers(1, 5), st.sampled_from([32, 50]), st.sampled_from([32, 53]), st.integers(3, 13), st.integers(3, 9),
+@given(st.integers(1, 5), st.sampled_from([32, 50]), st.sampled_from([24, 53]), st.integers(3, 13), st.integers(3, 39),
        st.tuples(st.integers(0, 2), st.integers(0, 2)), st.booleans())
 def test_winograd_equals_im2col(N, C, F, H, W, padding, bias):
     x, w = draw(N, C, H, W).astype("float32"), draw(F, C, 3, 3, seed=1).astype("float32")
@@ -244,7 +244,6 @@ def test_winograd_is_left_alone_where_it_loses():
     assert not winograd.suits(x, np.zeros((64, 64, 5, 5), np.float32), (1, 1), (1, 1))
     assert winograd.suits(x[:, :32], w[:, :32], (1, 1), (1, 1))
     assert not winograd.suits(x[:, :16], w[:, :16], (1, 1), (1, 1))
-    assert not winograd.suits(np.zeros((2, 64, 64, 64), np.float32), w, (1, 1), (1, 1))
 
 
 def test_numpy_has_fast_versions():

@@ -10,6 +10,7 @@ m images in a tile, Hq rows of a phase, L = OH * m * OW.
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -22,6 +23,7 @@ Array = np.ndarray
 _FEW = 32  # fewer rows than this make a matrix product slow
 
 
+@lru_cache
 class _Signal:
     """The geometry of one tile's signal (SH, C, KW, Hq * m * OW), and the copies to it and from it."""
 

@@ -4,9 +4,9 @@ Four neighbours of a 3-wide convolution need 6 products instead of 12: ``y = A @
 3 weights g and 4 results y (Winograd 1980; Lavin and Gray 2016). In two dimensions every 4x4 block of results needs
 36 products instead of 144, and over all blocks and channels these are 36 matrix products.
 
-The transforms B and A of a whole row of blocks are matrix products as well, with the blocks' overlap and the image's
-padding written into the matrices: ``V = rows(B) @ image @ columns(B).T`` and ``out = rows(A) @ M @ columns(A).T``.
-The order of axes lets every step read and write BLAS matrices where they lie.
+Down the image both transforms are such small matrices, applied to whole rows of pixels. Across it they are written out
+for a few blocks at a time, with the image's padding, and so also bring the channels to the last axis. The order of axes
+lets every step read and write BLAS matrices where they lie.
 
 Letters: N images, C channels, F filters, (H, W) image, (OH, OW) output; m images in a tile, (th, tw) blocks of an
 image, a and b the 6 places in a block down and across.
@@ -15,6 +15,7 @@ image, a and b the 6 places in a block down and across.
 from functools import lru_cache
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from xpconv.primitives.tiling import for_each_tile, matmul, scratch, sum_over_tiles
 from xpconv.primitives.windows import Pair
@@ -28,57 +29,86 @@ _G = np.asarray([[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6
                  [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]])
 _G2 = np.kron(_G, _G)  # (36, 9): both directions at once
 _A = np.asarray([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], float)
+_KINDS = {"input": _B, "output": _A.T}
 
 
 def suits(x: Array, w: Array, stride: Pair, padding: Pair) -> bool:
-    """Whether this is right and fast: float32, 3x3, stride 1, many channels, small images.
+    """Whether this is right and fast: float32, 3x3, stride 1, many channels.
 
-    In float64 its rounding would show; with few channels the 36 products are too small, and on wide images the
-    transforms' matrices are mostly zeros.
+    In float64 its rounding would show; with few channels the 36 products are too small.
     """
     return (x.dtype == np.float32 and w.shape[2:] == (3, 3) and stride == (1, 1) and max(padding) <= 2
-            and min(w.shape[:2]) >= 32 and max(x.shape[2:]) <= 48)
+            and min(w.shape[:2]) >= 24)
+
+
+Bands = list[tuple[slice, slice, Array]]
 
 
 @lru_cache
-def _transforms(extent: int, padding: int) -> tuple[Array, Array]:
-    """Return rows(B) (6, t, extent) and rows(A) (OH, 6, t) for t blocks along one axis."""
-    output = extent + 2 * padding - 2
-    t = -(-output // 4)
-    into, out = np.zeros((6, t, extent + 2 * padding + 4)), np.zeros((t, 4, 6, t))
-    for k in range(t):
-        into[:, k, 4 * k:4 * k + 6] = _B
-        out[k, :, :, k] = _A
-    return (np.ascontiguousarray(into[:, :, padding:padding + extent], np.float32),
-            np.ascontiguousarray(out.reshape(4 * t, 6, t)[:output], np.float32))
+def _across(kind: str, blocks: int, extent: int, padding: int) -> tuple[Bands, Bands]:
+    """Return the matrix of a whole row of blocks, and its transpose, in bands of a few blocks: most of it is zeros."""
+    T = _KINDS[kind]
+    whole = np.zeros((blocks, 6, 4 * blocks + 2 + padding))
+    for k in range(blocks):
+        whole[k, :, 4 * k:4 * k + T.shape[1]] = T
+    matrix = whole.reshape(6 * blocks, -1)[:, padding:padding + extent].astype(np.float32)
+    return _bands(matrix, 24), _bands(matrix.T, 16)
+
+
+def _bands(matrix: Array, size: int) -> Bands:
+    """Cut a matrix into groups of rows, each with the columns in which it is not zero."""
+    bands = []
+    for start in range(0, len(matrix), size):
+        band = matrix[start:start + size]
+        used = np.flatnonzero(band.any(axis=0))
+        columns = slice(used[0], used[-1] + 1)
+        bands.append((slice(start, start + size), columns, np.ascontiguousarray(band[:, columns])))
+    return bands
 
 
 class _Blocks:
-    """The transforms of one tile's images into blocks (6, th * m * tw, 6, channels) and back."""
+    """The transform of a tile's images into blocks (6, th * m * tw, 6, channels), and its adjoint.
 
-    def __init__(self, m: int, height: Array, width: Array) -> None:
-        self.m, self.th, self.tw = m, height.shape[1], width.shape[1]
+    A block sees 6 x 6 pixels of the padded input ("input"), or gives 4 x 4 pixels of the output ("output").
+    """
+
+    def __init__(self, kind: str, m: int, image: Pair, padding: Pair, blocks: Pair) -> None:
+        (self.H, W), (self.PH, PW), (self.th, self.tw), self.m = image, padding, blocks, m
+        self.T = _KINDS[kind].astype(np.float32)                                    # (6, pixels that a block sees)
+        self.into, self.back = _across(kind, self.tw, W, PW)
         self.P = self.th * m * self.tw
-        self.H, self.W = height.shape[2], width.shape[2]
-        self.down = height.reshape(-1, self.H)                                      # ((a, th), H)
-        self.across = np.ascontiguousarray(width.transpose(1, 0, 2)).reshape(-1, self.W)    # ((tw, b), W)
 
     def forward(self, images: Array, name: str) -> Array:
         """Transform images (m, C, H, W)."""
-        C = images.shape[1]
-        rows = scratch("rows", (self.H, self.m, 6 * self.tw, C), images.dtype)
-        np.matmul(self.across, images.transpose(2, 0, 3, 1), out=rows)              # over W, for each row and image
-        blocks = scratch(name, (6 * self.th, self.m * 6 * self.tw * C), images.dtype)
-        np.matmul(self.down, rows.reshape(self.H, -1), out=blocks)                  # over H
+        C, reach = images.shape[1], self.T.shape[1]
+        rows, inside = self._rows(C)
+        rows[:self.PH], rows[self.PH + self.H:] = 0, 0
+        for places, pixels, band in self.into:                                      # for each row and image
+            np.matmul(band, images[..., pixels].transpose(2, 0, 3, 1), out=inside[:, :, places])
+        blocks = scratch(name, (6, self.th, rows[0].size), rows.dtype)
+        flat = rows.reshape(len(rows), -1)
+        windows = as_strided(flat, (self.th, reach, blocks.shape[2]), (4 * flat.strides[0], *flat.strides))
+        np.matmul(self.T, windows, out=blocks.transpose(1, 0, 2))
         return blocks.reshape(6, self.P, 6, C)
 
     def backward(self, blocks: Array, images: Array) -> None:
         """Write the adjoint's images."""
-        C = blocks.shape[3]
-        rows = scratch("rows", (self.H, self.m * 6 * self.tw * C), blocks.dtype)
-        np.matmul(self.down.T, blocks.reshape(6 * self.th, -1), out=rows)
-        rows = rows.reshape(self.H, self.m, 6 * self.tw, C).transpose(0, 1, 3, 2)   # (H, m, C, (tw, b))
-        np.matmul(rows, self.across, out=images.transpose(2, 0, 1, 3))
+        rows, inside = self._rows(blocks.shape[3])
+        blocks = blocks.reshape(6, self.th, -1).transpose(1, 0, 2)
+        flat = rows.reshape(len(rows), -1)
+        first, then = flat[:4 * self.th].reshape(self.th, 4, -1), flat[4:].reshape(self.th, 4, -1)
+        np.matmul(self.T[:, :4].T, blocks, out=first)
+        if self.T.shape[1] > 4:  # the last pixels that a block sees are the first ones of the next
+            flat[4 * self.th:] = 0
+            rest = scratch("rest", (self.th, 2, flat.shape[1]), flat.dtype)
+            then[:, :2] += np.matmul(self.T[:, 4:].T, blocks, out=rest)
+        for pixels, places, band in self.back:
+            np.matmul(inside[:, :, places].transpose(0, 1, 3, 2), band.T, out=images[..., pixels].transpose(2, 0, 1, 3))
+
+    def _rows(self, channels: int) -> tuple[Array, Array]:
+        """Return a place for rows that are transformed across, and the part of it which is the image."""
+        rows = scratch("rows", (4 * self.th + 4, self.m, 6 * self.tw, channels), np.float32)
+        return rows, rows[self.PH:self.PH + self.H]
 
 
 def _points(blocks: Array) -> Array:
@@ -92,10 +122,12 @@ def _filters(w: Array) -> Array:
     return points.reshape(6, 6, *w.shape[:2])
 
 
-def _in_and_out(m: int, H: int, W: int, padding: Pair) -> tuple[_Blocks, _Blocks]:
+@lru_cache
+def _in_and_out(m: int, image: Pair, padding: Pair) -> tuple[_Blocks, _Blocks]:
     """Return the transforms of a tile's inputs, and those of its outputs as their adjoint."""
-    (into_h, out_h), (into_w, out_w) = _transforms(H, padding[0]), _transforms(W, padding[1])
-    return _Blocks(m, into_h, into_w), _Blocks(m, out_h.transpose(1, 2, 0).copy(), out_w.transpose(1, 2, 0).copy())
+    output = image[0] + 2 * padding[0] - 2, image[1] + 2 * padding[1] - 2
+    blocks = -(-output[0] // 4), -(-output[1] // 4)
+    return _Blocks("input", m, image, padding, blocks), _Blocks("output", m, output, (0, 0), blocks)
 
 
 def _bytes(x: Array, w: Array) -> int:
@@ -110,12 +142,12 @@ def convolve(x: Array, w: Array, b: Array | None, padding: Pair) -> Array:
     filters = _filters(w).transpose(0, 1, 3, 2)                                     # (6, 6, C, F)
 
     def task(tile: slice) -> None:
-        inputs, outputs = _in_and_out(tile.stop - tile.start, H, W, padding)
+        inputs, outputs = _in_and_out(tile.stop - tile.start, (H, W), padding)
         product = scratch("points", (6, inputs.P, 6, F), x.dtype)
         np.matmul(_points(inputs.forward(x[tile], "blocks")), filters, out=_points(product))
-        outputs.backward(product, out[tile])
         if b is not None:
-            out[tile] += b[:, None, None]
+            product[1, :, 1] += b  # of this place A makes the same everywhere
+        outputs.backward(product, out[tile])
 
     for_each_tile(task, N, _bytes(x, w), x)
     return out
@@ -129,7 +161,7 @@ def convolve_gradients(dout: Array, x: Array, w: Array, padding: Pair, need_dx: 
     dx = np.empty(x.shape, x.dtype) if need_dx else None
 
     def task(tile: slice) -> tuple[Array, Array]:
-        inputs, outputs = _in_and_out(tile.stop - tile.start, H, W, padding)
+        inputs, outputs = _in_and_out(tile.stop - tile.start, (H, W), padding)
         dy = _points(outputs.forward(dout[tile], "points"))                             # (6, 6, P, F)
         blocks = inputs.forward(x[tile], "blocks")
         dU = scratch("dU", (36, F * C), x.dtype)
