@@ -9,8 +9,10 @@ Letters: N images, C channels, F filters, (H, W) image, (KH, KW) window, (SH, SW
 m images in a tile, Hq rows of a phase, L = OH * m * OW.
 """
 
+import sys
 from collections.abc import Iterator
 from functools import lru_cache
+from math import prod
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -21,6 +23,7 @@ from xpconv.primitives.windows import Pair, output_size
 
 Array = np.ndarray
 _FEW = 32  # fewer rows than this make a matrix product slow
+_ENOUGH = 128  # columns that make it fast
 
 
 @lru_cache
@@ -29,50 +32,55 @@ class _Signal:
 
     def __init__(self, shape: tuple[int, ...], size: Pair, stride: Pair, padding: Pair) -> None:
         self.m, self.C, H, W = shape
-        (self.KH, self.KW), (SH, SW) = size, stride
+        (self.KH, self.KW), SH = size, stride[0]
         self.output = OH, OW = output_size((H, W), size, stride, padding)
         self.phases, self.row = min(self.KH, SH), self.m * OW
         self.Hq, self.L = OH + (self.KH - 1) // SH, OH * self.row
         self.shifts = [(i % SH, i // SH * self.row) for i in range(self.KH)]
-        self.rows = [_overlap(a, SH, padding[0], H, self.Hq) for a in range(self.phases)]
-        self.columns = [_overlap(j, SW, padding[1], W, OW) for j in range(self.KW)]
-        self.stride, self.padding = stride, padding
+        self.image, self.stride, self.padding = (H, W), stride, padding
         self.rows_needed = (self.Hq - 1) * SH + self.phases  # of a padded image, so that all phases have Hq rows
-        self.is_image = self.m == 1 and stride == (1, 1) and padding == (0, 0) and self.KW == 1
+        self.pointwise = size == stride == (1, 1) and padding == (0, 0)
 
     def fill(self, images: Array) -> Array:
         """Lay images (m, C, H, W) out as a signal: one strided copy a phase, of the padded images."""
-        if self.is_image and images.flags.c_contiguous:
+        if self.pointwise and self.m == 1 and images.flags.c_contiguous:
             return images.reshape(1, self.C, 1, -1)
-        m, C, H, W = images.shape
-        OW, (SH, SW), (PH, PW) = self.output[1], self.stride, self.padding
-        padded = images
-        if (PH, PW) != (0, 0) or self.rows_needed > H:
-            padded = scratch("padded", (m, C, max(H + 2 * PH, self.rows_needed), W + 2 * PW), images.dtype)
-            padded[...] = 0
-            padded[:, :, PH:PH + H, PW:PW + W] = images
-        n, c, h, w = padded.strides
-        signal = scratch("signal", (self.phases, C, self.KW, self.Hq, m, OW), images.dtype)
-        for a in range(self.phases):
-            signal[a] = as_strided(padded[:, :, a:], (C, self.KW, self.Hq, m, OW), (c, w, h * SH, n, w * SW))
-        return signal.reshape(self.phases, C, self.KW, -1)
+        padded = inside = images.transpose(1, 2, 0, 3)                                  # (C, H, m, W): rows alternate
+        if self.padding != (0, 0) or self.rows_needed > self.image[0]:
+            padded, inside = self._padded("padded", images.dtype)
+            inside[...] = images.transpose(1, 2, 0, 3)
+        signal = scratch("signal", (self.phases, self.C, self.KW, self.Hq, self.m, self.output[1]), images.dtype)
+        for here, there in zip(signal, self._windows(padded), strict=True):
+            here[...] = there
+        return signal.reshape(self.phases, self.C, self.KW, -1)
 
     def spread(self, signal: Array, images: Array) -> None:
-        """Add a signal back to images: the adjoint of `fill`."""
-        for here, there in self._pieces(signal, images):
-            there += here
+        """Write the images to which a signal adds up: the adjoint of `fill`."""
+        padded, inside = self._padded("dpadded", images.dtype)
+        signal = signal.reshape(self.phases, self.C, self.KW, self.Hq, self.m, -1)
+        for here, there in zip(signal, self._windows(padded), strict=True):
+            for j in range(self.KW):  # windows of neighbours overlap
+                there[:, j] += here[:, j]
+        images[...] = inside.transpose(2, 0, 1, 3)
+
+    def _padded(self, name: str, dtype: np.dtype) -> tuple[Array, Array]:
+        """Return zeros for padded images, whose rows alternate, and the part of them which is the images."""
+        (H, W), (PH, PW) = self.image, self.padding
+        padded = scratch(name, (self.C, max(H + 2 * PH, self.rows_needed), self.m, W + 2 * PW), dtype)
+        padded[...] = 0
+        return padded, padded[:, PH:PH + H, :, PW:PW + W]
+
+    def _windows(self, padded: Array) -> Iterator[Array]:
+        """Yield, for each phase, a view (C, KW, Hq, m, OW) of what the columns of the window meet."""
+        (SH, SW), (c, h, n, w) = self.stride, padded.strides
+        for a in range(self.phases):
+            yield as_strided(padded[:, a:], (self.C, self.KW, self.Hq, self.m, self.output[1]),
+                             (c, w, h * SH, n, w * SW))
 
     def zeros(self, name: str, dtype: np.dtype) -> Array:
         signal = scratch(name, (self.phases, self.C, self.KW, self.Hq * self.row), dtype)
         signal[...] = 0
         return signal
-
-    def _pieces(self, signal: Array, images: Array) -> Iterator[tuple[Array, Array]]:
-        places = signal.reshape(self.phases, self.C, self.KW, self.Hq, self.m, -1)
-        by_row = images.transpose(1, 2, 0, 3)                                       # (C, H, m, W)
-        for a, (r, rows) in enumerate(self.rows):
-            for j, (c, columns) in enumerate(self.columns):
-                yield places[a, :, j, r, :, c], by_row[:, rows, :, columns]
 
     def slices(self, signal: Array) -> list[Array]:
         """Return what each row of the window meets: views (C, KW, L)."""
@@ -91,7 +99,10 @@ class _Signal:
         return cols.reshape(-1, self.L)
 
     def fold(self, cols: Array, images: Array) -> None:
-        """Add columns back to images: the adjoint of `unfold`."""
+        """Write the images to which columns add up: the adjoint of `unfold`."""
+        if self.pointwise:
+            images[...] = cols.reshape(self.C, self.image[0], self.m, -1).transpose(2, 0, 1, 3)
+            return
         signal = self.zeros("dsignal", cols.dtype)
         cols = cols.reshape(self.C, self.KH, self.KW, self.L)
         for i, view in enumerate(self.slices(signal)):
@@ -99,16 +110,11 @@ class _Signal:
         self.spread(signal, images)
 
 
-def _overlap(start: int, stride: int, padding: int, extent: int, count: int) -> tuple[slice, slice]:
-    """Return which of ``start - padding + k * stride``, k = 0 .. count - 1, lie on the image, and where there."""
-    first = max(0, -((start - padding) // stride))
-    last = max(first, min(count, (extent - 1 + padding - start) // stride + 1))
-    pixel = first * stride + start - padding
-    return slice(first, last), slice(pixel, pixel + (last - first) * stride, stride)
-
-
-def _column_bytes(x: Array, w: Array, output: Pair) -> int:
-    return int(w[0].size * output[0] * output[1] * x.itemsize)
+def _image_bytes(x: Array, w: Array, output: Pair) -> int:
+    """Return how much of a tile an image takes: what its columns do, or all of it if the image is its own columns."""
+    if w.shape[2:] == (1, 1) and output == x.shape[2:] and prod(output) >= _ENOUGH:
+        return sys.maxsize
+    return int(w[0].size * prod(output) * x.itemsize)
 
 
 @accelerate("convolve", "numpy")
@@ -130,7 +136,7 @@ def convolve(x: Array, w: Array, b: Array | None, stride: Pair, padding: Pair, a
         if signal.m > 1:
             out[tile] = y.reshape(F, output[0], signal.m, -1).transpose(2, 0, 1, 3)
 
-    for_each_tile(task, x.shape[0], _column_bytes(x, w, output), x)
+    for_each_tile(task, x.shape[0], _image_bytes(x, w, output), x)
     return out
 
 
@@ -143,7 +149,7 @@ def convolve_gradients(dout: Array, x: Array, w: Array, stride: Pair, padding: P
     (F, C, KH, KW), size = w.shape, w.shape[2:]
     # The images' gradient is a convolution, too: of dout with the filters turned and exchanged.
     turn = need_dx and stride == (1, 1) and padding[0] < KH and padding[1] < KW and 2 * C >= F
-    dx = np.zeros(x.shape, x.dtype) if need_dx and not turn else None
+    dx = np.empty(x.shape, x.dtype) if need_dx and not turn else None
     filters = w.reshape(F, -1)
 
     def task(tile: slice) -> tuple[Array, Array]:
@@ -160,7 +166,7 @@ def convolve_gradients(dout: Array, x: Array, w: Array, stride: Pair, padding: P
             signal.fold(np.matmul(filters.T, dy, out=dcols), dx[tile])
         return dw, dy.sum(axis=1)
 
-    dw, db = sum_over_tiles(task, x.shape[0], _column_bytes(x, w, dout.shape[2:]), x)
+    dw, db = sum_over_tiles(task, x.shape[0], _image_bytes(x, w, dout.shape[2:]), x)
     if turn:
         turned = np.ascontiguousarray(w[:, :, ::-1, ::-1].transpose(1, 0, 2, 3))
         dx = convolve(dout, turned, None, stride, (KH - 1 - padding[0], KW - 1 - padding[1]), algorithm)
