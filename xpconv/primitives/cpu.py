@@ -1,4 +1,4 @@
-"""Fast NumPy versions of the primitives on windows; those of the convolution are in flat.py."""
+"""Fast NumPy versions of the primitives on windows; those of the convolution are in mec.py."""
 
 from collections.abc import Sequence
 from math import prod
@@ -6,7 +6,7 @@ from math import prod
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from xpconv.primitives import accelerate, flat  # noqa: F401  (it registers itself)
+from xpconv.primitives import accelerate, mec  # noqa: F401  (it registers itself)
 from xpconv.primitives.normalise import spread
 from xpconv.primitives.tiling import for_each_tile, over_tiles, scratch
 from xpconv.primitives.windows import Pair, output_size, pad, windows
