@@ -40,7 +40,7 @@ __all__ = [
 _CACHE_BYTES = 1 << 22  # of a NumPy tile: shared caches hold it, and its calls are long enough for two threads
 _BLOCK_BYTES = 1 << 19  # of each array in an elementwise update, where several share the cache
 _NUMPY_BUFFER = 1024  # elements: rows that are shorter than a buffer are copied to it, which takes as long as the work
-_LANES = 8  # partial sums, whatever the number of threads
+_LANES = 8  # partial sums of large work, whatever the number of threads
 _UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
@@ -122,12 +122,16 @@ def _add(total: tuple[Array, ...], part: tuple[Array, ...]) -> tuple[Array, ...]
 
 
 def _tiles(count: int, item_bytes: int, like: Array) -> list[Tile]:
-    """Cut a batch in tiles of nearly the same size; for NumPy their number is a multiple of the lanes."""
+    """Cut a batch in tiles of nearly the same size; for NumPy their number is a multiple of the lanes.
+
+    Both are powers of two, which divide many batches: the same tiles for small ones and large.
+    """
     on_numpy = library_of(like) == "numpy"
     size = max(1, (_CACHE_BYTES if on_numpy else workspace_bytes(library_of(like))) // max(item_bytes, 1))
     tiles = -(-count // size)
-    if on_numpy:  # a power of two divides many batches: the same tiles for small ones and large
-        tiles = min(count, _LANES * -(-count // (_LANES << (size.bit_length() - 1))))
+    if on_numpy:
+        lanes = min(_LANES, 1 << (count * item_bytes // _BLOCK_BYTES | 1).bit_length() - 1)  # 1 for what is soon done
+        tiles = min(count, lanes * -(-count // (lanes << (size.bit_length() - 1))))
     return [slice(k * count // tiles, (k + 1) * count // tiles) for k in range(tiles)]
 
 
