@@ -1,4 +1,7 @@
-"""Write the page of the benchmarks from the figures: ``python -m benchmarks.report FILE.json docs/benchmarks.md``."""
+"""Write the page of the benchmarks from the figures: ``python -m benchmarks.report FILE.json docs/benchmarks.md``.
+
+More files may stand between the two, such as figures with other BLAS kernels; their ratios are set beside the first's.
+"""
 
 import json
 import sys
@@ -14,8 +17,8 @@ HEADINGS = {"torch": "Against PyTorch", "torch-cuda": "Against PyTorch on the sa
 Rows = list[dict[str, Any]]
 
 
-def page(result: dict[str, Any]) -> str:
-    """Return the page as Markdown."""
+def page(result: dict[str, Any], *others: dict[str, Any]) -> str:
+    """Return the page of one result as Markdown, with the ratios of others beside its own."""
     machine, versions, gpu = result["machine"], result["versions"], "card" in result
     name = "benchmarks_gpu" if gpu else "benchmarks"
     options, figures = ("--backend cupy --peers torch-cuda,numpy ", "gpu") if gpu else ("", "cpu")
@@ -25,18 +28,35 @@ def page(result: dict[str, Any]) -> str:
         "results agree. A shared machine's noise only adds time, so the best call counts; medians stand in brackets.",
         "A ratio above 1 means that xpconv is faster.", "",
         f"    python -m benchmarks {options}--json benchmarks/results/{figures}.json",
-        f"    python -m benchmarks.report benchmarks/results/{figures}.json docs/{name}.md", "",
+        f"    python -m benchmarks.report benchmarks/results/{figures}*.json docs/{name}.md", "",
         *(card(result) if gpu else []),
         f"Machine: {machine['cpu']}, {result['threads']} threads, {machine['system']}, BLAS {machine['blas']}. "
         f"Versions: {', '.join(f'{name} {version}' for name, version in versions.items())}. "
         f"Commit {result['commit']}, {result['date'][:10]}.", "",
         *(bars(result["rows"]) if gpu else []),
+        *(beside(result, *others) if others else []),
     ]
     for peer, tf32 in dict.fromkeys((row["peer"], row.get("tf32", False)) for row in result["rows"]):
         rows = [row for row in result["rows"] if (row["peer"], row.get("tf32", False)) == (peer, tf32)]
         lines += [f"## {HEADINGS.get(peer, peer)}{', with TF32 on both sides' * tf32}", "", *table(rows, peer), ""]
         lines += [*(f"- {name}: geometric mean {mean:.2f}" for name, mean in means(rows)), ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def beside(*results: dict[str, Any]) -> list[str]:
+    """Return a table of the ratios to PyTorch in several results, a column for each BLAS that they computed with."""
+    rows = [[row for row in result["rows"] if row["peer"] == "torch"] for result in results]
+    ratios = [{(row["name"], row["pass"]): row["ratio"] for row in mine} for mine in rows]
+    for found, mine in zip(ratios, rows, strict=True):
+        found.update(((f"**{name}**", ""), mean) for name, mean in means(mine))
+    return [
+        "## PyTorch's time over ours, by the kernels of NumPy's BLAS", "",
+        "PyTorch brings a BLAS of its own. NumPy's OpenBLAS chooses its kernels by the processor, or as the variable",
+        "`OPENBLAS_CORETYPE` says. Times in the tables further down are those of the first column.", "",
+        f"| row | pass | {' | '.join(result['machine']['blas'] for result in results)} |",
+        "|---|---|" + "---|" * len(results),
+        *(f"| {name} | {kind} | {' | '.join(f'{found[name, kind]:.2f}' for found in ratios)} |"
+          for name, kind in ratios[0]), ""]
 
 
 def card(result: dict[str, Any]) -> list[str]:
@@ -101,5 +121,6 @@ def bars(rows: Rows) -> list[str]:
 
 
 if __name__ == "__main__":
-    with atomic_path(sys.argv[2]) as temporary:
-        temporary.write_text(page(json.loads(Path(sys.argv[1]).read_text())))
+    *figures, written = sys.argv[1:]
+    with atomic_path(written) as temporary:
+        temporary.write_text(page(*(json.loads(Path(path).read_text()) for path in figures)))

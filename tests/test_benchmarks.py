@@ -14,10 +14,23 @@ CASE = {case.name: case for case in CASES}
 
 
 def test_the_page_of_the_cpu_is_that_of_its_figures():
-    result = json.loads((ROOT / "benchmarks/results/cpu.json").read_text())
-    text = page(result)
+    results = [json.loads((ROOT / f"benchmarks/results/{name}.json").read_text()) for name in ("cpu", "cpu_avx512")]
+    text = page(*results)
     assert text == (ROOT / "docs/benchmarks.md").read_text()
-    assert all(f"| {row['name']} | {row['pass']} |" in text for row in result["rows"])
+    assert all(f"| {row['name']} | {row['pass']} |" in text for row in results[0]["rows"])
+
+
+def test_the_page_sets_ratios_with_other_kernels_beside_each_other():
+    def result(blas, ratio):
+        row = {"name": "c64", "pass": "forward", "dtype": "float32", "peer": "torch", "ours_ms": 1, "peer_ms": ratio,
+               "ratio": ratio, "ours_median_ms": 1, "peer_median_ms": ratio}
+        return {"rows": [row], "machine": {"blas": blas, "cpu": "a CPU", "system": "Linux"}, "versions": {},
+                "threads": 2, "commit": "c", "date": "2026-01-01"}
+
+    text = page(result("first", 0.5), result("second", 0.75))
+    assert "| row | pass | first | second |" in text
+    assert "| c64 | forward | 0.50 | 0.75 |" in text
+    assert "| **conv, forward** |  | 0.50 | 0.75 |" in text
 
 
 def test_work_is_counted_as_the_formulas_have_it():
