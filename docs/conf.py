@@ -59,13 +59,15 @@ def home(thing):
 autosummary_context = {"homes": {name: {n: home(getattr(module, n)) for n in module.__all__}
                                  for name, module in MODULES.items()}}
 
-# ---- appearance: all of it is in the theme's package
+# ---- appearance: nothing of it is fetched from elsewhere
 
 html_theme = "pydata_sphinx_theme"
 html_title = "xpconv"
 html_show_sourcelink = False
 html_copy_source = False
-html_sidebars = {"index": [], "tutorial": [], "changelog": [], "contributing": []}
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_sidebars = {page.stem: [] for page in DOCS.glob("*.md") if page.stem != "gpu"}  # nothing to choose from there
 html_theme_options = {
     "navigation_with_keys": False,
     "show_prev_next": False,
