@@ -223,6 +223,29 @@ def test_interrupted_training_tells_how_to_go_on(tmp_path, monkeypatch):
     assert "resumed at iteration 3" in succeed(*words)
 
 
+def test_a_finished_run_is_left_alone_by_resume(tmp_path):
+    run = tmp_path / "run"
+    succeed(*SHORT, "--out", run)
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    assert f"{run} is finished: nothing is left to train" in succeed("train", "--resume", run)
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    refused = call(*SHORT, "--out", run).stderr
+    assert "choose another folder or move that run away" in refused
+    assert "--resume" not in refused
+
+
+def test_an_interrupted_run_without_a_checkpoint_keeps_its_model(tmp_path):
+    run = tmp_path / "run"
+    succeed(*SHORT, "--out", run)
+    config = config_of(run) | {"finished": False, "interrupted": True}
+    (run / "config.json").write_text(json.dumps(config))
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    result = call("train", "--resume", run)
+    assert result.exit_code == 1
+    assert "left a model but no whole checkpoint: to start over, which would replace that model," in result.stderr
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
 def test_ctrl_c_outside_training_exits_with_130(monkeypatch):
     monkeypatch.setattr(runs, "load_dataset", raising(KeyboardInterrupt()))
     result = call("train")
@@ -350,7 +373,7 @@ def raising(error):
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (["train", "--data", "mnist"], "'mnist' is not one of digits, cifar10 and no folder."),
+    (["train", "--data", "mnist"], "'mnist' is none of digits, cifar10, and there is no such folder."),
     (["train", "--model", "resnet"], "'resnet' is not one of three-layer, fc, convnet."),
     (["train", "--optimizer", "adm"], "'adm' is not one of sgd, sgd_momentum, rmsprop, adam."),
     (["train", "--augment", "turn"], "augment is 'turn'; expected none, shift, mirror, crop, flip"),

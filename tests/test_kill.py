@@ -85,7 +85,7 @@ def kill_and_resume(server, whole, folder, kills, seed):
             ran = iterations_of(log)
             assert ran == list(range(start + 1, start + 1 + len(ran)))
             if code == 0:
-                assert len(ran) == ITERATIONS - start
+                assert len(ran) == ITERATIONS - start or f"{run} is finished: " in log.read_text()
                 break
             assert code == -signal.SIGKILL, log.read_text()
             kills -= 1
@@ -139,6 +139,7 @@ def test_a_folder_in_use_is_refused_and_one_of_a_killed_run_is_not(server, tmp_p
 def test_a_damaged_checkpoint_is_passed_over_with_a_note(server, whole, tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
     assert server([*RUN, "--dtype", "float32", "--out", run], log) == 0
+    (run / "model.safetensors").unlink()  # as if it had been killed before it wrote what it leaves
     older, newest = sorted((run / "checkpoints").iterdir())
     newest.write_bytes(newest.read_bytes()[:-1])
     assert server([*RESUME, run], log) == 0

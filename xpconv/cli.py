@@ -100,7 +100,7 @@ def _data(value: str | None) -> str | None:
     if value is None or value in DATASETS:
         return value
     if not os.path.isdir(value):
-        raise typer.BadParameter(f"{value!r} is not one of {', '.join(DATASETS)} and no folder.")
+        raise typer.BadParameter(f"{value!r} is none of {', '.join(DATASETS)}, and there is no such folder.")
     return os.path.abspath(value)
 
 
@@ -208,14 +208,12 @@ def train(
 ) -> None:
     """Train a net on real images and save it.
 
-    Leaves the model, its metrics, its settings and pictures in a folder: curves, filters before and after, the
-    confusion matrix and the least certain of the test images. Ctrl-C ends the training early and
-    still saves, with a checkpoint from which --resume goes on.
+    Leaves the model, its metrics, its settings and pictures in a folder. Ctrl-C ends the training early and still
+    saves, with a checkpoint. --resume goes on from the newest one, or starts over where there is none.
     """
     runs.require_matplotlib()
-    given = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "lr_decay": lr_decay,
-             "reg": reg, "augment": augment}
-    tuned = runs.defaults_for(data) | {name: value for name, value in given.items() if value is not None}
+    defaults = runs.defaults_for(data)
+    tuned = {name: value if (given := ctx.params[name]) is None else given for name, value in defaults.items()}
     settings = runs.Settings(data=data, model=model, optimizer=optimizer, dtype=dtype, backend=backend, seed=seed,
                              num_train=num_train, image_size=image_size, schedule=schedule, decay_every=decay_every,
                              warmup=warmup, sampling=sampling, patience=patience, on_nonfinite=on_nonfinite,
@@ -223,6 +221,9 @@ def train(
     if resume is not None:
         _refuse_settings(ctx)
         settings = folders.settings_of(resume, checkpoint_every)
+        if folders.is_finished(resume):
+            typer.echo(f"{resume} is finished: nothing is left to train")
+            raise typer.Exit
     dataset = runs.load_data(settings)
     solver = runs.build_solver(settings, dataset, print_every=print_every, preflight=preflight)
     with folders.run_folder(resume or out, resume=resume is not None) as folder:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from xpconv.data import Dataset
 from xpconv.errors import ArgumentError
@@ -17,7 +18,7 @@ from xpconv.runs import FILES, Settings, save_config
 from xpconv.snapshot import CheckpointFolder
 from xpconv.solver import Solver
 
-__all__ = ["run_folder", "settings_of", "train_in"]
+__all__ = ["is_finished", "run_folder", "settings_of", "train_in"]
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -66,8 +67,9 @@ def run_folder(out: Path | None, *, resume: bool = False) -> Iterator[Path]:
         with hold_folder(folder):
             held = [name for name in (*FILES, CHECKPOINTS) if os.path.lexists(folder / name)]
             if held and not resume:
-                raise ArgumentError(f"out is {folder}, which already holds {', '.join(held)}: choose another folder, "
-                                    "move that run away, or go on with it by --resume")
+                hint = "" if is_finished(folder) else "; --resume goes on with it"
+                raise ArgumentError(f"out is {folder}, which already holds {', '.join(held)}: choose another folder or "
+                                    f"move that run away{hint}")
             for part in (folder, folder / CHECKPOINTS):
                 remove_temporaries(part)
             yield folder
@@ -102,6 +104,20 @@ def settings_of(folder: Path, checkpoint_every: int | None = None) -> Settings:
     return settings if checkpoint_every is None else replace(settings, checkpoint_every=checkpoint_every)
 
 
+def is_finished(folder: Path) -> bool:
+    """Return whether the run in a folder was trained to its end, so that nothing is left to resume."""
+    return bool(_ending(folder).get("finished"))
+
+
+def _ending(folder: Path) -> dict[str, Any]:
+    """Return what a run wrote of its end, with the model that it left."""
+    try:
+        config = json.loads((folder / CONFIG).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) and (folder / FILES[0]).exists() else {}
+
+
 def train_in(folder: Path, settings: Settings, solver: Solver, dataset: Dataset, *, resume: bool = False) -> None:
     """Train, from the newest whole checkpoint on if there is one to `resume`, and write checkpoints.
 
@@ -109,6 +125,8 @@ def train_in(folder: Path, settings: Settings, solver: Solver, dataset: Dataset,
 
     Raises
     ------
+    ArgumentError
+        If the run was interrupted and left a model, but no checkpoint: to start over would replace it.
     CheckpointError
         If the checkpoint is of a run with other settings.
     NonFiniteLossError
@@ -119,6 +137,9 @@ def train_in(folder: Path, settings: Settings, solver: Solver, dataset: Dataset,
     checkpoints, every = CheckpointFolder(folder / CHECKPOINTS), settings.checkpoint_every
     if resume:
         newest = checkpoints.newest(lambda text: print(f"xpconv: {text}", file=sys.stderr))
+        if newest is None and _ending(folder).get("interrupted"):
+            raise ArgumentError(f"resume is {folder}, whose run was interrupted and left a model but no whole "
+                                "checkpoint: to start over, which would replace that model, train into another folder")
         if newest is None:
             print(f"no checkpoint in {checkpoints.path}: starting over", flush=True)
         else:

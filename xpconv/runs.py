@@ -239,13 +239,14 @@ def save_run(folder: Path, settings: Settings, solver: Solver, dataset: Dataset)
     odds = scoring.probabilities(model, dataset.X_test)
     mistakes.save_confusion(dataset.y_test, odds.argmax(axis=1), dataset.class_names, confusion_path)
     mistakes.save_mistakes(dataset.X_test, dataset.y_test, odds, dataset.class_names, mistakes_path)
-    save_config(config_path.parent, settings, solver, dataset)
+    save_config(config_path.parent, settings, solver, dataset, finished=not solver.interrupted)
     return paths
 
 
-def save_config(folder: Path, settings: Settings, solver: Solver, dataset: Dataset) -> None:
+def save_config(folder: Path, settings: Settings, solver: Solver, dataset: Dataset, *, finished: bool = False) -> None:
     """Write what one needs to repeat the run, to go on with it and to judge it."""
-    _write(folder / "config.json", json.dumps(_config(settings, solver, dataset), indent=2) + "\n")
+    config = {**_config(settings, solver, dataset), "finished": finished}
+    _write(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
 
 def _units(model: Sequential) -> np.ndarray:
