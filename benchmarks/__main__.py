@@ -9,6 +9,7 @@ import platform
 import subprocess
 from datetime import UTC, datetime
 from importlib import metadata
+from importlib.util import find_spec
 from math import exp, log
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,10 +36,19 @@ def main(
     backend: Annotated[str, typer.Option(help="As for XP_BACKEND.")] = "numpy",
     peers: Annotated[str, typer.Option(help="Some of torch, torch-cuda, reference and numpy, with commas.")
                      ] = "torch,reference",
-    only: Annotated[list[str] | None, typer.Option(help="Rows to run; all without it.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="A row to run, such as c64; may be repeated. All without it.")
+                    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
 ) -> None:
-    """Measure, print, and write the figures if asked."""
+    """Measure, print, and write the figures if asked.
+
+    Example: python -m benchmarks --only c64 --only Adam --json figures.json
+    """
+    for what, given, known in (("peer", peers.split(","), PEERS), ("row", only or [], [case.name for case in CASES])):
+        if unknown := [name for name in given if name not in known]:
+            raise typer.BadParameter(f"there is no {what} {', '.join(unknown)}: choose from {', '.join(known)}.")
+    if "torch" in peers and find_spec("torch") is None:
+        raise typer.BadParameter("the peer torch needs PyTorch: pip install torch, or give --peers reference.")
     console = Console()
     ours = Xpconv(backend)
     gpu = device.describe() if ours.backend.library == "cupy" else {}

@@ -138,7 +138,7 @@ def test_unknown_device_is_refused():
 @pytest.mark.torch
 def test_torch_names_the_device_it_cannot_use():
     find_backend("torch")
-    with pytest.raises(BackendUnavailableError, match=r"torch \d\S* cannot use device 'nonsense'.*choose torch or"):
+    with pytest.raises(BackendUnavailableError, match=r"torch \d\S* cannot use device 'nonsense'.*torch, or mend"):
         get_backend("torch:nonsense")
 
 
@@ -490,7 +490,7 @@ def test_what_is_no_array_is_refused(value):
 def test_mixed_libraries_are_named_with_the_call_that_fixes_it():
     x, b = np.ones(2), get_backend(STRICT).asarray(np.ones(2))
     text = (r"x is on numpy \(cpu\) but b is on array_api_strict \(array_api_strict.Device\('CPU_DEVICE'\)\): "
-            r"move one of them, as in b = backend_of\(x\)\.asarray\(b\)")
+            r"move one of them, as in b = xpconv\.backend\.backend_of\(x\)\.asarray\(b\)")
     with pytest.raises(DeviceMismatchError, match=text):
         array_namespace(x=x, w=None, b=b)
     b = backend_of(x).asarray(b)

@@ -356,10 +356,13 @@ def test_inputs_that_do_not_fit_are_told():
         check_layer(lambda x: (x, x), lambda dout, cache: dout, {"y": np.ones(3)})
 
 
-@pytest.mark.parametrize("name", ["missing.py", "."])
-def test_file_must_be_there(tmp_path, name):
-    with pytest.raises(ArgumentError, match="is no Python file"):
-        check_file(tmp_path / name)
+def test_file_must_be_a_python_file_that_is_there(tmp_path):
+    for name in ("missing.py", "."):
+        with pytest.raises(ArgumentError, match=r"there is no file .*; expected a Python file"):
+            check_file(tmp_path / name)
+    (tmp_path / "layer.txt").touch()
+    with pytest.raises(ArgumentError, match=r"layer\.txt is no Python file; expected .* ends in \.py"):
+        check_file(tmp_path / "layer.txt")
 
 
 @pytest.mark.parametrize("text", ["x", "x=", "=3", "x=3,a", "x=0", "x=-1", "x=3,,4", "x y=3"])

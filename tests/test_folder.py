@@ -142,7 +142,8 @@ def write_file(path, text):
     (lambda f: (f / "light").rename(f.parent / "elsewhere"), "{0} has 1 subfolders of images (dark); expected two or"),
     (lambda f: write_images(f / "rare", range(2)), "{0}/rare holds 2 images; expected 3 or more, one at least for "
                                                    "each of train, val, test"),
-    (lambda f: write_file(f / "dark" / "notes.txt", "x"), "cannot read the image {0}/dark/notes.txt: "),
+    (lambda f: write_file(f / "dark" / "notes.txt", "x"), "cannot read the image {0}/dark/notes.txt: it is none of "
+                                                          "BMP, GIF, "),
     (lambda f: (f / "dark" / "more").mkdir(), "cannot read the image {0}/dark/more: "),
     (lambda f: write_images(f / "train" / "cars", range(2)), "{0}/train has 1 subfolders of images (cars); expected"),
 ])
@@ -180,7 +181,7 @@ def test_missing_folder_is_named(tmp_path, name):
     (tmp_path / "file").write_text("x")
     with pytest.raises(DatasetError, match=f"cannot read the folder .*{name} "):
         load_folder(tmp_path / name)
-    with pytest.raises(ArgumentError, match=f"data is '.*{name}'; expected one of digits, cifar10, or a folder"):
+    with pytest.raises(ArgumentError, match=f"data is '.*{name}', and there is no such folder; expected one of digits"):
         load_dataset(str(tmp_path / name))
 
 

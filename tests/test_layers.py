@@ -333,7 +333,7 @@ def test_inputs_in_two_places_are_refused(row, here, there):
     moved = {**move(here, inputs), **move(there, {last: inputs[last]})}
     name = "running_mean" if last == "running" else last
     text = (rf"x is on {here.library} \(.*\) but {name} is on {there.library} \(.*\): "
-            rf"move one of them, as in {name} = backend_of\(x\)\.asarray\({name}\)")
+            rf"move one of them, as in {name} = xpconv\.backend\.backend_of\(x\)\.asarray\({name}\)")
     with pytest.raises(DeviceMismatchError, match=text):
         row.forward(**moved, **row.options)
 

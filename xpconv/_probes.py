@@ -65,7 +65,8 @@ def _probe_torch(device: str | None) -> Any:
         torch.zeros(1, device=chosen) + 1
     except Exception as error:
         raise BackendUnavailableError(f"torch {torch.__version__} cannot use device {device!r} ({error}): "
-                                      "choose torch or install a CUDA build of torch") from error
+                                      "choose torch, or mend what is missing: a driver, or a build of torch for the "
+                                      "device") from error
     return chosen
 
 

@@ -299,7 +299,8 @@ def array_namespace(**arrays: Array) -> Any:
             first, owner, namespace = place, name, xp
         elif place != first:
             raise DeviceMismatchError(f"{owner} is on {_place(first)} but {name} is on {_place(place)}: "
-                                      f"move one of them, as in {name} = backend_of({owner}).asarray({name})")
+                                      f"move one of them, as in {name} = "
+                                      f"xpconv.backend.backend_of({owner}).asarray({name})")
     return namespace
 
 

@@ -68,13 +68,15 @@ def read_run(folder: Path) -> Run:
 def differences(runs: Sequence[Run]) -> list[str]:
     """Name each run by the settings in which not all agree, and by its folder where that tells too little.
 
+    How often a run wrote checkpoints makes no difference.
+
     Examples
     --------
     >>> runs = [Run(Path(name), {"optimizer": name, "seed": 0}, {}) for name in ("sgd", "adam")]
     >>> differences(runs)
     ['optimizer=sgd', 'optimizer=adam']
     """
-    keys = dict.fromkeys(key for run in runs for key in run.settings)
+    keys = dict.fromkeys(key for run in runs for key in run.settings if key != "checkpoint_every")
     differing = [key for key in keys if len({repr(run.settings.get(key)) for run in runs}) > 1]
     names = [", ".join(f"{key}={run.settings.get(key)}" for key in differing) for run in runs]
     if len(set(names)) == len(names) and all(names):

@@ -94,7 +94,9 @@ def _neighbours(path: Path) -> Iterator[None]:
 
 
 def _load(path: Path) -> ModuleType:
-    if not path.is_file() or path.suffix != ".py":
+    if not path.is_file():
+        raise ArgumentError(f"there is no file {path}; expected a Python file with the layer's functions")
+    if path.suffix != ".py":
         raise ArgumentError(f"{path} is no Python file; expected the name of one that ends in .py")
     module = ModuleType(f"checked_{path.stem}")
     module.__file__ = str(path)

@@ -229,7 +229,8 @@ def check_gradient(
         if not error <= tolerance:
             raise AssertionError(
                 f"gradient of {name} is wrong: along a random direction the forward pass has slope {numeric:.9g} "
-                f"but backward gives {analytic:.9g}, a relative error of {error:.2e} (tolerance {tolerance:.0e}); "
+                f"but backward gives {analytic:.9g}: they differ by {error:.2e} of the largest of these slopes and the "
+                f"gradient's norm (tolerance {tolerance:.0e}); "
                 f"if {name} has values exactly at a kink, such as 0 before a ReLU, choose others")
         worst = max(worst, error)
     return worst

@@ -43,6 +43,6 @@ def load_dataset(name: str, shape: Sequence[int] | None = None) -> Dataset:
     if name in DATASETS:
         return DATASETS[name]()
     if not Path(name).is_dir():
-        raise ArgumentError(f"data is {name!r}; expected one of {', '.join(DATASETS)}, or a folder with one subfolder "
-                            "of images for each class")
+        raise ArgumentError(f"data is {name!r}, and there is no such folder; expected one of {', '.join(DATASETS)}, or "
+                            "a folder with one subfolder of images for each class")
     return load_folder(name) if shape is None else load_folder(name, shape)

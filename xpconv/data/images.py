@@ -54,7 +54,7 @@ def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray
         raise DatasetError(f"wanted are samples of shape {tuple(shape)}, which no image file gives; "
                            "expected (1, H, W) or (3, H, W)")
     try:
-        from PIL import Image, ImageOps
+        from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError as error:
         raise DatasetError(f"reading images needs Pillow, which cannot be imported ({error}): "
                            'pip install "xpconv[train]"') from error
@@ -65,6 +65,9 @@ def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as file:
                 image = _eight_bits(ImageOps.exif_transpose(file)).convert(MODES[channels])
+    except UnidentifiedImageError as error:
+        raise DatasetError(f"cannot read the image {os.fspath(path)}: it is none of {', '.join(FORMATS)}; save it as "
+                           "one of those, or move it away") from error
     except OSError as error:
         raise DatasetError(f"cannot read the image {os.fspath(path)}: {error.strerror or error}") from error
     except Exception as error:  # a damaged image may raise anything
