@@ -61,7 +61,7 @@ def test_missing_scikit_learn_says_what_to_install(monkeypatch):
 
 def test_data_sets_are_found_by_name():
     assert load_dataset("digits").name == "digits"
-    with pytest.raises(ArgumentError, match=r"data is 'mnist', and there is no such folder; expected one of digits, cifar10"):
+    with pytest.raises(ArgumentError, match=r"data is 'mnist', and there is no such folder; expected one of digits"):
         load_dataset("mnist")
 
 
