@@ -48,22 +48,30 @@ Bands = list[tuple[slice, slice, Array]]
 def _across(kind: str, blocks: int, extent: int, padding: int) -> tuple[Bands, Bands]:
     """Return the matrix of a whole row of blocks, and its transpose, in bands of a few blocks: most of it is zeros."""
     T = _KINDS[kind]
-    whole = np.zeros((blocks, 6, 4 * blocks + 2 + padding))
-    for k in range(blocks):
-        whole[k, :, 4 * k:4 * k + T.shape[1]] = T
-    matrix = whole.reshape(6 * blocks, -1)[:, padding:padding + extent].astype(np.float32)
-    return _bands(matrix, 24), _bands(matrix.T, 16)
+    reach = T.shape[1]
 
+    def part(first: int, last: int, start: int, stop: int) -> Array:
+        """Return the matrix from the pixels `start` to `stop` to the blocks `first` to `last`."""
+        whole = np.zeros((last - first, 6, 4 * (last - first - 1) + reach), np.float32)
+        for k in range(last - first):
+            whole[k, :, 4 * k:4 * k + reach] = T
+        seen = 4 * first - padding
+        return whole.reshape(6 * (last - first), -1)[:, start - seen:stop - seen]
 
-def _bands(matrix: Array, size: int) -> Bands:
-    """Cut a matrix into groups of rows, each with the columns in which it is not zero."""
-    bands = []
-    for start in range(0, len(matrix), size):
-        band = matrix[start:start + size]
+    into, back = [], []
+    for first in range(0, blocks, 4):
+        last = min(first + 4, blocks)
+        start, stop = max(4 * first - padding, 0), min(4 * (last - 1) + reach - padding, extent)
+        band = np.ascontiguousarray(part(first, last, start, stop))
+        into.append((slice(6 * first, 6 * last), slice(start, stop), band))
+    for start in range(0, extent, 16):
+        stop = min(start + 16, extent)
+        first, last = max((start + padding - reach) // 4 + 1, 0), min((stop - 1 + padding) // 4 + 1, blocks)
+        band = part(first, last, start, stop).T
         used = np.flatnonzero(band.any(axis=0))
-        columns = slice(used[0], used[-1] + 1)
-        bands.append((slice(start, start + size), columns, np.ascontiguousarray(band[:, columns])))
-    return bands
+        places = slice(6 * first + int(used[0]), 6 * first + int(used[-1]) + 1)
+        back.append((slice(start, stop), places, np.ascontiguousarray(band[:, used[0]:used[-1] + 1])))
+    return into, back
 
 
 class _Blocks:
