@@ -1,5 +1,6 @@
 """What the layers are built on: windows and their adjoints on every backend, tiles, threads and memory settings."""
 
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -379,3 +380,48 @@ def test_bad_workspace_is_refused_by_name(text, monkeypatch):
     monkeypatch.setenv("XPCONV_WORKSPACE", text)
     with pytest.raises(ArgumentError, match=f"XPCONV_WORKSPACE is '{text}'; expected a size such as 64MiB or 1GiB"):
         workspace_bytes()
+
+
+@pytest.mark.parametrize(("kind", "blocks", "extent", "padding"), [
+    ("input", 1, 1, 2), ("input", 3, 12, 1), ("input", 9, 35, 1), ("input", 8, 34, 0), ("output", 9, 33, 0),
+    ("output", 1, 2, 0), ("input", 21, 80, 2)])
+def test_winograds_bands_make_up_the_matrix_of_a_whole_row(kind, blocks, extent, padding):
+    T = winograd._KINDS[kind]
+    whole = np.zeros((blocks, 6, 4 * blocks + 2 + padding))
+    for k in range(blocks):
+        whole[k, :, 4 * k:4 * k + T.shape[1]] = T
+    matrix = whole.reshape(6 * blocks, -1)[:, padding:padding + extent]
+    for expected, bands in zip((matrix, matrix.T), winograd._across(kind, blocks, extent, padding), strict=True):
+        made = np.zeros_like(expected)
+        for rows, columns, band in bands:
+            made[rows, columns] = band
+        np.testing.assert_array_equal(made, expected.astype(np.float32))
+
+
+def test_the_cpus_of_a_thread_are_given_back_whenever_ctrl_c_comes(monkeypatch):
+    if not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs a system that binds threads to CPUs, and two of them")
+    x, w = np.ones((64, 16, 32, 32), np.float32), np.ones((16, 16, 3, 3), np.float32)
+    monkeypatch.setenv("XPCONV_NUM_THREADS", "2")
+    layers.conv_forward(x, w, None)
+    before, bind = os.sched_getaffinity(0), os.sched_setaffinity
+
+    def interrupted(thread, cpus):
+        bind(thread, cpus)
+        monkeypatch.setattr(os, "sched_setaffinity", bind)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "sched_setaffinity", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        layers.conv_forward(x, w, None)
+    assert os.sched_getaffinity(0) == before
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e10, 1e15, 1e18])
+def test_the_gradient_of_norms_is_right_for_huge_values(scale):
+    x, dout = (draw(64, 4, seed=seed).astype("float32") for seed in (0, 1))
+    ones, zeros = np.ones(4, np.float32), np.zeros(4, np.float32)
+    dx = layers.batchnorm_backward(dout, layers.batchnorm_forward(x, ones, zeros, train=True, eps=1e-30)[1])[0]
+    x *= np.float32(scale)
+    scaled = layers.batchnorm_backward(dout, layers.batchnorm_forward(x, ones, zeros, train=True, eps=1e-30)[1])[0]
+    np.testing.assert_allclose(scaled * np.float32(scale), dx, rtol=1e-4, atol=1e-5)

@@ -124,7 +124,7 @@ def normalise_backward(dout: Image, x: Image, mean: Image, inv_std: Image, gamma
             center = _sums(axes, dx)
             slope = _sums(axes, dx, x) - mean * center
             dx *= inv_std
-        slope = inv_std**3 * slope / -count
+        slope = inv_std * (inv_std * (inv_std * slope)) / -count  # inv_std**3 may be too large or small a number
         np.multiply(x, slope, out=d)
         d -= slope * mean + inv_std * center / count
         dx += d

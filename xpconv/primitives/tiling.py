@@ -192,8 +192,8 @@ def _cpu_of_its_own(helpers: int) -> Iterator[set[int]]:
     if here not in cpus:
         yield set()
         return
-    os.sched_setaffinity(0, {here})
-    try:
+    try:  # from here on: Ctrl-C may come at any moment
+        os.sched_setaffinity(0, {here})
         yield cpus - {here}
     finally:
         os.sched_setaffinity(0, cpus)
