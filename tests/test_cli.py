@@ -234,15 +234,16 @@ def test_a_finished_run_is_left_alone_by_resume(tmp_path):
     assert "--resume" not in refused
 
 
-def test_an_interrupted_run_without_a_checkpoint_keeps_its_model(tmp_path):
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_run_without_a_checkpoint_keeps_its_model(tmp_path, interrupted):
     run = tmp_path / "run"
     succeed(*SHORT, "--out", run)
-    config = config_of(run) | {"finished": False, "interrupted": True}
+    config = config_of(run) | {"finished": False, "interrupted": interrupted}
     (run / "config.json").write_text(json.dumps(config))
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     result = call("train", "--resume", run)
     assert result.exit_code == 1
-    assert "left a model but no whole checkpoint: to start over, which would replace that model," in result.stderr
+    assert "holds a model but no whole checkpoint to go on from: to start over, which would replace" in result.stderr
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from xpconv.data import Dataset
 from xpconv.errors import ArgumentError
@@ -106,16 +105,11 @@ def settings_of(folder: Path, checkpoint_every: int | None = None) -> Settings:
 
 def is_finished(folder: Path) -> bool:
     """Return whether the run in a folder was trained to its end, so that nothing is left to resume."""
-    return bool(_ending(folder).get("finished"))
-
-
-def _ending(folder: Path) -> dict[str, Any]:
-    """Return what a run wrote of its end, with the model that it left."""
     try:
         config = json.loads((folder / CONFIG).read_text("utf-8"))
     except (OSError, ValueError):
-        return {}
-    return config if isinstance(config, dict) and (folder / FILES[0]).exists() else {}
+        return False
+    return isinstance(config, dict) and bool(config.get("finished")) and (folder / FILES[0]).exists()
 
 
 def train_in(folder: Path, settings: Settings, solver: Solver, dataset: Dataset, *, resume: bool = False) -> None:
@@ -126,7 +120,7 @@ def train_in(folder: Path, settings: Settings, solver: Solver, dataset: Dataset,
     Raises
     ------
     ArgumentError
-        If the run was interrupted and left a model, but no checkpoint: to start over would replace it.
+        If there is a model, but no checkpoint: to start over would replace it.
     CheckpointError
         If the checkpoint is of a run with other settings.
     NonFiniteLossError
@@ -137,9 +131,9 @@ def train_in(folder: Path, settings: Settings, solver: Solver, dataset: Dataset,
     checkpoints, every = CheckpointFolder(folder / CHECKPOINTS), settings.checkpoint_every
     if resume:
         newest = checkpoints.newest(lambda text: print(f"xpconv: {text}", file=sys.stderr))
-        if newest is None and _ending(folder).get("interrupted"):
-            raise ArgumentError(f"resume is {folder}, whose run was interrupted and left a model but no whole "
-                                "checkpoint: to start over, which would replace that model, train into another folder")
+        if newest is None and (folder / FILES[0]).exists():
+            raise ArgumentError(f"resume is {folder}, which holds a model but no whole checkpoint to go on from: to "
+                                "start over, which would replace that model, train into another folder")
         if newest is None:
             print(f"no checkpoint in {checkpoints.path}: starting over", flush=True)
         else:
