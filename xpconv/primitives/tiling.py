@@ -218,19 +218,22 @@ _blas_limit: Any = None
 def single_threaded_blas() -> Iterator[None]:
     """Hold BLAS to one thread; calls may nest and overlap, the last to leave restores what was."""
     global _blas_users, _blas_limit
-    with _blas_lock:
-        if _blas_users == 0:
-            _let_this_thread_set_limits()
-            _blas_limit = _controller().limit(limits=1, user_api="blas")
-        _blas_users += 1
-    try:
-        yield
-    finally:
+    counted = False
+    try:  # from here on: Ctrl-C may come at any moment
         with _blas_lock:
-            _blas_users -= 1
             if _blas_users == 0:
                 _let_this_thread_set_limits()
-                _blas_limit.restore_original_limits()
+                _blas_limit = _controller().limit(limits=1, user_api="blas")
+            _blas_users += 1
+            counted = True
+        yield
+    finally:
+        if counted:
+            with _blas_lock:
+                _blas_users -= 1
+                if _blas_users == 0:
+                    _let_this_thread_set_limits()
+                    _blas_limit.restore_original_limits()
 
 
 def _let_this_thread_set_limits() -> None:
