@@ -212,7 +212,7 @@ def train(
     saves, with a checkpoint. --resume goes on from the newest one, or starts over where there is none.
     """
     runs.require_matplotlib()
-    defaults = runs.defaults_for(data)
+    defaults = runs.defaults_for(data)  # each is an option of that name
     tuned = {name: value if (given := ctx.params[name]) is None else given for name, value in defaults.items()}
     settings = runs.Settings(data=data, model=model, optimizer=optimizer, dtype=dtype, backend=backend, seed=seed,
                              num_train=num_train, image_size=image_size, schedule=schedule, decay_every=decay_every,

@@ -175,7 +175,7 @@ def _keep_freed_memory() -> None:
     A training step allocates the same arrays as the one before it. By default glibc returns them in between, and the
     system zeroes every page anew: a tenth of a step.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if platform.libc_ver()[0] == "glibc" else None
+    mallopt = getattr(_libc(), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most it takes; it is fixed once the other is set
         mallopt(_M_TRIM_THRESHOLD, 1 << 30)
@@ -201,6 +201,7 @@ def _cpu_of_its_own(helpers: int) -> Iterator[set[int]]:
 
 @lru_cache
 def _libc() -> Any:
+    """Return glibc, or None where Python runs without it."""
     return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 
 

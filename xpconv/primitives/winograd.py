@@ -41,7 +41,7 @@ def suits(x: Array, w: Array, stride: Pair, padding: Pair) -> bool:
             and min(w.shape[:2]) >= 24)
 
 
-Bands = list[tuple[slice, slice, Array]]
+Bands = list[tuple[slice, slice, Array]]  # of a matrix: the band's rows, its columns, and what stands there
 
 
 @lru_cache
