@@ -48,7 +48,7 @@ def main(
         if unknown := [name for name in given if name not in known]:
             raise typer.BadParameter(f"there is no {what} {', '.join(unknown)}: choose from {', '.join(known)}.")
     if "torch" in peers and find_spec("torch") is None:
-        raise typer.BadParameter("the peer torch needs PyTorch: pip install torch, or give --peers reference.")
+        raise typer.BadParameter("comparing with PyTorch needs it: pip install torch, or give --peers reference.")
     console = Console()
     ours = Xpconv(backend)
     gpu = device.describe() if ours.backend.library == "cupy" else {}

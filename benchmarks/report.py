@@ -121,8 +121,8 @@ def bars(rows: Rows) -> list[str]:
 
 
 if __name__ == "__main__":
-    *figures, written = sys.argv[1:]
+    *figures, written = sys.argv[1:] or [""]
     if not figures or not written.endswith(".md"):
-        sys.exit(f"the last argument is {written}; expected the page to write, whose name ends in .md")
+        sys.exit(f"the last argument is {written!r}; expected files of figures and then the page, named *.md")
     with atomic_path(written) as temporary:
         temporary.write_text(page(*(json.loads(Path(path).read_text()) for path in figures)))

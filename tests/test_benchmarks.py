@@ -1,10 +1,14 @@
 """The benchmarks: what their cases count, and the pages that are written from their figures."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import typer
 
+from benchmarks import __main__ as benchmark
 from benchmarks.__main__ import CASES, means, wanted
 from benchmarks.device import shares
 from benchmarks.report import page
@@ -89,3 +93,25 @@ def test_the_page_of_a_gpu_tells_aims_shares_launches_and_memory():
     assert "## Against PyTorch on the same card, with TF32 on both sides" in text
     assert "batch 512, PyTorch's time" not in text  # it was not measured
     assert means(rows[:1]) == [("conv, forward+backward", pytest.approx(0.5))]
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"peers": "torch,tensorflow"}, "there is no peer tensorflow: choose from torch, torch-cuda, reference, numpy"),
+    ({"peers": "reference", "only": ["c64", "nope"]}, "there is no row nope: choose from seed, three, "),
+    ({"peers": "torch"}, "comparing with PyTorch needs it: pip install torch, or give --peers reference"),
+])
+def test_what_cannot_be_compared_is_told_before_anything_runs(monkeypatch, options, message):
+    monkeypatch.setattr(benchmark, "find_spec", lambda name: None)
+    with pytest.raises(typer.BadParameter, match=message):
+        benchmark.main(**{"only": None, **options})
+
+
+@pytest.mark.parametrize("names", [["a.json", "b.json"], ["page.md"], []])
+def test_a_page_is_never_written_over_figures(tmp_path, names):
+    (tmp_path / "b.json").write_text("figures")
+    done = subprocess.run([sys.executable, "-m", "benchmarks.report", *(str(tmp_path / name) for name in names)],
+                          cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "expected files of figures and then the page, named *.md" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["b.json"]
+    assert (tmp_path / "b.json").read_text() == "figures"
