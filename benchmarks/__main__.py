@@ -24,7 +24,7 @@ from benchmarks.cases import CASES, GROUPS, Case
 from benchmarks.contestants import Reference, Torch, Xpconv
 from benchmarks.timing import few, host_ms, interleaved, summary
 from xpconv.files import atomic_path
-from xpconv.primitives.tiling import num_threads
+from xpconv.primitives.threads import num_threads
 
 PEERS = {"torch": lambda: Torch("cpu"), "torch-cuda": lambda: Torch("cuda"), "reference": Reference, "numpy": Xpconv}
 SLOW = {"reference": lambda case: case.small, "numpy": lambda case: case.large and case.kind == "step"}

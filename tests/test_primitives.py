@@ -1,6 +1,8 @@
 """What the layers are built on: windows and their adjoints on every backend, tiles, threads and memory settings."""
 
 import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,9 +15,10 @@ from threadpoolctl import threadpool_info
 from tests.helpers import LAYOUTS, assert_array, contiguous, find_backend, read_only
 from xpconv import layers
 from xpconv.errors import ArgumentError
-from xpconv.primitives import accelerated_versions, winograd
+from xpconv.primitives import accelerated_versions, threads, winograd
 from xpconv.primitives.normalise import normalise
-from xpconv.primitives.tiling import for_each_tile, num_threads, single_threaded_blas, sum_over_tiles, workspace_bytes
+from xpconv.primitives.threads import num_threads, single_threaded_blas
+from xpconv.primitives.tiling import for_each_tile, sum_over_tiles, workspace_bytes
 from xpconv.primitives.windows import fold, max_pool, max_unpool, output_size, unfold
 
 GEOMETRIES = {  # image, size, stride, padding
@@ -274,8 +277,8 @@ def test_tiles_cover_each_image_once(spec, count, item_bytes):
 def test_sum_over_tiles_has_the_same_bits_for_any_number_of_threads(monkeypatch):
     x = draw(1000, 3).astype("float32")
     sums = set()
-    for threads in ("1", "2", "3", "8"):
-        monkeypatch.setenv("XPCONV_NUM_THREADS", threads)
+    for number in ("1", "2", "3", "8"):
+        monkeypatch.setenv("XPCONV_NUM_THREADS", number)
         (total, nothing) = sum_over_tiles(lambda tile: (x[tile].sum(axis=0), None), len(x), 1 << 17, like=x)
         assert nothing is None
         assert total == pytest.approx(x.sum(axis=0), abs=1e-3)
@@ -283,9 +286,9 @@ def test_sum_over_tiles_has_the_same_bits_for_any_number_of_threads(monkeypatch)
     assert len(sums) == 1
 
 
-@pytest.mark.parametrize("threads", ["1", "2", "4"])
-def test_error_in_a_tile_reaches_the_caller_and_leaves_the_pool_usable(threads, monkeypatch):
-    monkeypatch.setenv("XPCONV_NUM_THREADS", threads)
+@pytest.mark.parametrize("number", ["1", "2", "4"])
+def test_error_in_a_tile_reaches_the_caller_and_leaves_the_pool_usable(number, monkeypatch):
+    monkeypatch.setenv("XPCONV_NUM_THREADS", number)
 
     def fail(tile):
         raise ZeroDivisionError(tile.start)
@@ -398,23 +401,81 @@ def test_winograds_bands_make_up_the_matrix_of_a_whole_row(kind, blocks, extent,
         np.testing.assert_array_equal(made, expected.astype(np.float32))
 
 
-def test_the_cpus_of_a_thread_are_given_back_whenever_ctrl_c_comes(monkeypatch):
-    if not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2:
-        pytest.skip("needs a system that binds threads to CPUs, and two of them")
-    x, w = np.ones((64, 16, 32, 32), np.float32), np.ones((16, 16, 3, 3), np.float32)
-    monkeypatch.setenv("XPCONV_NUM_THREADS", "2")
-    layers.conv_forward(x, w, None)
-    before, bind = os.sched_getaffinity(0), os.sched_setaffinity
+needs_two_cpus = pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2,
+                                    reason="needs a system that binds threads to CPUs, and two of them")
 
-    def interrupted(thread, cpus):
-        bind(thread, cpus)
-        monkeypatch.setattr(os, "sched_setaffinity", bind)
+
+@needs_two_cpus
+def test_helpers_leave_this_thread_its_cpu_which_may_run_anywhere(monkeypatch):
+    monkeypatch.setenv("XPCONV_NUM_THREADS", "3")
+    threads._crew.cache_clear()
+    cpus = os.sched_getaffinity(0)
+    threads.run(lambda k: None, 8, np.zeros(1))
+    helpers = [os.sched_getaffinity(thread.native_id) for thread in threads._crew()._threads]
+    assert os.sched_getaffinity(0) == cpus
+    assert [(len(helper), helper < cpus) for helper in helpers] == [(len(cpus) - 1, True)] * 2
+
+
+@needs_two_cpus
+def test_ctrl_c_before_the_helpers_begin_leaves_everything_as_it_was(monkeypatch):
+    x, w = draw(64, 16, 8, 8), draw(16, 16, 3, 3)
+    monkeypatch.setenv("XPCONV_NUM_THREADS", "2")
+    expected = layers.conv_forward(x, w, None)[0]
+    before, buffers, take = blas_threads(), np.getbufsize(), threads._Crew.take
+
+    def interrupted(self, jobs):
+        take(self, jobs)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(os, "sched_setaffinity", interrupted)
+    monkeypatch.setattr(threads._Crew, "take", interrupted)
     with pytest.raises(KeyboardInterrupt):
         layers.conv_forward(x, w, None)
-    assert os.sched_getaffinity(0) == before
+    monkeypatch.setattr(threads._Crew, "take", take)
+    assert (blas_threads(), np.getbufsize()) == (before, buffers)
+    assert layers.conv_forward(x, w, None)[0].tobytes() == expected.tobytes()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+def test_a_forked_child_has_helpers_of_its_own():
+    program = """
+import os, sys, threading, numpy as np
+from xpconv.primitives.threads import run
+
+def meet():
+    both = threading.Barrier(2, timeout=30)
+    run(lambda k: both.wait(), 2, np.zeros(1))
+
+meet()
+child = os.fork()
+meet()
+if child:
+    sys.exit(os.waitpid(child, 0)[1])
+os._exit(0)
+"""
+    environment = {**os.environ, "XPCONV_NUM_THREADS": "2", "PYTHONWARNINGS": "ignore"}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=120)
+
+
+def test_work_that_no_helper_had_time_for_is_called_off(monkeypatch):
+    monkeypatch.setenv("XPCONV_NUM_THREADS", "2")
+    threads._crew.cache_clear()
+    busy, done = threading.Event(), threading.Event()
+
+    def occupy(k):
+        if threading.current_thread().name == "xpconv":
+            busy.set()
+            done.wait(30)
+        else:
+            busy.wait(30)
+
+    other = threading.Thread(target=lambda: threads.run(occupy, 2, np.zeros(1)))
+    other.start()
+    busy.wait(30)
+    names = []
+    threads.run(lambda k: names.append(threading.current_thread().name), 4, np.zeros(1))
+    done.set()
+    other.join()
+    assert names == [threading.current_thread().name] * 4
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e10, 1e15, 1e18])

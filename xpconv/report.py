@@ -12,7 +12,8 @@ from threadpoolctl import threadpool_info
 import xpconv
 from xpconv.backend import LIBRARIES, diagnose, get_backend
 from xpconv.errors import XpconvError
-from xpconv.primitives.tiling import num_threads, workspace_bytes
+from xpconv.primitives.threads import num_threads
+from xpconv.primitives.tiling import workspace_bytes
 
 __all__ = ["environment"]
 

@@ -22,7 +22,7 @@ from xpconv.errors import ArgumentError, XpconvError
 from xpconv.files import write_bytes
 from xpconv.models import ConvNet, ThreeLayerConvNet
 from xpconv.nn import Affine, BatchNorm, Relu
-from xpconv.primitives.tiling import num_threads
+from xpconv.primitives.threads import num_threads
 from xpconv.schedules import Schedule, constant, cosine, step_decay, warmup
 from xpconv.sequential import Preprocessing, Sequential
 from xpconv.solver import Solver

@@ -1,17 +1,12 @@
-"""How a batch is cut into tiles and run: on threads for NumPy, in one stream elsewhere.
+"""How a batch is cut into tiles.
 
 The tiles and the order in which their sums are added depend on shapes alone, so results have the same bits
 for any number of threads.
 """
 
-import ctypes
-import itertools
 import os
-import platform
 import re
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import lru_cache
 from math import prod
 from threading import Lock, local
@@ -19,19 +14,16 @@ from typing import Any
 
 import array_api_compat
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 from xpconv.backend import Array, library_of
 from xpconv.errors import ArgumentError
+from xpconv.primitives.threads import run
 
 __all__ = [
     "for_each_tile",
     "in_blocks",
     "matmul",
-    "num_threads",
     "over_tiles",
-    "run",
-    "single_threaded_blas",
     "sum_of_squares",
     "sum_over_tiles",
     "workspace_bytes",
@@ -39,24 +31,13 @@ __all__ = [
 
 _CACHE_BYTES = 1 << 22  # of a NumPy tile: shared caches hold it, and its calls are long enough for two threads
 _BLOCK_BYTES = 1 << 19  # of each array in an elementwise update, where several share the cache
-_NUMPY_BUFFER = 1024  # elements: rows that are shorter than a buffer are copied to it, which takes as long as the work
+_LINE_BYTES = 64  # of a cache
 _LANES = 8  # partial sums of large work, whatever the number of threads
 _UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 _SMALL_PRODUCT = 1 << 18  # multiplications that are not worth a second thread
 
 Tile = slice
-
-
-def num_threads() -> int:
-    """Return ``XPCONV_NUM_THREADS``, else the number of CPUs this process may use."""
-    text = os.environ.get("XPCONV_NUM_THREADS")
-    if text is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not text.isdecimal() or int(text) < 1:
-        raise ArgumentError(f"XPCONV_NUM_THREADS is {text!r}; expected a number of threads, 1 or more")
-    return int(text)
 
 
 def workspace_bytes(library: str = "numpy") -> int:
@@ -133,120 +114,6 @@ def _tiles(count: int, item_bytes: int, like: Array) -> list[Tile]:
         lanes = min(_LANES, 1 << (count * item_bytes // _BLOCK_BYTES | 1).bit_length() - 1)  # 1 for what is soon done
         tiles = min(count, lanes * -(-count // (lanes << (size.bit_length() - 1))))
     return [slice(k * count // tiles, (k + 1) * count // tiles) for k in range(tiles)]
-
-
-def run(task: Callable[[int], object], count: int, like: Array) -> None:
-    """Call ``task(0)`` to ``task(count - 1)``: on all threads where `like` is a NumPy array, else in order."""
-    if library_of(like) != "numpy":
-        for k in range(count):
-            task(k)
-        return
-    numbers = itertools.count()  # shared by the threads: each takes the next number when it is free
-
-    def help_out(cpus: set[int]) -> None:
-        if cpus:
-            os.sched_setaffinity(0, cpus)
-        work()
-
-    def work() -> None:
-        with np.errstate():  # which restores the buffers' size
-            np.setbufsize(_NUMPY_BUFFER)
-            while (k := next(numbers)) < count:
-                task(k)
-
-    _keep_freed_memory()
-    others = num_threads() - 1  # this thread works, too
-    helpers = min(others, count - 1)
-    with single_threaded_blas(), _cpu_of_its_own(helpers) as elsewhere:
-        futures = [_pool(others).submit(help_out, elsewhere) for _ in range(helpers)]
-        try:
-            work()
-        finally:
-            numbers = itertools.count(count)  # an error or Ctrl-C here lets the others end soon
-            for future in futures:
-                if not future.cancel():
-                    future.result()
-
-
-@lru_cache
-def _keep_freed_memory() -> None:
-    """Let glibc keep freed memory for the next arrays instead of handing it back to the system.
-
-    A training step allocates the same arrays as the one before it. By default glibc returns them in between, and the
-    system zeroes every page anew: a tenth of a step.
-    """
-    mallopt = getattr(_libc(), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most it takes; it is fixed once the other is set
-        mallopt(_M_TRIM_THRESHOLD, 1 << 30)
-
-
-@contextmanager
-def _cpu_of_its_own(helpers: int) -> Iterator[set[int]]:
-    """Keep this thread on its CPU for a while and yield the others for its helpers, where that is possible.
-
-    Threads that take turns at Python's lock look to the system as if they never ran at once: it leaves them on one CPU.
-    """
-    cpus = os.sched_getaffinity(0) if helpers and hasattr(_libc(), "sched_getcpu") else set()
-    here = _libc().sched_getcpu() if len(cpus) > 1 else -1
-    if here not in cpus:
-        yield set()
-        return
-    try:  # from here on: Ctrl-C may come at any moment
-        os.sched_setaffinity(0, {here})
-        yield cpus - {here}
-    finally:
-        os.sched_setaffinity(0, cpus)
-
-
-@lru_cache
-def _libc() -> Any:
-    """Return glibc, or None where Python runs without it."""
-    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
-
-
-@lru_cache(maxsize=1)
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="xpconv")
-
-
-_blas_lock = Lock()
-_blas_users = 0
-_blas_limit: Any = None
-
-
-@contextmanager
-def single_threaded_blas() -> Iterator[None]:
-    """Hold BLAS to one thread; calls may nest and overlap, the last to leave restores what was."""
-    global _blas_users, _blas_limit
-    counted = False
-    try:  # from here on: Ctrl-C may come at any moment
-        with _blas_lock:
-            if _blas_users == 0:
-                _let_this_thread_set_limits()
-                _blas_limit = _controller().limit(limits=1, user_api="blas")
-            _blas_users += 1
-            counted = True
-        yield
-    finally:
-        if counted:
-            with _blas_lock:
-                _blas_users -= 1
-                if _blas_users == 0:
-                    _let_this_thread_set_limits()
-                    _blas_limit.restore_original_limits()
-
-
-def _let_this_thread_set_limits() -> None:
-    """Since 3.8 threadpoolctl ignores all threads but the first that sets a limit; here the lock keeps order."""
-    for library in _controller().lib_controllers:
-        if hasattr(library, "clear_controlling_thread"):
-            library.clear_controlling_thread(force=True)
-
-
-@lru_cache
-def _controller() -> ThreadpoolController:
-    return ThreadpoolController()
 
 
 def over_tiles(body: Callable[..., tuple[Array, ...]], axis: int, *arrays: Array) -> Any:
@@ -326,12 +193,14 @@ _scratch = local()
 def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """Return this thread's scratch array of that name: it holds anything, and is reused by the next call.
 
-    Fresh memory costs more than the work on it here, since the system hands it out page by page.
+    Fresh memory costs more than the work on it here, since the system hands it out page by page. It begins at a cache
+    line: from elsewhere each vector is read from two lines.
     """
     size = prod(shape) * np.dtype(dtype).itemsize
     store: dict[str, np.ndarray] = _scratch.__dict__
     if name not in store or store[name].nbytes < size:
-        store[name] = np.empty(size, np.uint8)
+        memory = np.empty(size + _LINE_BYTES, np.uint8)
+        store[name] = memory[-memory.ctypes.data % _LINE_BYTES:]
     array: np.ndarray = store[name][:size].view(dtype)
     return array.reshape(shape)
 

@@ -1,0 +1,193 @@
+"""The threads that share the work on NumPy arrays, and what the system is told of them.
+
+A call keeps its threads busy for a millisecond or less, with the caches full of data: whatever it takes to start and
+to end one counts.
+"""
+
+import ctypes
+import itertools
+import os
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from queue import SimpleQueue
+from threading import Lock, Thread
+from typing import Any
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+from xpconv.backend import Array, library_of
+from xpconv.errors import ArgumentError
+
+__all__ = ["num_threads", "run", "single_threaded_blas"]
+
+_NUMPY_BUFFER = 1024  # elements: rows that are shorter than a buffer are copied to it, which takes as long as the work
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
+
+
+def num_threads() -> int:
+    """Return ``XPCONV_NUM_THREADS``, else the number of CPUs this process may use."""
+    text = os.environ.get("XPCONV_NUM_THREADS")
+    if text is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentError(f"XPCONV_NUM_THREADS is {text!r}; expected a number of threads, 1 or more")
+    return int(text)
+
+
+def run(task: Callable[[int], object], count: int, like: Array) -> None:
+    """Call ``task(0)`` to ``task(count - 1)``: on all threads where `like` is a NumPy array, else in order."""
+    if library_of(like) != "numpy":
+        for k in range(count):
+            task(k)
+        return
+    numbers = itertools.count()  # shared by the threads: each takes the next number when it is free
+
+    def work() -> None:
+        while (k := next(numbers)) < count:
+            task(k)
+
+    _keep_freed_memory()
+    jobs = [_Job(work) for _ in range(min(num_threads(), count) - 1)]
+    with single_threaded_blas(), np.errstate():  # which restores the size of the buffers
+        np.setbufsize(_NUMPY_BUFFER)
+        try:
+            _crew().take(jobs)
+            work()
+        finally:
+            numbers = itertools.count(count)  # an error or Ctrl-C here lets the others end soon
+            for job in jobs:
+                job.end()
+
+
+class _Job:
+    """Work for a helper, unless whoever asked for it is done before one has the time."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._work, self._begun, self._ended = work, Lock(), SimpleQueue[BaseException | None]()
+
+    def begin(self) -> None:
+        """Do it, unless it was called off."""
+        if not self._begun.acquire(blocking=False):
+            return
+        error = None
+        try:
+            self._work()
+        except BaseException as raised:  # it belongs to the thread that waits for the end
+            error = raised
+        self._ended.put(error)
+
+    def end(self) -> None:
+        """Call it off; if it has begun, wait for its end and raise its error."""
+        if not self._begun.acquire(blocking=False) and (error := self._ended.get()) is not None:
+            raise error
+
+
+class _Crew:
+    """Helper threads, as many as were ever needed at once; they wait for jobs as long as the process lives."""
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[_Job] = SimpleQueue()
+        self._threads: list[Thread] = []
+        self._cpus: set[int] = set()
+
+    def take(self, jobs: list[_Job]) -> None:
+        """Let helpers begin with the jobs."""
+        while len(self._threads) < len(jobs):
+            helper = Thread(target=self._help, name="xpconv", daemon=True)
+            helper.start()
+            self._threads.append(helper)
+            self._cpus = set()
+        if jobs:
+            self._keep_off_this_cpu()
+        for job in jobs:
+            self._jobs.put(job)
+
+    def _help(self) -> None:
+        np.setbufsize(_NUMPY_BUFFER)
+        while True:
+            self._jobs.get().begin()
+
+    def _keep_off_this_cpu(self) -> None:
+        """Leave the helpers all CPUs but the one of this thread.
+
+        Threads that take turns at Python's lock look to the system as if they never ran at once: it leaves them on one.
+        """
+        if not hasattr(os, "sched_setaffinity") or not hasattr(_libc(), "sched_getcpu"):
+            return
+        cpus = os.sched_getaffinity(0)
+        cpus = cpus - {_libc().sched_getcpu()} or cpus
+        if cpus != self._cpus:
+            for helper in self._threads:
+                os.sched_setaffinity(helper.native_id or 0, cpus)
+            self._cpus = cpus
+
+
+@lru_cache
+def _crew() -> _Crew:
+    return _Crew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_crew.cache_clear)  # a child has none of its parent's threads
+
+
+@lru_cache
+def _keep_freed_memory() -> None:
+    """Let glibc keep freed memory for the next arrays instead of handing it back to the system.
+
+    A training step allocates the same arrays as the one before it. By default glibc returns them in between, and the
+    system zeroes every page anew: a tenth of a step.
+    """
+    mallopt = getattr(_libc(), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most it takes; it is fixed once the other is set
+        mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+
+
+@lru_cache
+def _libc() -> Any:
+    """Return glibc, or None where Python runs without it."""
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+
+
+_blas_lock = Lock()
+_blas_users = 0
+_blas_threads: list[tuple[Any, int]] = []  # the libraries that are held, and the threads they had
+
+
+@contextmanager
+def single_threaded_blas() -> Iterator[None]:
+    """Hold BLAS to one thread; calls may nest and overlap, the last to leave restores what was."""
+    global _blas_users
+    counted = False
+    try:  # from here on: Ctrl-C may come at any moment
+        with _blas_lock:
+            if _blas_users == 0:
+                _blas_threads[:] = [(library, library.num_threads) for library in _blas_libraries()]
+                for library, _ in _blas_threads:
+                    _set_threads(library, 1)
+            _blas_users += 1
+            counted = True
+        yield
+    finally:
+        if counted:
+            with _blas_lock:
+                _blas_users -= 1
+                if _blas_users == 0:
+                    for library, threads in _blas_threads:
+                        _set_threads(library, threads)
+
+
+def _set_threads(library: Any, threads: int) -> None:
+    """Since 3.8 threadpoolctl ignores all threads but the first that sets a limit; here the lock keeps order."""
+    if hasattr(library, "clear_controlling_thread"):
+        library.clear_controlling_thread(force=True)
+    library.set_num_threads(threads)
+
+
+@lru_cache
+def _blas_libraries() -> list[Any]:
+    return list(ThreadpoolController().select(user_api="blas").lib_controllers)
