@@ -1,7 +1,9 @@
 """Fast NumPy versions of the primitives on windows; those of the convolution are in mec.py."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from math import prod
+from string import ascii_letters
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -12,6 +14,8 @@ from xpconv.primitives.tiling import for_each_tile, over_tiles, scratch
 from xpconv.primitives.windows import Pair, output_size, pad, windows
 
 Image = np.ndarray
+_PART_BYTES = 1 << 19  # of an array: the closest cache that is not tiny holds one being made and one being read
+_LOCKED = 500  # up to so many results, NumPy's products keep Python's lock
 _NEAR_ZERO = 4  # mean**2 / var up to which E[x**2] - mean**2 loses less than one digit
 
 
@@ -84,17 +88,17 @@ def normalise(x: Image, gamma: Image, beta: Image, *, axes: Sequence[int], along
     def tile(out: Image, x: Image, gamma: Image, beta: Image) -> tuple[Image, Image, Image]:
         mean = _sums(axes, x) / count
         with np.errstate(over="ignore", invalid="ignore"):
-            var = _sums(axes, x, x) / count - mean * mean
-            centered = not np.all((mean * mean <= _NEAR_ZERO * var) & (var < np.inf))
-        if centered:
-            np.subtract(x, mean, out=out)
-            var = _sums(axes, out, out) / count
+            square = mean * mean
+            var = _sums(axes, x, x) / count - square
+            as_it_is = ((square <= _NEAR_ZERO * var) & (var < np.inf)).all()
+        if not as_it_is:
+            x = np.subtract(x, mean, out=out)
+            var = _sums(axes, x, x) / count
         inv_std = 1 / np.sqrt(var + eps)
-        if not np.all(var < np.inf):
-            var, inv_std = spread(np, out, axes, eps)
+        if not as_it_is and not (var < np.inf).all():
+            var, inv_std = spread(np, x, axes, eps)
         scale = inv_std * gamma
-        np.multiply(out if centered else x, scale, out=out)
-        out += beta if centered else beta - mean * scale
+        _combine(out, beta - mean * scale if as_it_is else beta, (scale, x))
         return mean, var, inv_std
 
     out, count = np.empty(x.shape, x.dtype), prod(x.shape[axis] for axis in axes)
@@ -104,41 +108,69 @@ def normalise(x: Image, gamma: Image, beta: Image, *, axes: Sequence[int], along
 @accelerate("normalise_backward", "numpy")
 def normalise_backward(dout: Image, x: Image, mean: Image, inv_std: Image, gamma: Image, *, axes: Sequence[int],
                        sums: Sequence[int], along: int) -> tuple[Image, ...]:
-    """Take the sums of dout and dout * (x - mean) once; what is over `axes` is a sum of those, unless gamma varies."""
-    count = prod(x.shape[axis] for axis in axes)
+    """Take the sums of dout and dout * x once; what is over `axes` is a sum of those, unless gamma varies."""
+    alike = all(gamma.shape[axis] == 1 for axis in sums)
+    rest = tuple(axis for axis in axes if axis not in sums)
+    scale = inv_std * gamma if alike else inv_std
+    share = inv_std / -prod(x.shape[axis] for axis in axes)
+    as_it_is = ((mean * inv_std)**2 <= _NEAR_ZERO).all()
+    middle = mean if as_it_is else np.zeros_like(mean)
 
-    def tile(dx: Image, dout: Image, x: Image, mean: Image, inv_std: Image, gamma: Image) -> tuple[Image, Image]:
-        d = scratch("d", x.shape, x.dtype)
-        if not np.all((mean * inv_std)**2 <= _NEAR_ZERO):
-            x, mean = np.subtract(x, mean, out=d), np.zeros_like(mean)
-        if all(gamma.shape[axis] == 1 for axis in sums):
-            dbeta = _sums(sums, dout)
-            product = _sums(sums, dout, x) - mean * dbeta
-            rest = tuple(axis for axis in axes if axis not in sums)
-            center, slope = ((a * gamma).sum(axis=rest, keepdims=True) if rest else a * gamma for a in (dbeta, product))
-            np.multiply(dout, inv_std * gamma, out=dx)
+    def tile(dx: Image, dout: Image, x: Image, mean: Image, inv_std: Image, scale: Image, share: Image, middle: Image,
+             gamma: Image) -> tuple[Image, Image]:
+        if not as_it_is:
+            x = x - mean
+        center, slope = totals = _sums(sums, dout), _sums(sums, dout, x)
+        if not alike:
+            dout = np.multiply(dout, gamma, out=dx)
+            center, slope = _sums(axes, dout), _sums(axes, dout, x)
+        elif rest:
+            center, slope = ((a * gamma).sum(axis=rest, keepdims=True) for a in totals)
         else:
-            np.multiply(dout, gamma, out=dx)
-            dbeta = _sums(sums, dout)
-            product = _sums(sums, dout, x) - mean * dbeta
-            center = _sums(axes, dx)
-            slope = _sums(axes, dx, x) - mean * center
-            dx *= inv_std
-        slope = inv_std * (inv_std * (inv_std * slope)) / -count  # inv_std**3 may be too large or small a number
-        np.multiply(x, slope, out=d)
-        d -= slope * mean + inv_std * center / count
-        dx += d
-        return product * inv_std, dbeta
+            center, slope = (a * gamma for a in totals)
+        slope = share * (inv_std * (inv_std * (slope - middle * center)))  # inv_std**3 may be too large or too small
+        _combine(dx, share * center - slope * middle, (slope, x), (scale, dout))
+        return totals
 
     dx = np.empty(x.shape, x.dtype)
-    return dx, *over_tiles(tile, along, dx, dout, x, mean, inv_std, gamma)
+    dbeta, product = over_tiles(tile, along, dx, dout, x, mean, inv_std, scale, share, middle, gamma)
+    return dx, (product - middle * dbeta) * inv_std, dbeta
 
 
 def _sums(axes: Sequence[int], *factors: Image) -> Image:
     """Return the sum of the product of arrays over `axes`, which it keeps; einsum is faster than sum at it."""
-    shape, every = factors[0].shape, range(factors[0].ndim)
-    total: Image = np.einsum(*(part for a in factors for part in (a, every)), [i for i in every if i not in axes])
-    return total.reshape([1 if i in axes else size for i, size in enumerate(shape)])
+    x = factors[0]
+    last, rest = x.ndim - 1, tuple(axis for axis in axes if axis < x.ndim - 1)
+    if len(factors) == 2 and last in axes and x.size // x.shape[last] > _LOCKED:  # BLAS is faster still
+        rows: Image = np.vecdot(*factors)[..., None]
+        return rows.sum(axis=rest, keepdims=True) if rest else rows
+    total: Image = np.einsum(_subscripts(x.ndim, tuple(axes), len(factors)), *factors)
+    return total[tuple(None if axis in axes else slice(None) for axis in range(x.ndim))]
+
+
+@lru_cache
+def _subscripts(ndim: int, axes: tuple[int, ...], factors: int) -> str:
+    letters = ascii_letters[:ndim]
+    return f"{','.join([letters] * factors)}->{''.join(a for i, a in enumerate(letters) if i not in axes)}"
+
+
+def _combine(out: Image, shift: Image, *terms: tuple[Image, Image]) -> None:
+    """Write ``shift + a * x + b * y + ...`` part by part: each is made in the closest cache, then copied."""
+    step = max(1, _PART_BYTES * len(out) // out.nbytes)
+    shape = out[:step].shape
+    total, term = scratch("total", shape, out.dtype), scratch("term", shape, out.dtype)
+    (a, x), *others = terms
+    for start in range(0, len(out), step):
+        here = slice(start, start + step)
+        part = out[here]
+        if len(part) < len(total):
+            total, term = total[:len(part)], term[:len(part)]
+        np.multiply(x[here], a[here] if len(a) > 1 else a, total)
+        np.add(total, shift[here] if len(shift) > 1 else shift, total)
+        for b, y in others:
+            np.multiply(y[here], b[here] if len(b) > 1 else b, term)
+            np.add(total, term, total)
+        part[...] = total
 
 
 @accelerate("adam_step", "numpy")
