@@ -91,7 +91,7 @@ def check_count(name: str, value: object) -> None:
 
 def _number(name: str, value: object, wanted: str, fits: Callable[[Any], bool]) -> float:
     """Check an option that is a number; return it as Python's float, which changes no array's dtype."""
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if isinstance(value, bool) or not isinstance(value, (float, int, Real)):
         raise ArgumentTypeError(f"{name} is {value!r}; expected {wanted}")
     if not fits(value):
         raise ArgumentError(f"{name} is {value!r}; expected {wanted}")

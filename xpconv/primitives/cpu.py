@@ -15,6 +15,7 @@ from xpconv.primitives.windows import Pair, output_size, pad, windows
 
 Image = np.ndarray
 _PART_BYTES = 1 << 19  # of an array: the closest cache that is not tiny holds one being made and one being read
+_ONE_THREAD = 1 << 13  # elements: BLAS takes more threads to longer vectors
 _LOCKED = 500  # up to so many results, NumPy's products keep Python's lock
 _NEAR_ZERO = 4  # mean**2 / var up to which E[x**2] - mean**2 loses less than one digit
 
@@ -138,10 +139,10 @@ def normalise_backward(dout: Image, x: Image, mean: Image, inv_std: Image, gamma
 
 
 def _sums(axes: Sequence[int], *factors: Image) -> Image:
-    """Return the sum of the product of arrays over `axes`, which it keeps; einsum is faster than sum at it."""
+    """Return the sum of the product of arrays over `axes`, which it keeps; einsum is faster than sum, BLAS than it."""
     x = factors[0]
     last, rest = x.ndim - 1, tuple(axis for axis in axes if axis < x.ndim - 1)
-    if len(factors) == 2 and last in axes and x.size // x.shape[last] > _LOCKED:  # BLAS is faster still
+    if len(factors) == 2 and last in axes and x.shape[last] <= _ONE_THREAD and x.size // x.shape[last] > _LOCKED:
         rows: Image = np.vecdot(*factors)[..., None]
         return rows.sum(axis=rest, keepdims=True) if rest else rows
     total: Image = np.einsum(_subscripts(x.ndim, tuple(axes), len(factors)), *factors)

@@ -21,9 +21,10 @@ from threadpoolctl import ThreadpoolController
 from xpconv.backend import Array, library_of
 from xpconv.errors import ArgumentError
 
-__all__ = ["num_threads", "run", "single_threaded_blas"]
+__all__ = ["num_threads", "run", "run_products", "single_threaded_blas"]
 
 _NUMPY_BUFFER = 1024  # elements: rows that are shorter than a buffer are copied to it, which takes as long as the work
+_backwards = itertools.cycle((False, True))  # begin where the last call ended: the caches hold that part of its arrays
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 
 
@@ -38,28 +39,43 @@ def num_threads() -> int:
 
 
 def run(task: Callable[[int], object], count: int, like: Array) -> None:
-    """Call ``task(0)`` to ``task(count - 1)``: on all threads where `like` is a NumPy array, else in order."""
+    """Call ``task(0)`` to ``task(count - 1)``: on all threads where `like` is a NumPy array, else in order.
+
+    Tasks that leave work to BLAS need `run_products`.
+    """
     if library_of(like) != "numpy":
         for k in range(count):
             task(k)
         return
     numbers = itertools.count()  # shared by the threads: each takes the next number when it is free
+    last = count - 1 if next(_backwards) else 0
 
     def work() -> None:
         while (k := next(numbers)) < count:
-            task(k)
+            task(abs(last - k))
 
     _keep_freed_memory()
     jobs = [_Job(work) for _ in range(min(num_threads(), count) - 1)]
-    with single_threaded_blas(), np.errstate():  # which restores the size of the buffers
+    with np.errstate():  # which restores the size of the buffers
         np.setbufsize(_NUMPY_BUFFER)
         try:
-            _crew().take(jobs)
+            if jobs:
+                _crew().take(jobs)
             work()
         finally:
             numbers = itertools.count(count)  # an error or Ctrl-C here lets the others end soon
             for job in jobs:
                 job.end()
+
+
+def run_products(task: Callable[[int], object], count: int, like: Array) -> None:
+    """Run tasks that call BLAS, each on one thread.
+
+    BLAS's own threads would go on spinning for a while, which taxes whatever comes next, and they cut by their number,
+    which changes the bits.
+    """
+    with single_threaded_blas():
+        run(task, count, like)
 
 
 class _Job:
@@ -100,8 +116,7 @@ class _Crew:
             helper.start()
             self._threads.append(helper)
             self._cpus = set()
-        if jobs:
-            self._keep_off_this_cpu()
+        self._keep_off_this_cpu()
         for job in jobs:
             self._jobs.put(job)
 

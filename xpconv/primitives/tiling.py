@@ -17,7 +17,7 @@ import numpy as np
 
 from xpconv.backend import Array, library_of
 from xpconv.errors import ArgumentError
-from xpconv.primitives.threads import run
+from xpconv.primitives.threads import run, run_products
 
 __all__ = [
     "for_each_tile",
@@ -33,6 +33,7 @@ _CACHE_BYTES = 1 << 22  # of a NumPy tile: shared caches hold it, and its calls 
 _BLOCK_BYTES = 1 << 19  # of each array in an elementwise update, where several share the cache
 _LINE_BYTES = 64  # of a cache
 _LANES = 8  # partial sums of large work, whatever the number of threads
+_FEW = 4  # lanes of work that waits for memory: more threads gain nothing, each tile costs 50 us beside its work
 _UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 _SMALL_PRODUCT = 1 << 18  # multiplications that are not worth a second thread
@@ -68,7 +69,7 @@ def for_each_tile(task: Callable[[Tile], None], count: int, item_bytes: int, lik
         Any array of the computation; its library decides how tiles run.
     """
     tiles = _tiles(count, item_bytes, like)
-    run(lambda k: task(tiles[k]), len(tiles), like)
+    run_products(lambda k: task(tiles[k]), len(tiles), like)
 
 
 def sum_over_tiles(task: Callable[[Tile], tuple[Array, ...]], count: int, item_bytes: int,
@@ -88,7 +89,7 @@ def sum_over_tiles(task: Callable[[Tile], tuple[Array, ...]], count: int, item_b
             total = _add(total, task(tile))
         sums[k] = total
 
-    run(lane, lanes, like)
+    run_products(lane, lanes, like)
     total = sums[0]
     for part in sums[1:]:
         total = _add(total, part)
@@ -102,7 +103,7 @@ def _add(total: tuple[Array, ...], part: tuple[Array, ...]) -> tuple[Array, ...]
     return total
 
 
-def _tiles(count: int, item_bytes: int, like: Array) -> list[Tile]:
+def _tiles(count: int, item_bytes: int, like: Array, lanes: int = _LANES) -> list[Tile]:
     """Cut a batch in tiles of nearly the same size; for NumPy their number is a multiple of the lanes.
 
     Both are powers of two, which divide many batches: the same tiles for small ones and large.
@@ -111,7 +112,7 @@ def _tiles(count: int, item_bytes: int, like: Array) -> list[Tile]:
     size = max(1, (_CACHE_BYTES if on_numpy else workspace_bytes(library_of(like))) // max(item_bytes, 1))
     tiles = -(-count // size)
     if on_numpy:
-        lanes = min(_LANES, 1 << (count * item_bytes // _BLOCK_BYTES | 1).bit_length() - 1)  # 1 for what is soon done
+        lanes = min(lanes, 1 << (count * item_bytes // _BLOCK_BYTES | 1).bit_length() - 1)  # 1 for what is soon done
         tiles = min(count, lanes * -(-count // (lanes << (size.bit_length() - 1))))
     return [slice(k * count // tiles, (k + 1) * count // tiles) for k in range(tiles)]
 
@@ -134,7 +135,7 @@ def over_tiles(body: Callable[..., tuple[Array, ...]], axis: int, *arrays: Array
     if library_of(like) != "numpy" or like.nbytes <= _BLOCK_BYTES:
         return body(*arrays)
     count = like.shape[axis]
-    tiles = _tiles(count, like.nbytes // count, like)
+    tiles = _tiles(count, like.nbytes // count, like, lanes=_FEW)
     before = (slice(None),) * axis
     joined: list[Array] = []
     lock = Lock()
@@ -153,11 +154,7 @@ def over_tiles(body: Callable[..., tuple[Array, ...]], axis: int, *arrays: Array
 
 
 def matmul(a: Array, b: Array) -> Array:
-    """Return the matrix product, for NumPy cut along its longest side into blocks that depend on shapes alone.
-
-    Our own threads run the blocks. BLAS's threads would go on spinning for a while, which taxes whatever comes next,
-    and they cut by their number, which changes the bits.
-    """
+    """Return the matrix product, for NumPy cut along its longest side into blocks that depend on shapes alone."""
     (M, K), N = a.shape, b.shape[1]
     if library_of(a) != "numpy":
         return a @ b
@@ -166,13 +163,13 @@ def matmul(a: Array, b: Array) -> Array:
     parts = [slice(k * size, (k + 1) * size) for k in range(blocks)]
     if max(M, N) <= K:
         terms = np.empty((blocks, M, N), np.result_type(a, b))
-        run(lambda k: np.matmul(a[:, parts[k]], b[parts[k]], out=terms[k]), blocks, a)
+        run_products(lambda k: np.matmul(a[:, parts[k]], b[parts[k]], out=terms[k]), blocks, a)
         return terms.sum(axis=0) if blocks > 1 else terms[0]
     out = np.empty((M, N), np.result_type(a, b))
     if M >= N:
-        run(lambda k: np.matmul(a[parts[k]], b, out=out[parts[k]]), blocks, a)
+        run_products(lambda k: np.matmul(a[parts[k]], b, out=out[parts[k]]), blocks, a)
     else:
-        run(lambda k: np.matmul(a, b[:, parts[k]], out=out[:, parts[k]]), blocks, a)
+        run_products(lambda k: np.matmul(a, b[:, parts[k]], out=out[:, parts[k]]), blocks, a)
     return out
 
 
@@ -216,5 +213,5 @@ def sum_of_squares(a: Array) -> Array:
         part = flat[k * block:(k + 1) * block]
         sums[k] = np.dot(part, part)
 
-    run(task, sums.size, a)
+    run_products(task, sums.size, a)
     return sums.sum()
