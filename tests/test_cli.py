@@ -227,6 +227,7 @@ def test_a_finished_run_is_left_alone_by_resume(tmp_path):
     run = tmp_path / "run"
     succeed(*SHORT, "--out", run)
     before = {path.name: path.read_bytes() for path in run.iterdir()}
+    (run / ".lock").touch()  # as if it had been killed at its very end
     assert f"{run} is finished: nothing is left to train" in succeed("train", "--resume", run)
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
     refused = call(*SHORT, "--out", run).stderr

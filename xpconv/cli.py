@@ -221,7 +221,7 @@ def train(
     if resume is not None:
         _refuse_settings(ctx)
         settings = folders.settings_of(resume, checkpoint_every)
-        if folders.is_finished(resume):
+        if folders.settle(resume):
             typer.echo(f"{resume} is finished: nothing is left to train")
             raise typer.Exit
     dataset = runs.load_data(settings)

@@ -17,7 +17,7 @@ from xpconv.runs import FILES, Settings, save_config
 from xpconv.snapshot import CheckpointFolder
 from xpconv.solver import Solver
 
-__all__ = ["is_finished", "run_folder", "settings_of", "train_in"]
+__all__ = ["is_finished", "run_folder", "settings_of", "settle", "train_in"]
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -110,6 +110,15 @@ def is_finished(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and bool(config.get("finished")) and (folder / FILES[0]).exists()
+
+
+def settle(folder: Path) -> bool:
+    """Return whether the run in a folder is finished; what it left if it was killed at its very end is removed."""
+    finished = is_finished(folder)
+    if finished:
+        with suppress(OSError), run_folder(folder, resume=True):  # nothing is lost where it cannot be written to
+            pass
+    return finished
 
 
 def train_in(folder: Path, settings: Settings, solver: Solver, dataset: Dataset, *, resume: bool = False) -> None:
