@@ -132,12 +132,12 @@ class _Crew:
         """
         if not hasattr(os, "sched_setaffinity") or not hasattr(_libc(), "sched_getcpu"):
             return
-        cpus = os.sched_getaffinity(0)
-        cpus = cpus - {_libc().sched_getcpu()} or cpus
-        if cpus != self._cpus:
+        here = _libc().sched_getcpu()
+        if here in self._cpus or not self._cpus:
+            cpus = os.sched_getaffinity(0)
+            self._cpus = cpus - {here} or cpus
             for helper in self._threads:
-                os.sched_setaffinity(helper.native_id or 0, cpus)
-            self._cpus = cpus
+                os.sched_setaffinity(helper.native_id or 0, self._cpus)
 
 
 @lru_cache
