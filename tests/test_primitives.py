@@ -348,6 +348,24 @@ def test_blas_gets_its_threads_back_where_uses_overlap():
     assert blas_threads() == before
 
 
+@pytest.mark.parametrize("call", [1, 2])
+def test_blas_gets_its_threads_back_whenever_ctrl_c_comes(call, monkeypatch):
+    before, real, calls = blas_threads(), threads._set_threads, []
+
+    def interrupted(library, number):
+        calls.append(number)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        real(library, number)
+
+    monkeypatch.setattr(threads, "_set_threads", interrupted)
+    hold = single_threaded_blas()
+    with pytest.raises(KeyboardInterrupt), hold:
+        pass
+    assert blas_threads() == before
+    assert not threads._blas_users
+
+
 # ---- settings
 
 

@@ -56,16 +56,17 @@ def run(task: Callable[[int], object], count: int, like: Array) -> None:
 
     _keep_freed_memory()
     jobs = [_Job(work) for _ in range(min(num_threads(), count) - 1)]
-    with np.errstate():  # which restores the size of the buffers
+    buffer = np.getbufsize()
+    try:
         np.setbufsize(_NUMPY_BUFFER)
-        try:
-            if jobs:
-                _crew().take(jobs)
-            work()
-        finally:
-            numbers = itertools.count(count)  # an error or Ctrl-C here lets the others end soon
-            for job in jobs:
-                job.end()
+        if jobs:
+            _crew().take(jobs)
+        work()
+    finally:
+        numbers = itertools.count(count)  # an error or Ctrl-C here lets the others end soon
+        _surely(np.setbufsize, buffer)
+        for job in jobs:
+            job.end()
 
 
 def run_products(task: Callable[[int], object], count: int, like: Array) -> None:
@@ -169,31 +170,42 @@ def _libc() -> Any:
 
 
 _blas_lock = Lock()
-_blas_users = 0
+_blas_users: set[object] = set()
 _blas_threads: list[tuple[Any, int]] = []  # the libraries that are held, and the threads they had
 
 
 @contextmanager
 def single_threaded_blas() -> Iterator[None]:
     """Hold BLAS to one thread; calls may nest and overlap, the last to leave restores what was."""
-    global _blas_users
-    counted = False
-    try:  # from here on: Ctrl-C may come at any moment
+    user = object()
+    try:
         with _blas_lock:
-            if _blas_users == 0:
+            if not _blas_users:
                 _blas_threads[:] = [(library, library.num_threads) for library in _blas_libraries()]
                 for library, _ in _blas_threads:
                     _set_threads(library, 1)
-            _blas_users += 1
-            counted = True
+            _blas_users.add(user)
         yield
     finally:
-        if counted:
-            with _blas_lock:
-                _blas_users -= 1
-                if _blas_users == 0:
-                    for library, threads in _blas_threads:
-                        _set_threads(library, threads)
+        _surely(_release_blas, user)
+
+
+def _release_blas(user: object) -> None:
+    with _blas_lock:
+        _blas_users.discard(user)
+        if not _blas_users:
+            for library, threads in _blas_threads:
+                _set_threads(library, threads)
+            _blas_threads.clear()
+
+
+def _surely(undo: Callable[..., object], *what: object) -> None:
+    """Undo something to its end although Ctrl-C may come meanwhile; to undo it twice does no harm."""
+    try:
+        undo(*what)
+    except BaseException:
+        undo(*what)
+        raise
 
 
 def _set_threads(library: Any, threads: int) -> None:
