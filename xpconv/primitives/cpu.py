@@ -1,7 +1,6 @@
 """Fast NumPy versions of the primitives on windows; those of the convolution are in mec.py."""
 
 from collections.abc import Sequence
-from functools import lru_cache
 from math import prod
 from string import ascii_letters
 
@@ -15,7 +14,8 @@ from xpconv.primitives.windows import Pair, output_size, pad, windows
 
 Image = np.ndarray
 _PART_BYTES = 1 << 19  # of an array: the closest cache that is not tiny holds one being made and one being read
-_ONE_THREAD = 1 << 13  # elements: BLAS takes more threads to longer vectors
+_PIECE = 1 << 10  # elements that are added one after the other
+_TINY = 1e-9  # of 1 / std: its square times a small gradient has no place in float32
 _LOCKED = 500  # up to so many results, NumPy's products keep Python's lock
 _NEAR_ZERO = 4  # mean**2 / var up to which E[x**2] - mean**2 loses less than one digit
 
@@ -94,7 +94,9 @@ def normalise(x: Image, gamma: Image, beta: Image, *, axes: Sequence[int], along
             as_it_is = ((square <= _NEAR_ZERO * var) & (var < np.inf)).all()
         if not as_it_is:
             x = np.subtract(x, mean, out=out)
-            var = _sums(axes, x, x) / count
+            rest = _sums(axes, x) / count  # by so much the mean was rounded
+            x -= rest
+            mean, var = mean + rest, _sums(axes, x, x) / count
         inv_std = 1 / np.sqrt(var + eps)
         if not as_it_is and not (var < np.inf).all():
             var, inv_std = spread(np, x, axes, eps)
@@ -114,13 +116,13 @@ def normalise_backward(dout: Image, x: Image, mean: Image, inv_std: Image, gamma
     rest = tuple(axis for axis in axes if axis not in sums)
     scale = inv_std * gamma if alike else inv_std
     share = inv_std / -prod(x.shape[axis] for axis in axes)
-    as_it_is = ((mean * inv_std)**2 <= _NEAR_ZERO).all()
-    middle = mean if as_it_is else np.zeros_like(mean)
+    as_it_is = ((np.abs(mean) <= 2 / inv_std) & (inv_std > _TINY)).all()  # else what is summed up is xhat itself
+    middle, width = (mean, inv_std) if as_it_is else (np.zeros_like(mean), np.ones_like(mean))
 
     def tile(dx: Image, dout: Image, x: Image, mean: Image, inv_std: Image, scale: Image, share: Image, middle: Image,
-             gamma: Image) -> tuple[Image, Image]:
+             width: Image, gamma: Image) -> tuple[Image, Image]:
         if not as_it_is:
-            x = x - mean
+            x = (x - mean) * inv_std
         center, slope = totals = _sums(sums, dout), _sums(sums, dout, x)
         if not alike:
             dout = np.multiply(dout, gamma, out=dx)
@@ -129,30 +131,46 @@ def normalise_backward(dout: Image, x: Image, mean: Image, inv_std: Image, gamma
             center, slope = ((a * gamma).sum(axis=rest, keepdims=True) for a in totals)
         else:
             center, slope = (a * gamma for a in totals)
-        slope = share * (inv_std * (inv_std * (slope - middle * center)))  # inv_std**3 may be too large or too small
+        slope = share * (width * (width * (slope - middle * center)))  # width**2 may be too large a number
         _combine(dx, share * center - slope * middle, (slope, x), (scale, dout))
         return totals
 
     dx = np.empty(x.shape, x.dtype)
-    dbeta, product = over_tiles(tile, along, dx, dout, x, mean, inv_std, scale, share, middle, gamma)
-    return dx, (product - middle * dbeta) * inv_std, dbeta
+    dbeta, product = over_tiles(tile, along, dx, dout, x, mean, inv_std, scale, share, middle, width, gamma)
+    return dx, (product - middle * dbeta) * width, dbeta
 
 
 def _sums(axes: Sequence[int], *factors: Image) -> Image:
-    """Return the sum of the product of arrays over `axes`, which it keeps; einsum is faster than sum, BLAS than it."""
+    """Return the sum of the product of arrays over `axes`, which it keeps.
+
+    einsum is faster than sum, and BLAS than einsum, but both add up one after the other: they get short pieces.
+    """
+    x, axis = factors[0], max(axes)
+    size, pieces = x.shape[axis], x.shape[axis] // _PIECE
+    before, after = (slice(None),) * axis, x.shape[axis + 1:]
+    total: Image
+    if pieces > 1:
+        cut = pieces * _PIECE
+        shape = (*x.shape[:axis], pieces, _PIECE, *after)
+        total = _row_sums(axis + 1, *(a[*before, :cut].reshape(shape) for a in factors)).sum(axis=axis)
+        if cut < size:
+            total += _row_sums(axis, *(a[*before, cut:] for a in factors))
+    else:
+        total = _row_sums(axis, *factors)
+    total = np.expand_dims(total, axis)
+    others = tuple(a for a in axes if a != axis)
+    return total.sum(axis=others, keepdims=True) if others else total
+
+
+def _row_sums(axis: int, *factors: Image) -> Image:
+    """Return the sum of the product of arrays over an axis, which it does not keep."""
     x = factors[0]
-    last, rest = x.ndim - 1, tuple(axis for axis in axes if axis < x.ndim - 1)
-    if len(factors) == 2 and last in axes and x.shape[last] <= _ONE_THREAD and x.size // x.shape[last] > _LOCKED:
-        rows: Image = np.vecdot(*factors)[..., None]
-        return rows.sum(axis=rest, keepdims=True) if rest else rows
-    total: Image = np.einsum(_subscripts(x.ndim, tuple(axes), len(factors)), *factors)
-    return total[tuple(None if axis in axes else slice(None) for axis in range(x.ndim))]
-
-
-@lru_cache
-def _subscripts(ndim: int, axes: tuple[int, ...], factors: int) -> str:
-    letters = ascii_letters[:ndim]
-    return f"{','.join([letters] * factors)}->{''.join(a for i, a in enumerate(letters) if i not in axes)}"
+    if len(factors) == 2 and axis == x.ndim - 1 and x.size // x.shape[axis] > _LOCKED:
+        rows: Image = np.vecdot(*factors)
+        return rows
+    letters = ascii_letters[:x.ndim]
+    total: Image = np.einsum(f"{','.join([letters] * len(factors))}->{letters.replace(letters[axis], '')}", *factors)
+    return total
 
 
 def _combine(out: Image, shift: Image, *terms: tuple[Image, Image]) -> None:

@@ -27,6 +27,8 @@ def normalise(x: Array, gamma: Array, beta: Array, *, axes: Sequence[int], along
         xp = array_api_compat.array_namespace(x)
         mean = xp.mean(x, axis=axes, keepdims=True)
         out = x - mean
+        rest = xp.mean(out, axis=axes, keepdims=True)  # by so much the mean was rounded
+        mean, out = mean + rest, out - rest
         var, inv_std = spread(xp, out, axes, eps)
         out *= inv_std
         out *= gamma
