@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -17,7 +18,7 @@ from xpconv import layers
 from xpconv.errors import ArgumentError
 from xpconv.primitives import accelerated_versions, threads, winograd
 from xpconv.primitives.normalise import normalise
-from xpconv.primitives.threads import num_threads, single_threaded_blas
+from xpconv.primitives.threads import num_threads
 from xpconv.primitives.tiling import for_each_tile, sum_over_tiles, workspace_bytes
 from xpconv.primitives.windows import fold, max_pool, max_unpool, output_size, unfold
 
@@ -318,30 +319,28 @@ def blas_threads():
     return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
 
 
+def with_blas_held(task):
+    threads.run_products(lambda k: task(), 1, np.zeros(1))
+
+
 def test_blas_is_held_to_one_thread_inside_and_gets_its_threads_back():
-    before = blas_threads()
-    with single_threaded_blas():
-        with single_threaded_blas():
-            assert set(blas_threads()) <= {1}
-        assert set(blas_threads()) <= {1}
+    before, seen = blas_threads(), []
+    with_blas_held(lambda: (with_blas_held(lambda: seen.extend(blas_threads())), seen.extend(blas_threads())))
+    assert set(seen) <= {1}
     assert blas_threads() == before
-    with pytest.raises(KeyError), single_threaded_blas():
+
+    def fail():
         raise KeyError
+
+    with pytest.raises(KeyError):
+        with_blas_held(fail)
     assert blas_threads() == before
 
 
 def test_blas_gets_its_threads_back_where_uses_overlap():
     before, inside, leave = blas_threads(), threading.Event(), threading.Event()
-
-    def other():
-        with single_threaded_blas():
-            inside.set()
-            leave.wait(30)
-
-    thread = threading.Thread(target=other)
-    with single_threaded_blas():
-        thread.start()
-        inside.wait(30)
+    thread = threading.Thread(target=lambda: with_blas_held(lambda: (inside.set(), leave.wait(30))))
+    with_blas_held(lambda: (thread.start(), inside.wait(30)))
     assert set(blas_threads()) <= {1}  # the other still holds it
     leave.set()
     thread.join()
@@ -359,11 +358,70 @@ def test_blas_gets_its_threads_back_whenever_ctrl_c_comes(call, monkeypatch):
         real(library, number)
 
     monkeypatch.setattr(threads, "_set_threads", interrupted)
-    hold = single_threaded_blas()
-    with pytest.raises(KeyboardInterrupt), hold:
-        pass
+    with pytest.raises(KeyboardInterrupt):
+        with_blas_held(lambda: None)
     assert blas_threads() == before
     assert not threads._blas_users
+
+
+def test_all_helpers_have_ended_before_the_error_of_one_is_raised(monkeypatch):
+    monkeypatch.setenv("XPCONV_NUM_THREADS", "3")
+    begun, ended = threading.Barrier(3, timeout=30), []
+
+    def task(k):
+        begun.wait()
+        if k == 1:
+            raise ZeroDivisionError
+        time.sleep(0.1)
+        ended.append(k)
+
+    with pytest.raises(ZeroDivisionError):
+        threads.run(task, 3, np.zeros(1))
+    assert sorted(ended) == [0, 2]
+
+
+def test_the_callers_error_is_not_replaced_by_a_helpers(monkeypatch):
+    monkeypatch.setenv("XPCONV_NUM_THREADS", "2")
+    begun = threading.Barrier(2, timeout=30)
+
+    def task(k):
+        begun.wait()
+        raise ValueError if threading.current_thread().name == "xpconv" else KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        threads.run(task, 2, np.zeros(1))
+
+
+def test_helpers_handle_floating_point_errors_as_the_caller_does(monkeypatch):
+    monkeypatch.setenv("XPCONV_NUM_THREADS", "2")
+    begun, seen = threading.Barrier(2, timeout=30), []
+    with np.errstate(over="raise"):
+        threads.run(lambda k: (begun.wait(), seen.append(np.geterr()["over"])), 2, np.zeros(1))
+    assert seen == ["raise"] * 2
+
+
+@pytest.mark.parametrize("kind", ["contiguous", "reversed", "every other"])
+@pytest.mark.parametrize("mean", [0, 100, 1e4])
+def test_norms_of_long_rows_are_right_far_from_zero(kind, mean):
+    whole = (mean + draw(1, 2, 2, 400_000)).astype("float32")
+    x = {"contiguous": whole, "reversed": whole[..., ::-1], "every other": whole[..., ::2]}[kind]
+    one, precise = np.ones(2, np.float32), x.astype(float)
+    out, cache = layers.groupnorm_forward(x, one, 0 * one, groups=2)
+    expected, exactly = layers.groupnorm_forward(precise, np.ones(2), np.zeros(2), groups=2)
+    np.testing.assert_allclose(out, expected, atol=2e-5 + 2e-7 * mean)
+    dout = draw(*x.shape[:-1], x.shape[-1] + 1)[..., 1:].astype("float32")
+    for mine, theirs in zip(layers.groupnorm_backward(dout, cache),
+                            layers.groupnorm_backward(dout.astype(float), exactly), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5 * np.abs(theirs).max() + 3e-5 * mean)
+
+
+@pytest.mark.parametrize(("size", "gradient"), [(1e16, 1e-9), (1e18, 1e-4), (1e18, 1e-6)])
+def test_small_gradients_of_norms_of_huge_values_do_not_vanish(size, gradient):
+    x, dout, one = draw(64, 4) * size, draw(65, 4)[1:] * gradient, np.ones(4)
+    expected = layers.batchnorm_backward(dout, layers.batchnorm_forward(x, one, one, train=True)[1])[0]
+    x, dout, one = (a.astype("float32") for a in (x, dout, one))
+    dx = layers.batchnorm_backward(dout, layers.batchnorm_forward(x, one, one, train=True)[1])[0]
+    np.testing.assert_allclose(dx, expected, rtol=1e-4, atol=1e-6 * np.abs(expected).max())
 
 
 # ---- settings

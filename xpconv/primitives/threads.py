@@ -8,8 +8,9 @@ import ctypes
 import itertools
 import os
 import platform
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import copy_context
 from functools import lru_cache
 from queue import SimpleQueue
 from threading import Lock, Thread
@@ -21,7 +22,7 @@ from threadpoolctl import ThreadpoolController
 from xpconv.backend import Array, library_of
 from xpconv.errors import ArgumentError
 
-__all__ = ["num_threads", "run", "run_products", "single_threaded_blas"]
+__all__ = ["num_threads", "run", "run_products"]
 
 _NUMPY_BUFFER = 1024  # elements: rows that are shorter than a buffer are copied to it, which takes as long as the work
 _backwards = itertools.cycle((False, True))  # begin where the last call ended: the caches hold that part of its arrays
@@ -55,35 +56,53 @@ def run(task: Callable[[int], object], count: int, like: Array) -> None:
             task(abs(last - k))
 
     _keep_freed_memory()
-    jobs = [_Job(work) for _ in range(min(num_threads(), count) - 1)]
-    buffer = np.getbufsize()
+    buffer, jobs = np.getbufsize(), []
     try:
         np.setbufsize(_NUMPY_BUFFER)
+        jobs = [_Job(work) for _ in range(min(num_threads(), count) - 1)]
         if jobs:
             _crew().take(jobs)
         work()
     finally:
-        numbers = itertools.count(count)  # an error or Ctrl-C here lets the others end soon
-        _surely(np.setbufsize, buffer)
-        for job in jobs:
-            job.end()
+        try:
+            np.setbufsize(buffer)
+        except BaseException:  # Ctrl-C, which may come here, too
+            np.setbufsize(buffer)
+            raise
+        finally:
+            numbers = itertools.count(count)  # after an error the others need not go on
+            errors = [error for job in jobs if (error := job.end()) is not None]
+    if errors:
+        raise errors[0]
 
 
 def run_products(task: Callable[[int], object], count: int, like: Array) -> None:
-    """Run tasks that call BLAS, each on one thread.
+    """Run tasks that call BLAS, each on one thread; BLAS gets its threads back when the last such call ends.
 
     BLAS's own threads would go on spinning for a while, which taxes whatever comes next, and they cut by their number,
     which changes the bits.
     """
-    with single_threaded_blas():
+    if library_of(like) != "numpy":
         run(task, count, like)
+        return
+    user = object()
+    try:
+        _hold_blas(user)
+        run(task, count, like)
+    finally:
+        try:
+            _release_blas(user)
+        except BaseException:  # Ctrl-C, which may come here, too
+            _release_blas(user)
+            raise
 
 
 class _Job:
     """Work for a helper, unless whoever asked for it is done before one has the time."""
 
     def __init__(self, work: Callable[[], None]) -> None:
-        self._work, self._begun, self._ended = work, Lock(), SimpleQueue[BaseException | None]()
+        self._work, self._context = work, copy_context()  # which has np.errstate and the size of NumPy's buffers
+        self._begun, self._ended = Lock(), SimpleQueue[BaseException | None]()
 
     def begin(self) -> None:
         """Do it, unless it was called off."""
@@ -91,15 +110,14 @@ class _Job:
             return
         error = None
         try:
-            self._work()
+            self._context.run(self._work)
         except BaseException as raised:  # it belongs to the thread that waits for the end
             error = raised
         self._ended.put(error)
 
-    def end(self) -> None:
-        """Call it off; if it has begun, wait for its end and raise its error."""
-        if not self._begun.acquire(blocking=False) and (error := self._ended.get()) is not None:
-            raise error
+    def end(self) -> BaseException | None:
+        """Call it off; if it has begun, wait for its end and return its error."""
+        return None if self._begun.acquire(blocking=False) else self._ended.get()
 
 
 class _Crew:
@@ -122,7 +140,6 @@ class _Crew:
             self._jobs.put(job)
 
     def _help(self) -> None:
-        np.setbufsize(_NUMPY_BUFFER)
         while True:
             self._jobs.get().begin()
 
@@ -133,21 +150,18 @@ class _Crew:
         """
         if not hasattr(os, "sched_setaffinity") or not hasattr(_libc(), "sched_getcpu"):
             return
-        here = _libc().sched_getcpu()
-        if here in self._cpus or not self._cpus:
-            cpus = os.sched_getaffinity(0)
-            self._cpus = cpus - {here} or cpus
-            for helper in self._threads:
-                os.sched_setaffinity(helper.native_id or 0, self._cpus)
+        cpus = os.sched_getaffinity(0)
+        cpus = cpus - {_libc().sched_getcpu()} or cpus
+        if cpus != self._cpus:
+            self._cpus = cpus
+            with suppress(OSError):  # a sandbox may forbid it
+                for helper in self._threads:
+                    os.sched_setaffinity(helper.native_id or 0, cpus)
 
 
 @lru_cache
 def _crew() -> _Crew:
     return _Crew()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_crew.cache_clear)  # a child has none of its parent's threads
 
 
 @lru_cache
@@ -174,20 +188,13 @@ _blas_users: set[object] = set()
 _blas_threads: list[tuple[Any, int]] = []  # the libraries that are held, and the threads they had
 
 
-@contextmanager
-def single_threaded_blas() -> Iterator[None]:
-    """Hold BLAS to one thread; calls may nest and overlap, the last to leave restores what was."""
-    user = object()
-    try:
-        with _blas_lock:
-            if not _blas_users:
-                _blas_threads[:] = [(library, library.num_threads) for library in _blas_libraries()]
-                for library, _ in _blas_threads:
-                    _set_threads(library, 1)
-            _blas_users.add(user)
-        yield
-    finally:
-        _surely(_release_blas, user)
+def _hold_blas(user: object) -> None:
+    with _blas_lock:
+        if not _blas_users:
+            _blas_threads[:] = [(library, library.num_threads) for library in _blas_libraries()]
+            for library, _ in _blas_threads:
+                _set_threads(library, 1)
+        _blas_users.add(user)
 
 
 def _release_blas(user: object) -> None:
@@ -197,15 +204,6 @@ def _release_blas(user: object) -> None:
             for library, threads in _blas_threads:
                 _set_threads(library, threads)
             _blas_threads.clear()
-
-
-def _surely(undo: Callable[..., object], *what: object) -> None:
-    """Undo something to its end although Ctrl-C may come meanwhile; to undo it twice does no harm."""
-    try:
-        undo(*what)
-    except BaseException:
-        undo(*what)
-        raise
 
 
 def _set_threads(library: Any, threads: int) -> None:
@@ -218,3 +216,16 @@ def _set_threads(library: Any, threads: int) -> None:
 @lru_cache
 def _blas_libraries() -> list[Any]:
     return list(ThreadpoolController().select(user_api="blas").lib_controllers)
+
+
+def _start_anew() -> None:
+    """In a forked child: none of the parent's other threads is here, and what they held is free."""
+    global _blas_lock
+    _crew.cache_clear()
+    _blas_lock = Lock()
+    _blas_users.clear()
+    _release_blas(None)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)

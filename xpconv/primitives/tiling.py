@@ -145,7 +145,7 @@ def over_tiles(body: Callable[..., tuple[Array, ...]], axis: int, *arrays: Array
         results = body(*(a[at] if a.shape[axis] == count else a for a in arrays))
         with lock:
             if not joined:
-                joined.extend(np.empty((*r.shape[:axis], count, *r.shape[axis + 1:]), r.dtype) for r in results)
+                joined[:] = [np.empty((*r.shape[:axis], count, *r.shape[axis + 1:]), r.dtype) for r in results]
         for whole, part in zip(joined, results, strict=True):
             whole[at] = part
 
