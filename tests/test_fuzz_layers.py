@@ -55,7 +55,7 @@ def other_arrays(draw, backend, host):
     change = draw(st.sampled_from(["shape", "values", "layout", "place", "dtype", "kind"]))
     if change == "shape":
         return contiguous(backend, np.resize(host, draw(shapes)))
-    if change == "values":
+    if change == "values" and host.size:
         host, places = host.copy(), draw(st.lists(st.integers(0, host.size - 1), min_size=1, max_size=4))
         host.reshape(-1)[places] = draw(specials if host.dtype.kind == "f" else st.sampled_from([-1, 9, 127, -128]))
         return contiguous(backend, host)
