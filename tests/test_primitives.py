@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from threadpoolctl import threadpool_info
+from threadpoolctl import threadpool_limits
 
 from tests.helpers import LAYOUTS, assert_array, contiguous, find_backend, read_only
 from xpconv import layers
@@ -316,13 +316,22 @@ def test_layers_may_be_used_from_several_threads():
 
 
 def blas_threads():
-    return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+    return [library.num_threads for library in threads._blas_libraries()]
+
+
+@pytest.fixture
+def two_blas_threads():
+    """BLAS has one thread in these tests, which would hide that it is left so."""
+    with threadpool_limits(2, user_api="blas"):
+        assert set(blas_threads()) <= {2}
+        yield
 
 
 def with_blas_held(task):
     threads.run_products(lambda k: task(), 1, np.zeros(1))
 
 
+@pytest.mark.usefixtures("two_blas_threads")
 def test_blas_is_held_to_one_thread_inside_and_gets_its_threads_back():
     before, seen = blas_threads(), []
     with_blas_held(lambda: (with_blas_held(lambda: seen.extend(blas_threads())), seen.extend(blas_threads())))
@@ -337,6 +346,7 @@ def test_blas_is_held_to_one_thread_inside_and_gets_its_threads_back():
     assert blas_threads() == before
 
 
+@pytest.mark.usefixtures("two_blas_threads")
 def test_blas_gets_its_threads_back_where_uses_overlap():
     before, inside, leave = blas_threads(), threading.Event(), threading.Event()
     thread = threading.Thread(target=lambda: with_blas_held(lambda: (inside.set(), leave.wait(30))))
@@ -347,6 +357,7 @@ def test_blas_gets_its_threads_back_where_uses_overlap():
     assert blas_threads() == before
 
 
+@pytest.mark.usefixtures("two_blas_threads")
 @pytest.mark.parametrize("call", [1, 2])
 def test_blas_gets_its_threads_back_whenever_ctrl_c_comes(call, monkeypatch):
     before, real, calls = blas_threads(), threads._set_threads, []
@@ -492,12 +503,13 @@ def test_helpers_leave_this_thread_its_cpu_which_may_run_anywhere(monkeypatch):
     assert [(len(helper), helper < cpus) for helper in helpers] == [(len(cpus) - 1, True)] * 2
 
 
+@pytest.mark.usefixtures("two_blas_threads")
 @needs_two_cpus
 def test_ctrl_c_before_the_helpers_begin_leaves_everything_as_it_was(monkeypatch):
     x, w = draw(64, 16, 8, 8), draw(16, 16, 3, 3)
     monkeypatch.setenv("XPCONV_NUM_THREADS", "2")
-    expected = layers.conv_forward(x, w, None)[0]
     before, buffers, take = blas_threads(), np.getbufsize(), threads._Crew.take
+    expected = layers.conv_forward(x, w, None)[0]
 
     def interrupted(self, jobs):
         take(self, jobs)
@@ -525,11 +537,49 @@ meet()
 child = os.fork()
 meet()
 if child:
-    sys.exit(os.waitpid(child, 0)[1])
+    sys.exit(os.waitpid(child, 0)[1] != 0)
 os._exit(0)
 """
     environment = {**os.environ, "XPCONV_NUM_THREADS": "2", "PYTHONWARNINGS": "ignore"}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=120)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+def test_a_child_forked_while_blas_is_held_has_all_its_threads():
+    program = """
+import os, sys, threading, numpy as np
+from threadpoolctl import threadpool_info
+from xpconv.primitives.threads import run_products
+
+def threads():
+    return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+before, inside, leave = threads(), threading.Event(), threading.Event()
+holder = threading.Thread(target=run_products, args=(lambda k: (inside.set(), leave.wait(30)), 1, np.zeros(1)))
+holder.start()
+inside.wait(30)
+child = os.fork()
+if not child:
+    run_products(lambda k: None, 1, np.zeros(1))
+    os._exit(threads() != before)
+leave.set()
+holder.join()
+sys.exit(os.waitpid(child, 0)[1] != 0)
+"""
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "2", "PYTHONWARNINGS": "ignore"}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=120)
+
+
+def test_layers_work_where_threads_may_not_be_bound_to_cpus(monkeypatch):
+    def refuse(thread, cpus):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setenv("XPCONV_NUM_THREADS", "2")
+    monkeypatch.setattr(os, "sched_setaffinity", refuse, raising=False)
+    threads._crew.cache_clear()
+    done = []
+    threads.run(done.append, 4, np.zeros(1))
+    assert sorted(done) == [0, 1, 2, 3]
 
 
 def test_work_that_no_helper_had_time_for_is_called_off(monkeypatch):

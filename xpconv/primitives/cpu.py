@@ -1,7 +1,7 @@
 """Fast NumPy versions of the primitives on windows; those of the convolution are in mec.py."""
 
 from collections.abc import Sequence
-from math import prod
+from math import prod, sqrt
 from string import ascii_letters
 
 import numpy as np
@@ -116,7 +116,7 @@ def normalise_backward(dout: Image, x: Image, mean: Image, inv_std: Image, gamma
     rest = tuple(axis for axis in axes if axis not in sums)
     scale = inv_std * gamma if alike else inv_std
     share = inv_std / -prod(x.shape[axis] for axis in axes)
-    as_it_is = ((np.abs(mean) <= 2 / inv_std) & (inv_std > _TINY)).all()  # else what is summed up is xhat itself
+    as_it_is = ((np.abs(mean) <= sqrt(_NEAR_ZERO) / inv_std) & (inv_std > _TINY)).all()  # else xhat is summed up
     middle, width = (mean, inv_std) if as_it_is else (np.zeros_like(mean), np.ones_like(mean))
 
     def tile(dx: Image, dout: Image, x: Image, mean: Image, inv_std: Image, scale: Image, share: Image, middle: Image,
