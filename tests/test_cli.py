@@ -2,6 +2,7 @@ import csv
 import errno
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -17,7 +18,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 import xpconv
-from xpconv import cli, folders, runs
+from xpconv import cli, folders, report, runs
 from xpconv.backend import diagnose
 from xpconv.data import load_digits
 from xpconv.data.images import read_image
@@ -407,7 +408,7 @@ def test_wrong_usage_is_told_with_the_choices_and_exits_with_2(words, message):
     (["train", "--out", "file/run"], {}, "file/run: cannot be the folder of a run (Not a directory): name"),
     (["train", "--optimizer", "sgd", "--learning-rate", "1e30"], {}, "the loss became"),
     (["train", "--image-size", "16"], {}, "image_size is 16, but the images of digits have a size of their own"),
-    (["train", "--data", "cifar10"], {"XPCONV_DATA": "file"}, "CIFAR-10 is not in file"),
+    (["train", "--data", "cifar10"], {"XPCONV_DATA": "file"}, "CIFAR-10 is not in file (no such folder) or "),
     (["train", "--resume", "nothing"], {}, "resume is nothing, which holds no settings of a run in config.json"),
     (["eval", "nothing"], {}, "there is no file nothing"),
     (["eval", "."], {}, ". is a folder; expected a file in it, such as model.safetensors"),
@@ -480,7 +481,7 @@ def test_info_shows_wrong_settings_instead_of_failing_on_them(monkeypatch):
 
 
 def test_info_is_a_table_on_a_terminal(monkeypatch):
-    monkeypatch.setattr(cli, "sys", SimpleNamespace(stdout=SimpleNamespace(isatty=lambda: True)))
+    monkeypatch.setattr(report, "sys", SimpleNamespace(stdout=SimpleNamespace(isatty=lambda: True)))
     shown = succeed("info")
     assert "\t" not in shown
     assert "backend numpy" in shown
@@ -494,6 +495,7 @@ COMMANDS = [command.name or command.callback.__name__ for command in cli.app.reg
 def test_help_of_each_command_shows_an_example(command):
     shown = succeed(command, "--help")
     assert f"Example: xpconv {command}" in shown
+    assert not re.search(r"--\S+ <", shown)  # the type of an option instead of a word for it
 
 
 def test_help_shows_an_example_and_every_command():

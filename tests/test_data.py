@@ -228,7 +228,7 @@ def test_folder_in_the_environment_comes_before_the_cache(tmp_path, small, nowhe
 
 def test_folder_that_is_named_is_the_only_one_tried(tmp_path, small, nowhere):
     write_cifar10(nowhere, "py")
-    with pytest.raises(DatasetError, match=r"CIFAR-10 is not in .*other: extract http.* so that "
+    with pytest.raises(DatasetError, match=r"CIFAR-10 is not in .*other \(no such folder\): extract http.* so that "
                                            r".*other/cifar-10-batches-py/data_batch_1 exists, or set"):
         find_cifar10(tmp_path / "other")
 
@@ -236,10 +236,11 @@ def test_folder_that_is_named_is_the_only_one_tried(tmp_path, small, nowhere):
 @pytest.mark.parametrize("download", [True, False])
 def test_offline_it_says_where_to_put_the_files(tmp_path, nowhere, monkeypatch, download):
     monkeypatch.setenv("XPCONV_DATA", str(tmp_path))
+    there = "" if download else r" \(no such folder\)"
     failed = r", and downloading it failed \(.*\)" if download else ""
     with pytest.raises(DatasetError) as caught:
         find_cifar10(download=download)
-    caught.match(rf"CIFAR-10 is not in {tmp_path} or {nowhere}{failed}: extract http\S* so that "
+    caught.match(rf"CIFAR-10 is not in {tmp_path} or {nowhere}{there}{failed}: extract http\S* so that "
                  rf"{nowhere}/cifar-10-batches-py/data_batch_1 exists, "
                  "or set XPCONV_DATA to the folder that holds cifar-10-batches-py")
 

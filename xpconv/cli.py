@@ -3,9 +3,8 @@
 import os
 import shlex
 import signal
-import sys
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +22,7 @@ from xpconv.data.images import read_image
 from xpconv.data.sampling import SAMPLINGS
 from xpconv.errors import ArgumentError, XpconvError
 from xpconv.optim import UPDATE_RULES
+from xpconv.report import environment, print_table
 from xpconv.scoring import probabilities
 from xpconv.signals import terminate_as_interrupt
 from xpconv.viz import save_comparison
@@ -127,9 +127,13 @@ def _defaults(name: str) -> str:
     return ", ".join(f"{value} for {data}" for data, value in values.items())
 
 
-def _tuned(name: str, text: str, **limits: Any) -> Any:
-    """Return an option whose default depends on the data set."""
-    return typer.Option(help=text, show_default=_defaults(name), **limits)
+def _number(text: str, least: int, default: str | bool = True) -> Any:
+    return typer.Option(metavar="NUMBER", min=least, help=text, show_default=default)
+
+
+def _tuned(name: str, text: str, least: int) -> Any:
+    """Return an option that takes a number whose default depends on the data set."""
+    return _number(text, least, _defaults(name))
 
 
 def _selected(ctx: typer.Context, spec: str) -> str:
@@ -169,17 +173,17 @@ def train(
     ctx: typer.Context,
     data: Annotated[str, _images("Images to train on; DIR is a folder of images, one subfolder a class.")] = "digits",
     model: Annotated[str, _one_of(runs.MODELS, "The net.")] = "three-layer",
-    epochs: Annotated[int | None, _tuned("epochs", "Passes over the training images.", min=1)] = None,
-    batch_size: Annotated[int | None, _tuned("batch_size", "Images in a minibatch.", min=1)] = None,
-    learning_rate: Annotated[float | None, _tuned("learning_rate", "Step size of the optimizer.", min=0)] = None,
-    lr_decay: Annotated[float | None, _tuned("lr_decay", "Its factor after each --decay-every epochs, if --schedule is "
-                                                         "step.", min=0)] = None,
-    decay_every: Annotated[int, typer.Option(min=1, help="See --lr-decay.")] = 1,
+    epochs: Annotated[int | None, _tuned("epochs", "Passes over the training images.", 1)] = None,
+    batch_size: Annotated[int | None, _tuned("batch_size", "Images in a minibatch.", 1)] = None,
+    learning_rate: Annotated[float | None, _tuned("learning_rate", "Step size of the optimizer.", 0)] = None,
+    lr_decay: Annotated[float | None, _tuned("lr_decay", "Its factor each --decay-every epochs, if --schedule is step.",
+                                             0)] = None,
+    decay_every: Annotated[int, _number("See --lr-decay.", 1)] = 1,
     schedule: Annotated[str, _one_of(runs.SCHEDULES, "How it changes: in steps, along half a cosine to 0, or not.")
                         ] = "step",
-    warmup: Annotated[int, typer.Option(min=0, help="Epochs in which it rises from near 0.")] = 0,
+    warmup: Annotated[int, _number("Epochs in which it rises from near 0.", 0)] = 0,
     optimizer: Annotated[str, _one_of(UPDATE_RULES, "How parameters are updated.")] = "adam",
-    reg: Annotated[float | None, _tuned("reg", "Weight of the L2 penalty on weights.", min=0)] = None,
+    reg: Annotated[float | None, _tuned("reg", "Weight of the L2 penalty on weights.", 0)] = None,
     augment: Annotated[str | None, typer.Option(
         metavar="|".join(AUGMENTATIONS), callback=_augment, autocompletion=_completion(AUGMENTATIONS),
         show_default=_defaults("augment"),
@@ -187,21 +191,21 @@ def train(
              "flip); join several by -, as in crop-flip.")] = None,
     dtype: Annotated[str, _one_of(("float32", "float64"), "Floating-point numbers to compute with.")] = "float32",
     backend: BackendOption = "numpy",
-    seed: Annotated[int, typer.Option(min=0, help="Determines weights, minibatches and dropout.")] = 0,
-    num_train: Annotated[int | None, typer.Option(min=1, help="Train on the first so many images.")] = None,
+    seed: Annotated[int, _number("Determines weights, minibatches and dropout.", 0)] = 0,
+    num_train: Annotated[int | None, _number("Train on the first so many images.", 1)] = None,
     sampling: Annotated[str, _one_of(SAMPLINGS, "Draw each minibatch from all images, or each image once an epoch.")
                         ] = "replacement",
-    patience: Annotated[int | None, typer.Option(
-        min=1, help="Stop after so many epochs without a better validation accuracy.", show_default="never")] = None,
-    image_size: Annotated[int | None, typer.Option(
-        min=1, help="Height and width to which the images of a folder are brought.", show_default="32")] = None,
-    print_every: Annotated[int, typer.Option(min=1, help="Iterations between two losses shown.")] = 100,
-    out: Annotated[Path | None, typer.Option(help="Folder for the files.", show_default="runs/<date>_<time>")] = None,
+    patience: Annotated[int | None, _number("Stop after so many epochs without a better validation accuracy.", 1,
+                                            "never")] = None,
+    image_size: Annotated[int | None, _number(
+        "Height and width to which the images of a folder are brought.", 1, "32")] = None,
+    print_every: Annotated[int, _number("Iterations between two losses shown.", 1)] = 100,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for the files.",
+                                             show_default="runs/<date>_<time>")] = None,
     on_nonfinite: Annotated[str, _one_of(("stop", "skip"), "At a loss or gradient that is not finite: stop, or pass "
                                                            "over that minibatch.")] = "stop",
-    checkpoint_every: Annotated[int | None, typer.Option(
-        min=1, help="Iterations between two checkpoints, from which --resume goes on.",
-        show_default="one at Ctrl-C")] = None,
+    checkpoint_every: Annotated[int | None, _number(
+        "Iterations between two checkpoints, from which --resume goes on.", 1, "one at Ctrl-C")] = None,
     preflight: Annotated[bool, typer.Option("--preflight", help="First look for what would spoil it.")] = False,
     resume: Annotated[Path | None, typer.Option(
         metavar="RUN", help="Go on with the run in this folder, with its own settings.", show_default=False)] = None,
@@ -316,8 +320,8 @@ def export(
 @app.command(epilog="Example: xpconv compare runs/sgd runs/adam --out comparison.png")
 def compare(
     folders: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders that train left.")],
-    out: Annotated[Path, typer.Option(callback=_ending(".png"), help="The picture to write; an older one is replaced.")
-                   ] = Path("comparison.png"),
+    out: Annotated[Path, typer.Option(metavar="OUT.png", callback=_ending(".png"), help=(
+        "The picture to write; an older one is replaced."))] = Path("comparison.png"),
 ) -> None:
     """Draw the curves of several runs over each other.
 
@@ -328,14 +332,15 @@ def compare(
     read = [read_run(folder) for folder in folders]
     save_comparison(dict(zip(differences(read), (run.history for run in read), strict=True)), out)
     header, *rows = summary(read)
-    _show(rows, header)
+    print_table(rows, header)
     typer.echo(f"wrote {out}")
 
 
 @app.command(epilog="Example: xpconv check my_layer.py --input x=4,6 --input w=6,3 --input b=3")
 def check(
     file: Annotated[Path, typer.Argument(metavar="FILE.py", help="A Python file; it is run.")],
-    layer: Annotated[str | None, typer.Option(help="The only layer to check.", show_default="all")] = None,
+    layer: Annotated[str | None, typer.Option(metavar="NAME", help="The only layer to check.", show_default="all")
+                     ] = None,
     shapes: Annotated[list[str] | None, typer.Option("--input", metavar="NAME=SHAPE", help=(
         "An array for forward, such as x=4,3,8,8, filled at random; give one for each."))] = None,
 ) -> None:
@@ -358,7 +363,7 @@ def check(
 def bench(
     net: Annotated[Path, typer.Argument(metavar="MODEL|CONFIG", help=(
         "A model.safetensors or a config.json that train left."))],
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in a minibatch.")] = 100,
+    batch_size: Annotated[int, _number("Images in a minibatch.", 1)] = 100,
     backend: BackendOption = "cupy",
 ) -> None:
     """Compare training steps of a net of yours on NumPy and on another backend.
@@ -367,9 +372,11 @@ def bench(
     """
     from xpconv.bench import load_net, measure_step, table, verdict
 
+    if backend == "numpy":
+        raise typer.BadParameter("numpy is what the other backend is compared with: name another, such as cupy.")
     steps = measure_step([load_net(net, place) for place in ("numpy", backend)], batch_size)
     header, *rows = table(steps)
-    _show(rows, header)
+    print_table(rows, header)
     typer.echo(verdict(*steps))
 
 
@@ -379,22 +386,4 @@ def info() -> None:
 
     A backend that cannot run here is shown with what it lacks.
     """
-    from xpconv.report import environment
-
-    _show(environment())
-
-
-def _show(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> None:
-    """Print a table: ruled on a terminal, with tabs in a pipe."""
-    if not sys.stdout.isatty():
-        for row in [header, *rows] if header else rows:
-            typer.echo("\t".join(row))
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*header, show_header=bool(header))
-    for name, *values in rows:
-        table.add_row(Text(name, "bold"), *map(Text, values))
-    Console().print(table)
+    print_table(environment())

@@ -1,9 +1,10 @@
-"""What a bug report needs to know: versions, backends and settings of this machine."""
+"""What is printed for people: tables, and what a bug report needs to know of this machine."""
 
 import os
 import platform
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
 import numpy as np
@@ -15,7 +16,7 @@ from xpconv.errors import XpconvError
 from xpconv.primitives.threads import num_threads
 from xpconv.primitives.tiling import workspace_bytes
 
-__all__ = ["environment"]
+__all__ = ["environment", "print_table"]
 
 
 def environment() -> list[tuple[str, str]]:
@@ -68,3 +69,29 @@ def _cache() -> str:
     import pooch
 
     return str(pooch.os_cache("xpconv"))
+
+
+def print_table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> None:
+    """Print a table: ruled on a terminal, with tabs in a pipe.
+
+    Examples
+    --------
+    >>> from contextlib import redirect_stdout
+    >>> from io import StringIO
+    >>> with redirect_stdout(StringIO()) as pipe:
+    ...     print_table([("numpy", "1.5")], header=("backend", "step, ms"))
+    >>> pipe.getvalue().splitlines()[1].split()
+    ['numpy', '1.5']
+    """
+    if not sys.stdout.isatty():
+        for row in [header, *rows] if header else rows:
+            print("\t".join(row))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*header, show_header=bool(header))
+    for name, *values in rows:
+        table.add_row(Text(name, "bold"), *map(Text, values))
+    Console().print(table)

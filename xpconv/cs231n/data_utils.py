@@ -61,7 +61,7 @@ def load_CIFAR10(ROOT: str | os.PathLike[str]) -> tuple[Array, Array, Array, Arr
     --------
     >>> load_CIFAR10("no/such/folder")
     Traceback (most recent call last):
-    xpconv.errors.DatasetError: CIFAR-10 is not in no/such/folder: ...
+    xpconv.errors.DatasetError: CIFAR-10 is not in no/such/folder (no such folder): ...
     """
     Xtr, Ytr, Xte, Yte = read_cifar10(find_cifar10(ROOT))
     return _channels_last(Xtr), Ytr, _channels_last(Xte), Yte

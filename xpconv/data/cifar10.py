@@ -57,7 +57,7 @@ def load_cifar10(root: str | os.PathLike[str] | None = None, *, num_validation: 
     --------
     >>> load_cifar10("no/such/folder")
     Traceback (most recent call last):
-    xpconv.errors.DatasetError: CIFAR-10 is not in no/such/folder: ...
+    xpconv.errors.DatasetError: CIFAR-10 is not in no/such/folder (no such folder): ...
     """
     num_training = 5 * IMAGES_PER_BATCH
     if not 1 <= num_validation < num_training:
@@ -89,7 +89,7 @@ def find_cifar10(root: str | os.PathLike[str] | None = None, *, download: bool =
     --------
     >>> find_cifar10("no/such/folder")
     Traceback (most recent call last):
-    xpconv.errors.DatasetError: CIFAR-10 is not in no/such/folder: ...
+    xpconv.errors.DatasetError: CIFAR-10 is not in no/such/folder (no such folder): ...
     """
     given = os.environ.get("XPCONV_DATA") if root is None else root
     places = [Path(given)] if given else []
@@ -106,7 +106,8 @@ def find_cifar10(root: str | os.PathLike[str] | None = None, *, download: bool =
                 return _download(cache)
             except Exception as error:  # a damaged archive may raise anything
                 reason = f", and downloading it failed ({legible(error)})"
-    raise DatasetError(f"CIFAR-10 is not in {' or '.join(map(str, places))}{reason}: extract {URL} so that "
+    told = " or ".join(str(place) if place.is_dir() else f"{place} (no such folder)" for place in places)
+    raise DatasetError(f"CIFAR-10 is not in {told}{reason}: extract {URL} so that "
                        f"{places[-1] / FOLDERS[0] / BATCHES[0]} exists, "
                        f"or set XPCONV_DATA to the folder that holds {FOLDERS[0]}")
 
