@@ -1,6 +1,8 @@
 """The checks before a training: sound nets pass, each mistake is found with its cause, and nothing is disturbed."""
 
 import math
+import re
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from xpconv.cs231n.solver import Solver as CourseSolver
 from xpconv.data import load_digits
 from xpconv.data.augment import augmentation
 from xpconv.errors import ArgumentError, PreflightError
+from xpconv.optim import UPDATE_RULES
 from xpconv.preflight import check_training
 from xpconv.random import state_of
 
@@ -200,6 +203,51 @@ def test_memory_that_nobody_counts_is_told(digits, monkeypatch):
     assert findings[3].text == "not measured: numpy does not tell here"
 
 
+# ---- the first steps
+
+
+def first_steps(net, digits, rule, rate, **options):
+    """Return the finding, also of a check that failed."""
+    seen = []
+    with suppress(PreflightError):
+        check_training(net, digits.X_train, digits.y_train, update_rule=rule, optim_config={"learning_rate": rate},
+                       tell=seen.append, **options)
+    assert [finding.name for finding in seen] == [*CHECKS, "first steps"]
+    return seen[-1]
+
+
+@pytest.mark.parametrize("rule", UPDATE_RULES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_rates_that_are_not_too_large_pass_and_others_do_not(digits, kind, rule):
+    usual = {"sgd": 1e-2, "sgd_momentum": 1e-3, "rmsprop": 1e-3, "adam": 1e-3}[rule]
+    assert first_steps(net_of(kind, rng=0), digits, rule, usual).passed
+    found = first_steps(net_of(kind, rng=0), digits, rule, 1000.0)
+    assert not found.passed
+    assert "20 steps on the same images bring the loss from" in found.text
+    assert found.text.endswith(". The step size is too large: take a tenth of the learning rate")
+
+
+def test_a_step_from_which_the_net_does_not_recover_is_found(digits):
+    found = first_steps(net_of("two-layer", rng=0), digits, "sgd", 10.0)
+    first, last, largest = map(float, re.findall(r"from (\S+) to (\S+) by way of ([^;]+)", found.text)[0])
+    assert not found.passed
+    assert 0.9 * first < last < 10 * first < largest
+
+
+def test_first_steps_are_those_of_the_training(digits):
+    net = net_of("two-layer", rng=0)
+    assert first_steps(net, digits, "adam", 1000.0, schedule=lambda step: 1e-6).passed
+    taken = []
+
+    def rule(w, dw, config):
+        taken.append((config["learning_rate"], dw.shape))
+        return w - config["learning_rate"] * dw, config
+
+    assert first_steps(net, digits, rule, 1e-3, schedule=lambda step: 1 - step / 100).passed
+    assert [rate for rate, _ in taken[::4]] == pytest.approx([1e-3 * (1 - step / 100) for step in range(20)])
+    assert {shape for _, shape in taken} == {w.shape for w in net.params.values()}
+
+
 # ---- in a training
 
 
@@ -252,7 +300,7 @@ def test_failed_check_ends_training_before_it_begins(digits, capsys):
     for name, w in before.items():
         np.testing.assert_array_equal(net.params[name], w)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0][8:] for line in lines] == CHECKS
+    assert [line.split(":")[0][8:] for line in lines] == [*CHECKS, "first steps"]
     assert lines[0].startswith("FAILED")
 
 
@@ -272,5 +320,14 @@ def test_command_checks_first(tmp_path):
     words += ["--model", "fc", "--augment", "none"]
     result = CliRunner().invoke(cli.app, [*words, "--out", str(tmp_path / "run")], env={"XP_BACKEND": None})
     assert result.exit_code == 0, result.output
-    assert [line.split(":")[0] for line in result.output.splitlines()[:4]] == [f"passed  {name}" for name in CHECKS]
+    shown = [line.split(":")[0] for line in result.output.splitlines()[:5]]
+    assert shown == [f"passed  {name}" for name in [*CHECKS, "first steps"]]
     assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_command_refuses_a_rate_that_is_too_large(tmp_path):
+    words = ["train", "--preflight", "--num-train", "200", "--epochs", "1", "--learning-rate", "1000"]
+    result = CliRunner().invoke(cli.app, [*words, "--out", str(tmp_path / "run")], env={"XP_BACKEND": None})
+    assert result.exit_code == 1
+    assert "first steps: 20 steps on the same images" in result.stderr
+    assert not (tmp_path / "run").exists()

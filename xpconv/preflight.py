@@ -1,7 +1,7 @@
 """Checks before a training, on copies of the model: what would spoil it is found in seconds, with a likely cause."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy, deepcopy
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from xpconv.errors import ArgumentError, PreflightError
 from xpconv.health import copies
 from xpconv.optim import UPDATE_RULES
 from xpconv.random import as_stream, restore, state_of
+from xpconv.schedules import Schedule, constant
 from xpconv.scoring import accuracy, take
 from xpconv.sequential import Sequential
 from xpconv.testing import check_gradient
@@ -25,6 +26,8 @@ __all__ = ["Finding", "check_training"]
 
 FEW = 20  # images to be learned by heart
 STEPS = 1000  # in which they must be
+FIRST = 20  # steps that show what the step size does
+CALM = 0.9, 10.0  # times the first loss: steps that go above the second must come back below the first
 TINY = 4  # images of the gradient check
 TOLERANCE = 1e-5  # of the gradient check
 SMALL = 32, 64  # images of the two kinds of passes whose memory is measured
@@ -57,12 +60,14 @@ class Finding:
 
 
 def check_training(model: Any, X: Array, y: Array, *, batch_size: int = 100,
-                   tell: Callable[[Finding], object] | None = None) -> list[Finding]:
+                   update_rule: str | Callable[..., Any] | None = None, optim_config: Mapping[str, Any] | None = None,
+                   schedule: Schedule | None = None, tell: Callable[[Finding], object] | None = None) -> list[Finding]:
     """Check that a model which is about to be trained can be.
 
     Its first loss is near ``ln C`` (softmax) or ``C - 1`` (SVM) plus the L2 term; a copy of it learns 20 images by
-    heart; its gradients agree with differences, for the first and the last parameter of each kind, in float64; and a
-    step has enough memory, as two small steps let expect. The model and all random streams are as before afterwards.
+    heart; its gradients agree with differences, for the first and the last parameter of each kind, in float64; a
+    step has enough memory, as two small steps let expect; and the first steps do not throw the loss off. The model and
+    all random streams are as before afterwards.
 
     Parameters
     ----------
@@ -73,6 +78,8 @@ def check_training(model: Any, X: Array, y: Array, *, batch_size: int = 100,
     y : array (N,) of integers
     batch_size : int
         Images in a minibatch of the training.
+    update_rule, optim_config, schedule : optional
+        Those of the training, as for `xpconv.Solver`; without a rule the first steps are not checked.
     tell : callable, optional
         Called with each finding as soon as it is there.
 
@@ -102,7 +109,12 @@ def check_training(model: Any, X: Array, y: Array, *, batch_size: int = 100,
     place = getattr(model, "backend", None) or backend_of(next(iter(model.params.values())))
     subject = _Subject(model, X, y, place)
     findings = []
-    for check in (_initial_loss, _overfitting, _gradients, lambda subject: _memory(subject, batch_size)):
+    checks: list[Callable[[_Subject], Finding]] = [_initial_loss, _overfitting, _gradients,
+                                                   lambda subject: _memory(subject, batch_size)]
+    if update_rule is not None:
+        rule = UPDATE_RULES[update_rule] if isinstance(update_rule, str) else update_rule
+        checks.append(lambda subject: _first_steps(subject, batch_size, rule, optim_config or {}, schedule or constant))
+    for check in checks:
         with _same_global_draws():
             findings.append(check(subject))
         if tell is not None:
@@ -271,6 +283,28 @@ def _memory(subject: _Subject, batch_size: int) -> Finding:
                                         "batch_size, or a smaller net")
     return Finding("memory", True, f"{text} (the largest batch that fits: "
                                    f"{f'about {most} images' if most < images else f'all {images} images'})")
+
+
+def _first_steps(subject: _Subject, batch_size: int, rule: Callable[..., Any], config: Mapping[str, Any],
+                 schedule: Schedule) -> Finding:
+    """Take the same images each time, on which a step size that is not too large lowers the loss."""
+    net, losses = subject.replica(), list[float]()
+    X, y = subject.some(min(batch_size, subject.X.shape[0]))
+    configs = {name: dict(config) for name in net.params}
+    with np.errstate(all="ignore"):
+        for step in range(FIRST):
+            loss, grads = net.loss(X, y)
+            losses.append(float(to_host(loss)))
+            for name, w in net.params.items():
+                if "learning_rate" in config:
+                    configs[name]["learning_rate"] = config["learning_rate"] * schedule(step)
+                net.params[name], configs[name] = rule(w, grads[name], configs[name])
+    first, last, largest = losses[0], losses[-1], max(losses)
+    text = (f"{FIRST} steps on the same images bring the loss from {first:.4g} to {last:.4g} by way of {largest:.4g}; "
+            f"expected at most {CALM[1] * first:.3g} on the way, or less than {CALM[0] * first:.3g} in the end")
+    if isfinite(sum(losses)) and (largest <= CALM[1] * first or last < CALM[0] * first):
+        return Finding("first steps", True, text)
+    return Finding("first steps", False, f"{text}. The step size is too large: take a tenth of the learning rate")
 
 
 def _bytes(count: float) -> str:

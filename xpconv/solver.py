@@ -179,6 +179,7 @@ class Solver:
         """
         if self.preflight and self.iteration == 0:
             check_training(self.model, self.X_train, self.y_train, batch_size=self.batch_size,
+                           update_rule=self.update_rule, optim_config=self.optim_config, schedule=self.schedule,
                            tell=print if self.verbose else None)
         per_epoch = max(self.y_train.shape[0] // self.batch_size, 1)
         total = self.num_epochs * per_epoch
