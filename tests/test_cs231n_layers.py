@@ -9,6 +9,7 @@ import pytest
 from tests.helpers import find_backend
 from xpconv import layers as F
 from xpconv.cs231n import data_utils, fast_layers, im2col, layer_utils, layers, optim, vis_utils
+from xpconv.cs231n.classifiers.fc_net import FullyConnectedNet
 from xpconv.cs231n.gradient_check import eval_numerical_gradient_array, grad_check_sparse
 from xpconv.errors import ArgumentError, ArgumentTypeError
 from xpconv.testing import rel_error
@@ -258,6 +259,14 @@ def test_both_backward_passes_of_batch_norm_agree():
 
 
 # ---- dropout
+
+
+def test_dropout_keeps_float32_whatever_its_probability_is():
+    x = np.ones((3, 5), np.float32)
+    out, cache = layers.dropout_forward(x, {"mode": "train", "p": np.float64(0.5), "seed": 1})
+    assert {out.dtype, layers.dropout_backward(out, cache).dtype} == {np.dtype("float32")}
+    net = FullyConnectedNet([10], input_dim=5, dropout_keep_ratio=np.float64(0.5), dtype=np.float32)
+    assert net.loss(x, np.arange(3))[0].dtype == np.float32
 
 
 @pytest.mark.parametrize("seed", [None, 123])

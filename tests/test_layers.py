@@ -233,6 +233,77 @@ def test_labels_may_have_any_integer_dtype(backend, dtype):
         assert_array(dx, loops(x, y)[1], backend, "float64")
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_labels_may_have_a_dtype_that_cannot_count_the_classes(backend, dtype):
+    """A comparison with classes of that dtype would take class 261 for class 5, too."""
+    x, y = np.random.default_rng(0).standard_normal((2, 300)), np.array([5, 99])
+    for function, loops in ((layers.softmax_loss, reference.softmax_loss), (layers.svm_loss, reference.svm_loss)):
+        loss, dx = function(backend.asarray(x), backend.asarray(y, dtype))
+        assert_array(loss, loops(x, y)[0], backend, "float64")
+        assert_array(dx, loops(x, y)[1], backend, "float64")
+
+
+@pytest.mark.parametrize("accelerated", ["1", "0"])
+@pytest.mark.parametrize("values", [[np.nan, -1.0, 0.0, 1.0], [-np.inf, -1.0, np.inf], [-np.inf, np.nan, 2.0]], ids=str)
+def test_gradient_of_a_pool_goes_to_a_pixel_whatever_the_values(backend, values, accelerated, monkeypatch):
+    """NaN wins; where all are minus infinity it is the first pixel, not the padding before it."""
+    monkeypatch.setenv("XPCONV_ACCELERATE", accelerated)
+    rng = np.random.default_rng(0)
+    for options in ({"size": 2, "padding": 1}, {"size": (3, 2), "stride": (2, 1), "padding": (2, 1)}, {"size": 2}):
+        x = rng.choice(values, (2, 3, 6, 4))
+        (out, cache), (wanted, own) = (pool(a, **options) for pool, a in (
+            (layers.max_pool_forward, backend.asarray(x)), (reference.max_pool_forward, x)))
+        np.testing.assert_array_equal(backend.to_host(out), wanted)
+        dout = rng.standard_normal(wanted.shape)
+        dx = layers.max_pool_backward(backend.asarray(dout), cache)
+        assert_array(dx, reference.max_pool_backward(dout, own), backend, "float64")
+        assert float(np.sum(backend.to_host(dx))) == pytest.approx(np.sum(dout))
+
+
+@pytest.mark.parametrize("accelerated", ["1", "0"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradients_that_are_not_let_through_are_0_though_they_be_infinite(backend, dtype, accelerated, monkeypatch):
+    monkeypatch.setenv("XPCONV_ACCELERATE", accelerated)
+    _, cache = layers.relu_forward(backend.asarray(np.array([-1.0, 2.0, -3.0]), dtype))
+    dx = layers.relu_backward(backend.asarray(np.array([np.inf, -np.inf, np.nan]), dtype), cache)
+    assert backend.to_host(dx).tolist() == [0, -np.inf, 0]
+    _, cache = layers.max_pool_forward(backend.asarray(np.arange(4.0).reshape(1, 1, 2, 2), dtype), size=2)
+    dx = layers.max_pool_backward(backend.asarray(np.full((1, 1, 1, 1), np.inf), dtype), cache)
+    assert backend.to_host(dx).tolist() == [[[[0, 0], [0, np.inf]]]]
+
+
+@pytest.mark.parametrize("accelerated", ["1", "0"])
+def test_relu_takes_an_array_of_no_axes(backend, accelerated, monkeypatch):
+    monkeypatch.setenv("XPCONV_ACCELERATE", accelerated)
+    out, cache = layers.relu_forward(backend.asarray(np.array(2.0)))
+    assert_array(out, 2.0, backend, "float64")
+    assert_array(layers.relu_backward(backend.asarray(np.array(3.0)), cache), 3.0, backend, "float64")
+
+
+def test_sums_over_a_large_batch_keep_their_accuracy_in_float32():
+    """NumPy adds rows one after the other, which over 100,000 of them is 1.4e-4 off."""
+    N, D = 100_000, 8
+    x, dout = np.random.default_rng(0).standard_normal((N, D), np.float32), np.full((N, D), 0.1, np.float32)
+    one, wanted = np.ones(D, np.float32), N * float(np.float32(0.1))
+    sums = {
+        "batchnorm": layers.batchnorm_backward(dout, layers.batchnorm_forward(x, one, one, train=True)[1])[2],
+        "groupnorm": layers.groupnorm_backward(dout, layers.groupnorm_forward(x, one, one, groups=2)[1])[2],
+        "layernorm": layers.layernorm_backward(dout, layers.layernorm_forward(x, one, one)[1])[2],
+        "affine": layers.affine_backward(dout, layers.affine_forward(x, np.ones((D, D), np.float32), one)[1])[2],
+    }
+    for name, dbeta in sums.items():
+        np.testing.assert_allclose(dbeta, wanted, rtol=2e-5, err_msg=name)
+
+
+def test_stepwise_batchnorm_is_right_where_the_cube_of_inv_std_is_too_small():
+    rng = np.random.default_rng(0)
+    x, dout, gamma = (1e16 * rng.standard_normal((6, 3))).astype("f"), rng.standard_normal((6, 3), "f"), np.ones(3, "f")
+    _, cache = layers.batchnorm_forward(x, gamma, gamma, train=True)
+    for stepwise, at_once in zip(layers.batchnorm_backward_stepwise(dout, cache),
+                                 layers.batchnorm_backward(dout, cache), strict=True):
+        np.testing.assert_allclose(stepwise, at_once, rtol=1e-3, atol=1e-5 * np.abs(at_once).max())
+
+
 def test_tied_maxima_give_their_gradient_to_the_first(backend):
     _, cache = layers.max_pool_forward(backend.asarray(np.zeros((1, 1, 2, 4))), size=2)
     dx = layers.max_pool_backward(backend.asarray(np.array([[[[3.0, 5.0]]]])), cache)

@@ -7,7 +7,8 @@ import pytest
 
 from tests.helpers import assert_array, find_backend
 from xpconv import ConvNet, FullyConnectedNet, Preprocessing, Sequential, ThreeLayerConvNet, TwoLayerNet, nn
-from xpconv.errors import ArgumentError, ArgumentTypeError, DeviceMismatchError
+from xpconv.checkpoint import load_model, save_model
+from xpconv.errors import ArgumentError, ArgumentTypeError, DeviceMismatchError, OutOfMemoryError
 from xpconv.layers import reference
 from xpconv.testing import eval_numerical_gradient, rel_error
 
@@ -244,6 +245,73 @@ def test_published_gradient_check_of_the_three_layer_net():
 def test_nets_that_cannot_be_built_say_why(build, message):
     with pytest.raises(ArgumentError, match=message):
         build()
+
+
+def test_layers_that_only_remember_have_a_state_each(batch):
+    class Count(nn.Layer):
+        def state(self, shape):
+            return {"seen": ((1,), 0.0)}
+
+        def forward(self, x, p, *, train, key):
+            return x, p["seen"] + 1
+
+        def backward(self, dout, cache, *, need_dx):
+            return dout, {}
+
+        def new_state(self, cache):
+            return {"seen": cache}
+
+    net = Sequential([nn.Affine(4), Count(), nn.Relu(), Count(), nn.Affine(3)], input_shape=(5,), rng=0)
+    assert sorted(net.state) == ["seen1", "seen1_2"]
+    net.loss(np.ones((2, 5)), np.array([0, 1]))
+    assert [float(seen[0]) for seen in net.state.values()] == [1.0, 1.0]
+
+
+def test_options_may_be_numbers_of_numpy(tmp_path):
+    net = Sequential([nn.Affine(4), nn.BatchNorm(np.float32(1e-5), np.float32(0.5)), nn.Dropout(np.float32(0.5)),
+                      nn.LayerNorm(np.float64(1e-5)), nn.Affine(3)], input_shape=(5,), reg=np.float64(0.25), rng=0)
+    loss, grads = net.loss(np.ones((2, 5)), np.array([0, 1]))
+    assert {a.dtype for a in (loss, *grads.values())} == {np.dtype("float32")}
+    save_model(net, tmp_path / "model.safetensors")
+    assert load_model(tmp_path / "model.safetensors").config() == net.config()
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", "float16", "longdouble", "uint16", ">i4", "bool"])
+def test_samples_may_have_any_real_dtype(backend, dtype):
+    X = np.arange(15).reshape(3, 5).astype(dtype)
+    net = Sequential([nn.Affine(4)], input_shape=(5,), rng=0, backend=backend)
+    assert_array(net.loss(X), net.backend.to_host(net.loss(X.astype("float32"))), backend, "float32")
+
+
+@pytest.mark.parametrize("dtype", [">i4", ">u8", "uint16", "int8"])
+def test_labels_may_have_any_integer_dtype(backend, dtype):
+    net = Sequential([nn.Affine(4)], input_shape=(5,), rng=0, backend=backend)
+    X, y = np.ones((3, 5)), np.array([0, 3, 2])
+    assert float(net.loss(X, y.astype(dtype))[0]) == float(net.loss(X, y)[0])
+
+
+@pytest.mark.parametrize("error", [
+    MemoryError("32 GiB"), RuntimeError("CUDA out of memory. Tried to allocate 32 GiB"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+])
+def test_too_little_memory_is_told_with_what_to_do(error, monkeypatch):
+    def forward(*arguments, **options):
+        raise error
+
+    net = Sequential([nn.Affine(4)], input_shape=(5,), rng=0)
+    monkeypatch.setattr(nn.Affine, "forward", forward)
+    with pytest.raises(OutOfMemoryError, match=r"numpy has not enough memory for 3 samples at once .* smaller batch"):
+        net.loss(np.ones((3, 5)))
+
+
+def test_other_errors_are_not_taken_for_too_little_memory(monkeypatch):
+    def forward(*arguments, **options):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    net = Sequential([nn.Affine(4)], input_shape=(5,), rng=0)
+    monkeypatch.setattr(nn.Affine, "forward", forward)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        net.loss(np.ones((3, 5)))
 
 
 def test_layers_must_be_layer_objects():

@@ -138,6 +138,15 @@ def test_ten_steps_equal_those_of_torch(name):
     np.testing.assert_allclose(ours, w.detach().numpy(), rtol=1e-10)
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("rule", UPDATE_RULES.values(), ids=UPDATE_RULES)
+def test_options_may_be_numbers_of_numpy(rule, backend, dtype):
+    w, dw = (backend.asarray(np.array([1.0, -2.0]), dtype) for _ in range(2))
+    new, config = rule(w, dw, {"learning_rate": np.float32(0.25)})
+    assert_array(new, backend.to_host(rule(w, dw, {"learning_rate": 0.25})[0]), backend, dtype)
+    assert type(config["learning_rate"]) is float
+
+
 @pytest.mark.parametrize(("rule", "option", "text"), [
     (sgd, {"learning_rate": None}, "learning_rate is None; expected a number"),
     (sgd_momentum, {"momentum": 1.0}, "momentum is 1.0; expected 0 or more and below 1"),

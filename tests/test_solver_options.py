@@ -225,3 +225,11 @@ def test_command_takes_every_option_at_once_and_repeats_itself(tmp_path):
     assert {name: config["settings"][name] for name in ("sampling", "schedule", "warmup", "patience", "augment")} == {
         "sampling": "epoch", "schedule": "cosine", "warmup": 1, "patience": 1, "augment": "crop-flip"}
     assert " ".join(words[:2]) in config["command"]
+
+
+def test_an_array_as_learning_rate_decays_once_an_epoch_and_stays_the_users(data):
+    rate = np.array(0.5)
+    solver = make_solver(data, optim_config={"learning_rate": rate}, lr_decay=0.5, num_epochs=3, batch_size=48)
+    solver.train()
+    assert solver.learning_rate_history == [0.5, 0.25, 0.125]
+    assert rate == 0.5

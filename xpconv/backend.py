@@ -103,6 +103,9 @@ class Backend:
             host = np.asarray(x)
             if self.library == "numpy":
                 return host if wanted is None else host.astype(wanted, copy=False)
+            host = host.astype(host.dtype.newbyteorder("="), copy=False)
+            if dtype is not None and not hasattr(self.xp, host.dtype.name):  # as float16 in strict array API
+                host = host.astype(dtype)
             if self.library == "torch":
                 host = _torch_ready(host)
             moved = self.xp.asarray(host, device=self.device)

@@ -193,7 +193,7 @@ class Dropout(_Plain):
     keep: float = 0.5
 
     def __post_init__(self) -> None:
-        check_probability("keep", self.keep)
+        object.__setattr__(self, "keep", check_probability("keep", self.keep))
 
     _gradient: ClassVar[Callable[..., Any]] = staticmethod(F.dropout_backward)
 
@@ -271,7 +271,7 @@ class _Norm(Layer):
     _gradient: ClassVar[Callable[..., Any]]
 
     def __post_init__(self) -> None:
-        check_eps(self.eps)
+        object.__setattr__(self, "eps", check_eps(self.eps))
 
     def parameters(self, shape: Shape) -> dict[str, tuple[Shape, float | None]]:
         return {"gamma": (shape[:1], 1.0), "beta": (shape[:1], 0.0)}
@@ -296,7 +296,7 @@ class BatchNorm(_Norm):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share("momentum", self.momentum)
+        object.__setattr__(self, "momentum", check_share("momentum", self.momentum))
 
     def state(self, shape: Shape) -> dict[str, tuple[Shape, float]]:
         return {"running_mean": (shape[:1], 0.0), "running_var": (shape[:1], 0.0)}

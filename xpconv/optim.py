@@ -13,7 +13,7 @@ import array_api_compat
 
 from xpconv.backend import Array, array_namespace
 from xpconv.errors import ArgumentError, ArgumentTypeError
-from xpconv.primitives import primitive
+from xpconv.primitives import portable, primitive
 from xpconv.primitives.tiling import in_blocks
 
 __all__ = ["UPDATE_RULES", "adam", "rmsprop", "sgd", "sgd_momentum"]
@@ -33,7 +33,7 @@ def _update_rule(*memory: str, **defaults: float) -> Callable[[Callable[[Config]
             if tuple(w.shape) != tuple(dw.shape):
                 raise ArgumentError(f"dw has shape {tuple(dw.shape)}; expected that of w, {tuple(w.shape)}")
             for name, value in defaults.items():
-                _check_option(name, config.setdefault(name, value))
+                config[name] = _option(name, config.get(name, value))
             for name in memory:
                 if config.get(name) is None:
                     config[name] = xp.zeros_like(w)
@@ -59,16 +59,17 @@ def _update_rule(*memory: str, **defaults: float) -> Callable[[Callable[[Config]
     return decorate
 
 
-def _check_option(name: str, value: Any) -> None:
-    """Check a number of a config; one that a step `where` has put on a device is not read."""
+def _option(name: str, value: Any) -> Any:
+    """Check a number of a config and return it as Python's; one that a step `where` has put on a device is not read."""
     if isinstance(value, bool) or not isinstance(value, Real):
         if array_api_compat.is_array_api_obj(value):
-            return
+            return value
         raise ArgumentTypeError(f"{name} is {value!r}; expected a number")
     if name in ("momentum", "decay_rate", "beta1", "beta2") and not 0 <= float(value) < 1:
         raise ArgumentError(f"{name} is {value!r}; expected 0 or more and below 1")
     if name in ("epsilon", "t") and float(value) < 0:
         raise ArgumentError(f"{name} is {value!r}; expected 0 or more")
+    return value.item() if hasattr(value, "item") else value
 
 
 @_update_rule(learning_rate=1e-2)
@@ -213,8 +214,7 @@ def adam(config: Config) -> Callable[..., None]:
 
     def update_by_arrays(w: Array, dw: Array, m: Array, v: Array) -> None:
         astype = array_api_compat.array_namespace(w).astype
-        adam_step.__wrapped__(w, dw, m, v, beta1, beta2,  # type: ignore[attr-defined]
-                              astype(step, w.dtype), astype(epsilon, w.dtype))
+        portable("adam_step")(w, dw, m, v, beta1, beta2, astype(step, w.dtype), astype(epsilon, w.dtype))
 
     return update_by_arrays if array_api_compat.is_array_api_obj(t) else update  # an array after a step `where`
 

@@ -135,7 +135,7 @@ def decay(configs: Iterable[MutableMapping[str, Any]], factor: float) -> None:
     """
     for config in configs:
         if "learning_rate" in config:
-            config["learning_rate"] *= factor
+            config["learning_rate"] = config["learning_rate"] * factor  # of an array, the configs share it
 
 
 def _named(name: str, schedule: Schedule) -> Schedule:

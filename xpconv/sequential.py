@@ -1,5 +1,6 @@
 """Sequential: a list of layers with their parameters and a loss, which is all that training needs."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from math import prod, sqrt
@@ -97,7 +98,7 @@ class Sequential:
             raise ArgumentError(f"loss is {loss!r}; expected one of {', '.join(LOSSES)}")
         self.layers, self.name, self.loss_name = tuple(layers), name, loss
         self.input_shape = tuple(int(size) for size in input_shape)
-        self.reg, self.seed, self.weight_scale = reg, seed, weight_scale
+        self.reg, self.seed, self.weight_scale = float(reg), seed, weight_scale
         self.dtype, self.backend = _dtype_name(dtype), get_backend(backend)
         self.preprocessing, self.class_names = preprocessing, tuple(class_names)
         self.params: Arrays = {}
@@ -115,7 +116,7 @@ class Sequential:
                 raise ArgumentTypeError(f"layers[{position}] is {layer!r}; expected a Layer such as Relu()")
             parameters, state = layer.parameters(shape), layer.state(shape)
             weight_layers += "W" in parameters
-            names = [f"{name}{weight_layers}" for name in parameters]
+            names = [f"{name}{weight_layers}" for name in [*parameters, *state]]
             k = 1 + max((taken.get(name, 0) for name in names), default=0)
             taken.update(dict.fromkeys(names, k))
             number = f"{weight_layers}_{k}" if k > 1 else f"{weight_layers}"
@@ -182,7 +183,9 @@ class Sequential:
         """
         try:
             return self._loss(X, y)
-        except MemoryError as error:
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory", str(error)):
+                raise  # only torch says so by a RuntimeError
             raise OutOfMemoryError(
                 f"{self.backend} has not enough memory for {len(X)} samples at once ({error}): take a smaller batch, "
                 "or on a GPU less for convolutions by XPCONV_WORKSPACE, which is now "
@@ -279,6 +282,8 @@ class Sequential:
 @primitive
 def penalise(loss: Array, weights: Sequence[Array], grads: Sequence[Array], reg: float) -> Array:
     """Return the loss plus ``0.5 * reg * sum(W * W)`` over all weights; add its gradients to theirs in place."""
+    reg = float(reg)
+
     def add(grad: Array, W: Array) -> None:
         grad += reg * W
 

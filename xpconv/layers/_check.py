@@ -147,6 +147,9 @@ def check_labels(y: Array, N: int, C: int, xp: Any) -> None:
     if not xp.isdtype(y.dtype, "integral"):
         raise ArgumentTypeError(f"y has dtype {y.dtype}; expected integer labels: pass xp.astype(y, xp.int64)")
     check_shape("y", y, (N,))
-    if on_host(y) and (int(xp.min(y)) < 0 or int(xp.max(y)) >= C):
-        raise ArgumentError(f"y has labels from {int(xp.min(y))} to {int(xp.max(y))}; expected 0 to {C - 1}, "
+    if not on_host(y):
+        return
+    least, largest = (int(limit(xp.astype(y, xp.int64))) for limit in (xp.min, xp.max))  # torch has few for uint16
+    if least < 0 or largest >= C:
+        raise ArgumentError(f"y has labels from {least} to {largest}; expected 0 to {C - 1}, "
                             f"one for each of the {C} columns of x")

@@ -80,14 +80,14 @@ def relu_backward(dout: Array, cache: ReluCache) -> Array:
 def rectify(x: Array) -> tuple[Array, Array]:
     """Return max(x, 0) and where x is positive."""
     xp = array_api_compat.array_namespace(x)
-    return xp.maximum(x, _zero(xp, x)), x > 0
+    return xp.asarray(xp.maximum(x, _zero(xp, x))), xp.asarray(x > 0)  # NumPy makes scalars of arrays ()
 
 
 @primitive
 def rectify_gradient(dout: Array, mask: Array) -> Array:
     """Return the gradient where the mask is, else 0."""
     xp = array_api_compat.array_namespace(dout)
-    return xp.where(mask, dout, _zero(xp, dout))
+    return xp.asarray(xp.where(mask, dout, _zero(xp, dout)))
 
 
 def _zero(xp: object, like: Array) -> Array:

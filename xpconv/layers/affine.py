@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from xpconv.backend import Array
 from xpconv.layers._check import check_arrays, check_cache, check_gradient_shape, check_shape
-from xpconv.primitives.tiling import matmul
+from xpconv.primitives.tiling import matmul, sum_rows
 
 __all__ = ["AffineCache", "affine_backward", "affine_forward"]
 
@@ -101,4 +101,4 @@ def affine_backward(dout: Array, cache: AffineCache, *, need_dx: bool = True
     check_gradient_shape(dout, (x.shape[0], w.shape[1]))
     dx = xp.reshape(matmul(dout, w.T), x.shape) if need_dx else None
     dw = matmul(xp.reshape(x, (x.shape[0], -1)).T, dout)
-    return dx, dw, xp.sum(dout, axis=0) if has_bias else None
+    return dx, dw, sum_rows(dout) if has_bias else None

@@ -60,7 +60,8 @@ def conv_forward(x: Array, w: Array, b: Array | None, *, stride: int | Sequence[
         Zeros put around the images, above and below, left and right.
     algorithm : {"auto", "im2col"}
         How to compute it; "auto" chooses by shape and dtype, and takes Winograd's algorithm where that is faster:
-        its results differ by about 1e-5 of the largest.
+        its results differ by about 1e-5 of the largest, and values of 1e36 and more, NaN or infinite ones make NaN of
+        the 4x4 blocks of outputs that they take part in.
 
     Returns
     -------

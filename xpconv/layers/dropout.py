@@ -106,4 +106,4 @@ def dropout_backward(dout: Array, cache: DropoutCache) -> Array:
 
 def _drop(xp: object, x: Array, mask: Array, keep: float) -> Array:
     zero = xp.zeros((), dtype=x.dtype, device=array_api_compat.device(x))  # type: ignore[attr-defined]
-    return xp.where(mask, x / keep, zero)  # type: ignore[attr-defined]
+    return xp.where(mask, x / float(keep), zero)  # type: ignore[attr-defined]

@@ -118,8 +118,9 @@ def _check(x: Array, y: Array) -> Any:
 
 
 def _correct(xp: Any, x: Array, y: Array) -> Array:
-    """Return where the correct class is, (N, C) booleans."""
-    return y[:, None] == xp.arange(x.shape[1], dtype=y.dtype, device=array_api_compat.device(x))[None, :]
+    """Return where the correct class is, (N, C) booleans; the dtype of the labels may be too small to count to C."""
+    classes = xp.arange(x.shape[1], dtype=xp.int64, device=array_api_compat.device(x))
+    return xp.astype(y, xp.int64)[:, None] == classes[None, :]
 
 
 def _pick(xp: Any, x: Array, where: Array) -> Array:

@@ -13,6 +13,7 @@ from xpconv.backend import Array, on_host
 from xpconv.errors import ArgumentError, ArgumentTypeError
 from xpconv.layers._check import check_arrays, check_backward, check_eps, check_flag, check_shape, check_share
 from xpconv.primitives.normalise import blend, normalise, normalise_backward
+from xpconv.primitives.tiling import sum_rows
 
 __all__ = [
     "BatchNormCache",
@@ -219,8 +220,9 @@ def batchnorm_backward_stepwise(dout: Array, cache: BatchNormCache) -> tuple[Arr
     dx = dxhat * inv_std                                            # xhat = d * inv_std
     if cache.train:                                                 # else mean and inv_std are constants
         dinv_std = xp.sum(dxhat * d, axis=(0, 2), keepdims=True)
-        dvar = dinv_std * -0.5 * inv_std**3                         # inv_std = (var + eps)**-0.5
-        dx = dx + dvar * 2 * d / n                                  # var = sum(d**2) / n
+        # inv_std = (var + eps)**-0.5:  dvar = -0.5 * inv_std**3 * dinv_std, which may be too small for float32
+        # var = sum(d**2) / n:          dx = dx + 2 * d / n * dvar
+        dx = dx - dinv_std * inv_std * (xhat * inv_std) / n
         dmean = -xp.sum(dx, axis=(0, 2), keepdims=True)             # d = x - mean
         dx = dx + dmean / n                                         # mean = sum(x) / n
     return xp.reshape(dx, cache.x.shape), dgamma, dbeta
@@ -289,11 +291,11 @@ def layernorm_backward(dout: Array, cache: LayerNormCache) -> tuple[Array, Array
     >>> layernorm_backward(np.ones_like(out), cache)[2]
     array([2., 2.])
     """
-    xp = check_backward(dout, cache, LayerNormCache)
+    check_backward(dout, cache, LayerNormCache)
     x, mean, inv_std, gamma = cache
     axes = tuple(range(1, len(dout.shape)))
     dx, _, _ = normalise_backward(dout, x, mean, inv_std, gamma[None, ...], axes=axes, sums=axes, along=0)
-    return dx, xp.sum(dout * ((x - mean) * inv_std), axis=0), xp.sum(dout, axis=0)
+    return dx, sum_rows(dout * ((x - mean) * inv_std)), sum_rows(dout)
 
 
 def groupnorm_forward(x: Array, gamma: Array, beta: Array, *, groups: int, eps: float = 1e-5
@@ -379,7 +381,7 @@ def groupnorm_backward(dout: Array, cache: GroupNormCache) -> tuple[Array, Array
     dx, dgamma, dbeta = normalise_backward(
         xp.reshape(dout, members), xp.reshape(x, members), mean, inv_std, xp.reshape(gamma, (1, groups, -1, 1)),
         axes=(2, 3), sums=(3,), along=0)
-    dgamma, dbeta = (xp.reshape(xp.sum(a, axis=0), gamma.shape) for a in (dgamma, dbeta))
+    dgamma, dbeta = (xp.reshape(sum_rows(a), gamma.shape) for a in (dgamma, dbeta))
     return xp.reshape(dx, x.shape), dgamma, dbeta
 
 

@@ -136,19 +136,18 @@ def max_pool_forward(x: Array, *, size: Pair, stride: Pair | None = None, paddin
 
 
 def max_pool_backward(dout: Array, cache: Cache) -> Array:
-    """Return dx: each output's gradient goes to the first maximum of its window, in row-major order."""
+    """Return dx: each output's gradient goes to the first maximum of its window's pixels, in row-major order."""
     x, (KH, KW), (sh, sw), (ph, pw) = cache
-    (N, C, OH, OW), (H, W) = dout.shape, x.shape[2:]
-    padded = _pad(x, ph, pw, -np.inf)
-    dpadded = np.zeros_like(padded)
+    (N, C, OH, OW), dx = dout.shape, np.zeros_like(x)
     for n in range(N):
         for c in range(C):
             for i in range(OH):
                 for j in range(OW):
-                    window = padded[n, c, i * sh : i * sh + KH, j * sw : j * sw + KW]
-                    row, column = divmod(int(np.argmax(window)), KW)
-                    dpadded[n, c, i * sh + row, j * sw + column] += dout[n, c, i, j]
-    return dpadded[:, :, ph : ph + H, pw : pw + W]
+                    top, left = max(i * sh - ph, 0), max(j * sw - pw, 0)
+                    window = x[n, c, top : i * sh - ph + KH, left : j * sw - pw + KW]
+                    row, column = divmod(int(np.argmax(window)), window.shape[1])
+                    dx[n, c, top + row, left + column] += dout[n, c, i, j]
+    return dx
 
 
 def avg_pool_forward(x: Array, *, size: Pair, stride: Pair | None = None, padding: Pair = 0) -> Result:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from xpconv.backend import Array, library_of
 
-__all__ = ["accelerate", "accelerated_versions", "primitive"]
+__all__ = ["accelerate", "accelerated_versions", "portable", "primitive"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _fast: dict[tuple[str, str], Callable[..., Any]] = {}
@@ -41,6 +41,11 @@ def accelerate(name: str, library: str) -> Callable[[_Function], _Function]:
         return function
 
     return register
+
+
+def portable(name: str) -> Callable[..., Any]:
+    """Return the portable version of a primitive."""
+    return _portable[name]
 
 
 def accelerated_versions(library: str) -> dict[str, tuple[Callable[..., Any], Callable[..., Any]]]:

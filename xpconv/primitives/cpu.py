@@ -7,10 +7,10 @@ from string import ascii_letters
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from xpconv.primitives import accelerate, mec  # noqa: F401  (it registers itself)
+from xpconv.primitives import accelerate, mec, portable  # noqa: F401  (it registers itself)
 from xpconv.primitives.normalise import spread
 from xpconv.primitives.tiling import for_each_tile, over_tiles, scratch
-from xpconv.primitives.windows import Pair, output_size, pad, windows
+from xpconv.primitives.windows import Pair, first_places, output_size, pad, windows
 
 Image = np.ndarray
 _PART_BYTES = 1 << 19  # of an array: the closest cache that is not tiny holds one being made and one being read
@@ -35,8 +35,8 @@ def unfold(x: Image, size: Pair, stride: Pair, padding: Pair) -> Image:
 def max_pool(x: Image, size: Pair, stride: Pair, padding: Pair) -> tuple[Image, Image]:
     """Compare contiguous copies of the views, image by image on all threads."""
     output = output_size(x.shape[2:], size, stride, padding)
-    best = np.empty((*x.shape[:2], *output), x.dtype)
-    place = np.empty(best.shape, np.uint8 if size[0] * size[1] <= 256 else np.int64)
+    best, start = np.empty((*x.shape[:2], *output), x.dtype), first_places(np, size, stride, padding, output)
+    place = np.empty(best.shape, start.dtype)
 
     def task(tile: slice) -> None:
         mine, where = best[tile], place[tile]
@@ -44,13 +44,15 @@ def max_pool(x: Image, size: Pair, stride: Pair, padding: Pair) -> tuple[Image, 
         index = scratch("index", mine.shape, place.dtype)
         for k, strided in enumerate(windows(pad(x[tile], padding, -np.inf), size, stride, output)):
             if k == 0:
-                mine[...], where[...] = strided, 0
+                mine[...], where[...] = strided, start
                 continue
             view[...] = strided
             np.greater(view, mine, out=better)
             np.maximum(mine, view, out=mine)
             np.multiply(better, k, out=index, casting="unsafe")  # 0 or k, which exceeds every place so far
             np.maximum(where, index, out=where)
+        if np.isnan(mine).any():  # which exceeds nothing
+            where[...] = portable("max_pool")(x[tile], size, stride, padding)[1]
 
     for_each_tile(task, x.shape[0], x[0].nbytes, x)
     return best, place
@@ -70,7 +72,7 @@ def max_unpool(dout: Image, place: Image, shape: tuple[int, int, int, int], size
         if not tiled:
             into[...] = 0
         for k, view in enumerate(windows(into, size, stride, output)):
-            np.multiply(dout[tile], place[tile] == k, out=gradient)
+            _keep(dout[tile], place[tile] == k, gradient)
             if tiled:
                 view[...] = gradient
             else:
@@ -80,6 +82,12 @@ def max_unpool(dout: Image, place: Image, shape: tuple[int, int, int, int], size
 
     for_each_tile(task, N, dx[0].nbytes, dout)
     return dx
+
+
+def _keep(values: Image, mask: Image, out: Image) -> None:
+    """Write values where the mask is, else 0: the product of their bits, since inf * 0 would be NaN."""
+    bits = f"i{values.itemsize}"
+    np.multiply(values.view(bits), mask, out=out.view(bits))
 
 
 @accelerate("normalise", "numpy")
@@ -159,6 +167,8 @@ def _sums(axes: Sequence[int], *factors: Image) -> Image:
         total = _row_sums(axis, *factors)
     total = np.expand_dims(total, axis)
     others = tuple(a for a in axes if a != axis)
+    if prod(x.shape[a] for a in others) > _PIECE:
+        return _sums(others, total)
     return total.sum(axis=others, keepdims=True) if others else total
 
 
@@ -249,7 +259,7 @@ def rectify_gradient(dout: Image, mask: Image) -> Image:
     dx = np.empty(dout.shape, dout.dtype)
 
     def tile(dx: Image, dout: Image, mask: Image) -> tuple[()]:
-        np.multiply(dout, mask, out=dx)
+        _keep(dout, mask, dx)
         return ()
 
     over_tiles(tile, 0, dx, dout, mask)

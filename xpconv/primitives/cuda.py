@@ -179,9 +179,10 @@ def _groups(shape: Shape, scale: Shape, axes: tuple[int, ...], pieces: int = 0) 
     """
     stay = [axis for axis in range(len(shape)) if axis not in axes]
     A, S, B = prod(shape[:stay[0]]), prod(shape[axis] for axis in stay), prod(shape[stay[-1] + 1:])
-    last = max((axis for axis, count in enumerate(scale) if count > 1), default=-1)
+    last = max((axis for axis, count in enumerate(scale) if count > 1), default=None)
+    inner = B if last is None else prod(shape[last + 1:])  # of a single channel only whether it is B or more counts
     grid = _grid(S, A * B, max(1, _BLOCKS // S))
-    return (grid, _struct(A, S, pieces or grid[0][1], prod(scale), *_divisor(B), *_divisor(prod(shape[last + 1:]))),
+    return (grid, _struct(A, S, pieces or grid[0][1], prod(scale), *_divisor(B), *_divisor(inner)),
             tuple(1 if axis in axes else count for axis, count in enumerate(shape)))
 
 

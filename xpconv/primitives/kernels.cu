@@ -80,11 +80,11 @@ extern "C" __global__ void max_pool(const T* __restrict__ x, T* __restrict__ bes
         const int top = l / g.output_row * g.SH - g.PH, left = l % g.output_row * g.SW - g.PW;
         const T* image = x + plane(g, n) * g.image.d;
         T most = minus_infinity();
-        int winner = 0;
+        int winner = max(0, -top) * g.KW + max(0, -left);
         for (int i = max(0, -top); i < min(g.KH, g.H - top); ++i)
             for (int j = max(0, -left); j < min(g.KW, g.W - left); ++j) {
                 const T value = image[(top + i) * g.W + left + j];
-                if (value > most) winner = i * g.KW + j;
+                if (value > most || value != value && most == most) winner = i * g.KW + j;
                 if (exceeds(value, most)) most = value;
             }
         best[plane(g, n) * g.output.d + l] = most;

@@ -4,13 +4,14 @@ Letters: N images, C channels, (H, W) image, (KH, KW) window, (SH, SW) stride, (
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import array_api_compat
 
 from xpconv.backend import Array
 from xpconv.primitives import primitive
 
-__all__ = ["Pair", "fold", "max_pool", "max_unpool", "output_size", "pad", "unfold", "windows"]
+__all__ = ["Pair", "first_places", "fold", "max_pool", "max_unpool", "output_size", "pad", "unfold", "windows"]
 
 Pair = tuple[int, int]
 
@@ -89,29 +90,38 @@ def fold(cols: Array, shape: tuple[int, int, int, int], size: Pair, stride: Pair
 
 @primitive
 def max_pool(x: Array, size: Pair, stride: Pair, padding: Pair) -> tuple[Array, Array]:
-    """Return the maximum of each window and its place in the window, the first one of equals.
+    """Return the maximum of each window and its place in the window, the first one of equals; NaN exceeds all.
 
     Parameters
     ----------
     x : array (N, C, H, W)
     size, stride, padding : (int, int)
-        The padding counts as minus infinity.
+        The padding counts as minus infinity; it is less than the size, so that each window sees a pixel.
 
     Returns
     -------
     out : array (N, C, OH, OW)
     place : array (N, C, OH, OW) of integers
-        Row-major in the window, 0 to KH * KW - 1.
+        Row-major in the window, 0 to KH * KW - 1, and never in the padding.
     """
     xp = array_api_compat.array_namespace(x)
     output = output_size(x.shape[2:], size, stride, padding)
     views = windows(pad(x, padding, -float("inf")), size, stride, output)
     best = xp.asarray(next(views), copy=True)
-    place = xp.zeros(best.shape, dtype=_place_dtype(xp, size), device=array_api_compat.device(x))
+    start = first_places(xp, size, stride, padding, output, device=array_api_compat.device(x))
+    place = xp.asarray(xp.broadcast_to(start, best.shape), copy=True)
     for k, view in enumerate(views, start=1):
-        place = xp.where(view > best, xp.full_like(place, k), place)
+        better = (view > best) | (xp.isnan(view) & ~xp.isnan(best))
+        place = xp.where(better, xp.full_like(place, k), place)
         best = xp.maximum(best, view)
     return best, place
+
+
+def first_places(xp: Any, size: Pair, stride: Pair, padding: Pair, output: Pair, device: Any = None) -> Array:
+    """Return the place in each window (OH, OW) of its first pixel: at the upper and left edge, padding precedes it."""
+    rows, columns = (xp.asarray([max(p - s * i, 0) for i in range(count)], dtype=xp.int64, device=device)
+                     for s, p, count in zip(stride, padding, output, strict=True))
+    return xp.astype(rows[:, None] * size[1] + columns[None, :], xp.uint8 if size[0] * size[1] <= 256 else xp.int64)
 
 
 @primitive
@@ -140,7 +150,3 @@ def max_unpool(dout: Array, place: Array, shape: tuple[int, int, int, int],
     for k, view in enumerate(windows(padded, size, stride, dout.shape[2:])):
         view[...] = view + xp.where(place == k, dout, zero)
     return padded[:, :, PH:PH + H, PW:PW + W]
-
-
-def _place_dtype(xp: object, size: Pair) -> object:
-    return getattr(xp, "uint8" if size[0] * size[1] <= 256 else "int64")
