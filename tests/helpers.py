@@ -7,7 +7,8 @@ import array_api_compat
 import numpy as np
 import pytest
 
-from xpconv.backend import LIBRARIES, Backend, Diagnosis, diagnose, get_backend, library_of
+from xpconv.backend import LIBRARIES, Backend, get_backend, library_of
+from xpconv.report import Diagnosis, diagnose
 
 BACKENDS = [
     "numpy",

@@ -2,7 +2,7 @@
 
 import sys
 import threading
-from contextlib import nullcontext
+from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 
 import array_api_compat
@@ -10,20 +10,30 @@ import numpy as np
 import pytest
 
 from tests.helpers import LAYOUTS, assert_array, find_backend
+from xpconv import Solver, TwoLayerNet
 from xpconv import backend as module
 from xpconv.backend import (
     LIBRARIES,
     Backend,
     array_namespace,
     backend_of,
-    diagnose,
     get_backend,
     library_of,
     on_host,
     to_host,
     use_backend,
 )
-from xpconv.errors import ArgumentError, ArgumentTypeError, BackendUnavailableError, DeviceMismatchError, XpconvError
+from xpconv.data.batching import Batches
+from xpconv.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    BackendUnavailableError,
+    DeviceMismatchError,
+    PreflightError,
+    XpconvError,
+)
+from xpconv.preflight import check_training
+from xpconv.report import diagnose
 
 STRICT, DEVICE1 = "array_api_strict", "array_api_strict:device1"
 DTYPES = ["bool", "int8", "uint8", "int16", "int32", "int64", "float32", "float64"]
@@ -179,15 +189,32 @@ class Stage(np.ndarray):
 @pytest.fixture
 def cupy(monkeypatch):
     """A working CuPy 14 with two devices."""
-    class Device(nullcontext):
+    devices, streams = [0], ["null"]
+
+    class Device:
         __hash__ = None
+        current = devices
 
         def __init__(self, index):
-            super().__init__()
             self.id, self.waits = index, 0
+
+        def __enter__(self):
+            devices.append(self.id)
+
+        def __exit__(self, *error):
+            devices.pop()
 
         def synchronize(self):
             self.waits += 1
+
+    class Stream:
+        current = streams
+
+        def __enter__(self):
+            streams.append(self)
+
+        def __exit__(self, *error):
+            streams.pop()
 
     runtime = SimpleNamespace(
         getDeviceCount=lambda: 2, driverGetVersion=lambda: 13010, runtimeGetVersion=lambda: 13020,
@@ -195,7 +222,8 @@ def cupy(monkeypatch):
     fake = SimpleNamespace(
         __version__="14.0.0", float32=np.float32, ndarray=Stage,
         arange=lambda count, dtype: np.arange(count, dtype=dtype).view(Stage),
-        cuda=SimpleNamespace(runtime=runtime, Device=Device))
+        cuda=SimpleNamespace(runtime=runtime, Device=Device, Stream=Stream,
+                             get_current_stream=lambda: streams[-1]))
     monkeypatch.setitem(sys.modules, "cupy", fake)
     monkeypatch.setattr(Stage, "factor", 1)
     return fake
@@ -286,6 +314,56 @@ def test_cupy_arrays_are_read_back_by_their_own_method(cupy):
 
 def test_cupy_namespace_is_found_without_touching_a_device(cupy):
     assert get_backend("cupy").xp.float32 is not None
+
+
+def test_nets_solvers_and_checks_compute_on_their_device(monkeypatch):
+    """CuPy computes on the current device, whichever one the arrays are on."""
+    backend, seen = get_backend("array_api_strict"), []
+
+    @contextmanager
+    def current(self, stream=None):
+        seen.append("in")
+        yield
+        seen.append("out")
+
+    @contextmanager
+    def inside():
+        seen.clear()
+        yield
+        assert (seen[0], seen[-1]) == ("in", "out")
+
+    monkeypatch.setattr(Backend, "current", current)
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((8, 5)), np.arange(8) % 3
+    with inside():
+        net = TwoLayerNet(input_dim=5, num_classes=3, rng=0, backend=backend)
+    with inside():
+        net.loss(X, y)
+    with inside():
+        list(net.outputs(X))
+    data = {"X_train": X, "y_train": y, "X_val": X, "y_val": y}
+    solver = Solver(net, data, batch_size=4, num_epochs=1, verbose=False)
+    with inside():
+        solver.train()
+    with inside():
+        solver.check_accuracy(X, y)
+    with inside(), suppress(PreflightError):
+        check_training(net, X, y)
+
+
+def test_cupy_computes_on_its_device_and_moves_minibatches_on_the_callers_stream(cupy, monkeypatch):
+    backend, Device, Stream = get_backend("cupy:1"), cupy.cuda.Device, cupy.cuda.Stream
+    assert Device.current == [0]
+    with backend.current():
+        assert Device.current == [0, 1]
+    mine, seen = Stream(), []
+    monkeypatch.setattr(Backend, "asarray", lambda self, x: seen.append((Device.current[-1], Stream.current[-1])) or x)
+    with mine:
+        batches = Batches(np.ones((4, 2)), np.arange(4), lambda: np.arange(2), backend)
+    with batches:
+        next(batches)
+    assert set(seen) == {(1, mine)}
+    assert (Device.current, Stream.current) == ([0], ["null"])
 
 
 def test_auto_takes_a_cupy_that_works(cupy):

@@ -19,10 +19,10 @@ from typer.testing import CliRunner
 
 import xpconv
 from xpconv import cli, folders, report, runs
-from xpconv.backend import diagnose
 from xpconv.data import load_digits
 from xpconv.data.images import read_image
 from xpconv.errors import DatasetError
+from xpconv.report import diagnose
 from xpconv.solver import Solver
 
 SHORT = ("train", "--num-train", 100, "--epochs", 2, "--augment", "none")

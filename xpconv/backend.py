@@ -7,12 +7,12 @@ them out and is the only place where the host waits for the device.
 import importlib
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, TypeAlias
+from functools import lru_cache, wraps
+from typing import Any, TypeAlias, TypeVar
 
 import array_api_compat
 import numpy as np
@@ -24,13 +24,12 @@ __all__ = [
     "LIBRARIES",
     "Array",
     "Backend",
-    "Diagnosis",
     "array_namespace",
     "backend_of",
-    "diagnose",
     "get_backend",
     "library_of",
     "on_host",
+    "on_its_device",
     "to_host",
     "use_backend",
 ]
@@ -41,6 +40,7 @@ Array: TypeAlias = Any
 LIBRARIES = tuple(PROBES)
 """The libraries that a backend may name."""
 
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 _selected: ContextVar["Backend | None"] = ContextVar("xpconv_backend", default=None)
 _numpy_namespace = array_api_compat.array_namespace(np.zeros(()))
 
@@ -140,12 +140,52 @@ class Backend:
             return np.asarray(self.xp.asarray(x, device=self.xp.Device(), copy=True))
         return np.asarray(x)
 
+    @contextmanager
+    def current(self, stream: Any = None) -> Iterator[None]:
+        """Let the library compute on this device inside a ``with`` block; CuPy does so on one device at a time.
+
+        `stream` is a stream of it, from `stream`, that work inside shall go to.
+        """
+        if self.library != "cupy":
+            yield
+            return
+        with importlib.import_module("cupy").cuda.Device(self.device.id), stream or nullcontext():
+            yield
+
+    def stream(self) -> Any:
+        """Return the stream that this thread's work on the device goes to, or None where that is of no concern."""
+        if self.library != "cupy":
+            return None
+        with self.current():
+            return importlib.import_module("cupy").cuda.get_current_stream()
+
     def synchronize(self) -> None:
         """Wait until the device has finished all work given to it."""
         if self.library == "cupy":
             self.device.synchronize()
         elif self.library == "torch" and self.device.type == "cuda":
             importlib.import_module("torch").cuda.synchronize(self.device)
+
+
+def on_its_device(method: _Method) -> _Method:
+    """Make a method compute on the device of its object's ``backend``.
+
+    Examples
+    --------
+    >>> class Ones:
+    ...     backend = get_backend("numpy")
+    ...     @on_its_device
+    ...     def make(self, count):
+    ...         return self.backend.xp.ones(count)
+    >>> Ones().make(2)
+    array([1., 1.])
+    """
+    @wraps(method)
+    def inside(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with self.backend.current():
+            return method(self, *args, **kwargs)
+
+    return inside  # type: ignore[return-value]
 
 
 @contextmanager
@@ -219,59 +259,6 @@ def _find(spec: str) -> Backend:
         raise ArgumentError(f"backend is {spec!r}; expected auto or one of {', '.join(LIBRARIES)}, "
                             "with a device after a colon where wanted, as in cupy:1")
     return Backend(library, PROBES[library](device or None))
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """Whether a backend can run here, and if not, why.
-
-    Examples
-    --------
-    >>> diagnosis = diagnose("no_such_library")
-    >>> diagnosis.available, diagnosis.version
-    (False, '-')
-    """
-
-    spec: str
-    available: bool
-    version: str
-    detail: str
-
-
-def diagnose(spec: str) -> Diagnosis:
-    """Find out whether a backend can run on this machine, without raising.
-
-    Parameters
-    ----------
-    spec : str
-        A backend's name as for `get_backend`; ``auto`` names none.
-
-    Examples
-    --------
-    >>> diagnose("numpy").available
-    True
-    """
-    library, version = spec.partition(":")[0], "-"
-    if library in LIBRARIES:
-        with suppress(ImportError, OSError):
-            version = str(getattr(importlib.import_module(library), "__version__", "-"))
-    try:
-        backend = _find(spec)
-    except (BackendUnavailableError, ArgumentError) as error:
-        return Diagnosis(spec, False, version, str(error))
-    return Diagnosis(spec, True, version, _describe_device(backend))
-
-
-def _describe_device(backend: Backend) -> str:
-    if backend.library == "cupy":
-        cupy = importlib.import_module("cupy")
-        properties = cupy.cuda.runtime.getDeviceProperties(backend.device.id)
-        driver = cupy.cuda.runtime.driverGetVersion()
-        return (f"{properties['name'].decode()}, {properties['totalGlobalMem'] / 2**30:.0f} GiB, "
-                f"CUDA driver {driver // 1000}.{driver % 1000 // 10}")
-    if backend.library == "torch" and backend.device.type == "cuda":
-        return str(importlib.import_module("torch").cuda.get_device_name(backend.device))
-    return f"device {backend.device}"
 
 
 def array_namespace(**arrays: Array) -> Any:

@@ -99,7 +99,11 @@ def measure_step(nets: Sequence[Sequential], batch_size: int) -> list[Step]:
     rng = np.random.default_rng(0)
     X = rng.standard_normal((batch_size, *nets[0].input_shape)).astype(nets[0].dtype)
     y = rng.integers(0, nets[0].num_classes, batch_size)
-    steps, losses = zip(*(_measure(net, X, y) for net in nets), strict=True)
+    measured = []
+    for net in nets:
+        with net.backend.current():
+            measured.append(_measure(net, X, y))
+    steps, losses = zip(*measured, strict=True)
     for step, loss in zip(steps, losses, strict=True):
         if not isclose(loss, losses[0], rel_tol=_AGREE[nets[0].dtype]):
             raise XpconvError(f"the loss is {loss!r} on {step.backend} but {losses[0]!r} on {steps[0].backend}: one "

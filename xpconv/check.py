@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from xpconv.backend import Array, diagnose, library_of
+from xpconv.backend import Array, library_of
 from xpconv.diagnosis import explain
 from xpconv.errors import ArgumentError
+from xpconv.report import diagnose
 from xpconv.testing import check_equivalence, check_gradient
 
 __all__ = ["Finding", "Report", "check_layer"]

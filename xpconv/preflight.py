@@ -115,7 +115,7 @@ def check_training(model: Any, X: Array, y: Array, *, batch_size: int = 100,
         rule = UPDATE_RULES[update_rule] if isinstance(update_rule, str) else update_rule
         checks.append(lambda subject: _first_steps(subject, batch_size, rule, optim_config or {}, schedule or constant))
     for check in checks:
-        with _same_global_draws():
+        with place.current(), _same_global_draws():
             findings.append(check(subject))
         if tell is not None:
             tell(findings[-1])

@@ -7,7 +7,7 @@ from math import prod, sqrt
 from typing import Any
 
 from xpconv import nn
-from xpconv.backend import Array, Backend, get_backend
+from xpconv.backend import Array, Backend, get_backend, on_its_device
 from xpconv.errors import ArgumentError, ArgumentTypeError, OutOfMemoryError
 from xpconv.layers import softmax_loss, svm_loss
 from xpconv.nn import Arrays, Layer, Shape
@@ -107,6 +107,7 @@ class Sequential:
         self._keys = self._build(stream)
         self.mask_stream: Stream = stream if rng is None else spawn(stream, 1)[0]
 
+    @on_its_device
     def _build(self, stream: Stream) -> list[dict[str, str]]:
         """Draw the parameters and return, for each layer, the key of each of its parameters and states."""
         keys, weight_layers, shape = [], 0, self.input_shape
@@ -191,6 +192,7 @@ class Sequential:
                 "or on a GPU less for convolutions by XPCONV_WORKSPACE, which is now "
                 f"{workspace_bytes(self.backend.library) / 2**20:g}MiB") from error
 
+    @on_its_device
     def _loss(self, X: Array, y: Array | None) -> Any:
         x = self._prepare(X)
         scores, caches, state = self._forward(x, train=y is not None)
@@ -244,10 +246,12 @@ class Sequential:
         >>> [(type(layer).__name__, out.shape) for layer, out in net.outputs(net.backend.xp.ones((5, 64)))]
         [('Affine', (5, 100)), ('Relu', (5, 100)), ('Affine', (5, 10))]
         """
-        x, store = self._prepare(X), {**self.params, **self.state}
+        with self.backend.current():
+            x, store = self._prepare(X), {**self.params, **self.state}
         for layer, keys in zip(self.layers, self._keys, strict=True):
             train = not self.state.keys().isdisjoint(keys.values())
-            x = layer.forward(x, {name: store[key] for name, key in keys.items()}, train=train, key=0)[0]
+            with self.backend.current():
+                x = layer.forward(x, {name: store[key] for name, key in keys.items()}, train=train, key=0)[0]
             yield layer, x
 
     def _backward(self, dout: Array | None, caches: list[Any]) -> Arrays:

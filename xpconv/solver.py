@@ -10,7 +10,7 @@ from copy import copy
 from typing import Any, Self
 
 from xpconv import scoring, snapshot
-from xpconv.backend import Array, backend_of, to_host
+from xpconv.backend import Array, backend_of, on_its_device, to_host
 from xpconv.data import Batches, Dataset
 from xpconv.data.checking import check_counts, check_part, check_word
 from xpconv.data.sampling import SAMPLINGS
@@ -148,10 +148,8 @@ class Solver:
         self.interrupted, self.sound, self._complete = False, True, False
         self._last: tuple[Any, Any] | None = None  # parameters and state at the end, where the best were put instead
         self._batches: Batches | None = None
-        self.loss_history: list[float] = []
-        self.learning_rate_history: list[float] = []
-        self.train_acc_history: list[float] = []
-        self.val_acc_history: list[float] = []
+        self.loss_history, self.learning_rate_history = list[float](), list[float]()
+        self.train_acc_history, self.val_acc_history = list[float](), list[float]()
         self.health_history: dict[str, list[float]] = {}
         self.best_val_acc = 0.0
         self.best_params: dict[str, Array] = {}
@@ -159,6 +157,7 @@ class Solver:
         self.optim_configs = {name: copy(self.optim_config) for name in self.model.params}
         self._unread: list[Any] = []
 
+    @on_its_device
     def train(self, each_iteration: Callable[[Self], object] | None = None) -> None:
         """Train for `num_epochs` epochs and leave the best parameters found in the model.
 
@@ -178,8 +177,8 @@ class Solver:
             If a check before training failed.
         """
         if self.preflight and self.iteration == 0:
-            check_training(self.model, self.X_train, self.y_train, batch_size=self.batch_size,
-                           update_rule=self.update_rule, optim_config=self.optim_config, schedule=self.schedule,
+            check_training(self.model, self.X_train, self.y_train, schedule=self.schedule,
+                           batch_size=self.batch_size, update_rule=self.update_rule, optim_config=self.optim_config,
                            tell=print if self.verbose else None)
         per_epoch = max(self.y_train.shape[0] // self.batch_size, 1)
         total = self.num_epochs * per_epoch
@@ -378,6 +377,7 @@ class Solver:
                                  f"take a smaller learning_rate (it is {rates}), a smaller weight_scale, or images of "
                                  "a smaller range")
 
+    @on_its_device
     def check_accuracy(self, X: Array, y: Array, num_samples: int | None = None, batch_size: int = 100) -> float:
         """Return the share of samples whose highest score is their label's.
 

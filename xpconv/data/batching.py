@@ -92,7 +92,7 @@ class Batches:
             raise ArgumentError(f"X has {X.shape[0]} rows but y has {y.shape[0]}: give each row one label")
         if ahead < 0:
             raise ArgumentError(f"ahead is {ahead}; expected 0 or more")
-        self._on_host = isinstance(X, np.ndarray)
+        self._on_host, self._stream = isinstance(X, np.ndarray), backend.stream()
         place = to_host if self._on_host else backend.asarray
         self._arrays = place(X), place(y)
         self._draw, self._backend, self._ahead = draw, backend, ahead
@@ -129,7 +129,9 @@ class Batches:
     def _gather(self, indices: np.ndarray) -> tuple[Array, Array]:
         X, y = self._arrays
         if self._on_host:
-            return self._backend.asarray(X[indices]), self._backend.asarray(y[indices])
+            images, labels = X[indices], y[indices]
+            with self._backend.current(self._stream):  # in the order of what is computed with them
+                return self._backend.asarray(images), self._backend.asarray(labels)
         indices = self._backend.asarray(indices)
         take = self._backend.xp.take
         return take(X, indices, axis=0), take(y, indices, axis=0)
