@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.test_nets import IMAGE, NETS
-from xpconv import Preprocessing, load_model, save_model
+from xpconv import Preprocessing, load_model, nn, save_model
 from xpconv.container import ArrayFile, write_arrays
 from xpconv.errors import CheckpointError
 
@@ -115,6 +115,36 @@ def test_arrays_that_do_not_fit_the_architecture_are_refused(saved, change):
 def test_values_that_are_not_finite_are_refused(saved, value):
     with pytest.raises(CheckpointError, match=r"has NaN or infinite values in params\.W2: take an earlier file"):
         load_model(rewritten(saved, lambda t: t["params.W2"].__setitem__((0, 0), value)))
+
+
+class Negate(nn.Relu):
+    def forward(self, x, p, *, train, key):
+        return -x, None
+
+
+def without_names(net):
+    net.class_names = ("a",)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda net: net.params["W1"].__setitem__((0, 0), np.nan), "the model has NaN or infinite values in params.W1"),
+    (lambda net: net.params.update(W1=net.params["W1"].astype("f8")),
+     r"the model has params.W1 = float64 \(144, 7\); expected float32 \(144, 7\)"),
+    (lambda net: net.params.pop("b2"), r"the model has params.b2 = nothing; expected float32 \(5,\)"),
+    (lambda net: net.params.update(W9=np.ones(3, "f")), r"the model has params.W9 = float32 \(3,\); expected nothing"),
+    (without_names, "load_model could not read .* net.safetensors is not written: class_names has 1 names; expected 5"),
+    (lambda net: setattr(net, "layers", (*net.layers[:1], Negate(), *net.layers[2:])),
+     r"load_model could not .* not written: layers\[1\] is .*'Negate'.*; expected a type among Affine"),
+])
+def test_what_could_not_be_loaded_is_not_saved(tmp_path, monkeypatch, change, message):
+    net = NETS["two"](rng=0, backend="numpy")
+    monkeypatch.chdir(tmp_path)
+    save_model(net, "net.safetensors")
+    before = (tmp_path / "net.safetensors").read_bytes()
+    change(net)
+    with pytest.raises(CheckpointError, match=message):
+        save_model(net, "net.safetensors")
+    assert (tmp_path / "net.safetensors").read_bytes() == before
 
 
 @pytest.mark.parametrize("shapes", [{"mean": (1,)}, {"mean": (2, 1), "std": (1,)}, {"mean": (4,), "std": (1,)}])

@@ -6,7 +6,7 @@ from math import isfinite
 from typing import Any
 
 from xpconv.backend import Array, Backend, get_backend, to_host
-from xpconv.container import ArrayFile, Entry, write_arrays
+from xpconv.container import ArrayFile, Entry, check_entries, check_values, write_arrays
 from xpconv.errors import CheckpointError, XpconvError, legible
 from xpconv.nn import Shape
 from xpconv.random import Stream
@@ -32,6 +32,9 @@ def save_model(model: Sequential, path: str | os.PathLike[str]) -> None:
 
     Raises
     ------
+    CheckpointError
+        If `load_model` could not read the file: there is a layer of another library, a parameter that the architecture
+        does not have, has in another shape or dtype, or that is NaN or infinite. A file that was there stays.
     OSError
         If it cannot be written; a file that was there stays.
 
@@ -48,7 +51,15 @@ def save_model(model: Sequential, path: str | os.PathLike[str]) -> None:
     if model.preprocessing is not None:
         stores["preprocessing"] = {"mean": model.preprocessing.mean, "std": model.preprocessing.std}
     arrays = {f"{kind}.{name}": to_host(a) for kind, store in stores.items() for name, a in store.items()}
-    write_arrays(path, FORM, model.config(), arrays)
+    description, entries = model.config(), {name: Entry(a.shape, a.dtype.name) for name, a in arrays.items()}
+    try:
+        wanted = _wanted("the model", description, entries)
+    except MALFORMED as error:
+        raise CheckpointError(f"load_model could not read the model's file, so {os.fspath(path)} is not written: "
+                              f"{legible(error)}") from error
+    check_entries("the model", entries, wanted)
+    check_values("the model", arrays)
+    write_arrays(path, FORM, description, arrays)
 
 
 def load_model(path: str | os.PathLike[str], backend: str | Backend | None = None) -> Sequential:
@@ -81,13 +92,11 @@ def load_model(path: str | os.PathLike[str], backend: str | Backend | None = Non
     backend = get_backend(backend)
     file = ArrayFile(path, FORM)
     try:
-        outline = _Outline(**arguments_of(file.description))
-        if outline.config() != file.description or not isfinite(outline.reg):
-            raise ValueError(f"it comes out as {outline.config()}")
+        wanted = _wanted(file.path, file.description, file.entries)
+    except CheckpointError:
+        raise
     except MALFORMED as error:
         raise CheckpointError(f"{file.path} describes no model ({legible(error)})") from error
-    wanted = {**_named("params", outline.params), **_named("state", outline.state),
-              **_preprocessing(file, outline)}
     arrays = file.read(wanted)
     model = Sequential.from_config(file.description, backend)
     model.params = {name: backend.asarray(arrays[f"params.{name}"]) for name in model.params}
@@ -109,17 +118,26 @@ class _Outline(Sequential):
         return Entry(shape, self.dtype)
 
 
+def _wanted(owner: str, description: Mapping[str, Any], entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """Return the arrays of a model that is described so; of `entries` only those of the preprocessing matter."""
+    outline = _Outline(**arguments_of(description))
+    if outline.config() != description or not isfinite(outline.reg):
+        raise ValueError(f"it comes out as {outline.config()}")
+    return {**_named("params", outline.params), **_named("state", outline.state),
+            **_preprocessing(owner, entries, outline)}
+
+
 def _named(kind: str, entries: Mapping[str, Entry]) -> dict[str, Entry]:
     return {f"{kind}.{name}": entry for name, entry in entries.items()}
 
 
-def _preprocessing(file: ArrayFile, outline: Sequential) -> dict[str, Entry]:
+def _preprocessing(owner: str, entries: Mapping[str, Entry], outline: Sequential) -> dict[str, Entry]:
     """Return the entries of mean and deviation: both or neither are there, in shapes that fit a sample."""
     names = ("preprocessing.mean", "preprocessing.std")
-    shapes = {name: file.entries[name].shape for name in names if name in file.entries}
+    shapes = {name: entries[name].shape for name in names if name in entries}
     for name, shape in shapes.items():
         if len(shape) > len(outline.input_shape) or not all(
                 size in (1, whole) for size, whole in zip(shape[::-1], outline.input_shape[::-1], strict=False)):
-            raise CheckpointError(f"{file.path} has {name} of shape {shape}; expected one that fits samples of shape "
+            raise CheckpointError(f"{owner} has {name} of shape {shape}; expected one that fits samples of shape "
                                   f"{outline.input_shape}")
     return {name: Entry(shapes.get(name, ()), outline.dtype) for name in names} if shapes else {}

@@ -18,7 +18,7 @@ from safetensors.numpy import save
 from xpconv.errors import CheckpointError, legible
 from xpconv.files import write_bytes
 
-__all__ = ["ArrayFile", "Entry", "write_arrays"]
+__all__ = ["ArrayFile", "Entry", "check_entries", "check_values", "write_arrays"]
 
 VERSION = 1
 KEY = "xpconv"  # of the JSON text in the metadata
@@ -164,19 +164,29 @@ class ArrayFile:
         CheckpointError
             If an array is missing, unknown, of another shape or dtype, or has values that are not finite.
         """
-        for name in sorted(self.entries.keys() | wanted.keys()):
-            found, expected = self.entries.get(name), wanted.get(name)
-            if found != expected:
-                raise CheckpointError(f"{self.path} has {legible(name)} = {_told(found)}; expected {_told(expected)}")
+        check_entries(self.path, self.entries, wanted)
         try:
             with safe_open(self.path, "numpy") as tensors:
                 arrays = {name: tensors.get_tensor(name) for name in wanted}
         except (SafetensorError, OSError) as error:
             raise self._damaged(error) from error
-        for name, array in arrays.items():
-            if array.dtype.kind == "f" and name not in any_value and not np.isfinite(array).all():
-                raise CheckpointError(f"{self.path} has NaN or infinite values in {name}: take an earlier file")
+        check_values(self.path, {name: array for name, array in arrays.items() if name not in any_value})
         return arrays
+
+
+def check_entries(owner: str, entries: Mapping[str, Entry], wanted: Mapping[str, Entry]) -> None:
+    """Raise a CheckpointError unless the arrays of `owner` have the names, shapes and dtypes wanted."""
+    for name in sorted(entries.keys() | wanted.keys()):
+        found, expected = entries.get(name), wanted.get(name)
+        if found != expected:
+            raise CheckpointError(f"{owner} has {legible(name)} = {_told(found)}; expected {_told(expected)}")
+
+
+def check_values(owner: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise a CheckpointError if an array has values that are not finite."""
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise CheckpointError(f"{owner} has NaN or infinite values in {name}: take an earlier file")
 
 
 def _told(entry: Entry | None) -> str:
