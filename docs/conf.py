@@ -31,6 +31,7 @@ nb_execution_in_temp = True
 nb_execution_show_tb = True
 nb_execution_timeout = 240
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # which has tables
 myst_heading_anchors = 3
 for name in [name for name in os.environ if name == "XP_BACKEND" or name.startswith("XPCONV_")]:
     del os.environ[name]

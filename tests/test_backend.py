@@ -153,7 +153,7 @@ def test_torch_names_the_device_it_cannot_use():
 
 
 @pytest.mark.parametrize(("package", "hint"), [
-    ("cupy", r"pip install 'xpconv\[cuda13\]' \(CUDA 13 driver\) or 'xpconv\[cuda12\]' \(CUDA 12 driver\)"),
+    ("cupy", r"pip install 'cupy-cuda13x\[ctk\]' \(CUDA 13 driver\) or 'cupy-cuda12x\[ctk\]' \(12\)"),
     ("torch", "pip install torch"),
     ("array_api_strict", "pip install array-api-strict"),
 ])
@@ -253,7 +253,7 @@ def test_cupy_is_described(cupy):
 
 @pytest.mark.parametrize(("driver", "error", "text"), [
     (12080, "cudaErrorInsufficientDriver", r"cupy 14.0.0 needs CUDA 13 but the NVIDIA driver supports CUDA 12 at most "
-     r"\(cudaErrorInsufficientDriver\): pip install 'xpconv\[cuda12\]' instead of 'xpconv\[cuda13\]'"),
+     r"\(cudaErrorInsufficientDriver\): pip install 'cupy-cuda12x\[ctk\]' instead of cupy-cuda13x"),
     (13010, "cudaErrorNoDevice", r"finds an NVIDIA driver but no GPU \(cudaErrorNoDevice\): check nvidia-smi"),
 ])
 def test_cupy_with_an_old_driver_or_without_a_gpu_says_which(cupy, driver, error, text):

@@ -282,8 +282,8 @@ def test_missing_package_is_told_with_its_command_before_any_work(monkeypatch, t
     result = call("no-such-model.safetensors", tmp_path / "out.onnx")
     assert result.exit_code == 1
     assert result.stderr.startswith("xpconv: error: writing ONNX files needs onnx")
-    assert 'pip install "xpconv[onnx]"' in result.stderr
-    with pytest.raises(XpconvError, match=r'pip install "xpconv\[onnx\]"'):
+    assert "pip install onnx" in result.stderr
+    with pytest.raises(XpconvError, match=r'pip install onnx'):
         export.to_onnx(None, tmp_path / "out.onnx")
 
 

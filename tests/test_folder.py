@@ -1,6 +1,7 @@
 """Folders of images as data sets, and the split that every data set can be given."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -227,3 +228,32 @@ def test_folder_is_trained_on_evaluated_and_predicted(digits_folder, tmp_path, m
     assert float(shown[-1].split()[-1]) >= 0.9
     image = digits_folder / "two" / "5.png"
     assert run("predict", model, image)[0].startswith(f"{image}\ttwo\t")
+
+
+def test_a_run_goes_on_where_its_images_were_moved(digits_folder, tmp_path):
+    words = ("--epochs", 2, "--batch-size", 10, "--image-size", 8)
+    run("train", "--data", digits_folder, *words, "--out", tmp_path / "whole")
+    shutil.copytree(digits_folder, tmp_path / "here")
+    run("train", "--data", tmp_path / "here", *words, "--checkpoint-every", 5, "--out", tmp_path / "run")
+    for name in ("config.json", "model.safetensors"):  # as if it had been killed before its end
+        (tmp_path / "run" / name).unlink()
+    shutil.copy(tmp_path / "whole" / "config.json", tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["settings"]["data"], config["finished"] = str(tmp_path / "here"), False
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "here").rename(tmp_path / "there")
+    shown = run("train", "--resume", tmp_path / "run", "--data", tmp_path / "there")
+    assert any(line.startswith("resumed at iteration ") for line in shown)
+    assert ((tmp_path / "run" / "model.safetensors").read_bytes()
+            == (tmp_path / "whole" / "model.safetensors").read_bytes())
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (("--image-size", 1), "have 1x1 pixels; expected 4x4 or more, which three-layer pools: take a larger image_size"),
+    (("--image-size", 3, "--model", "convnet"), "have 3x3 pixels; expected 4x4 or more, which convnet pools"),
+])
+def test_images_that_are_too_small_for_the_net_are_told(digits_folder, tmp_path, words, message):
+    words = ["train", "--data", digits_folder, "--out", tmp_path / "run", *words]
+    result = CliRunner().invoke(cli.app, [str(word) for word in words], env={"XP_BACKEND": None})
+    assert result.exit_code == 1
+    assert message in result.stderr

@@ -233,3 +233,14 @@ def test_an_array_as_learning_rate_decays_once_an_epoch_and_stays_the_users(data
     solver.train()
     assert solver.learning_rate_history == [0.5, 0.25, 0.125]
     assert rate == 0.5
+
+
+@pytest.mark.parametrize(("rule", "known"), [("sgd", "learning_rate"), ("adam", "learning_rate, beta1, beta2")])
+def test_options_that_the_rule_does_not_have_are_named(data, rule, known):
+    with pytest.raises(ArgumentError, match=f"optim_config has 'lr', 'rate'; expected options of {rule}: {known}"):
+        make_solver(data, update_rule=rule, optim_config={"lr": 3, "learning_rate": 1e-3, "rate": 2})
+
+
+def test_accuracy_needs_a_label_for_each_sample(data):
+    with pytest.raises(ArgumentError, match="X has 3 samples but y has 48 labels; expected one label for each"):
+        make_solver(data).check_accuracy(data["X_train"][:3], data["y_train"])

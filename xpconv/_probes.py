@@ -17,7 +17,7 @@ def _probe_numpy(device: str | None) -> str:
 
 def _probe_cupy(device: str | None) -> Any:
     """Prove that a kernel and a GEMM run; being importable proves nothing."""
-    cupy = _import("cupy", "pip install 'xpconv[cuda13]' (CUDA 13 driver) or 'xpconv[cuda12]' (CUDA 12 driver)")
+    cupy = _import("cupy", "pip install 'cupy-cuda13x[ctk]' (CUDA 13 driver) or 'cupy-cuda12x[ctk]' (12)")
     index = _device_index("cupy", device)
     try:
         count = cupy.cuda.runtime.getDeviceCount()
@@ -49,7 +49,7 @@ def _why_no_device(cupy: Any, error: Exception) -> str:
     driver, built = (number // 1000 for number in (runtime.driverGetVersion(), runtime.runtimeGetVersion()))
     if 0 < driver < built:
         return (f"needs CUDA {built} but the NVIDIA driver supports CUDA {driver} at most ({error}): pip install "
-                f"'xpconv[cuda{driver}]' instead of 'xpconv[cuda{built}]', or install a newer driver")
+                f"'cupy-cuda{driver}x[ctk]' instead of cupy-cuda{built}x, or install a newer driver")
     if driver:
         return f"finds an NVIDIA driver but no GPU ({error}): check nvidia-smi and CUDA_VISIBLE_DEVICES"
     return (f"finds no usable NVIDIA driver ({error}): install the driver, check with nvidia-smi, and take the "

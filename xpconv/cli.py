@@ -5,6 +5,7 @@ import shlex
 import signal
 import warnings
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,7 @@ from xpconv.data.images import read_image
 from xpconv.data.sampling import SAMPLINGS
 from xpconv.errors import ArgumentError, XpconvError
 from xpconv.optim import UPDATE_RULES
+from xpconv.progress import outlasting_output
 from xpconv.report import environment, print_table
 from xpconv.scoring import probabilities
 from xpconv.signals import terminate_as_interrupt
@@ -43,7 +45,7 @@ class _Commands(TyperGroup):
                 _complain(error)
                 raise typer.Exit(1) from error
             except MemoryError as error:
-                _complain(f"out of memory ({error}): take a smaller --batch-size")
+                _complain(f"out of memory ({error}): take a smaller --batch-size, or smaller or fewer images")
                 raise typer.Exit(1) from error
             except KeyboardInterrupt as error:
                 raise typer.Exit(128 + (terminated or [signal.SIGINT])[0]) from error  # as shells tell of signals
@@ -159,13 +161,20 @@ BackendOption = Annotated[str, typer.Option(
 ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="A model.safetensors that train left.")]
 
 
-def _refuse_settings(ctx: typer.Context) -> None:
-    """Complain of options beside --resume that the run in the folder has decided."""
-    free = ("resume", "print_every", "checkpoint_every")
-    given = [f"--{name.replace('_', '-')}" for name in ctx.params
-             if name not in free and getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"]
-    if given:
-        raise typer.BadParameter(f"--resume takes the settings of its run: leave out {', '.join(given)}.")
+def _settings_to_resume(ctx: typer.Context) -> runs.Settings:
+    """Return those of the run to go on with; complain of options that it has decided."""
+    given = {name: value for name, value in ctx.params.items()
+             if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+    free = ("resume", "print_every", "checkpoint_every", "data")
+    if others := [f"--{name.replace('_', '-')}" for name in given if name not in free]:
+        raise typer.BadParameter(f"--resume takes the settings of its run: leave out {', '.join(others)}.")
+    settings = folders.settings_of(given["resume"], given.get("checkpoint_every"))
+    if "data" not in given:
+        return settings
+    if {settings.data, given["data"]} & {*DATASETS}:
+        raise typer.BadParameter("--data beside --resume tells where the run's folder of images is now; it has "
+                                 f"{settings.data}: leave out --data.")
+    return replace(settings, data=given["data"])
 
 
 @app.command(epilog="Example: xpconv train --data cifar10 --model convnet --epochs 10 --out runs/cifar10")
@@ -223,26 +232,25 @@ def train(
                              warmup=warmup, sampling=sampling, patience=patience, on_nonfinite=on_nonfinite,
                              checkpoint_every=checkpoint_every, **tuned)
     if resume is not None:
-        _refuse_settings(ctx)
-        settings = folders.settings_of(resume, checkpoint_every)
+        settings = _settings_to_resume(ctx)
         if folders.settle(resume):
             typer.echo(f"{resume} is finished: nothing is left to train")
             raise typer.Exit
     dataset = runs.load_data(settings)
     solver = runs.build_solver(settings, dataset, print_every=print_every, preflight=preflight)
-    with folders.run_folder(resume or out, resume=resume is not None) as folder:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # of overflows, which the Solver reports in one line
+    with warnings.catch_warnings(), outlasting_output():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of overflows, which the Solver reports in one line
+        with folders.run_folder(resume or out, resume=resume is not None) as folder:
             folders.train_in(folder, settings, solver, dataset, resume=resume is not None)
-        for path in runs.save_run(folder, settings, solver, dataset):
-            typer.echo(f"wrote {path}")
-    typer.echo(f"test accuracy: {runs.accuracy(solver.model, dataset.X_test, dataset.y_test):.4f}")
-    if solver.skipped:
-        typer.echo(f"skipped {solver.skipped} iterations whose loss or gradients were not finite")
-    if solver.interrupted:
-        if solver.sound:
-            typer.echo(f"to go on: xpconv train --resume {shlex.quote(str(folder))}")
-        raise KeyboardInterrupt
+            for path in runs.save_run(folder, settings, solver, dataset):
+                typer.echo(f"wrote {path}")
+        typer.echo(f"test accuracy: {runs.accuracy(solver.model, dataset.X_test, dataset.y_test):.4f}")
+        if solver.skipped:
+            typer.echo(f"skipped {solver.skipped} iterations whose loss or gradients were not finite")
+        if solver.interrupted:
+            if solver.sound:
+                typer.echo(f"to go on: xpconv train --resume {shlex.quote(str(folder))}")
+            raise KeyboardInterrupt
 
 
 @app.command(name="eval", epilog="Example: xpconv eval runs/first/model.safetensors")

@@ -59,6 +59,9 @@ def read_run(folder: Path) -> Run:
             rows = list(csv.DictReader(file))
         history = {name: np.array([float(row[column]) for row in rows if row[column]])
                    for name, column in HISTORIES.items()}
+        if len(rows) > 1 and rows[-1]["epoch"] == rows[-1]["iteration"]:  # the first check came after epoch 1
+            for name in ("train_acc_history", "val_acc_history"):
+                history[name] = np.insert(history[name], 0, np.nan)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArgumentError(f"{folder} is no folder of a run ({type(error).__name__}: {error}): expected one that "
                             "xpconv train left, with config.json and metrics.csv") from error
@@ -100,6 +103,6 @@ def summary(runs: Sequence[Run]) -> list[tuple[str, ...]]:
     for run, name in zip(runs, differences(runs), strict=True):
         losses, accuracies = run.history["loss_history"], run.history["val_acc_history"]
         final = f"{losses[-max(len(losses) // 10, 1):].mean():.4f}" if len(losses) else "-"
-        best = (f"{accuracies.max():.4f}", f"{accuracies.argmax()}") if len(accuracies) else ("-", "-")
+        best = (f"{np.nanmax(accuracies):.4f}", f"{np.nanargmax(accuracies)}") if len(accuracies) else ("-", "-")
         rows.append((name, f"{len(losses)}", final, *best))
     return rows

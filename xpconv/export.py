@@ -82,7 +82,7 @@ def require_onnx() -> None:
         import onnx  # noqa: F401
     except ImportError as error:
         raise XpconvError(f"writing ONNX files needs onnx, which cannot be imported ({error}): "
-                          'pip install "xpconv[onnx]"') from error
+                          "pip install onnx") from error
 
 
 class Graph:

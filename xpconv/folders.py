@@ -66,7 +66,7 @@ def run_folder(out: Path | None, *, resume: bool = False) -> Iterator[Path]:
         with hold_folder(folder):
             held = [name for name in (*FILES, CHECKPOINTS) if os.path.lexists(folder / name)]
             if held and not resume:
-                hint = "" if is_finished(folder) else "; --resume goes on with it"
+                hint = "" if is_finished(folder) or CONFIG not in held else "; --resume goes on with it"
                 raise ArgumentError(f"out is {folder}, which already holds {', '.join(held)}: choose another folder or "
                                     f"move that run away{hint}")
             for part in (folder, folder / CHECKPOINTS):

@@ -4,7 +4,7 @@
 given ``where``, a boolean array () on the device, leaves parameter and `config` as they were if that is False.
 """
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from functools import wraps
 from numbers import Real
 from typing import Any
@@ -16,7 +16,7 @@ from xpconv.errors import ArgumentError, ArgumentTypeError
 from xpconv.primitives import portable, primitive
 from xpconv.primitives.tiling import in_blocks
 
-__all__ = ["UPDATE_RULES", "adam", "rmsprop", "sgd", "sgd_momentum"]
+__all__ = ["UPDATE_RULES", "adam", "check_rule", "rmsprop", "sgd", "sgd_momentum"]
 
 Config = MutableMapping[str, Any]
 Rule = Callable[..., tuple[Array, Config]]
@@ -54,9 +54,28 @@ def _update_rule(*memory: str, **defaults: float) -> Callable[[Callable[[Config]
             return w, config
 
         del rule.__wrapped__  # help would show the step's arguments
+        rule.options = (*defaults, *memory)  # type: ignore[attr-defined]
         return rule
 
     return decorate
+
+
+def check_rule(update_rule: str | Callable[..., Any], config: Mapping[str, Any]) -> None:
+    """Raise ArgumentError if there is no rule of that name, or it has no such options.
+
+    Examples
+    --------
+    >>> check_rule("sgd", {"learning_rate": 0.1})
+    """
+    if not isinstance(update_rule, str):
+        return
+    if update_rule not in UPDATE_RULES:
+        raise ArgumentError(f"update_rule is {update_rule!r}; expected one of {', '.join(UPDATE_RULES)} "
+                            "or a function rule(w, dw, config)")
+    known = UPDATE_RULES[update_rule].options  # type: ignore[attr-defined]
+    if unknown := [name for name in config if name not in known]:
+        raise ArgumentError(f"optim_config has {', '.join(map(repr, unknown))}; expected options of {update_rule}: "
+                            f"{', '.join(known)}")
 
 
 def _option(name: str, value: Any) -> Any:

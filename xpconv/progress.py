@@ -1,12 +1,13 @@
 """What a training run shows: a live bar on a terminal, plain lines elsewhere."""
 
+import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
-__all__ = ["Progress", "show_progress"]
+__all__ = ["Progress", "outlasting_output", "show_progress"]
 
 
 class Progress:
@@ -71,3 +72,43 @@ def show_progress(total: int, batch_size: int, *, verbose: bool, done: int = 0) 
                    rich.TimeRemainingColumn(), rich.TextColumn("left"))
         with rich.Progress(*columns) as bar:
             yield _Bar(bar, total, batch_size, done)
+
+
+@contextmanager
+def outlasting_output() -> Iterator[None]:
+    """Let what is printed inside go nowhere once its reader has gone, as ``| head`` does, instead of raising an error.
+
+    Examples
+    --------
+    >>> with outlasting_output():
+    ...     print("hello")
+    hello
+    """
+    with redirect_stdout(_Outlasting(sys.stdout)):
+        yield
+
+
+class _Outlasting:
+    """A stream of text that is written to as long as somebody reads it."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return int(self._try(lambda: self._stream.write(text)))
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, do: Callable[[], Any]) -> Any:
+        try:
+            return do()
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+            print("xpconv: nobody reads this output any more; training goes on, until Ctrl-C", file=sys.stderr)
+            return do()

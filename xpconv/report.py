@@ -122,7 +122,7 @@ def _selected() -> str:
 
 def _cache() -> str:
     if find_spec("pooch") is None:
-        return 'unknown without pooch: pip install "xpconv[train]"'
+        return "unknown without pooch: pip install pooch"
     import pooch
 
     return str(pooch.os_cache("xpconv"))

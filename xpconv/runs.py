@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from xpconv.backend import get_backend, to_host
 from xpconv.checkpoint import save_model
 from xpconv.data import DATASETS, Dataset, load_dataset
 from xpconv.data.augment import augmentation
-from xpconv.errors import ArgumentError, XpconvError
+from xpconv.data.checking import check_word
+from xpconv.errors import ArgumentError, ArgumentTypeError, XpconvError
 from xpconv.files import write_bytes
+from xpconv.layers._check import check_count
 from xpconv.models import ConvNet, ThreeLayerConvNet
 from xpconv.nn import Affine, BatchNorm, Relu
 from xpconv.primitives.threads import num_threads
@@ -92,6 +95,22 @@ class Settings:
     on_nonfinite: str = "stop"
     checkpoint_every: int | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("data", "augment", "backend"):
+            if not isinstance(value := getattr(self, name), str):
+                raise ArgumentTypeError(f"{name} is {value!r}; expected a text")
+        check_word("model", self.model, MODELS)
+        check_word("schedule", self.schedule, SCHEDULES)
+        for name in ("epochs", "batch_size", "decay_every"):
+            check_count(name, getattr(self, name))
+        for name in ("num_train", "image_size", "patience", "checkpoint_every"):
+            if (value := getattr(self, name)) is not None:
+                check_count(name, value)
+        for name in ("seed", "warmup", "learning_rate", "lr_decay", "reg"):
+            kind = int if name in ("seed", "warmup") else (int, float)
+            if not isinstance(value := getattr(self, name), kind) or isinstance(value, bool) or not value >= 0:
+                raise ArgumentError(f"{name} is {value!r}; expected a number, 0 or more")
+
     def command(self) -> str:
         """Return the command that repeats the run."""
         words = (f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
@@ -158,6 +177,7 @@ SCHEDULES: dict[str, Callable[[Settings, int], Schedule]] = {
 }
 """The learning-rate schedules by name, each made for settings and a number of iterations an epoch."""
 
+SMALLEST = 4  # pixels of an image that two pools halve
 MODELS = {"three-layer": _three_layer, "fc": _fully_connected, "convnet": _conv_net}
 """The nets by name, each with the function ``(image shape, number of classes, **options)`` that builds it."""
 
@@ -168,7 +188,7 @@ def require_matplotlib() -> None:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise XpconvError(f"drawing the curves needs matplotlib, which cannot be imported ({error}): "
-                          'pip install "xpconv[train]"') from error
+                          "pip install matplotlib") from error
 
 
 def build_solver(settings: Settings, dataset: Dataset, *, print_every: int = 100, preflight: bool = False) -> Solver:
@@ -205,6 +225,10 @@ def build_model(settings: Settings, dataset: Dataset, X: np.ndarray, stream: np.
     """Return the untrained model; it normalises each channel by the mean and standard deviation of `X`."""
     channels = np.moveaxis(X, 1, 0).reshape(X.shape[1], -1)
     mean, std = channels.mean(axis=1)[:, None, None], channels.std(axis=1)[:, None, None]
+    height, width = dataset.input_shape[1:]
+    if settings.model != "fc" and min(height, width) < SMALLEST:
+        raise ArgumentError(f"images of {dataset.name} have {height}x{width} pixels; expected {SMALLEST}x{SMALLEST} or "
+                            f"more, which {settings.model} pools: take a larger image_size, or the model fc")
     return MODELS[settings.model](dataset.input_shape, len(dataset.class_names), reg=settings.reg,
                                   dtype=settings.dtype, backend=settings.backend, rng=stream,
                                   preprocessing=Preprocessing(mean, np.where(std > 0, std, 1.0)),
@@ -232,7 +256,7 @@ def save_run(folder: Path, settings: Settings, solver: Solver, dataset: Dataset)
     model_path, metrics_path, curves_path, filters_path, confusion_path, mistakes_path, config_path = paths
     save_model(model, model_path)
     _write(metrics_path, _metrics(solver))
-    viz.save_curves(vars(solver), curves_path)
+    viz.save_curves(_by_epoch(solver), curves_path)
     before, after = (_units(net) for net in (_untrained(settings, dataset), model))
     kind = "filters" if len(model.params["W1"].shape) == 4 else "weights"
     viz.save_filters(after, filters_path, f"first-layer {kind}", before=before)
@@ -272,9 +296,21 @@ def _write(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def _per_epoch(solver: Solver) -> int:
+    return max(len(solver.y_train) // solver.batch_size, 1)
+
+
+def _by_epoch(solver: Solver) -> dict[str, Any]:
+    """Return the histories, those of checks from epoch 0 on, of which nothing is known where iterations are epochs."""
+    first = [nan] if _per_epoch(solver) == 1 else []
+    return {**vars(solver), "train_acc_history": first + solver.train_acc_history,
+            "val_acc_history": first + solver.val_acc_history,
+            "health_history": {name: first + values for name, values in solver.health_history.items()}}
+
+
 def _metrics(solver: Solver) -> str:
     """Return a table with a row for each iteration, and accuracies and health where they were checked."""
-    per_epoch = max(len(solver.y_train) // solver.batch_size, 1)
+    per_epoch = _per_epoch(solver)
     checked = sorted({1, *range(per_epoch, solver.iteration + 1, per_epoch)})
     health = list(solver.health_history)
     checks = zip(solver.train_acc_history, solver.val_acc_history, *solver.health_history.values(), strict=False)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from xpconv.backend import Array, Backend, backend_of, to_host
+from xpconv.errors import ArgumentError
 
 __all__ = ["accuracy", "probabilities", "since_best", "take"]
 
@@ -42,6 +43,8 @@ def accuracy(model: Any, X: Array, y: Array, backend: Backend, batch_size: int =
     >>> accuracy(net, X, np.full(6, int(np.argmax(net.loss(X)[0]))), net.backend)
     1.0
     """
+    if X.shape[0] != y.shape[0]:
+        raise ArgumentError(f"X has {X.shape[0]} samples but y has {y.shape[0]} labels; expected one label for each")
     if rows is not None:
         X, y = take(X, rows), take(y, rows)
     xp, N, correct = backend.xp, X.shape[0], None

@@ -14,10 +14,10 @@ from xpconv.backend import Array, backend_of, on_its_device, to_host
 from xpconv.data import Batches, Dataset
 from xpconv.data.checking import check_counts, check_part, check_word
 from xpconv.data.sampling import SAMPLINGS
-from xpconv.errors import ArgumentError, NonFiniteLossError
+from xpconv.errors import NonFiniteLossError
 from xpconv.finite import blame, examine, keep_where, read_rows
 from xpconv.health import Watch, copies
-from xpconv.optim import UPDATE_RULES
+from xpconv.optim import UPDATE_RULES, check_rule
 from xpconv.preflight import check_training
 from xpconv.progress import Progress, show_progress
 from xpconv.random import Rng, Stream, draw_key, spawn
@@ -117,9 +117,7 @@ class Solver:
                      patience=1 if patience is None else patience)
         check_word("on_nonfinite", on_nonfinite, ("stop", "skip"))
         check_word("sampling", sampling, SAMPLINGS)
-        if isinstance(update_rule, str) and update_rule not in UPDATE_RULES:
-            raise ArgumentError(f"update_rule is {update_rule!r}; expected one of {', '.join(UPDATE_RULES)} "
-                                "or a function rule(w, dw, config)")
+        check_rule(update_rule, optim_config or {})
         check_schedule(schedule, lr_decay, optim_config or {})
         self.schedule, self.sampling, self.patience = schedule, sampling, patience
         self.model, self.augment, self.on_nonfinite, self.preflight = model, augment, on_nonfinite, preflight

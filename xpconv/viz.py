@@ -134,8 +134,9 @@ def save_curves(history: Mapping[str, Any], path: str | os.PathLike[str]) -> Non
     ----------
     history : mapping
         ``loss_history``, one value an iteration, and ``train_acc_history`` and ``val_acc_history``, one value
-        an epoch, from epoch 0; ``learning_rate_history``, one value an iteration, may be left out, and so may
-        ``health_history``, a dict as `Solver` has it. Each is an array or a sequence of numbers and may be empty.
+        an epoch, from epoch 0, which may be NaN; ``learning_rate_history``, one value an iteration, may be left out,
+        and so may ``health_history``, a dict as `Solver` has it. Each is an array or a sequence of numbers and may be
+        empty.
     path : str or path
         Where to write.
 

@@ -125,7 +125,7 @@ def _cache() -> Path:
         import pooch
     except ImportError as error:
         raise DatasetError(f"looking for CIFAR-10 needs pooch, which cannot be imported ({error}): "
-                           'pip install "xpconv[train]", or give the folder that holds it') from error
+                           "pip install pooch, or give the folder that holds it") from error
     return Path(pooch.os_cache("xpconv"))
 
 

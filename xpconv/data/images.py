@@ -57,14 +57,14 @@ def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray
         from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError as error:
         raise DatasetError(f"reading images needs Pillow, which cannot be imported ({error}): "
-                           'pip install "xpconv[train]"') from error
+                           "pip install pillow") from error
     channels, height, width = shape
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as file:
-                image = _eight_bits(ImageOps.exif_transpose(file)).convert(MODES[channels])
+                image = _on_white(_eight_bits(ImageOps.exif_transpose(file))).convert(MODES[channels])
     except UnidentifiedImageError as error:
         raise DatasetError(f"cannot read the image {os.fspath(path)}: it is none of {', '.join(FORMATS)}; save it as "
                            "one of those, or move it away") from error
@@ -74,6 +74,16 @@ def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray
         raise DatasetError(f"cannot read the image {os.fspath(path)}: {error}") from error
     pixels = np.asarray(image.resize((width, height), Image.Resampling.BOX))
     return pixels.reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def _on_white(image: Any) -> Any:
+    """Return the image, or if parts of it are transparent what it looks like on white paper."""
+    from PIL import Image
+
+    if not image.has_transparency_data:
+        return image
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
 
 
 def _eight_bits(image: Any) -> Any:
