@@ -7,7 +7,7 @@ import array_api_compat
 import numpy as np
 import pytest
 
-from xpconv.backend import LIBRARIES, Backend, get_backend, library_of
+from xpconv.backend import LIBRARIES, Backend, get_backend, library_of, to_host
 from xpconv.report import Diagnosis, diagnose
 
 BACKENDS = [
@@ -82,6 +82,14 @@ LAYOUTS = [contiguous, every_second_element, negative_strides, fortran_ordered, 
 
 
 # ---- comparison
+
+
+def assert_copies(params, best):
+    """Check that a model has copies of what its Solver keeps."""
+    assert params.keys() == best.keys()
+    for name, kept in best.items():
+        np.testing.assert_array_equal(to_host(params[name]), to_host(kept))
+        assert params[name] is not kept
 
 
 def assert_array(actual, expected, backend, dtype, *, tolerance=None):

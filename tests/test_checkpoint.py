@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.test_nets import IMAGE, NETS
-from xpconv import Preprocessing, load_model, nn, save_model
+from xpconv import Preprocessing, Sequential, load_model, nn, save_model
 from xpconv.container import ArrayFile, write_arrays
 from xpconv.errors import CheckpointError
 
@@ -231,3 +231,11 @@ def test_a_failed_write_leaves_the_old_file(saved, monkeypatch):
         save_model(trained(NETS["deep"], "numpy"), saved)
     assert saved.read_bytes() == before
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+
+
+def test_a_header_that_could_not_be_read_is_not_written(tmp_path):
+    path = tmp_path / "net.safetensors"
+    net = Sequential([nn.Affine(90_000)], input_shape=(1,), rng=0, class_names=[f"{i:0100d}" for i in range(90_000)])
+    with pytest.raises(CheckpointError, match=r"would have a header of .* bytes; expected 8388608 at most"):
+        save_model(net, path)
+    assert not path.exists()

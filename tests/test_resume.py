@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from tests.helpers import find_backend
-from xpconv import FullyConnectedNet, Solver
+from tests.helpers import assert_copies, find_backend
+from xpconv import FullyConnectedNet, Preprocessing, Solver
 from xpconv.container import ArrayFile, write_arrays
 from xpconv.cs231n.classifiers.fc_net import FullyConnectedNet as CourseNet
 from xpconv.cs231n.solver import Solver as CourseSolver
@@ -112,7 +112,7 @@ def test_an_interrupted_solver_goes_on_where_it_was(data):
     whole.train()
     for stop in (2, 9, 10):
         part.train(lambda solver, stop=stop: solver.iteration == stop and signal.raise_signal(signal.SIGINT))
-        assert part.model.params is part.best_params
+        assert_copies(part.model.params, part.best_params)
     part.train()
     assert not part.interrupted
     assert_same(part, whole)
@@ -310,8 +310,8 @@ def changed(path, change):
     (lambda told, _: told["memory"].pop("W1"), "expected nothing"),
     (lambda told, _: told["memory"]["W1"].update(values=7), "describes no training"),
     (lambda _, arrays: arrays.pop("best_params.b1"), "has best_params.b1 = nothing"),
-    (lambda _, arrays: arrays.update({"m.W1": np.zeros(3)}), "has m.W1 = float64 .3,.; expected float64 .3, 1, 3, 3."),
-    (lambda _, arrays: arrays["v.W1"].__setitem__((0, 0, 0, 0), np.nan), "NaN or infinite values in v.W1"),
+    (lambda _, arrays: arrays.update({"memory.m.W1": np.zeros(3)}), "W1 = float64 .3,.; expected float64 .3, 1, 3, 3."),
+    (lambda _, arrays: arrays["memory.v.W1"].__setitem__((0, 0, 0, 0), np.nan), "NaN or infinite values in memory.v"),
 ])
 def test_a_checkpoint_that_is_wrong_in_itself_is_refused_and_changes_nothing(data, saved, change, message):
     changed(saved, change)
@@ -412,3 +412,62 @@ def test_net_of_the_library_takes_no_random_draws_when_resumed(data, tmp_path):
         second.resume(path)
         second.train()
         assert second.loss_history == first.loss_history
+
+
+def lookahead(w, dw, config):
+    config = dict(config)
+    config["params"] = config.get("params", np.array(w)) * 0.5 + 0.5 * w
+    return w - 0.01 * dw, config
+
+
+def test_what_a_rule_remembers_may_have_any_name(data, tmp_path):
+    """An array called params was taken for the parameters."""
+    whole, part = (make_solver(data, update_rule=lookahead, optim_config={}) for _ in range(2))
+    whole.train(lambda solver: solver.iteration == 5 and solver.save(tmp_path / "checkpoint"))
+    part.resume(tmp_path / "checkpoint")
+    part.train()
+    assert_same(part, whole)
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3, 4, 7])
+def test_as_many_checkpoints_are_kept_as_asked_for(data, tmp_path, keep):
+    folder, counts = CheckpointFolder(tmp_path / "checkpoints", keep=keep), []
+    make_solver(data).train(lambda solver: (folder.save(solver), counts.append(len(folder.files()))))
+    assert counts == [min(k, keep) for k in range(1, len(counts) + 1)]
+
+
+def with_preprocessing(mean):
+    return lambda solver: setattr(solver.model, "preprocessing", Preprocessing(mean, 1.0))
+
+
+@pytest.mark.parametrize(("change", "where"), [
+    (with_preprocessing(3.0), "model.preprocessing"),
+    (lambda solver: setattr(solver.model, "seed", 5), "model.seed"),
+    (lambda solver: setattr(solver, "patience", 3), "patience"),
+    (lambda solver: setattr(solver, "X_train", -solver.X_train), "train.images"),
+])
+def test_other_images_preprocessing_or_masks_are_refused(data, tmp_path, change, where):
+    first, second = make_solver(data), make_solver(data)
+    first.train(lambda solver: solver.iteration == 3 and solver.save(tmp_path / "checkpoint"))
+    change(second)
+    with pytest.raises(CheckpointError, match=f"is of a training with {where}"):
+        second.resume(tmp_path / "checkpoint")
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, (1, 2), [[1]], {1, 2}])
+def test_what_a_rule_remembers_and_a_file_cannot_hold_is_refused(data, tmp_path, value):
+    def rule(w, dw, config):
+        return w - 0.01 * dw, {"value": value}
+
+    solver = make_solver(data, update_rule=rule)
+    with pytest.raises(CheckpointError, match=r"the update rule remembers .*, for which a checkpoint has no place"):
+        solver.train(lambda solver: solver.save(tmp_path / "checkpoint"))
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_fewer_epochs_than_a_checkpoint_has_leave_nothing_to_do(data, tmp_path):
+    solver, shorter = make_solver(data), make_solver(data, num_epochs=1)
+    solver.train(lambda solver: solver.iteration == 9 and solver.save(tmp_path / "checkpoint"))
+    shorter.resume(tmp_path / "checkpoint")
+    shorter.train()
+    assert shorter.iteration == 9

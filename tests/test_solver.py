@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.helpers import find_backend
+from tests.helpers import assert_copies, find_backend
 from xpconv import FullyConnectedNet, Solver, ThreeLayerConvNet, TwoLayerNet
 from xpconv.backend import Backend
 from xpconv.data import load_digits
@@ -120,7 +120,7 @@ def test_best_parameters_are_copies(data):
     net = make_net()
     solver = Solver(net, data, num_epochs=1, batch_size=10, verbose=False, rng=0)
     solver.train()
-    assert net.params is solver.best_params
+    assert_copies(net.params, solver.best_params)
     assert solver.check_accuracy(data["X_val"], data["y_val"]) == solver.best_val_acc
 
 
@@ -162,7 +162,7 @@ def test_ctrl_c_keeps_best_parameters_and_histories(data, capsys):
     solver.train()
     assert solver.interrupted
     assert len(solver.loss_history) == solver.iteration == 8
-    assert net.params is solver.best_params
+    assert_copies(net.params, solver.best_params)
     assert "interrupted after iteration 8; keeping the best parameters so far" in capsys.readouterr().out
 
 

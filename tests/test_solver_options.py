@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from tests.helpers import find_backend
+from tests.helpers import assert_copies, find_backend
 from xpconv import Solver, ThreeLayerConvNet, cli
 from xpconv.data.augment import augmentation, random_crop
 from xpconv.errors import ArgumentError, CheckpointError
@@ -89,7 +89,7 @@ def test_training_ends_after_so_many_epochs_without_a_better_accuracy(data, pati
     assert solver.epoch == epochs
     assert solver.best_val_acc == max(accuracies[:epochs + 1])
     assert not solver.interrupted
-    assert solver.model.params is solver.best_params
+    assert_copies(solver.model.params, solver.best_params)
 
 
 def test_training_that_ended_for_want_of_progress_does_not_go_on(data):
@@ -244,3 +244,41 @@ def test_options_that_the_rule_does_not_have_are_named(data, rule, known):
 def test_accuracy_needs_a_label_for_each_sample(data):
     with pytest.raises(ArgumentError, match="X has 3 samples but y has 48 labels; expected one label for each"):
         make_solver(data).check_accuracy(data["X_train"][:3], data["y_train"])
+
+
+def test_patience_counts_anew_in_another_round(data):
+    """Each round's first check is no epoch without a better accuracy."""
+    solver = with_accuracies(make_solver(data, patience=1, num_epochs=2), [0.5, 0.6, 0.7, 0.1, 0.2, 0.3])
+    for iterations in (8, 16):
+        solver.train()
+        assert solver.iteration == iterations
+
+
+def test_what_a_solver_keeps_stays_when_its_model_is_trained_by_another(data):
+    first = make_solver(data)
+    first.train()
+    kept = {name: w.copy() for name, w in first.best_params.items()}
+    Solver(first.model, data, num_epochs=1, batch_size=12, verbose=False, rng=0).train()
+    for name, w in kept.items():
+        np.testing.assert_array_equal(first.best_params[name], w)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"num_val_samples": 0}, "num_val_samples is 0; expected an int, 1 or more"),
+    ({"num_train_samples": 5.0}, "num_train_samples is 5.0; expected an int, 1 or more"),
+    ({"lr_decay": "x"}, "lr_decay is 'x'; expected a number, 0 or more"),
+    ({"lr_decay": float("nan")}, "lr_decay is nan; expected a number, 0 or more"),
+])
+def test_options_are_checked_before_training(data, options, message):
+    with pytest.raises(ArgumentError, match=message):
+        make_solver(data, **options)
+
+
+def test_validation_images_have_the_shape_of_the_others(data):
+    data["X_val"] = data["X_val"][:, :, :3]
+    with pytest.raises(ArgumentError, match=r"X_val has samples of shape \(1, 3, 4\); expected \(1, 4, 4\)"):
+        make_solver(data)
+
+
+def test_schedules_take_integers_of_numpy():
+    assert [cosine(np.int64(4))(2), step_decay(np.int32(2))(2), warmup(np.int64(2))(0)] == [0.5, 0.1, 0.5]

@@ -75,6 +75,10 @@ def write_arrays(path: str | os.PathLike[str], form: str, description: Mapping[s
         raise CheckpointError(f"{os.fspath(path)} has no place for something of the description: {error}") from error
     native = {name: np.array(a, a.dtype.newbyteorder("="), order="C") for name, a in arrays.items()}
     content = save(native, metadata={KEY: text})
+    header = int.from_bytes(content[:8], "little")
+    if header > MAX_HEADER:
+        raise CheckpointError(f"{os.fspath(path)} would have a header of {header} bytes; expected {MAX_HEADER} at most "
+                              "for the names and shapes of its arrays and what describes them")
     write_bytes(path, content.replace(UNKNOWN.encode(), hashlib.sha256(content).hexdigest().encode(), 1))
 
 

@@ -15,7 +15,7 @@ from xpconv.backend import Array, Backend, backend_of, to_host
 from xpconv.data.checking import check_counts
 from xpconv.errors import ArgumentError, PreflightError
 from xpconv.health import copies
-from xpconv.optim import UPDATE_RULES
+from xpconv.optim import UPDATE_RULES, check_rule
 from xpconv.random import as_stream, restore, state_of
 from xpconv.schedules import Schedule, constant
 from xpconv.scoring import accuracy, take
@@ -112,6 +112,7 @@ def check_training(model: Any, X: Array, y: Array, *, batch_size: int = 100,
     checks: list[Callable[[_Subject], Finding]] = [_initial_loss, _overfitting, _gradients,
                                                    lambda subject: _memory(subject, batch_size)]
     if update_rule is not None:
+        check_rule(update_rule, optim_config or {})
         rule = UPDATE_RULES[update_rule] if isinstance(update_rule, str) else update_rule
         checks.append(lambda subject: _first_steps(subject, batch_size, rule, optim_config or {}, schedule or constant))
     for check in checks:
@@ -173,7 +174,7 @@ def _same_global_draws() -> Iterator[None]:
 
 def _initial_loss(subject: _Subject) -> Finding:
     net = subject.replica()
-    X, y = subject.some(min(100, subject.X.shape[0]))
+    X, y = subject.some(100)
     scores = to_host(net.loss(X))
     found, classes = float(to_host(net.loss(X, y)[0])), scores.shape[1]
     weights = [to_host(w).astype(np.float64) for name, w in subject.model.params.items() if name.startswith("W")]
@@ -289,7 +290,7 @@ def _first_steps(subject: _Subject, batch_size: int, rule: Callable[..., Any], c
                  schedule: Schedule) -> Finding:
     """Take the same images each time, on which a step size that is not too large lowers the loss."""
     net, losses = subject.replica(), list[float]()
-    X, y = subject.some(min(batch_size, subject.X.shape[0]))
+    X, y = subject.some(batch_size)
     configs = {name: dict(config) for name in net.params}
     with np.errstate(all="ignore"):
         for step in range(FIRST):

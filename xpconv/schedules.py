@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from math import cos, pi
+from numbers import Integral, Real
 from typing import Any, TypeAlias
 
 from xpconv.errors import ArgumentError
@@ -118,6 +119,8 @@ def check_schedule(schedule: Schedule | None, lr_decay: float, optim_config: Map
     --------
     >>> check_schedule(cosine(100), 1.0, {"learning_rate": 0.1})
     """
+    if not _is(Real, lr_decay) or not lr_decay >= 0:
+        raise ArgumentError(f"lr_decay is {lr_decay!r}; expected a number, 0 or more")
     if schedule is not None and (lr_decay != 1 or "learning_rate" not in optim_config):
         raise ArgumentError(f"schedule is given, with lr_decay {lr_decay!r} and optim_config {optim_config!r}; "
                             "expected lr_decay 1 and a learning_rate in optim_config, which the schedule multiplies")
@@ -145,5 +148,9 @@ def _named(name: str, schedule: Schedule) -> Schedule:
 
 
 def _check(name: str, value: int, lowest: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
+    if not _is(Integral, value) or value < lowest:
         raise ArgumentError(f"{name} is {value!r}; expected an int, {lowest} or more")
+
+
+def _is(kind: type, value: object) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)

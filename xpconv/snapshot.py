@@ -12,7 +12,7 @@ import numpy as np
 from xpconv.backend import to_host
 from xpconv.checkpoint import MALFORMED
 from xpconv.container import DTYPES, ArrayFile, Entry, write_arrays
-from xpconv.data.checking import digest
+from xpconv.data.checking import checksum, digest
 from xpconv.errors import CheckpointError, NonFiniteLossError, legible
 from xpconv.optim import UPDATE_RULES
 from xpconv.random import Stream, restore, state_of
@@ -25,7 +25,7 @@ __all__ = ["CheckpointFolder", "resume", "save"]
 
 FORM = "xpconv-checkpoint"
 HISTORIES = ("loss_history", "learning_rate_history", "train_acc_history", "val_acc_history")
-COUNTS = ("epoch", "iteration", "skipped")
+COUNTS = ("epoch", "iteration", "skipped", "round_start", "round_checks")
 
 
 def save(solver: "Solver", path: str | os.PathLike[str]) -> None:
@@ -42,7 +42,7 @@ def save(solver: "Solver", path: str | os.PathLike[str]) -> None:
             held = {key: value for key, value in held.items() if value.ndim}
         memory[parameter] = {"arrays": list(held),
                              "values": {key: _plain(value) for key, value in config.items() if key not in held}}
-        arrays |= {f"{key}.{parameter}": value for key, value in held.items()}
+        arrays |= {f"memory.{key}.{parameter}": value for key, value in held.items()}
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise NonFiniteLossError(f"{name} has NaN or infinite values after iteration {solver.iteration}, so that "
@@ -91,14 +91,15 @@ def _take_over(solver: "Solver", file: ArrayFile) -> None:
     wanted = {f"{kind}.{name}": entry for kind, entries in own.items() for name, entry in entries.items()}
     for parameter, memory in told["memory"].items():
         for key in memory["arrays"]:
-            name = f"{key}.{parameter}"
+            name = f"memory.{key}.{parameter}"
             wanted[name] = own["params"][parameter] if isinstance(solver.update_rule, str) else file.entries[name]
     shapes = (counts["iteration"],), (counts["iteration"],), checks, checks
     wanted |= {name: Entry(shape, "float64") for name, shape in zip(HISTORIES, shapes, strict=True)}
     wanted |= {f"health.{name}": Entry(checks, "float64") for name in told["health"]}
     arrays = file.read(wanted, any_value=[*HISTORIES[:2], *(f"health.{name}" for name in told["health"])])
     memories = {parameter: {key: _value(value) for key, value in told["memory"][parameter]["values"].items()}
-                | {key: backend.asarray(arrays[f"{key}.{parameter}"]) for key in told["memory"][parameter]["arrays"]}
+                | {key: backend.asarray(arrays[f"memory.{key}.{parameter}"])
+                   for key in told["memory"][parameter]["arrays"]}
                 for parameter in own["params"]}
     if isinstance(solver.update_rule, str):
         with np.errstate(all="ignore"):
@@ -130,17 +131,24 @@ def _configuration(solver: "Solver") -> dict[str, Any]:
     """Return what a Solver must have in common with the one that was saved."""
     model, rule = solver.model, solver.update_rule
     configuration = {
-        "model": model.config() if isinstance(model, Sequential) else type(model).__name__,
+        "model": _architecture(model) if isinstance(model, Sequential) else type(model).__name__,
         "update_rule": rule if isinstance(rule, str) else _name_of(rule),
         "optim_config": {key: _plain(value) for key, value in solver.optim_config.items() if not _is_array(value)},
         **{name: getattr(solver, name) for name in ("lr_decay", "batch_size", "num_train_samples", "num_val_samples",
-                                                    "sampling")},
+                                                    "sampling", "patience")},
         **{name: None if (function := getattr(solver, name)) is None else _name_of(function)
            for name in ("augment", "schedule")},
         "train": digest(solver.X_train, solver.y_train), "val": digest(solver.X_val, solver.y_val),
     }
     plain: dict[str, Any] = json.loads(json.dumps(configuration, default=str))
     return plain
+
+
+def _architecture(model: Sequential) -> dict[str, Any]:
+    """Return what makes a model, but for its parameters."""
+    before = model.preprocessing
+    return {**model.config(), "seed": model.seed,
+            "preprocessing": None if before is None else {"mean": checksum(before.mean), "std": checksum(before.std)}}
 
 
 def _difference(theirs: Any, ours: Any, where: str = "") -> tuple[str, Any, Any] | None:
@@ -186,9 +194,14 @@ def _entry(a: Any) -> Entry:
 
 def _plain(value: Any) -> Any:
     """Return a number or word for JSON; NumPy's numbers remember their dtype, on which results depend."""
-    if isinstance(value, np.generic):
+    if isinstance(value, np.number | np.bool):
         return {"dtype": value.dtype.name, "value": value.item()}
-    return to_host(value).item() if _is_array(value) else value
+    plain = to_host(value).item() if _is_array(value) else value
+    if not isinstance(plain, str | int | float | None) and not (
+            isinstance(plain, list) and all(isinstance(part, str | int | float | None) for part in plain)):
+        raise CheckpointError(f"the update rule remembers {legible(repr(plain))}, for which a checkpoint has no place; "
+                              "expected arrays, numbers, texts or lists of those")
+    return plain
 
 
 def _value(plain: Any) -> Any:
@@ -245,7 +258,7 @@ class CheckpointFolder:
         """Remove all but `newest`, which is known to be whole, and those just before it that are to be kept."""
         older = [file for file in self.files() if file < newest]
         for file in self.files():
-            if file != newest and file not in older[len(older) - self.keep + 1:]:
+            if file != newest and file not in older[max(len(older) - self.keep + 1, 0):]:
                 file.unlink()
 
     def newest(self, note: Callable[[str], object] = print) -> Path | None:

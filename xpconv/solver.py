@@ -113,8 +113,8 @@ class Solver:
                  verbose: bool = True, rng: Rng = None, augment: Callable[[Array, int], Array] | None = None,
                  on_nonfinite: str = "stop", schedule: Schedule | None = None, sampling: str = "replacement",
                  patience: int | None = None, preflight: bool = False) -> None:
-        check_counts(batch_size=batch_size, num_epochs=num_epochs, print_every=print_every,
-                     patience=1 if patience is None else patience)
+        check_counts({"patience": patience, "num_train_samples": num_train_samples, "num_val_samples": num_val_samples},
+                     batch_size=batch_size, num_epochs=num_epochs, print_every=print_every)
         check_word("on_nonfinite", on_nonfinite, ("stop", "skip"))
         check_word("sampling", sampling, SAMPLINGS)
         check_rule(update_rule, optim_config or {})
@@ -128,7 +128,7 @@ class Solver:
         self.backend = getattr(model, "backend", None) or backend_of(next(iter(model.params.values())))
         splits, classes = data.splits() if isinstance(data, Dataset) else data, getattr(model, "num_classes", None)
         self.X_train, self.y_train = check_part(splits, "train", classes)
-        self.X_val, self.y_val = check_part(splits, "val", classes)
+        self.X_val, self.y_val = check_part(splits, "val", classes, self.X_train.shape[1:])
         self.streams = self._spawn_streams(rng)
         self.sampler = SAMPLINGS[sampling](self.streams["batches"], self.X_train.shape[0], self.batch_size)
         self._ahead = 2
@@ -142,9 +142,10 @@ class Solver:
         return streams
 
     def _reset(self) -> None:
-        self.epoch = self.iteration = self.skipped = 0
+        self.epoch = self.iteration = self.skipped = self.round_start = self.round_checks = 0
         self.interrupted, self.sound, self._complete = False, True, False
         self._last: tuple[Any, Any] | None = None  # parameters and state at the end, where the best were put instead
+        self._given: Any = None  # the best, as the model has them then
         self._batches: Batches | None = None
         self.loss_history, self.learning_rate_history = list[float](), list[float]()
         self.train_acc_history, self.val_acc_history = list[float](), list[float]()
@@ -180,9 +181,8 @@ class Solver:
                            tell=print if self.verbose else None)
         per_epoch = max(self.y_train.shape[0] // self.batch_size, 1)
         total = self.num_epochs * per_epoch
-        rounds = 1 + self.iteration // total if self._complete else max(-(-self.iteration // total), 1)
-        done = self.iteration - (rounds - 1) * total  # of this round; only rounds after the first come to a second
         self._begin()
+        done = self.iteration - self.round_start
         try:
             with (postpone_signals() as postponed,
                   Batches(self.X_train, self.y_train, self.sampler, self.backend, ahead=self._ahead) as batches,
@@ -190,7 +190,8 @@ class Solver:
                 self._batches = batches
                 for t in range(done, total):
                     postponed.act()
-                    if self.patience is not None and scoring.since_best(self.val_acc_history) >= self.patience:
+                    accuracies = self.val_acc_history[self.round_checks:]
+                    if self.patience is not None and scoring.since_best(accuracies) >= self.patience:
                         break
                     self.sound, epoch_end = False, (t + 1) % per_epoch == 0
                     watch = Watch(self.model, self.backend) if t == 0 or epoch_end else None
@@ -213,7 +214,8 @@ class Solver:
                     self.sound = True
                     if each_iteration is not None:
                         each_iteration(self)
-            self._complete = True
+                else:
+                    self._complete = True
         except KeyboardInterrupt:
             self.interrupted = True
             if self.verbose:
@@ -222,25 +224,25 @@ class Solver:
             self._batches = None
             self._last = self.current()
             if self.best_params:
-                self.model.params = self.best_params
+                self._given = self.model.params = copies(self.best_params)
                 if self.best_state:
-                    self.model.state = self.best_state
+                    self.model.state = copies(self.best_state)
         self._read_losses()
 
     def _begin(self) -> None:
-        """Go on from where training was; after a complete one from the best parameters, of which it works on copies."""
-        params, state = self.current()
-        if self.model.params is self.best_params and self._complete:
-            params, state = copies(self.best_params), copies(self.best_state)
-        self.model.params = params
-        if state:
-            self.model.state = state
+        """Go on from where training was; a complete one is another round, from the best parameters on."""
+        if self._complete:
+            self.round_start, self.round_checks = self.iteration, len(self.val_acc_history)
+        else:
+            self.model.params, state = self.current()
+            if state:
+                self.model.state = state
         self.interrupted = self._complete = False
-        self._last = None
+        self._last = self._given = None
 
     def current(self) -> tuple[Any, Any]:
         """Return the parameters and the state of the last iteration, though the model may have the best ones now."""
-        if self._last is not None and self.model.params is self.best_params:
+        if self._last is not None and self.model.params is self._given:
             return self._last
         return self.model.params, getattr(self.model, "state", {})
 

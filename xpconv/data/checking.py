@@ -9,11 +9,11 @@ import numpy as np
 from xpconv.backend import Array, backend_of, to_host
 from xpconv.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["check_counts", "check_part", "check_word", "digest"]
+__all__ = ["check_counts", "check_part", "check_word", "checksum", "digest"]
 
 
-def check_counts(**counts: Any) -> None:
-    """Raise ArgumentError unless each of these options is a number from 1 up.
+def check_counts(optional: Mapping[str, Any] | None = None, **counts: Any) -> None:
+    """Raise ArgumentError unless each of these options is a number from 1 up, or None where it is optional.
 
     Examples
     --------
@@ -21,8 +21,9 @@ def check_counts(**counts: Any) -> None:
     Traceback (most recent call last):
     xpconv.errors.ArgumentError: batch_size is 0; expected an int, 1 or more
     """
-    for name, value in counts.items():
-        if not isinstance(value, int | np.integer) or value < 1:
+    given = {name: value for name, value in (optional or {}).items() if value is not None}
+    for name, value in {**counts, **given}.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise ArgumentError(f"{name} is {value!r}; expected an int, 1 or more")
 
 
@@ -39,7 +40,7 @@ def check_word(name: str, word: str, words: Collection[str]) -> None:
         raise ArgumentError(f"{name} is {word!r}; expected {' or '.join(words)}")
 
 
-def check_part(splits: Mapping[str, Array], part: str, classes: Any = None) -> tuple[Array, Array]:
+def check_part(splits: Mapping[str, Array], part: str, classes: Any = None, shape: Any = None) -> tuple[Array, Array]:
     """Return the images and labels of one part of a data set if a net can work with them.
 
     Parameters
@@ -50,6 +51,8 @@ def check_part(splits: Mapping[str, Array], part: str, classes: Any = None) -> t
         Such as ``train``.
     classes : int, optional
         Labels are 0 to ``classes - 1``.
+    shape : tuple of int, optional
+        The shape of one sample.
 
     Raises
     ------
@@ -71,6 +74,9 @@ def check_part(splits: Mapping[str, Array], part: str, classes: Any = None) -> t
     if X.shape[0] == 0 or tuple(y.shape) != (X.shape[0],):
         raise ArgumentError(f"X_{part} has shape {tuple(X.shape)} and y_{part} {tuple(y.shape)}; expected "
                             "(N, ...) and (N,) with N at least 1")
+    if shape is not None and tuple(X.shape[1:]) != tuple(shape):
+        raise ArgumentError(f"X_{part} has samples of shape {tuple(X.shape[1:])}; expected {tuple(shape)}, as X_train "
+                            "has")
     labels = to_host(y)
     if labels.dtype.kind not in "iu":
         raise ArgumentTypeError(f"y_{part} has dtype {labels.dtype}; expected integer labels")
@@ -86,11 +92,23 @@ def check_part(splits: Mapping[str, Array], part: str, classes: Any = None) -> t
 
 
 def digest(X: Array, y: Array) -> dict[str, Any]:
-    """Return the shape of images and a checksum of their labels, by which to tell one data set from another.
+    """Return the shape of images and checksums of some and of their labels, by which to tell one data set from another.
 
     Examples
     --------
     >>> digest(np.zeros((2, 3)), np.array([0, 1]))
-    {'shape': [2, 3], 'labels': 538004427}
+    {'shape': [2, 3], 'images': 4069045141, 'labels': 538004427}
     """
-    return {"shape": list(X.shape), "labels": crc32(to_host(y).astype("<i8").tobytes())}
+    some = X[::max(X.shape[0] // 16, 1)]
+    return {"shape": list(X.shape), "images": checksum(some), "labels": crc32(to_host(y).astype("<i8").tobytes())}
+
+
+def checksum(a: Array) -> int:
+    """Return a number that tells these values from others, whatever their library, dtype and layout.
+
+    Examples
+    --------
+    >>> checksum(np.ones(2)) == checksum(np.ones(2, np.float32))
+    True
+    """
+    return crc32(np.ascontiguousarray(to_host(a), "<f8").tobytes())
