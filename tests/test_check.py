@@ -410,3 +410,76 @@ def test_how_to_page_shows_a_layer_that_is_told_as_it_says(tmp_path):
     result = call(written(tmp_path, code), *options({"x": (4, 6), "w": (6, 3), "b": (3,)}))
     assert result.exit_code == 1
     assert "off by the batch size (4)" in " ".join(result.stdout.split())
+
+
+# ---- what a review found
+
+
+X34 = np.random.default_rng(0).standard_normal((3, 4))
+
+
+def test_writing_into_labels_is_found():
+    def forward(x, y):
+        y -= 1
+        return x[np.arange(len(y)), y].sum(), (x.shape, y)
+
+    def backward(dout, cache):
+        gradient = np.zeros(cache[0], np.asarray(dout).dtype)
+        gradient[np.arange(len(cache[1])), cache[1]] = dout
+        return gradient
+
+    report = check_layer(forward, backward, {"x": X34, "y": np.array([1, 2, 3])})
+    assert "forward writes into y" in str(report)
+
+
+def test_nan_that_stays_is_not_written():
+    report = check_layer(lambda x, m: (2 * x, None), lambda dout, cache: (2 * dout, None),
+                         {"x": X34, "m": np.array([np.nan])})
+    assert "inputs untouched" not in report.failed
+
+
+def test_gradients_in_a_buffer_that_is_used_again_are_found():
+    buffers = {}
+
+    def backward(dout, x):
+        buffer = buffers.setdefault((dout.shape, str(dout.dtype)), np.empty(dout.shape, dout.dtype))
+        return np.multiply(2 * dout, x, out=buffer)
+
+    report = check_layer(lambda x: (x * x, x), backward, {"x": X34})
+    assert "gradients are overwritten by the next call of backward" in str(report)
+
+
+def test_a_dict_of_gradients_is_told():
+    report = check_layer(lambda x: (2 * x, None), lambda dout, cache: {"x": 2 * dout}, {"x": X34})
+    assert "it returns a dict; expected the gradients themselves" in str(report)
+
+
+def test_a_layer_for_numpy_alone_is_not_blamed_for_what_torch_makes_of_it():
+    """Its var is that of the sample."""
+    def forward(x):
+        std = x.std(axis=0)
+        xhat = (x - x.mean(axis=0)) / std
+        return xhat, (xhat, std)
+
+    def backward(dout, cache):
+        xhat, std = cache
+        return (dout - dout.mean(axis=0) - xhat * (dout * xhat).mean(axis=0)) / std
+
+    report = check_layer(forward, backward, {"x": np.random.default_rng(0).standard_normal((5, 4))})
+    assert report.ok, str(report)
+
+
+def test_a_factor_of_nearly_one_is_not_a_wrong_sign():
+    report = check_layer(lambda x: (x * x, x), lambda dout, x: 2.0001 * dout * x, {"x": X34})
+    assert not report.ok
+    assert "sign" not in str(report)
+
+
+@pytest.mark.parametrize("inputs", ["None", "3", "np.ones(3)"])
+def test_inputs_that_are_no_arguments_are_told(tmp_path, inputs):
+    file = tmp_path / "mine.py"
+    file.write_text("import numpy as np\ndef a_forward(x): return x, None\ndef a_backward(dout, cache): return dout\n"
+                    f"def a_inputs(): return {inputs}\n")
+    result = call(file)
+    assert result.exit_code == 1
+    assert "expected a dict of all arguments, or a function that returns one" in result.stderr

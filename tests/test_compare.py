@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from xpconv import cli
+from xpconv import cli, viz
 from xpconv.compare import Run, differences, read_run, summary
 from xpconv.errors import ArgumentError
 
@@ -95,3 +95,21 @@ def test_command_tells_what_is_no_run(tmp_path):
     assert result.exit_code == 1
     assert result.stderr.startswith(f"xpconv: error: {tmp_path} is no folder of a run")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_of_one_iteration_that_is_an_epoch_is_at_epoch_1(tmp_path):
+    folder = write_run(tmp_path / "a", [2.0], [0.4], per_epoch=1)
+    (folder / "config.json").write_text(json.dumps({"settings": {}, "finished": True}))
+    assert summary([read_run(folder)])[1][-2:] == ("0.4000", "1")
+
+
+@pytest.mark.parametrize("name", ["_old", r"$\foo$"])
+def test_every_name_is_in_the_legend(tmp_path, name, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(viz, "write_figure", lambda figure, path: drawn.append(figure))
+    history = {"loss_history": [2, 1], "train_acc_history": [0.1, 0.4], "val_acc_history": [0.1, 0.3]}
+    viz.save_comparison({name: history, "new": history}, tmp_path / "c.png")
+    (figure,) = drawn
+    figure.canvas.draw()
+    shown = [text.get_text().strip().replace(r"\$", "$") for text in figure.legends[0].get_texts()]
+    assert shown == [name, "new"]

@@ -118,3 +118,17 @@ def test_names_of_classes_are_no_formulas(tmp_path):
     images = np.zeros((3, 1, 4, 4), np.uint8)
     save_mistakes(images, np.arange(3), np.eye(3), names, tmp_path / "mistakes.png")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["confusion.png", "mistakes.png"]
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 8), (1, 8, 1), (1, 1, 1), (3, 1, 8)])
+def test_images_of_one_row_or_column_are_drawn(tmp_path, shape):
+    X, odds = np.zeros((2, *shape), np.uint8), [[0.5, 0.5]] * 2
+    save_mistakes(X, [0, 1], odds, ["a", "b"], tmp_path / "mistakes.png")
+    assert (tmp_path / "mistakes.png").exists()
+
+
+@pytest.mark.parametrize(("images", "count"), [(0, 20), (2, 0)])
+def test_nothing_to_draw_is_told(tmp_path, images, count):
+    with pytest.raises(ArgumentError, match=f"there are {images} images and count is {count}; expected one or more"):
+        save_mistakes(np.zeros((images, 1, 4, 4)), [0] * images, np.zeros((images, 2)), ["a", "b"],
+                      tmp_path / "mistakes.png", count=count)

@@ -104,8 +104,8 @@ class Backend:
             if self.library == "numpy":
                 return host if wanted is None else host.astype(wanted, copy=False)
             host = host.astype(host.dtype.newbyteorder("="), copy=False)
-            if dtype is not None and not hasattr(self.xp, host.dtype.name):  # as float16 in strict array API
-                host = host.astype(dtype)
+            if not hasattr(self.xp, host.dtype.name):  # as float16 in strict array API
+                host = host.astype(dtype or ("float64" if host.dtype.itemsize > 4 else "float32"))
             if self.library == "torch":
                 host = _torch_ready(host)
             moved = self.xp.asarray(host, device=self.device)

@@ -54,12 +54,14 @@ def read_run(folder: Path) -> Run:
     xpconv.errors.ArgumentError: no/such/run is no folder of a run (...): expected one that xpconv train left...
     """
     try:
-        settings = dict(json.loads((folder / "config.json").read_text("utf-8"))["settings"])
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        settings = dict(config["settings"])
         with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         history = {name: np.array([float(row[column]) for row in rows if row[column]])
                    for name, column in HISTORIES.items()}
-        if len(rows) > 1 and rows[-1]["epoch"] == rows[-1]["iteration"]:  # the first check came after epoch 1
+        ended = len(rows) > 1 or (len(rows) == 1 and config.get("finished"))
+        if ended and rows[-1]["epoch"] == rows[-1]["iteration"]:  # the first check came after epoch 1
             for name in ("train_acc_history", "val_acc_history"):
                 history[name] = np.insert(history[name], 0, np.nan)
     except (OSError, ValueError, KeyError, TypeError) as error:

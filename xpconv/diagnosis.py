@@ -85,7 +85,7 @@ def _factor(ratio: float, shapes: Mapping[str, tuple[int, ...]]) -> str:
     """Return what a constant factor may stand for."""
     size = max(abs(ratio), 1 / abs(ratio))
     if isclose(size, 1, rel_tol=1e-4):
-        return ": the sign is wrong"
+        return ": the sign is wrong" if ratio < 0 else ""
     meanings = [text for text, value in _sizes(shapes) if isclose(size, value, rel_tol=1e-4)][:2]
     if meanings:
         return (f", off by {' or '.join(meanings)} ({round(size)}): a sum in place of a mean or the other way round"

@@ -174,10 +174,11 @@ def _compare(backend: Backend, outputs: dict[str, Any], expected: dict[str, Any]
 
 def _difference(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     """Return the largest absolute difference, where NaNs and equal infinities are equal, and b's magnitude."""
-    exact = np.result_type(a, b, np.float64)
+    exact, equal = np.result_type(a, b, np.float64), a == b
     a, b = a.astype(exact), b.astype(exact)
     with np.errstate(invalid="ignore"):
-        apart = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
+        apart = np.maximum(np.abs(a - b), np.finfo(exact).tiny)  # of integers that differ, where floats do not
+        apart = np.where(equal | (np.isnan(a) & np.isnan(b)), 0.0, apart)
     apart[np.isnan(apart)] = np.inf
     return float(np.max(apart, initial=0.0)), float(np.max(np.abs(b[np.isfinite(b)]), initial=1e-8))
 

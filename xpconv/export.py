@@ -208,7 +208,7 @@ def _build(model: Sequential) -> Any:
         x, shape = RULES[type(layer)](g, layer, x, shape, p), layer.output_shape(shape)
     g.node("Identity", x, output="scores")
     graph = helper.make_graph(
-        g.nodes, model.name,
+        g.nodes, model.name or "net",
         [helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, ["N", *model.input_shape])],
         [helper.make_tensor_value_info("scores", onnx.TensorProto.FLOAT, ["N", model.num_classes])],
         [numpy_helper.from_array(values, name) for name, values in g.constants.items()])

@@ -136,6 +136,9 @@ def _inputs(module: ModuleType, name: str, forward: Function, shapes: Mapping[st
     given = given() if callable(given) else given
     if isinstance(given, (tuple, list)):
         given = dict(zip(parameters, given, strict=False))
+    if not isinstance(given, Mapping):
+        raise ArgumentError(f"the inputs of {name} in the file are {given!r}; expected a dict of all arguments, or a "
+                            "function that returns one")
     rng = np.random.default_rng(231)
     inputs = {**given, **{key: rng.standard_normal(shape) for key, shape in shapes.items()}}
     inputs = {key: inputs[key] for key in [*parameters, *inputs] if key in inputs}  # in the order of the gradients

@@ -102,6 +102,8 @@ def save_mistakes(X: Array, y: Array, probabilities: Array, class_names: Sequenc
     if X.ndim != 4 or X.shape[1] not in (1, 3) or p.shape != (len(X), len(class_names)) or y.shape != (len(X),):
         raise ArgumentError(f"X has shape {X.shape}, y {y.shape} and probabilities {p.shape}; expected images "
                             f"(N, 1 or 3, H, W), labels (N,) and (N, {len(class_names)})")
+    if not len(X) or count < 1:
+        raise ArgumentError(f"there are {len(X)} images and count is {count}; expected one or more to draw")
     predicted = p.argmax(axis=1)
     chosen = np.argsort(p[np.arange(len(y)), y], kind="stable")[:count]
     columns = min(len(chosen), 5)
@@ -112,7 +114,8 @@ def save_mistakes(X: Array, y: Array, probabilities: Array, class_names: Sequenc
     for axes in grid:
         axes.axis("off")
     for axes, i in zip(grid, chosen, strict=False):
-        axes.imshow(np.clip(X[i].transpose(1, 2, 0), 0, 255).astype(np.uint8).squeeze(), cmap="gray", vmin=0, vmax=255)
+        image = np.clip(X[i].transpose(1, 2, 0), 0, 255).astype(np.uint8)
+        axes.imshow(image if X.shape[1] == 3 else image[:, :, 0], cmap="gray", vmin=0, vmax=255)
         true, told = _short(class_names[y[i]]), _short(class_names[predicted[i]])
         axes.set_title(f"{true}\n→ {told} ({p[i, predicted[i]]:.2f})", fontsize=10,
                        fontweight="bold" if predicted[i] != y[i] else "normal")

@@ -217,7 +217,9 @@ def save_comparison(histories: Mapping[str, Mapping[str, Any]], path: str | os.P
         style = {"color": COLORS[i % len(COLORS)], "linestyle": LINES[i // len(COLORS) % len(LINES)]}
         smooth, middle_of_first = _smoothed(losses)
         left.plot(np.arange(len(smooth)) + 1 + middle_of_first, smooth, linewidth=1.5, **style)
-        for axes, accuracies, label in (middle, train, None), (right, val, name):
+        shown = name.replace("$", r"\$")  # Matplotlib takes what is between dollars as TeX, and leaves out _names
+        shown = f" {shown}" if shown.startswith("_") else shown
+        for axes, accuracies, label in (middle, train, None), (right, val, shown):
             _draw_accuracies(axes, accuracies, marker=MARKERS[i % len(MARKERS)], label=label, **style)
     left.set(title="Loss, moving average", xlabel="iteration", ylabel="loss")
     middle.set(title="Training accuracy", xlabel="epoch", ylabel="accuracy")

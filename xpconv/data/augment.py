@@ -75,7 +75,7 @@ def random_crop(x: Array, padding: int, key: int) -> Array:
     Parameters
     ----------
     x : array (N, C, H, W)
-        Images of any dtype.
+        Images of any dtype that the library can index; torch cannot do so with uint16, uint32 and uint64.
     padding : int
         By how many pixels an image may move each way, 0 or more.
     key : int
@@ -124,7 +124,7 @@ def random_flip(x: Array, key: int) -> Array:
     Parameters
     ----------
     x : array (N, C, H, W)
-        Images of any dtype.
+        Images of any dtype that the library can index; torch cannot do so with uint16, uint32 and uint64.
     key : int
         From `xpconv.random.draw_key`: it alone determines which, the same on every backend.
 

@@ -91,9 +91,9 @@ def find_cifar10(root: str | os.PathLike[str] | None = None, *, download: bool =
     Traceback (most recent call last):
     xpconv.errors.DatasetError: CIFAR-10 is not in no/such/folder (no such folder): ...
     """
-    given = os.environ.get("XPCONV_DATA") if root is None else root
-    places = [Path(given)] if given else []
-    if given and (folder := _batches_in(places[0])):
+    given = os.environ.get("XPCONV_DATA") or None if root is None else root
+    places = [] if given is None else [Path(given)]
+    if places and (folder := _batches_in(places[0])):
         return folder
     reason = ""
     if root is None:

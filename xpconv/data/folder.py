@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from xpconv.data.dataset import Dataset
-from xpconv.data.images import read_image
+from xpconv.data.images import check_image_shape, read_image
 from xpconv.data.splitting import stratified_split
 from xpconv.errors import DatasetError
 
@@ -57,6 +57,7 @@ def load_folder(path: str | os.PathLike[str], shape: Sequence[int] = SHAPE, seed
     >>> colors.class_names, colors.X_train.shape, colors.X_val.shape, colors.X_test.shape
     (('blue', 'red'), (28, 3, 32, 32), (6, 3, 32, 32), (6, 3, 32, 32))
     """
+    check_image_shape(shape)
     root = Path(path)
     split = bool(_folders(root / "train")) if (root / "train").is_dir() else False
     sources = {part: root / part for part in SHARES if (root / part).is_dir()} if split else {"train": root}

@@ -9,7 +9,7 @@ import numpy as np
 
 from xpconv.errors import DatasetError
 
-__all__ = ["read_image"]
+__all__ = ["check_image_shape", "read_image"]
 
 MODES = {1: "L", 3: "RGB"}
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # which Pillow reads without starting programs
@@ -50,9 +50,7 @@ def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray
     ...     read_image(path, (3, 2, 2))[:, 0, 0]
     array([255,   0,   0], dtype=uint8)
     """
-    if len(shape) != 3 or shape[0] not in MODES or min(shape) < 1:
-        raise DatasetError(f"wanted are samples of shape {tuple(shape)}, which no image file gives; "
-                           "expected (1, H, W) or (3, H, W)")
+    check_image_shape(shape)
     try:
         from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError as error:
@@ -74,6 +72,20 @@ def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray
         raise DatasetError(f"cannot read the image {os.fspath(path)}: {error}") from error
     pixels = np.asarray(image.resize((width, height), Image.Resampling.BOX))
     return pixels.reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def check_image_shape(shape: Sequence[int]) -> None:
+    """Raise a DatasetError if no image file gives samples of this shape.
+
+    Examples
+    --------
+    >>> check_image_shape((2, 8, 8))
+    Traceback (most recent call last):
+    xpconv.errors.DatasetError: wanted are samples of shape (2, 8, 8), which no image file gives; expected (1, H, W) or...
+    """
+    if len(shape) != 3 or shape[0] not in MODES or min(shape) < 1:
+        raise DatasetError(f"wanted are samples of shape {tuple(shape)}, which no image file gives; "
+                           "expected (1, H, W) or (3, H, W)")
 
 
 def _on_white(image: Any) -> Any:
