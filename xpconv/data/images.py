@@ -81,7 +81,7 @@ def check_image_shape(shape: Sequence[int]) -> None:
     --------
     >>> check_image_shape((2, 8, 8))
     Traceback (most recent call last):
-    xpconv.errors.DatasetError: wanted are samples of shape (2, 8, 8), which no image file gives; expected (1, H, W) or...
+    xpconv.errors.DatasetError: wanted are samples of shape (2, 8, 8), which no image file gives; expected ...
     """
     if len(shape) != 3 or shape[0] not in MODES or min(shape) < 1:
         raise DatasetError(f"wanted are samples of shape {tuple(shape)}, which no image file gives; "
