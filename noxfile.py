@@ -4,7 +4,7 @@ import nox
 
 nox.needs_version = ">=2024.10.9"
 nox.options.default_venv_backend = "virtualenv"
-nox.options.sessions = ["tests", "lint", "types", "torch", "docs"]
+nox.options.sessions = ["tests", "kernels", "lint", "types", "torch", "docs"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 TEST = nox.project.dependency_groups(PROJECT, "test")
@@ -40,6 +40,13 @@ def torch(session: nox.Session) -> None:
     """Compare with PyTorch: its autograd is an oracle, and it is one more array library to run on."""
     session.install("torch==2.13.0", ".[train,onnx]", *TEST)
     session.run("pytest", *PARALLEL, "-m", "torch", *session.posargs, env={"XPCONV_REQUIRE": "torch"})
+
+
+@nox.session
+def kernels(session: nox.Session) -> None:
+    """Run the CUDA kernels on the CPU, compiled by g++, and watch each access to memory: no GPU is needed."""
+    session.install(".", *TEST)
+    session.run("pytest", "-n", "logical", "tests/emulated", *session.posargs, env={"PYTHONPATH": "tests/emulated"})
 
 
 @nox.session

@@ -194,7 +194,7 @@ def normalise(x: Array, gamma: Array, beta: Array, *, axes: Sequence[int], along
     x, gamma, beta = (cupy.ascontiguousarray(a) for a in (x, gamma, beta))
     dtype = x.dtype
     out, mean, var, inv_std = cupy.empty(x.shape, dtype), *(cupy.empty(shape, dtype) for _ in range(3))
-    sums, squares = cupy.empty(grid[0], dtype), cupy.empty(grid[0], "float64")
+    sums, squares = (cupy.empty(grid[0], "float64") for _ in range(2))
     _kernel("sum", dtype.char)(*grid, (x, sums, groups))
     _kernel("sum_of_squares", dtype.char)(*grid, (x, sums, squares, groups))
     _kernel("normalise", dtype.char)(
@@ -264,6 +264,7 @@ def adam_step(w: Array, dw: Array, m: Array, v: Array, beta1: float, beta2: floa
 @accelerate("penalise", "cupy")
 def penalise(loss: Array, weights: Sequence[Array], grads: Sequence[Array], reg: float) -> Array:
     """Read each weight once, and add up what all of them left in one more kernel."""
+    weights, grads = ([a for a in some if a.size] for some in (weights, grads))
     dtype, grids = loss.dtype, [_grid(1, W.size, _BLOCKS) for W in weights]
     ends = list(accumulate((grid[1] for grid, _ in grids), initial=0))
     parts, out = cupy.empty(ends[-1], dtype), cupy.empty((), dtype)

@@ -66,7 +66,7 @@ extern "C" __global__ void fold(const T* __restrict__ cols, T* __restrict__ x, W
         T sum = 0;
         for (int i = rows.first; i <= rows.last; ++i)
             for (int j = columns.first; j <= columns.last; ++j) {
-                const size_t k = (blockIdx.x * g.KH + h - i * g.SH) * g.KW + w - j * g.SW;
+                const size_t k = ((size_t)blockIdx.x * g.KH + h - i * g.SH) * g.KW + w - j * g.SW;
                 sum += mine[k * P + i * g.OW + j];
             }
         x[plane(g, n) * g.image.d + pixel] = sum;
@@ -188,16 +188,17 @@ extern "C" __global__ void to_rows(const T* __restrict__ images, T* __restrict__
 
 // ---- normalisation
 
-extern "C" __global__ void sum(const T* __restrict__ x, T* sums, Groups g) {
-    T sum = 0;
+// Sums are in double: rounded to float, a mean far from zero would be off by more than small values are apart.
+extern "C" __global__ void sum(const T* __restrict__ x, double* sums, Groups g) {
+    double sum = 0;
     #pragma unroll 4
     FOR_EACH(e, size(g)) sum += x[index(g, e)];
     leave(sum, sums);
 }
 
-// In double: the squares of values beyond 1e19 are too large for float.
-extern "C" __global__ void sum_of_squares(const T* __restrict__ x, const T* sums, double* squares, Groups g) {
-    const T mean = mean_of(sums, g);
+// The squares of values beyond 1e19 are too large for float.
+extern "C" __global__ void sum_of_squares(const T* __restrict__ x, const double* sums, double* squares, Groups g) {
+    const double mean = mean_of(sums, g);
     double sum = 0;
     #pragma unroll 4
     FOR_EACH(e, size(g)) {
@@ -208,10 +209,10 @@ extern "C" __global__ void sum_of_squares(const T* __restrict__ x, const T* sums
 }
 
 extern "C" __global__ void normalise(const T* __restrict__ x, const T* __restrict__ gamma, const T* __restrict__ beta,
-                                     const T* sums, const double* squares, double eps, T* __restrict__ out, T* means,
-                                     T* vars, T* inv_stds, Groups g) {
-    const double var = mean_of(squares, g);
-    const T mean = mean_of(sums, g), inv_std = 1 / sqrt(var + eps);
+                                     const double* sums, const double* squares, double eps, T* __restrict__ out,
+                                     T* means, T* vars, T* inv_stds, Groups g) {
+    const double var = mean_of(squares, g), exact = mean_of(sums, g);
+    const T mean = exact, rest = exact - mean, inv_std = 1 / sqrt(var + eps);
     if (threadIdx.x == 0 && blockIdx.y == 0) {
         means[blockIdx.x] = mean;
         vars[blockIdx.x] = sizeof(T) < sizeof(double) && var > 3e38 ? 3e38 : var;
@@ -222,7 +223,7 @@ extern "C" __global__ void normalise(const T* __restrict__ x, const T* __restric
     FOR_EACH(e, size(g)) {
         const unsigned c = channel(g, first, e);
         const size_t i = index(g, e);
-        out[i] = (x[i] - mean) * (inv_std * gamma[c]) + beta[c];
+        out[i] = (x[i] - mean - rest) * (inv_std * gamma[c]) + beta[c];
     }
 }
 

@@ -1,0 +1,156 @@
+"""As much of CuPy as xpconv.primitives.cuda calls, on the CPU: g++ compiles the kernels, and block.h runs them.
+
+Arrays are NumPy's, of a class of their own. New ones hold NaN, so that what a kernel does not write is seen. A kernel
+takes arguments as CuPy 14 passes them, and here it is an error if one has not the very type of its parameter.
+"""
+
+import ctypes
+import re
+import subprocess
+from functools import lru_cache
+from math import prod
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+__version__ = "14.0.0"
+emulated = True
+
+_LIMITS = (2**31 - 1, 65535, 65535)  # of a grid
+_FLAGS = ("-std=c++17", "-O1", "-g", "-fPIC", "-w", "-fno-gnu-unique", "-fsanitize=thread,undefined",
+          "-fsanitize-undefined-trap-on-error", "-include", str(Path(__file__).with_name("cuda.h")))
+
+
+class ndarray(np.ndarray):
+    """An array that counts as CuPy's."""
+
+
+def asarray(a, dtype=None):
+    return np.array(a, dtype, order="K").view(ndarray)
+
+
+def empty(shape, dtype=float):
+    a = np.ndarray.__new__(ndarray, shape, dtype)
+    a.reshape(-1).view(np.uint8)[...] = 0xFF
+    return a
+
+
+def ascontiguousarray(a, dtype=None):
+    if not isinstance(a, ndarray):
+        raise TypeError(f"{type(a)} is no array of CuPy")
+    return a if a.flags.c_contiguous and dtype in (None, a.dtype) else np.array(a, dtype, order="C", subok=True)
+
+
+class _Range(ctypes.Structure):
+    """A Range of block.h."""
+
+    _fields_ = [("start", ctypes.c_void_p), ("end", ctypes.c_void_p), ("item", ctypes.c_uint),
+                ("constant", ctypes.c_uint), ("cells", ctypes.c_void_p)]
+
+
+@lru_cache
+def _compile(code, options):
+    kernels = re.findall(r"__global__ void (\w+)\(", code)
+    with TemporaryDirectory() as folder:
+        source, parts, library = (Path(folder) / name for name in ("kernels.cpp", "kernels.o", "kernels.so"))
+        source.write_text(code + "".join(f"\nEXPORT({name})" for name in kernels), encoding="utf-8")
+        options = [option for option in options if not option.startswith("-std")]
+        subprocess.run(["g++", *_FLAGS, *options, "-c", source, "-o", parts], check=True)
+        subprocess.run(["g++", "-shared", parts, "-o", library], check=True)  # without the sanitizers' libraries
+        return ctypes.PyDLL(str(library))
+
+
+class RawModule:
+    """Kernels of one source."""
+
+    def __init__(self, *, code, options=()):
+        self._library = _compile(code, tuple(options))
+
+    def get_function(self, name):
+        return _Function(self._library, name)
+
+
+class _Function:
+    """A kernel."""
+
+    def __init__(self, library, name):
+        parameters, self._launch = (getattr(library, f"{what}_{name}") for what in ("parameters_of", "launch"))
+        parameters.restype = self._launch.restype = ctypes.c_char_p
+        self._name, self._parameters = name, parameters().decode().split()
+
+    def __call__(self, grid, block, args):
+        grid, block = ([max(1, size) for size in (*sizes, 1, 1)[:3]] for sizes in (grid, block))  # as CuPy does
+        if any(size > limit for size, limit in zip(grid, _LIMITS, strict=True)) or prod(block) > 1024:
+            raise ValueError(f"{self._name}: no GPU has a grid {grid} of blocks {block}")
+        if len(args) != len(self._parameters):
+            raise TypeError(f"{self._name} takes {len(self._parameters)} arguments, not {len(args)}")
+        values = [self._value(*pair) for pair in zip(args, self._parameters, strict=True)]
+        arrays = [(a, p[0] == "&") for a, p in zip(args, self._parameters, strict=True) if isinstance(a, ndarray)]
+        for a, constant in arrays:
+            if not constant and sum(np.may_share_memory(a, other) for other, _ in arrays) > 1:
+                raise ValueError(f"{self._name} writes to an array that shares memory with another one")
+        ranges = (_Range * len(arrays))(*((a.ctypes.data, a.ctypes.data + a.nbytes, a.itemsize, constant, None)
+                                          for a, constant in arrays))
+        error = self._launch((ctypes.c_uint * 6)(*grid, *block),
+                             (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values)),
+                             ranges, len(arrays))
+        if error:
+            raise RuntimeError(f"{self._name}: {error.decode()}")
+
+    def _value(self, value, parameter):
+        """Return the bytes that the kernel gets."""
+        kind = parameter.lstrip("*&")
+        if isinstance(value, ndarray):
+            given = "*" + value.dtype.str[1:]
+            if not value.flags.c_contiguous or value.ctypes.data % value.itemsize:
+                raise ValueError(f"{self._name} gets an array with strides {value.strides}")
+            value = np.array(value.ctypes.data)
+        elif value is None:
+            given, value = "*" + kind, np.array(0)
+        elif isinstance(value, np.ndarray) and value.size != 1:
+            raise TypeError(f"{self._name} gets NumPy's array of shape {value.shape}")
+        else:
+            value = np.asarray(value)
+            given = value.dtype.str[1:]
+        if given != parameter.replace("&", "*"):
+            raise TypeError(f"{self._name} gets {given} for a parameter {parameter}")
+        return value
+
+
+class ElementwiseKernel:
+    """A kernel for each element of arrays that are broadcast; T is the dtype of those declared so."""
+
+    def __init__(self, in_params, out_params, operation, name):
+        self._ins, self._outs = ([param.split() for param in params.split(", ")] for params in (in_params, out_params))
+        self._operation, self._name = operation, name
+
+    def __call__(self, *args):
+        declared, count = self._ins + self._outs, len(self._ins)
+        arrays = [(a, kind) for a, (kind, _) in zip(args, declared, strict=False) if isinstance(a, np.ndarray)]
+        kinds = {a.dtype for a, kind in arrays if kind == "T"}
+        dtypes = {"T": next(iter(kinds)), "bool": np.dtype(bool)}
+        if len(args) not in (count, len(declared)) or len(kinds) > 1 or any(
+                not isinstance(a, ndarray) or a.dtype != dtypes[kind] for a, kind in arrays):
+            raise TypeError(f"{self._name} gets {[getattr(a, 'dtype', type(a)) for a in args]}")
+        shape = np.broadcast_shapes(*(a.shape for a, _ in arrays))
+        outs = args[count:] or tuple(empty(shape, dtypes[kind]) for kind, _ in self._outs)
+        copies = [asarray(np.broadcast_to(np.asarray(a, dtypes[kind]), shape)).copy(order="C")
+                  for a, (kind, _) in zip((*args[:count], *outs), declared, strict=True)]
+        size = prod(shape)
+        RawModule(code=self._code(dtypes["T"])).get_function(self._name)((-(-size // 256),), (256,), (*copies, size))
+        for out, copy in zip(outs, copies[count:], strict=True):
+            out[...] = copy.reshape(out.shape)  # an error if the shapes differ
+        return outs if len(outs) > 1 else outs[0]
+
+    def _code(self, dtype):
+        ins = [(f"const {kind}* _{name}", f"const {kind} {name} = _{name}[_i];") for kind, name in self._ins]
+        outs = [(f"{kind}* _{name}", f"{kind}& {name} = _{name}[_i];") for kind, name in self._outs]
+        parameters, values = zip(*ins, *outs, strict=True)
+        return f"""typedef {'float' if dtype == np.float32 else 'double'} T;
+            extern "C" __global__ void {self._name}({', '.join(parameters)}, long long _count) {{
+                const long long _i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+                if (_i >= _count) return;
+                {' '.join(values)}
+                {self._operation};
+            }}"""

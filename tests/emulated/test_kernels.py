@@ -1,0 +1,476 @@
+"""The CUDA kernels without a GPU: cupy/ here is a CuPy whose kernels run on the CPU, where each access is watched.
+
+Each kernel is compared with the portable version in float64 on random shapes, with as many blocks as on a GPU, with a
+few that must go around several times, and with arrays that are not contiguous. `nox -s kernels` puts that CuPy on the
+path.
+"""
+
+import os
+import shutil
+from itertools import zip_longest
+
+import numpy as np
+import pytest
+
+try:
+    import cupy
+except ImportError:
+    cupy = None
+if not hasattr(cupy, "emulated"):
+    pytest.skip("CuPy is not the emulated one: run nox -s kernels", allow_module_level=True)
+if shutil.which("g++") is None:
+    pytest.skip("g++ is not installed", allow_module_level=True)
+
+from xpconv.errors import ArgumentError
+from xpconv.layers import norm
+from xpconv.primitives import accelerated_versions, cuda, threads, tiling
+from xpconv.primitives.windows import output_size
+
+CASES = int(os.environ.get("EMULATED_CASES", "60"))  # of each primitive and dtype
+TOLERANCE = {"float32": 3e-6, "float64": 1e-13}  # of the largest value
+VERSIONS = accelerated_versions("cupy")
+
+every_dtype = pytest.mark.parametrize("dtype", list(TOLERANCE))
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch):
+    """Portable versions call portable ones, and tiles are those of CuPy's arrays."""
+    monkeypatch.setenv("XPCONV_ACCELERATE", "0")
+    for module in (tiling, threads):
+        monkeypatch.setattr(module, "library_of", lambda a: type(a).__module__.partition(".")[0])
+
+
+def cases(monkeypatch, seed, count=CASES):
+    """Yield random generators, each time with another number of blocks."""
+    for k in range(count):
+        rng = np.random.default_rng((seed, k))
+        limit(monkeypatch, *[(1056, 65535), (7, 3), (2, 1)][k % 3])
+        yield rng
+
+
+def limit(monkeypatch, blocks, most):
+    monkeypatch.setattr(cuda, "_BLOCKS", blocks)
+    monkeypatch.setattr(cuda, "_MOST", most)
+    cuda._windows.cache_clear()
+    cuda._groups.cache_clear()
+
+
+def any_of(rng, *values):
+    return values[rng.integers(len(values))]
+
+
+def draw(rng, *shape):
+    """Random values; or few different ones; or some that are not finite."""
+    kind = rng.integers(6)
+    a = rng.standard_normal(shape) if kind > 1 else np.round(rng.standard_normal(shape))
+    if kind == 5:
+        places = rng.random(shape)
+        for k, value in enumerate((np.nan, np.inf, -np.inf)):
+            a[(0.05 * k < places) & (places < 0.05 * k + 0.05)] = value
+    return a
+
+
+def place(rng, a, dtype):
+    """Return CuPy's array of those values, perhaps not contiguous."""
+    layout = rng.integers(5) if a.ndim else 0
+    if layout == 1:
+        return cupy.asarray(np.asfortranarray(a, dtype))
+    if layout == 2:
+        wide = cupy.empty((*a.shape[:-1], 2 * a.shape[-1] + 1), dtype)
+        wide[..., 1::2] = a
+        return wide[..., 1::2]
+    if layout == 3:
+        return cupy.asarray(a[::-1], dtype)[::-1]
+    return cupy.asarray(np.ascontiguousarray(a), dtype)
+
+
+def exact(a):
+    """Return the values in float64, NumPy's."""
+    a = np.array(a)
+    return a.astype(np.float64) if a.dtype == np.float32 else a
+
+
+def largest(a):
+    return np.max(np.abs(a))
+
+
+def arrays(result):
+    return [a for a in (result if isinstance(result, tuple) else (result,)) if a is not None]
+
+
+def compare(actual, expected, dtype, tolerance=None, scale=()):
+    """Check all arrays; `scale` tells of the first ones how large the terms are that may have cancelled out."""
+    for one, other, terms in zip_longest(arrays(actual), arrays(expected), scale, fillvalue=0.0):
+        other = np.asarray(other)
+        assert isinstance(one, cupy.ndarray)
+        assert one.shape == other.shape
+        assert one.dtype == (dtype if other.dtype == np.float64 else other.dtype)
+        finite = np.isfinite(other)
+        limit = (TOLERANCE[dtype] if tolerance is None else tolerance) * np.max(np.abs(other[finite]), initial=terms)
+        np.testing.assert_allclose(exact(one), other, rtol=0, atol=limit)
+
+
+def check(name, given, options, dtype, tolerance=None, scale=()):
+    portable, fast = VERSIONS[name]
+    unpack = [exact(a) if isinstance(a, np.ndarray) else a for a in given]
+    before = [np.array(a) for a in given if isinstance(a, np.ndarray)]
+    with np.errstate(all="ignore"):
+        expected = portable(*unpack, **options)
+    actual = fast(*given, **options)
+    compare(actual, expected, dtype, tolerance, scale)
+    for a, old in zip((a for a in given if isinstance(a, np.ndarray)), before, strict=True):
+        assert np.array_equal(a, old, equal_nan=a.dtype.kind == "f")
+    return actual, expected
+
+
+# ---- windows
+
+
+def geometry(rng, pool=False):
+    """Return the shape of images, and windows that fit in them."""
+    N, C = any_of(rng, 1, 2, 3, 5, 17), any_of(rng, 1, 1, 2, 3, 7, 31)
+    most = any_of(rng, 4, 9, 23) if N * C < 60 else 9
+    H, W = rng.integers(1, most + 1, 2)
+    padding = tuple(int(p) for p in rng.integers(0, any_of(rng, 1, 2, 5), 2))
+    size = tuple(int(rng.integers(p + 1 if pool else 1, max(p + 1, min(k + 2 * p, any_of(rng, 3, 5, 40))) + 1))
+                 for k, p in zip((H, W), padding, strict=True))
+    stride = tuple(int(s) for s in rng.integers(1, any_of(rng, 2, 4, 8), 2))
+    H, W = (max(k, size - 2 * p) for k, size, p in zip((int(H), int(W)), size, padding, strict=True))
+    return (N, C, H, W), size, stride, padding
+
+
+def columns(shape, size, stride, padding):
+    return shape[1] * size[0] * size[1], shape[0] * np.prod(output_size(shape[2:], size, stride, padding))
+
+
+@every_dtype
+def test_unfold(monkeypatch, dtype):
+    for rng in cases(monkeypatch, 1):
+        shape, *window = geometry(rng)
+        check("unfold", [place(rng, draw(rng, *shape), dtype), *window], {}, dtype, tolerance=0)
+
+
+@every_dtype
+def test_fold(monkeypatch, dtype):
+    for rng in cases(monkeypatch, 2):
+        shape, *window = geometry(rng)
+        cols = rng.standard_normal(columns(shape, *window))
+        check("fold", [place(rng, cols, dtype), shape, *window], {}, dtype)
+
+
+@every_dtype
+def test_max_pool_and_max_unpool(monkeypatch, dtype):
+    for rng in cases(monkeypatch, 3):
+        shape, *window = geometry(rng, pool=True)
+        x = draw(rng, *shape)
+        (out, places), _ = check("max_pool", [place(rng, x, dtype), *window], {}, dtype, tolerance=0)
+        dout = place(rng, rng.standard_normal(out.shape), dtype)
+        check("max_unpool", [dout, place(rng, np.array(places), places.dtype), shape, *window], {}, dtype)
+
+
+@every_dtype
+@pytest.mark.parametrize(("values", "best", "winner"), [
+    ([1, np.nan, 2, np.nan], np.nan, 1), ([-np.inf, -np.inf, -np.inf, np.nan], np.nan, 3), ([-np.inf] * 4, -np.inf, 0),
+    ([np.inf, 1, np.inf, 1], np.inf, 0), ([0.0, -0.0, 0.0, -1], 0, 0), ([np.inf, np.nan, np.inf, 1], np.nan, 1),
+])
+def test_nan_wins_a_window_and_the_first_of_equals(dtype, values, best, winner):
+    x = cupy.asarray(np.reshape(values, (1, 1, 2, 2)), dtype)
+    found, where = cuda.max_pool(x, (2, 2), (2, 2), (0, 0))
+    assert np.array_equal(found.ravel(), [best], equal_nan=True)
+    assert where.ravel().tolist() == [winner]
+    found, where = cuda.max_pool(x, (5, 5), (1, 1), (2, 2))  # where padding precedes the values
+    assert np.array_equal(found[0, 0, 0, 0], best, equal_nan=True)
+    assert where[0, 0, 0, 0] == (winner // 2 + 2) * 5 + winner % 2 + 2
+
+
+@every_dtype
+@pytest.mark.parametrize("size", [(16, 16), (16, 17), (1, 257), (40, 40)])
+def test_places_in_large_windows(dtype, size):
+    rng = np.random.default_rng(size)
+    x = place(rng, rng.standard_normal((2, 3, 41, 260)), dtype)
+    (out, places), _ = check("max_pool", [x, size, (7, 3), (0, 0)], {}, dtype, tolerance=0)
+    assert places.dtype == ("uint8" if size == (16, 16) else "int64")
+    check("max_unpool", [out, places, x.shape, size, (7, 3), (0, 0)], {}, dtype)
+
+
+# ---- convolution
+
+
+@every_dtype
+def test_convolution_and_its_gradients(monkeypatch, dtype):
+    for rng in cases(monkeypatch, 4):
+        (N, C, *image), size, stride, padding = geometry(rng)
+        F = any_of(rng, 1, 2, 5, 40)
+        x, w = (place(rng, rng.standard_normal(shape), dtype) for shape in ((N, C, *image), (F, C, *size)))
+        bias = place(rng, rng.standard_normal(F), dtype) if rng.integers(2) else None
+        monkeypatch.setenv("XPCONV_WORKSPACE", any_of(rng, "1GiB", "1B", f"{8 * 2 * N * w.size}B"))
+        out, _ = check("convolve", [x, w, bias, stride, padding, "auto"], {}, dtype, 10 * TOLERANCE[dtype])
+        dout = place(rng, rng.standard_normal(out.shape), dtype)
+        need_dx = bool(rng.integers(2))
+        result, _ = check("convolve_gradients", [dout, x, w, stride, padding, "auto", need_dx], {}, dtype,
+                          10 * TOLERANCE[dtype])
+        assert (result[0] is not None) == need_dx
+
+
+# ---- normalisation
+
+
+def statistics(rng):
+    """Return a shape, that of gamma, and the axes as one of the layers has them: those of the mean, and of dgamma."""
+    N, C = any_of(rng, (1, 1), (1, 8), (2, 3), (2, 65), (3, 1), (7, 4), (40, 2), (131, 1), (5, 6))
+    D = any_of(rng, 1, 1, 5, 49, 256, 300)
+    G = any_of(rng, *(g for g in range(1, C + 1) if C % g == 0))
+    rest = any_of(rng, (), (D,), (D, 2), (1, D))
+    return any_of(
+        rng,
+        ((N, C, D), (1, C, 1), {"axes": (0, 2), "along": 1}, (0, 2)),  # batch norm
+        ((N, C, *rest), (1, C, *rest), {"axes": tuple(range(1, 2 + len(rest))), "along": 0}, None),  # layer norm
+        ((N, G, C // G, D), (1, G, C // G, 1), {"axes": (2, 3), "along": 0}, (3,)),  # group norm
+        ((N, C, 1, D), (1, C, 1, 1), {"axes": (2, 3), "along": 0}, (3,)),  # instance norm
+        ((N, C, D, 2), (1, C, 1, 1), {"axes": (1, 2, 3), "along": 0}, any_of(rng, (2, 3), (1, 2, 3))),
+    )
+
+
+@every_dtype
+def test_normalise_and_its_gradients(monkeypatch, dtype):
+    for rng in cases(monkeypatch, 5):
+        shape, channels, options, sums = statistics(rng)
+        x = place(rng, any_of(rng, 1, 0.01, 100) * rng.standard_normal(shape) + any_of(rng, 0, 0, 1, -3), dtype)
+        gamma, beta = (place(rng, rng.standard_normal(channels), dtype) for _ in range(2))
+        options["eps"] = any_of(rng, 1e-1, 1e-5)
+        _, (_, mean, _, inv_std) = check("normalise", [x, gamma, beta], options, dtype, 10 * TOLERANCE[dtype],
+                                         [largest(x) / np.sqrt(options["eps"]) * largest(gamma)])
+        dout = place(rng, rng.standard_normal(shape), dtype)
+        mean, inv_std = (place(rng, a, dtype) for a in (mean, inv_std))
+        del options["eps"]
+        check("normalise_backward", [dout, x, mean, inv_std, gamma], {"sums": sums or options["axes"], **options},
+              dtype, 10 * TOLERANCE[dtype],
+              [largest(dout) * largest(gamma) * largest(inv_std), largest(dout) * largest((x - mean) * inv_std)])
+
+
+def normalised(x):
+    """Return the results for x (N, C, L), over its images and pixels."""
+    gamma, beta = (cupy.asarray(np.full((1, x.shape[1], 1), value), x.dtype) for value in (1, 0))
+    return cuda.normalise(x, gamma, beta, axes=(0, 2), along=1, eps=1e-5)
+
+
+@pytest.mark.parametrize("value", [1e3, 1e5, 1e6])
+def test_statistics_far_from_zero(value):
+    x = cupy.asarray(value + np.random.default_rng(6).standard_normal((8, 3, 100)), "float32")
+    out, _, var, _ = normalised(x)
+    mean, expected = (f(exact(x), axis=(0, 2), keepdims=True) for f in (np.mean, np.var))
+    np.testing.assert_allclose(var, expected, rtol=1e-5)
+    np.testing.assert_allclose(out, (exact(x) - mean) / np.sqrt(expected + 1e-5), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [100.3, 12345.678, 1e6 + 0.7])
+def test_equal_values_become_zero(value):
+    assert max(largest(normalised(cupy.asarray(np.full((1, 1, n), value), "float32"))[0]) for n in (77, 800)) < 1e-3
+
+
+@pytest.mark.xfail(reason="squares beyond 1e308 overflow", strict=True)
+def test_huge_float64_values():
+    out, _, var, _ = normalised(cupy.asarray(1e200 * np.random.default_rng(0).standard_normal((4, 1, 50))))
+    assert np.std(out) == pytest.approx(1)
+    assert np.isfinite(var).all()
+
+
+def test_variance_that_float32_has_no_place_for():
+    x = cupy.asarray(1e25 * np.random.default_rng(0).standard_normal((4, 1, 300)), "float32")
+    out, _, var, _ = normalised(x)
+    assert 1e38 < var.item() < np.inf
+    assert np.std(exact(out)) == pytest.approx(1, abs=1e-5)
+
+
+@every_dtype
+def test_layers_with_kernels(monkeypatch, dtype):
+    rng = np.random.default_rng(7)
+
+    def through(name):
+        def call(*given, **options):
+            arrays = VERSIONS[name][1](*(cupy.asarray(a) for a in given), **options)
+            return tuple(np.array(a) for a in arrays)
+        return call
+
+    for N, C, groups, image in [(6, 4, 2, (5, 3)), (1, 1, 1, (1, 1)), (3, 6, 6, (4, 4)), (2, 6, 1, (1, 1)),
+                                (5, 7, 1, ())]:
+        x, dout = rng.standard_normal((2, N, C, *image)).astype(dtype)
+        full, each = rng.standard_normal((2, C, *image)).astype(dtype), rng.standard_normal((2, C)).astype(dtype)
+        results = []
+        for names in ((), ("normalise", "normalise_backward")):
+            result = []
+            calls = [(norm.layernorm_forward, norm.layernorm_backward, full, {}),
+                     (norm.groupnorm_forward, norm.groupnorm_backward, each, {"groups": groups})]
+            calls += [(norm.batchnorm_forward, norm.batchnorm_backward, each, {"train": True})] if N > 1 else []
+            with monkeypatch.context() as patch:
+                for name in names:
+                    patch.setattr(norm, name, through(name))
+                for forward, backward, (gamma, beta), options in calls:
+                    out, cache = forward(x, gamma, beta, **options, eps=0.1)
+                    result += [out, *backward(dout, cache)]
+            results.append(result)
+        for one, other in zip(*results, strict=True):
+            assert one.shape == other.shape
+            np.testing.assert_allclose(one, other, rtol=0, atol=30 * TOLERANCE[dtype] * (1 + np.max(np.abs(other))))
+
+
+# ---- element by element, and losses
+
+
+@every_dtype
+def test_element_by_element(monkeypatch, dtype):
+    for rng in cases(monkeypatch, 8, CASES // 4):
+        shape = any_of(rng, (), (1,), (3, 5), (2, 3, 4, 5), (257,), (0, 3))
+        x = place(rng, draw(rng, *shape), dtype)
+        (_, mask), _ = check("rectify", [x], {}, dtype, tolerance=0)
+        check("rectify_gradient", [place(rng, draw(rng, *shape), dtype), mask], {}, dtype, tolerance=0)
+        check("blend", [x, place(rng, draw(rng, *shape), dtype), 0.9], {}, dtype)
+        given = [place(rng, a, dtype) for a in (*rng.standard_normal((3, *shape)), rng.random(shape))]
+        expected = [exact(a) for a in given]
+        for version, them in zip(VERSIONS["adam_step"], (expected, given), strict=True):
+            version(*them, 0.9, 0.999, 0.01, 1e-8)
+        compare(tuple(given), tuple(expected), dtype)
+
+
+@every_dtype
+def test_softmax(monkeypatch, dtype):
+    for rng in cases(monkeypatch, 9):
+        N, C = any_of(rng, 1, 2, 7, 8, 9, 33, 250), any_of(rng, 1, 2, 10, 31, 32, 33, 100)
+        x = any_of(rng, 1, 1, 100, 1e30) * draw(rng, N, C)
+        y = place(rng, rng.integers(any_of(rng, 0, -2), C + any_of(rng, 0, 3), N), any_of(rng, "int64", "int32"))
+        check("softmax", [place(rng, x, dtype), y], {}, dtype, scale=[1, 1 / N])
+
+
+@every_dtype
+def test_penalise(monkeypatch, dtype):
+    for rng in cases(monkeypatch, 10):
+        shapes = [any_of(rng, (1,), (3, 5), (7, 3, 3, 3), (257,), (90, 50)) for _ in range(rng.integers(0, 5))]
+        weights, grads = ([place(rng, rng.standard_normal(shape), dtype) for shape in shapes] for _ in range(2))
+        loss, reg = cupy.asarray(rng.standard_normal(), dtype), any_of(rng, 0, 0.5, 1)
+        expected = [exact(a) for a in grads]
+        out = VERSIONS["penalise"][0](exact(loss), [exact(W) for W in weights], expected, reg)
+        compare(VERSIONS["penalise"][1](loss, weights, grads, reg), np.asarray(out), dtype)
+        compare(tuple(grads), tuple(expected), dtype)
+
+
+def test_weights_of_no_values_count_for_nothing():
+    weights, grads = ([cupy.asarray(np.ones(size), "float32") for size in (3, 0, 2)] for _ in range(2))
+    assert cuda.penalise(cupy.asarray(1.0, "float32"), weights, grads, 0.5) == 1 + 0.25 * 5
+    assert [grad.tolist() for grad in grads] == [[1.5] * 3, [], [1.5] * 2]
+
+
+@every_dtype
+def test_largest_finite(monkeypatch, dtype):
+    for rng in cases(monkeypatch, 11):
+        a = any_of(rng, 1, 1e-30, -1) * draw(rng, *any_of(rng, (), (1,), (3, 5), (257,), (40, 3, 3, 3), (1025, 5)))
+        if rng.integers(4) == 0:
+            a = np.full_like(a, any_of(rng, np.nan, np.inf, -np.inf))
+        actual, expected = check("largest_finite", [place(rng, a, dtype)], {}, dtype, 1e-7)
+        assert np.signbit(actual) == np.signbit(expected)
+
+
+# ---- shapes of many blocks, and numbers
+
+
+@every_dtype
+def test_as_many_blocks_as_share_a_reduction(dtype):
+    rng = np.random.default_rng(12)
+    x = cupy.asarray(rng.standard_normal((4, 2, 181, 383)), dtype)
+    gamma = cupy.asarray(rng.standard_normal((1, 2, 1)), dtype)
+    flat, options = x.reshape(4, 2, -1), {"axes": (0, 2), "along": 1}
+    _, (_, mean, _, inv_std) = check("normalise", [flat, gamma, gamma], {"eps": 1e-5, **options}, dtype, 1e-5)
+    mean, inv_std = (cupy.asarray(a, dtype) for a in (mean, inv_std))
+    check("normalise_backward", [flat[::-1], flat, mean, inv_std, gamma], {"sums": (0, 2), **options}, dtype, 1e-5)
+    actual, expected = check("largest_finite", [x], {}, dtype, 1e-7)
+    assert actual == pytest.approx(expected, rel=1e-7)
+    check("max_pool", [x, (3, 3), (2, 2), (1, 1)], {}, dtype, tolerance=0)
+
+
+def test_runs_repeat_bit_by_bit_in_any_order_of_warps():
+    rng = np.random.default_rng(13)
+    x = cupy.asarray(rng.standard_normal((3, 2, 5000)), "float32")
+    one, other = (cuda._rows(x) for _ in range(2))
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(one, other, strict=True))
+
+
+def test_divisors_are_exact():
+    rng = np.random.default_rng(14)
+    powers = np.array([2**k + d for k in range(32) for d in (-1, 0, 1)])
+    for d in {*range(1, 2000), *powers, *(2 ** rng.uniform(0, 31, 3000)).astype(int)} - {0} - {2**31 + 1}:
+        d = int(d)
+        given, m, shift = cuda._divisor(d)
+        assert given == d
+        assert m < 2**32
+        n = np.concatenate([powers, rng.integers(0, 2**31, 100), d * rng.integers(0, 2**31 // d + 1, 100)])
+        n = np.concatenate([n, n - 1, n + d - 1, [2**31 - 1]])
+        n = n[(n >= 0) & (n < 2**31)].astype(np.uint64)
+        upper = (n * np.uint64(m) >> np.uint64(32)) + n
+        assert upper.max() < 2**32
+        assert np.array_equal(upper >> np.uint64(shift), n // np.uint64(d))
+
+
+def test_too_many_values_for_an_index_are_refused():
+    with pytest.raises(ArgumentError, match="expected fewer than 2"):
+        cuda._windows((2**15, 1, 2**8, 2**8), (1, 1), (1, 1), (0, 0))
+
+
+# ---- the emulated CuPy itself
+
+KERNEL = """
+struct Pair { unsigned a, b; };
+extern "C" __global__ void k(const float* x, float* y, Pair pair, double d, long long n) {
+    __shared__ float s[64];
+    const unsigned t = threadIdx.x;
+    %s
+}
+"""
+
+
+def run(body, y=64):
+    kernel = cupy.RawModule(code=KERNEL % body).get_function("k")
+    x, y = cupy.asarray(np.arange(64), "float32"), cupy.empty(y, "float32")
+    kernel((2,), (64,), (x, y, np.array([1, 2], np.uint32).view("V8"), 0.5, 3))
+    return y
+
+
+@pytest.mark.parametrize(("body", "message"), [
+    ("y[t + 1] = 0;", "a write outside all arrays"),
+    ("if (x[64]) y[0] = 0;", "a read outside all arrays"),
+    ("((float*)x)[0] = 0;", "a write to a constant array"),
+    ("y[0] = t;", "a race"),
+    ("y[t] = 0;", "a race"),  # of the two blocks
+    ("s[t] = t; s[63 - t] += 1;", "a race"),
+    ("s[t] = t; __syncthreads(); if (s[63 - t]) s[t] = 0;", "a race"),
+    ("if (t < 32) __syncthreads();", "a barrier or shuffle that not all threads reach"),
+    ("if (t == 1) return; __syncthreads();", "a barrier or shuffle that not all threads reach"),
+    ("if (t & 1) s[t] = __shfl_xor_sync(0xffffffff, t, 1);", "a barrier or shuffle that not all threads reach"),
+    ("s[t / n * 64] = 0;", "a write outside all arrays|undefined behaviour"),
+    ("int a = 2147483647; a += int(t); s[t] = a;", "undefined behaviour"),
+])
+def test_faults_are_noticed(body, message):
+    with pytest.raises(RuntimeError, match=f"k: ({message}).*: block"):
+        run(body)
+
+
+def test_a_block_works_together():
+    y = run("s[t] = x[t]; __syncthreads(); float v = s[63 - t];"
+            "for (int d = 16; d > 0; d /= 2) v += __shfl_xor_sync(0xffffffff, v, d);"
+            "y[64 * blockIdx.x + t] = v * pair.b + d * n;", 128)
+    assert y.tolist() == 2 * [*[2 * sum(range(32, 64)) + 1.5] * 32, *[2 * sum(range(32)) + 1.5] * 32]
+
+
+def test_shared_memory_holds_nothing_before():
+    assert np.isnan(run("if (blockIdx.x == 0) y[t] = s[t];")).all()
+
+
+@pytest.mark.parametrize(("at", "value"), [
+    (0, np.zeros(64, np.float32)), (0, cupy.empty(64, "float64")), (1, None), (2, np.zeros(1, "V12")), (3, 1),
+    (3, np.float32(1)), (4, 1.0), (4, np.int32(1)), (0, cupy.empty(128, "float32")[::2]),
+])
+def test_arguments_of_another_type_are_refused(at, value):
+    kernel = cupy.RawModule(code=KERNEL % "y[0] = t;").get_function("k")
+    given = [cupy.empty(64, "float32"), cupy.empty(64, "float32"), np.zeros(1, "V8"), 0.5, 3]
+    given[at] = value
+    with pytest.raises((TypeError, ValueError, RuntimeError)):
+        kernel((1,), (1,), tuple(given))
