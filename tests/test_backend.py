@@ -441,6 +441,8 @@ def test_diagnosis_never_raises(spec):
     found = diagnose(spec)
     assert not found.available
     assert found.detail
+    if ":" not in spec:
+        assert found.detail == f"{spec!r} is none of {', '.join(LIBRARIES)}"
 
 
 def test_every_library_can_be_diagnosed():

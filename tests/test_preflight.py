@@ -197,6 +197,15 @@ def test_batch_that_does_not_fit_is_found_with_the_largest_that_does(digits, mon
     assert check_training(net, digits.X_train, digits.y_train, batch_size=most // 2)[3].passed
 
 
+def test_the_first_steps_take_little_memory_whatever_the_minibatch(digits):
+    """Else this check would end in want of memory before the one of memory is told."""
+    seen = []
+    net = TwoLayerNet(input_dim=64, rng=0, preprocessing=Preprocessing(128.0, 64.0))
+    with pytest.raises(PreflightError, match=r"^1 of 5 checks before training failed:\nmemory: "):
+        check_training(net, digits.X_train, digits.y_train, batch_size=10**12, update_rule="adam", tell=seen.append)
+    assert [finding.passed for finding in seen] == [True, True, True, False, True]
+
+
 def test_memory_that_nobody_counts_is_told(digits, monkeypatch):
     monkeypatch.setattr(preflight, "peak_bytes", lambda backend, call: None)
     findings = check_training(TwoLayerNet(input_dim=64, rng=0), digits.X_train, digits.y_train)

@@ -290,7 +290,7 @@ def _first_steps(subject: _Subject, batch_size: int, rule: Callable[..., Any], c
                  schedule: Schedule) -> Finding:
     """Take the same images each time, on which a step size that is not too large lowers the loss."""
     net, losses = subject.replica(), list[float]()
-    X, y = subject.some(batch_size)
+    X, y = subject.some(min(batch_size, 100))  # whatever the minibatch, this needs little memory
     configs = {name: dict(config) for name in net.params}
     with np.errstate(all="ignore"):
         for step in range(FIRST):

@@ -33,7 +33,7 @@ __all__ = [
 _CACHE_BYTES = 1 << 22  # of a NumPy tile: shared caches hold it, and its calls are long enough for two threads
 _BLOCK_BYTES = 1 << 19  # of each array in an elementwise update, where several share the cache
 _LINE_BYTES = 64  # of a cache
-_PIECE = 1 << 8  # rows that are added one after the other
+_ROWS = 1 << 8  # of a sum that are added one after the other
 _LANES = 8  # partial sums of large work, whatever the number of threads
 _FEW = 4  # lanes of work that waits for memory: more threads gain nothing, each tile costs 50 us beside its work
 _UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -206,8 +206,8 @@ def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 def sum_rows(a: Array) -> Array:
     """Return the sum over the first axis, for NumPy in pieces, since it adds rows one after the other."""
-    if library_of(a) == "numpy" and len(a) > _PIECE:
-        a = np.add.reduceat(a, np.arange(0, len(a), _PIECE))
+    if library_of(a) == "numpy" and len(a) > _ROWS:
+        a = np.add.reduceat(a, np.arange(0, len(a), _ROWS))
     return array_api_compat.array_namespace(a).sum(a, axis=0)
 
 
