@@ -372,7 +372,59 @@ def test_blas_gets_its_threads_back_whenever_ctrl_c_comes(call, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         with_blas_held(lambda: None)
     assert blas_threads() == before
-    assert not threads._blas_users
+    assert not threads._blas._users
+
+
+@pytest.fixture
+def slow_turns():
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(0.25)
+    yield 0.25
+    sys.setswitchinterval(before)
+
+
+def test_threads_take_short_turns_until_the_last_call_ends(monkeypatch, slow_turns):
+    monkeypatch.setenv("XPCONV_NUM_THREADS", "2")
+    seen, inside, leave = [], threading.Event(), threading.Event()
+
+    def run(task):
+        threads.run(lambda k: (task(), seen.append(sys.getswitchinterval())), 2, np.zeros(1))
+
+    other = threading.Thread(target=run, args=[lambda: (inside.set(), leave.wait(30))])
+    run(lambda: None)
+    assert sys.getswitchinterval() == slow_turns
+    other.start()
+    inside.wait(30)
+    with pytest.raises(KeyError):
+        run({}.popitem)
+    assert sys.getswitchinterval() == pytest.approx(threads._TURN)  # the other goes on
+    leave.set()
+    other.join()
+    assert (sys.getswitchinterval(), seen) == (slow_turns, [pytest.approx(threads._TURN)] * 4)
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_turns_are_as_before_whenever_ctrl_c_comes(call, monkeypatch, slow_turns):
+    calls = []
+
+    def interrupted(seconds):
+        calls.append(seconds)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        sys.setswitchinterval(seconds)
+
+    monkeypatch.setattr(threads._turns, "_write", interrupted)
+    monkeypatch.setenv("XPCONV_NUM_THREADS", "2")
+    with pytest.raises(KeyboardInterrupt):
+        threads.run(lambda k: None, 2, np.zeros(1))
+    assert sys.getswitchinterval() == slow_turns
+
+
+def test_one_thread_changes_nobodys_turns(monkeypatch, slow_turns):
+    monkeypatch.setenv("XPCONV_NUM_THREADS", "1")
+    seen = []
+    threads.run(lambda k: seen.append(sys.getswitchinterval()), 2, np.zeros(1))
+    assert seen == [slow_turns] * 2
 
 
 def test_all_helpers_have_ended_before_the_error_of_one_is_raised(monkeypatch):

@@ -165,7 +165,7 @@ def _sums(axes: Sequence[int], *factors: Image) -> Image:
             total += _row_sums(axis, *(a[*before, cut:] for a in factors))
     else:
         total = _row_sums(axis, *factors)
-    total = np.expand_dims(total, axis)
+    total = total[*before, None]
     others = tuple(a for a in axes if a != axis)
     if prod(x.shape[a] for a in others) > _PIECE:
         return _sums(others, total)

@@ -8,13 +8,14 @@ import ctypes
 import itertools
 import os
 import platform
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import copy_context
 from functools import lru_cache
 from queue import SimpleQueue
 from threading import Lock, Thread
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
@@ -25,7 +26,9 @@ from xpconv.errors import ArgumentError
 __all__ = ["num_threads", "run", "run_products"]
 
 _NUMPY_BUFFER = 1024  # elements: rows that are shorter than a buffer are copied to it, which takes as long as the work
+_TURN = 1e-5  # seconds for which one thread keeps Python's lock while another waits: by default 5 ms, a whole call
 _backwards = itertools.cycle((False, True))  # begin where the last call ended: the caches hold that part of its arrays
+_Value = TypeVar("_Value")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 
 
@@ -48,18 +51,39 @@ def run(task: Callable[[int], object], count: int, like: Array) -> None:
         for k in range(count):
             task(k)
         return
-    numbers = itertools.count()  # shared by the threads: each takes the next number when it is free
+    _keep_freed_memory()
+    helpers = min(num_threads(), count) - 1
+    if helpers > 0:
+        _turns.during(lambda: _share_out(task, count, helpers))
+    else:
+        _share_out(task, count, 0)
+
+
+def run_products(task: Callable[[int], object], count: int, like: Array) -> None:
+    """Run tasks that call BLAS, each on one thread; BLAS gets its threads back when the last such call ends.
+
+    BLAS's own threads would go on spinning for a while, which taxes whatever comes next, and they cut by their number,
+    which changes the bits.
+    """
+    if library_of(like) != "numpy":
+        run(task, count, like)
+    else:
+        _blas.during(lambda: run(task, count, like))
+
+
+def _share_out(task: Callable[[int], object], count: int, helpers: int) -> None:
+    """Work on the tasks with so many helpers: each thread takes the next one when it is free."""
+    numbers = itertools.count()  # shared by the threads
     last = count - 1 if next(_backwards) else 0
 
     def work() -> None:
         while (k := next(numbers)) < count:
             task(abs(last - k))
 
-    _keep_freed_memory()
     buffer, jobs = np.getbufsize(), []
     try:
         np.setbufsize(_NUMPY_BUFFER)
-        jobs = [_Job(work) for _ in range(min(num_threads(), count) - 1)]
+        jobs = [_Job(work) for _ in range(helpers)]
         if jobs:
             _crew().take(jobs)
         work()
@@ -74,27 +98,6 @@ def run(task: Callable[[int], object], count: int, like: Array) -> None:
             errors = [error for job in jobs if (error := job.end()) is not None]
     if errors:
         raise errors[0]
-
-
-def run_products(task: Callable[[int], object], count: int, like: Array) -> None:
-    """Run tasks that call BLAS, each on one thread; BLAS gets its threads back when the last such call ends.
-
-    BLAS's own threads would go on spinning for a while, which taxes whatever comes next, and they cut by their number,
-    which changes the bits.
-    """
-    if library_of(like) != "numpy":
-        run(task, count, like)
-        return
-    user = object()
-    try:
-        _hold_blas(user)
-        run(task, count, like)
-    finally:
-        try:
-            _release_blas(user)
-        except BaseException:  # Ctrl-C, which may come here, too
-            _release_blas(user)
-            raise
 
 
 class _Job:
@@ -183,27 +186,57 @@ def _libc() -> Any:
     return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 
 
-_blas_lock = Lock()
-_blas_users: set[object] = set()
-_blas_threads: list[tuple[Any, int]] = []  # the libraries that are held, and the threads they had
+class _Setting(Generic[_Value]):
+    """A setting of the whole process: whoever comes first changes it, whoever leaves last puts it back."""
+
+    def __init__(self, read: Callable[[], _Value], write: Callable[[_Value], None],
+                 change: Callable[[_Value], _Value]) -> None:
+        self._read, self._write, self._change = read, write, change
+        self._lock = Lock()
+        self._users: set[object] = set()
+        self._before: list[_Value] = []  # what it was, while it is changed
+
+    def during(self, call: Callable[[], None]) -> None:
+        """Call with the setting changed."""
+        user = object()
+        try:
+            self._hold(user)
+            call()
+        finally:
+            try:
+                self._release(user)
+            except BaseException:  # Ctrl-C, which may come here, too
+                self._release(user)
+                raise
+
+    def _hold(self, user: object) -> None:
+        with self._lock:
+            if not self._users:
+                self._before = [self._read()]
+                self._write(self._change(self._before[0]))
+            self._users.add(user)
+
+    def _release(self, user: object) -> None:
+        with self._lock:
+            self._users.discard(user)
+            if not self._users and self._before:
+                self._write(self._before[0])
+                self._before = []
+
+    def start_anew(self) -> None:
+        """Put it back in a forked child, where no user is left."""
+        self._lock = Lock()
+        self._users.clear()
+        self._release(None)
 
 
-def _hold_blas(user: object) -> None:
-    with _blas_lock:
-        if not _blas_users:
-            _blas_threads[:] = [(library, library.num_threads) for library in _blas_libraries()]
-            for library, _ in _blas_threads:
-                _set_threads(library, 1)
-        _blas_users.add(user)
+def _read_threads() -> list[int]:
+    return [library.num_threads for library in _blas_libraries()]
 
 
-def _release_blas(user: object) -> None:
-    with _blas_lock:
-        _blas_users.discard(user)
-        if not _blas_users:
-            for library, threads in _blas_threads:
-                _set_threads(library, threads)
-            _blas_threads.clear()
+def _write_threads(numbers: list[int]) -> None:
+    for library, number in zip(_blas_libraries(), numbers, strict=True):
+        _set_threads(library, number)
 
 
 def _set_threads(library: Any, threads: int) -> None:
@@ -218,13 +251,15 @@ def _blas_libraries() -> list[Any]:
     return list(ThreadpoolController().select(user_api="blas").lib_controllers)
 
 
+_blas = _Setting(_read_threads, _write_threads, lambda before: [1] * len(before))
+_turns = _Setting(sys.getswitchinterval, sys.setswitchinterval, lambda before: min(before, _TURN))
+
+
 def _start_anew() -> None:
     """In a forked child: none of the parent's other threads is here, and what they held is free."""
-    global _blas_lock
     _crew.cache_clear()
-    _blas_lock = Lock()
-    _blas_users.clear()
-    _release_blas(None)
+    for setting in (_blas, _turns):
+        setting.start_anew()
 
 
 if hasattr(os, "register_at_fork"):
