@@ -545,14 +545,34 @@ needs_two_cpus = pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or len(
 
 
 @needs_two_cpus
-def test_helpers_leave_this_thread_its_cpu_which_may_run_anywhere(monkeypatch):
+def test_this_thread_keeps_its_cpu_for_a_call_and_helpers_have_the_others(monkeypatch):
     monkeypatch.setenv("XPCONV_NUM_THREADS", "3")
     threads._crew.cache_clear()
-    cpus = os.sched_getaffinity(0)
-    threads.run(lambda k: None, 8, np.zeros(1))
-    helpers = [os.sched_getaffinity(thread.native_id) for thread in threads._crew()._threads]
+    cpus, all_here, seen = os.sched_getaffinity(0), threading.Barrier(3, timeout=30), {}
+
+    def task(k):
+        all_here.wait()
+        seen[threading.current_thread()] = os.sched_getaffinity(0)
+
+    threads.run(task, 3, np.zeros(1))
+    mine = seen.pop(threading.current_thread())
+    assert (len(mine), list(seen.values())) == (1, [cpus - mine] * 2)
     assert os.sched_getaffinity(0) == cpus
-    assert [(len(helper), helper < cpus) for helper in helpers] == [(len(cpus) - 1, True)] * 2
+
+
+@needs_two_cpus
+def test_helpers_of_a_thread_that_has_one_cpu_keep_theirs(monkeypatch):
+    monkeypatch.setenv("XPCONV_NUM_THREADS", "2")
+    cpus, both = os.sched_getaffinity(0), threading.Barrier(2, timeout=30)
+    threads.run(lambda k: both.wait(), 2, np.zeros(1))
+    helpers = [os.sched_getaffinity(thread.native_id) for thread in threads._crew()._threads]
+    try:
+        os.sched_setaffinity(0, {min(cpus)})
+        threads.run(lambda k: both.wait(), 2, np.zeros(1))
+        assert os.sched_getaffinity(0) == {min(cpus)}
+    finally:
+        os.sched_setaffinity(0, cpus)
+    assert [os.sched_getaffinity(thread.native_id) for thread in threads._crew()._threads] == helpers
 
 
 @pytest.mark.usefixtures("two_blas_threads")
@@ -560,18 +580,18 @@ def test_helpers_leave_this_thread_its_cpu_which_may_run_anywhere(monkeypatch):
 def test_ctrl_c_before_the_helpers_begin_leaves_everything_as_it_was(monkeypatch):
     x, w = draw(64, 16, 8, 8), draw(16, 16, 3, 3)
     monkeypatch.setenv("XPCONV_NUM_THREADS", "2")
-    before, buffers, take = blas_threads(), np.getbufsize(), threads._Crew.take
+    before, buffers, cpus, take = blas_threads(), np.getbufsize(), os.sched_getaffinity(0), threads._Crew.take
     expected = layers.conv_forward(x, w, None)[0]
 
-    def interrupted(self, jobs):
-        take(self, jobs)
+    def interrupted(self, jobs, others):
+        take(self, jobs, others)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(threads._Crew, "take", interrupted)
     with pytest.raises(KeyboardInterrupt):
         layers.conv_forward(x, w, None)
     monkeypatch.setattr(threads._Crew, "take", take)
-    assert (blas_threads(), np.getbufsize()) == (before, buffers)
+    assert (blas_threads(), np.getbufsize(), os.sched_getaffinity(0)) == (before, buffers, cpus)
     assert layers.conv_forward(x, w, None)[0].tobytes() == expected.tobytes()
 
 

@@ -80,18 +80,20 @@ def _share_out(task: Callable[[int], object], count: int, helpers: int) -> None:
         while (k := next(numbers)) < count:
             task(abs(last - k))
 
-    buffer, jobs = np.getbufsize(), []
+    buffer, cpus, jobs = np.getbufsize(), _cpus(), []
     try:
         np.setbufsize(_NUMPY_BUFFER)
         jobs = [_Job(work) for _ in range(helpers)]
         if jobs:
-            _crew().take(jobs)
+            _part_ways(cpus, jobs)
         work()
     finally:
         try:
             np.setbufsize(buffer)
+            _keep_to(cpus)
         except BaseException:  # Ctrl-C, which may come here, too
             np.setbufsize(buffer)
+            _keep_to(cpus)
             raise
         finally:
             numbers = itertools.count(count)  # after an error the others need not go on
@@ -131,14 +133,17 @@ class _Crew:
         self._threads: list[Thread] = []
         self._cpus: set[int] = set()
 
-    def take(self, jobs: list[_Job]) -> None:
-        """Let helpers begin with the jobs."""
+    def take(self, jobs: list[_Job], cpus: set[int]) -> None:
+        """Let helpers begin with the jobs, on these CPUs; no CPUs are those they may use now."""
         while len(self._threads) < len(jobs):
             helper = Thread(target=self._help, name="xpconv", daemon=True)
             helper.start()
             self._threads.append(helper)
             self._cpus = set()
-        self._keep_off_this_cpu()
+        if cpus and cpus != self._cpus:
+            self._cpus = cpus
+            for helper in self._threads:
+                _keep_to(cpus, helper)
         for job in jobs:
             self._jobs.put(job)
 
@@ -146,25 +151,35 @@ class _Crew:
         while True:
             self._jobs.get().begin()
 
-    def _keep_off_this_cpu(self) -> None:
-        """Leave the helpers all CPUs but the one of this thread.
-
-        Threads that take turns at Python's lock look to the system as if they never ran at once: it leaves them on one.
-        """
-        if not hasattr(os, "sched_setaffinity") or not hasattr(_libc(), "sched_getcpu"):
-            return
-        cpus = os.sched_getaffinity(0)
-        cpus = cpus - {_libc().sched_getcpu()} or cpus
-        if cpus != self._cpus:
-            self._cpus = cpus
-            with suppress(OSError):  # a sandbox may forbid it
-                for helper in self._threads:
-                    os.sched_setaffinity(helper.native_id or 0, cpus)
-
 
 @lru_cache
 def _crew() -> _Crew:
     return _Crew()
+
+
+def _part_ways(cpus: set[int], jobs: list[_Job]) -> None:
+    """Give the jobs to helpers on all CPUs but the one of this thread, which stays there.
+
+    Threads that take turns at Python's lock look to the system as if they never ran at once: it puts them on one.
+    """
+    others: set[int] = set()
+    if len(cpus) > 1 and hasattr(_libc(), "sched_getcpu"):
+        here = {_libc().sched_getcpu()}
+        others = cpus - here
+        _keep_to(here)
+    _crew().take(jobs, others)
+
+
+def _cpus() -> set[int]:
+    """Return the CPUs that this thread may use, where the system tells."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+
+
+def _keep_to(cpus: set[int], thread: Thread | None = None) -> None:
+    """Let a thread, or this one, use these CPUs only."""
+    if cpus:
+        with suppress(OSError):  # a sandbox may forbid it
+            os.sched_setaffinity((thread.native_id or 0) if thread else 0, cpus)
 
 
 @lru_cache
