@@ -121,7 +121,7 @@ def normalise_backward(dout: Image, x: Image, mean: Image, inv_std: Image, gamma
                        sums: Sequence[int], along: int) -> tuple[Image, ...]:
     """Take the sums of dout and dout * x once; what is over `axes` is a sum of those, unless gamma varies."""
     alike = all(gamma.shape[axis] == 1 for axis in sums)
-    rest = tuple(axis for axis in axes if axis not in sums)
+    rest = tuple(axis + 1 for axis in axes if axis not in sums)  # of both totals in one array
     scale = inv_std * gamma if alike else inv_std
     share = inv_std / -prod(x.shape[axis] for axis in axes)
     as_it_is = ((np.abs(mean) <= sqrt(_NEAR_ZERO) / inv_std) & (inv_std > _TINY)).all()  # else xhat is summed up
@@ -131,17 +131,15 @@ def normalise_backward(dout: Image, x: Image, mean: Image, inv_std: Image, gamma
              width: Image, gamma: Image) -> tuple[Image, Image]:
         if not as_it_is:
             x = (x - mean) * inv_std
-        center, slope = totals = _sums(sums, dout), _sums(sums, dout, x)
-        if not alike:
+        totals = np.array([_sums(sums, dout), _sums(sums, dout, x)])
+        if alike:
+            center, slope = (totals * gamma).sum(axis=rest, keepdims=True)
+        else:
             dout = np.multiply(dout, gamma, out=dx)
             center, slope = _sums(axes, dout), _sums(axes, dout, x)
-        elif rest:
-            center, slope = ((a * gamma).sum(axis=rest, keepdims=True) for a in totals)
-        else:
-            center, slope = (a * gamma for a in totals)
         slope = share * (width * (width * (slope - middle * center)))  # width**2 may be too large a number
         _combine(dx, share * center - slope * middle, (slope, x), (scale, dout))
-        return totals
+        return totals[0], totals[1]
 
     dx = np.empty(x.shape, x.dtype)
     dbeta, product = over_tiles(tile, along, dx, dout, x, mean, inv_std, scale, share, middle, width, gamma)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 from math import prod
-from threading import Lock, local
+from threading import local
 from typing import Any
 
 import array_api_compat
@@ -139,20 +139,14 @@ def over_tiles(body: Callable[..., tuple[Array, ...]], axis: int, *arrays: Array
     count = like.shape[axis]
     tiles = _tiles(count, like.nbytes // count, like, lanes=_FEW)
     before = (slice(None),) * axis
-    joined: list[Array] = []
-    lock = Lock()
+    parts: list[tuple[Array, ...]] = [()] * len(tiles)
 
     def task(k: int) -> None:
         at = (*before, tiles[k])
-        results = body(*(a[at] if a.shape[axis] == count else a for a in arrays))
-        with lock:
-            if not joined:
-                joined[:] = [np.empty((*r.shape[:axis], count, *r.shape[axis + 1:]), r.dtype) for r in results]
-        for whole, part in zip(joined, results, strict=True):
-            whole[at] = part
+        parts[k] = body(*(a[at] if a.shape[axis] == count else a for a in arrays))
 
     run(task, len(tiles), like)
-    return tuple(joined)
+    return tuple(np.concatenate(results, axis) for results in zip(*parts, strict=True))
 
 
 def matmul(a: Array, b: Array) -> Array:
