@@ -49,7 +49,7 @@ def max_pool(x: Image, size: Pair, stride: Pair, padding: Pair) -> tuple[Image, 
             view[...] = strided
             np.greater(view, mine, out=better)
             np.maximum(mine, view, out=mine)
-            np.multiply(better, k, out=index, casting="unsafe")  # 0 or k, which exceeds every place so far
+            np.multiply(better.view(np.uint8), place.dtype.type(k), out=index)  # 0 or k, which exceeds all so far
             np.maximum(where, index, out=where)
         if np.isnan(mine).any():  # which exceeds nothing
             where[...] = portable("max_pool")(x[tile], size, stride, padding)[1]
