@@ -80,11 +80,11 @@ def _share_out(task: Callable[[int], object], count: int, helpers: int) -> None:
         while (k := next(numbers)) < count:
             task(abs(last - k))
 
-    buffer, cpus, jobs = np.getbufsize(), _cpus(), []
+    buffer, cpus, jobs = np.getbufsize(), _cpus() if helpers else set(), []
     try:
         np.setbufsize(_NUMPY_BUFFER)
         jobs = [_Job(work) for _ in range(helpers)]
-        if jobs:
+        if helpers:
             _part_ways(cpus, jobs)
         work()
     finally:
