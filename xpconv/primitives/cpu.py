@@ -122,28 +122,26 @@ def normalise_backward(dout: Image, x: Image, mean: Image, inv_std: Image, gamma
     """Take the sums of dout and dout * x once; what is over `axes` is a sum of those, unless gamma varies."""
     alike = all(gamma.shape[axis] == 1 for axis in sums)
     rest = tuple(axis + 1 for axis in axes if axis not in sums)  # of both totals in one array
-    scale = inv_std * gamma if alike else inv_std
-    share = inv_std / -prod(x.shape[axis] for axis in axes)
-    as_it_is = ((np.abs(mean) <= sqrt(_NEAR_ZERO) / inv_std) & (inv_std > _TINY)).all()  # else xhat is summed up
-    middle, width = (mean, inv_std) if as_it_is else (np.zeros_like(mean), np.ones_like(mean))
 
-    def tile(dx: Image, dout: Image, x: Image, mean: Image, inv_std: Image, scale: Image, share: Image, middle: Image,
-             width: Image, gamma: Image) -> tuple[Image, Image]:
+    def tile(dx: Image, dout: Image, x: Image, mean: Image, inv_std: Image, gamma: Image) -> tuple[Image, Image]:
+        as_it_is = ((np.abs(mean) <= sqrt(_NEAR_ZERO) / inv_std) & (inv_std > _TINY)).all()
+        middle, width = (mean, inv_std) if as_it_is else (np.zeros_like(mean), np.ones_like(mean))
         if not as_it_is:
             x = (x - mean) * inv_std
         totals = np.array([_sums(sums, dout), _sums(sums, dout, x)])
         if alike:
             center, slope = (totals * gamma).sum(axis=rest, keepdims=True)
+            scale = inv_std * gamma
         else:
-            dout = np.multiply(dout, gamma, out=dx)
+            dout, scale = np.multiply(dout, gamma, out=dx), inv_std
             center, slope = _sums(axes, dout), _sums(axes, dout, x)
+        share = inv_std / -count
         slope = share * (width * (width * (slope - middle * center)))  # width**2 may be too large a number
         _combine(dx, share * center - slope * middle, (slope, x), (scale, dout))
-        return totals[0], totals[1]
+        return (totals[1] - middle * totals[0]) * width, totals[0]
 
-    dx = np.empty(x.shape, x.dtype)
-    dbeta, product = over_tiles(tile, along, dx, dout, x, mean, inv_std, scale, share, middle, width, gamma)
-    return dx, (product - middle * dbeta) * width, dbeta
+    dx, count = np.empty(x.shape, x.dtype), prod(x.shape[axis] for axis in axes)
+    return dx, *over_tiles(tile, along, dx, dout, x, mean, inv_std, gamma)
 
 
 def _sums(axes: Sequence[int], *factors: Image) -> Image:
