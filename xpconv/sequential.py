@@ -288,12 +288,12 @@ def penalise(loss: Array, weights: Sequence[Array], grads: Sequence[Array], reg:
     """Return the loss plus ``0.5 * reg * sum(W * W)`` over all weights; add its gradients to theirs in place."""
     reg = float(reg)
 
-    def add(grad: Array, W: Array) -> None:
+    def add(grad: Array, W: Array) -> Array:
         grad += reg * W
+        return sum_of_squares(W)
 
     for W, grad in zip(weights, grads, strict=True):
-        loss = loss + 0.5 * reg * sum_of_squares(W)
-        in_blocks(add, grad, W)
+        loss = loss + 0.5 * reg * sum(in_blocks(add, grad, W))
     return loss
 
 

@@ -169,15 +169,22 @@ def matmul(a: Array, b: Array) -> Array:
     return out
 
 
-def in_blocks(update: Callable[..., None], *arrays: Array) -> None:
-    """Call an elementwise in-place update on arrays of one shape, for NumPy in cache-sized blocks on all threads."""
+def in_blocks(call: Callable[..., Any], *arrays: Array) -> list[Any]:
+    """Call with arrays of one shape, for NumPy with cache-sized flat blocks of them on all threads.
+
+    Return what the calls return, in order.
+    """
     if library_of(arrays[0]) != "numpy" or not all(a.flags.c_contiguous for a in arrays):
-        update(*arrays)
-        return
+        return [call(*arrays)]
     flat = [a.reshape(-1) for a in arrays]
     block = _BLOCK_BYTES // arrays[0].itemsize
-    count = -(-flat[0].size // block)
-    run(lambda k: update(*(a[k * block:(k + 1) * block] for a in flat)), count, arrays[0])
+    results: list[Any] = [None] * max(1, -(-flat[0].size // block))
+
+    def task(k: int) -> None:
+        results[k] = call(*(a[k * block:(k + 1) * block] for a in flat))
+
+    run_products(task, len(results), arrays[0])
+    return results
 
 
 _scratch = local()
@@ -206,15 +213,7 @@ def sum_rows(a: Array) -> Array:
 
 
 def sum_of_squares(a: Array) -> Array:
-    """Return the sum of the squares of all elements, for NumPy in blocks on all threads, added in order."""
-    if library_of(a) != "numpy" or not a.flags.c_contiguous:
-        return array_api_compat.array_namespace(a).sum(a * a)
-    flat, block = a.reshape(-1), _BLOCK_BYTES // a.itemsize
-    sums = np.zeros(-(-flat.size // block), a.dtype)
-
-    def task(k: int) -> None:
-        part = flat[k * block:(k + 1) * block]
-        sums[k] = np.dot(part, part)
-
-    run_products(task, sums.size, a)
-    return sums.sum()
+    """Return the sum of the squares of all elements, for NumPy by BLAS if it is a block of `in_blocks`."""
+    if library_of(a) == "numpy" and a.ndim == 1:
+        return np.dot(a, a)
+    return array_api_compat.array_namespace(a).sum(a * a)
