@@ -8,7 +8,7 @@ import numpy as np
 
 from xpconv.backend import Array, backend_of, on_host, to_host
 from xpconv.primitives import primitive
-from xpconv.primitives.tiling import in_blocks, sum_of_squares
+from xpconv.primitives.tiling import sum_in_blocks, sum_of_squares
 
 __all__ = ["all_finite", "blame", "examine", "keep_where", "largest_finite", "read_rows"]
 
@@ -89,7 +89,7 @@ def all_finite(loss: Any, grads: Iterable[Array]) -> Any:
 def _finite_on_host(a: Array) -> bool:
     """Add up squares first, in one pass that needs no memory: the sum is finite unless `a` is not, or is huge."""
     with np.errstate(all="ignore"):
-        if np.isfinite(float(sum(in_blocks(sum_of_squares, a)))):
+        if np.isfinite(float(sum_in_blocks(sum_of_squares, a))):
             return True
     xp = array_api_compat.array_namespace(a)
     return bool(xp.all(xp.isfinite(a)))

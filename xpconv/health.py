@@ -7,7 +7,7 @@ import numpy as np
 
 from xpconv.backend import Array, Backend, backend_of, to_host
 from xpconv.nn import Relu
-from xpconv.primitives.tiling import in_blocks, sum_of_squares
+from xpconv.primitives.tiling import sum_in_blocks, sum_of_squares
 from xpconv.sequential import Sequential
 
 __all__ = ["Watch", "copies"]
@@ -84,4 +84,4 @@ class Watch:
 
 def _ratio(w: Array, before: Array, xp: Any) -> Array:
     with np.errstate(all="ignore"):  # of weights that are 0, or no longer finite
-        return xp.sqrt(sum(in_blocks(sum_of_squares, w - before)) / sum(in_blocks(sum_of_squares, before)))
+        return xp.sqrt(sum_in_blocks(sum_of_squares, w - before) / sum_in_blocks(sum_of_squares, before))

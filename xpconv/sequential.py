@@ -12,7 +12,7 @@ from xpconv.errors import ArgumentError, ArgumentTypeError, OutOfMemoryError
 from xpconv.layers import softmax_loss, svm_loss
 from xpconv.nn import Arrays, Layer, Shape
 from xpconv.primitives import primitive
-from xpconv.primitives.tiling import in_blocks, sum_of_squares, workspace_bytes
+from xpconv.primitives.tiling import sum_in_blocks, sum_of_squares, workspace_bytes
 from xpconv.random import Rng, Stream, as_stream, draw_key, spawn
 
 __all__ = ["Preprocessing", "Sequential"]
@@ -293,7 +293,7 @@ def penalise(loss: Array, weights: Sequence[Array], grads: Sequence[Array], reg:
         return sum_of_squares(W)
 
     for W, grad in zip(weights, grads, strict=True):
-        loss = loss + 0.5 * reg * sum(in_blocks(add, grad, W))
+        loss = loss + 0.5 * reg * sum_in_blocks(add, grad, W)
     return loss
 
 

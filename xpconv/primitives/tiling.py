@@ -6,7 +6,7 @@ for any number of threads.
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import prod
 from threading import local
@@ -24,6 +24,7 @@ __all__ = [
     "in_blocks",
     "matmul",
     "over_tiles",
+    "sum_in_blocks",
     "sum_of_squares",
     "sum_over_tiles",
     "sum_rows",
@@ -169,22 +170,30 @@ def matmul(a: Array, b: Array) -> Array:
     return out
 
 
-def in_blocks(call: Callable[..., Any], *arrays: Array) -> list[Any]:
-    """Call with arrays of one shape, for NumPy with cache-sized flat blocks of them on all threads.
+def in_blocks(update: Callable[..., None], *arrays: Array) -> None:
+    """Call an elementwise in-place update on arrays of one shape, for NumPy in cache-sized blocks on all threads."""
+    count, block = _blocks(*arrays)
+    run(lambda k: update(*block(k)), count, arrays[0])
 
-    Return what the calls return, in order.
-    """
-    if library_of(arrays[0]) != "numpy" or not all(a.flags.c_contiguous for a in arrays):
-        return [call(*arrays)]
-    flat = [a.reshape(-1) for a in arrays]
-    block = _BLOCK_BYTES // arrays[0].itemsize
-    results: list[Any] = [None] * max(1, -(-flat[0].size // block))
+
+def sum_in_blocks(term: Callable[..., Array], *arrays: Array) -> Array:
+    """Return the sum, in order, of what a call returns for such blocks; it may leave work to BLAS."""
+    count, block = _blocks(*arrays)
+    terms: list[Any] = [None] * count
 
     def task(k: int) -> None:
-        results[k] = call(*(a[k * block:(k + 1) * block] for a in flat))
+        terms[k] = term(*block(k))
 
-    run_products(task, len(results), arrays[0])
-    return results
+    run_products(task, count, arrays[0])
+    return sum(terms)
+
+
+def _blocks(*arrays: Array) -> tuple[int, Callable[[int], Sequence[Array]]]:
+    """Return into how many flat blocks to cut arrays of one shape, if they are NumPy's, and what cuts the k-th."""
+    if library_of(arrays[0]) != "numpy" or not all(a.flags.c_contiguous for a in arrays):
+        return 1, lambda k: arrays
+    flat, size = [a.reshape(-1) for a in arrays], _BLOCK_BYTES // arrays[0].itemsize
+    return max(1, -(-flat[0].size // size)), lambda k: [a[k * size:(k + 1) * size] for a in flat]
 
 
 _scratch = local()
@@ -213,7 +222,7 @@ def sum_rows(a: Array) -> Array:
 
 
 def sum_of_squares(a: Array) -> Array:
-    """Return the sum of the squares of all elements, for NumPy by BLAS if it is a block of `in_blocks`."""
+    """Return the sum of the squares of all elements, for NumPy by BLAS if it is flat."""
     if library_of(a) == "numpy" and a.ndim == 1:
         return np.dot(a, a)
     return array_api_compat.array_namespace(a).sum(a * a)
