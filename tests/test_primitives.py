@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -19,7 +20,15 @@ from xpconv.errors import ArgumentError
 from xpconv.primitives import accelerated_versions, threads, winograd
 from xpconv.primitives.normalise import normalise
 from xpconv.primitives.threads import num_threads
-from xpconv.primitives.tiling import for_each_tile, sum_over_tiles, workspace_bytes
+from xpconv.primitives.tiling import (
+    for_each_tile,
+    in_blocks,
+    matmul,
+    sum_in_blocks,
+    sum_of_squares,
+    sum_over_tiles,
+    workspace_bytes,
+)
 from xpconv.primitives.windows import fold, max_pool, max_unpool, output_size, unfold
 
 GEOMETRIES = {  # image, size, stride, padding
@@ -59,6 +68,15 @@ def test_unfold_lays_every_window_out_as_a_column(backend, image, size, stride, 
     expected = columns_by_loops(x, size, stride, padding)
     cols = unfold(backend.asarray(x), size, stride, padding)
     assert_array(cols, expected.reshape(3 * size[0] * size[1], -1), backend, "float64", tolerance=0)
+
+
+@pytest.mark.parametrize(("shape", "size"), [((1, 2, 3, 4), (1, 1)), ((1, 1, 3, 3), (3, 3)), ((2, 2, 3, 4), (1, 1))])
+def test_what_is_written_to_columns_leaves_the_image_alone(shape, size, backend):
+    x = backend.asarray(draw(*shape))
+    before = backend.to_host(x).copy()
+    cols = unfold(x, size, (1, 1), (0, 0))
+    cols += 1
+    assert_array(x, before, backend, "float64", tolerance=0)
 
 
 @every_geometry
@@ -654,6 +672,19 @@ def test_layers_work_where_threads_may_not_be_bound_to_cpus(monkeypatch):
     assert sorted(done) == [0, 1, 2, 3]
 
 
+def test_the_caller_does_all_the_work_where_no_thread_can_be_started(monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setenv("XPCONV_NUM_THREADS", "2")
+    monkeypatch.setattr(threads.Thread, "start", refuse)
+    threads._crew.cache_clear()
+    done = []
+    threads.run(done.append, 4, np.zeros(1))
+    assert sorted(done) == [0, 1, 2, 3]
+    assert threads._crew()._jobs.empty()  # nothing waits for a helper that is not there
+
+
 def test_work_that_no_helper_had_time_for_is_called_off(monkeypatch):
     monkeypatch.setenv("XPCONV_NUM_THREADS", "2")
     threads._crew.cache_clear()
@@ -674,6 +705,54 @@ def test_work_that_no_helper_had_time_for_is_called_off(monkeypatch):
     done.set()
     other.join()
     assert names == [threading.current_thread().name] * 4
+
+
+@pytest.fixture
+def peak():
+    """Return a function that calls another and returns the bytes it took at most beyond its result's."""
+    def measure(call):
+        tracemalloc.start()
+        try:
+            result = call()
+            return tracemalloc.get_traced_memory()[1] - getattr(result, "nbytes", 0)
+        finally:
+            tracemalloc.stop()
+
+    return measure
+
+
+@pytest.mark.parametrize(("M", "K", "N"), [(512, 512, 512), (500, 512, 60), (60, 512, 500), (50, 2048, 500)])
+def test_products_need_no_more_memory_than_their_factors(M, K, N, peak, monkeypatch):
+    a, b = draw(M, K), draw(K, N, seed=1)
+    assert peak(lambda: matmul(a, b)) < max(a.nbytes, b.nbytes) + 2**16
+    results = []
+    for number in ("1", "2", "4"):
+        monkeypatch.setenv("XPCONV_NUM_THREADS", number)
+        results.append(matmul(a, b))
+    np.testing.assert_allclose(results[0], a @ b, atol=1e-10)
+    assert all(np.array_equal(results[0], other) for other in results[1:])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[:-1])
+def test_updates_need_little_memory_in_any_layout(layout, peak):
+    W, plain = (place(find_backend("numpy"), np.ones((1024, 513), np.float32)) for place in (layout, contiguous))
+    with threadpool_limits(1):
+        total = sum_in_blocks(sum_of_squares, W)
+        assert peak(lambda: in_blocks(lambda part: np.subtract(part, part * part * 0.5, out=part), W)) < 2 * 2**20
+    np.testing.assert_allclose(total, W.size, rtol=1e-6)
+    np.testing.assert_array_equal(W, plain * np.float32(0.5))
+
+
+@pytest.mark.parametrize("scale", [1e18, 1e19, 1e25, 1e30])
+@pytest.mark.parametrize("shape", [(64, 4), (256, 4), (600, 64), (32, 8, 16, 16)])
+@pytest.mark.parametrize("accelerated", ["1", "0"])
+def test_norms_of_huge_values_raise_no_floating_point_error(scale, shape, accelerated, monkeypatch):
+    monkeypatch.setenv("XPCONV_ACCELERATE", accelerated)
+    x, ones = (draw(*shape) * scale).astype("float32"), np.ones(shape[1], np.float32)
+    with np.errstate(over="raise", invalid="raise", divide="raise"):
+        for out, _ in (layers.batchnorm_forward(x, ones, 0 * ones, train=True),
+                       layers.groupnorm_forward(x, ones, 0 * ones, groups=2)):
+            assert float(np.std(out.astype("float64"))) == pytest.approx(1, rel=1e-3)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e10, 1e15, 1e18])

@@ -28,7 +28,7 @@ def unfold(x: Image, size: Pair, stride: Pair, padding: Pair) -> Image:
     x = pad(x, padding)
     n, c, h, w = x.strides
     view = as_strided(x, (C, *size, N, OH, OW), (c, h, w, n, h * stride[0], w * stride[1]), writeable=False)
-    return np.ascontiguousarray(view).reshape(C * size[0] * size[1], N * OH * OW)
+    return np.array(view, order="C").reshape(C * size[0] * size[1], N * OH * OW)
 
 
 @accelerate("max_pool", "numpy")
@@ -100,11 +100,11 @@ def normalise(x: Image, gamma: Image, beta: Image, *, axes: Sequence[int], along
             square = mean * mean
             var = _sums(axes, x, x) / count - square
             as_it_is = ((square <= _NEAR_ZERO * var) & (var < np.inf)).all()
-        if not as_it_is:
-            x = np.subtract(x, mean, out=out)
-            rest = _sums(axes, x) / count  # by so much the mean was rounded
-            x -= rest
-            mean, var = mean + rest, _sums(axes, x, x) / count
+            if not as_it_is:
+                x = np.subtract(x, mean, out=out)
+                rest = _sums(axes, x) / count  # by so much the mean was rounded
+                x -= rest
+                mean, var = mean + rest, _sums(axes, x, x) / count
         inv_std = 1 / np.sqrt(var + eps)
         if not as_it_is and not (var < np.inf).all():
             var, inv_std = spread(np, x, axes, eps)

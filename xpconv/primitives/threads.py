@@ -135,16 +135,17 @@ class _Crew:
 
     def take(self, jobs: list[_Job], cpus: set[int]) -> None:
         """Let helpers begin with the jobs, on these CPUs; no CPUs are those they may use now."""
-        while len(self._threads) < len(jobs):
-            helper = Thread(target=self._help, name="xpconv", daemon=True)
-            helper.start()
-            self._threads.append(helper)
-            self._cpus = set()
+        with suppress(RuntimeError):  # the system gives no more threads: the jobs are done without
+            while len(self._threads) < len(jobs):
+                helper = Thread(target=self._help, name="xpconv", daemon=True)
+                helper.start()
+                self._threads.append(helper)
+                self._cpus = set()
         if cpus and cpus != self._cpus:
             self._cpus = cpus
             for helper in self._threads:
                 _keep_to(cpus, helper)
-        for job in jobs:
+        for job in jobs[:len(self._threads)]:
             self._jobs.put(job)
 
     def _help(self) -> None:

@@ -158,7 +158,7 @@ def matmul(a: Array, b: Array) -> Array:
     blocks = _LANES if M * K * N > _SMALL_PRODUCT else 1
     size = -(-max(M, K, N) // blocks)
     parts = [slice(k * size, (k + 1) * size) for k in range(blocks)]
-    if max(M, N) <= K:
+    if max(M, N, blocks * min(M, N)) <= K:  # the terms are no larger than a or b
         terms = np.empty((blocks, M, N), np.result_type(a, b))
         run_products(lambda k: np.matmul(a[:, parts[k]], b[parts[k]], out=terms[k]), blocks, a)
         return terms.sum(axis=0) if blocks > 1 else terms[0]
@@ -189,11 +189,13 @@ def sum_in_blocks(term: Callable[..., Array], *arrays: Array) -> Array:
 
 
 def _blocks(*arrays: Array) -> tuple[int, Callable[[int], Sequence[Array]]]:
-    """Return into how many flat blocks to cut arrays of one shape, if they are NumPy's, and what cuts the k-th."""
-    if library_of(arrays[0]) != "numpy" or not all(a.flags.c_contiguous for a in arrays):
+    """Return into how many blocks to cut arrays of one shape, if they are NumPy's, and what cuts the k-th."""
+    if library_of(arrays[0]) != "numpy":
         return 1, lambda k: arrays
-    flat, size = [a.reshape(-1) for a in arrays], _BLOCK_BYTES // arrays[0].itemsize
-    return max(1, -(-flat[0].size // size)), lambda k: [a[k * size:(k + 1) * size] for a in flat]
+    flat = [a.reshape(-1) for a in arrays] if all(a.flags.c_contiguous for a in arrays) else arrays
+    rows = len(flat[0])
+    size = max(1, _BLOCK_BYTES * rows // max(1, flat[0].nbytes))
+    return max(1, -(-rows // size)), lambda k: [a[k * size:(k + 1) * size] for a in flat]
 
 
 _scratch = local()
