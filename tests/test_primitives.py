@@ -734,11 +734,12 @@ def test_products_need_no_more_memory_than_their_factors(M, K, N, peak, monkeypa
 
 
 @pytest.mark.parametrize("layout", LAYOUTS[:-1])
-def test_updates_need_little_memory_in_any_layout(layout, peak):
-    W, plain = (place(find_backend("numpy"), np.ones((1024, 513), np.float32)) for place in (layout, contiguous))
+def test_updates_need_little_memory_in_any_layout(layout, peak, monkeypatch):
+    monkeypatch.setenv("XPCONV_NUM_THREADS", "2")
+    W, plain = (place(find_backend("numpy"), np.ones((4096, 513), np.float32)) for place in (layout, contiguous))
     with threadpool_limits(1):
         total = sum_in_blocks(sum_of_squares, W)
-        assert peak(lambda: in_blocks(lambda part: np.subtract(part, part * part * 0.5, out=part), W)) < 2 * 2**20
+        assert peak(lambda: in_blocks(lambda part: np.subtract(part, part * part * 0.5, out=part), W)) < 3 * 2**20
     np.testing.assert_allclose(total, W.size, rtol=1e-6)
     np.testing.assert_array_equal(W, plain * np.float32(0.5))
 
