@@ -721,7 +721,8 @@ def peak():
     return measure
 
 
-@pytest.mark.parametrize(("M", "K", "N"), [(512, 512, 512), (500, 512, 60), (60, 512, 500), (50, 2048, 500)])
+@pytest.mark.parametrize(("M", "K", "N"), [(512, 512, 512), (500, 512, 60), (60, 512, 500), (50, 2048, 500),
+                                       (256, 2048, 260)])
 def test_products_need_no_more_memory_than_their_factors(M, K, N, peak, monkeypatch):
     a, b = draw(M, K), draw(K, N, seed=1)
     assert peak(lambda: matmul(a, b)) < max(a.nbytes, b.nbytes) + 2**16

@@ -151,14 +151,15 @@ def over_tiles(body: Callable[..., tuple[Array, ...]], axis: int, *arrays: Array
 
 
 def matmul(a: Array, b: Array) -> Array:
-    """Return the matrix product, for NumPy cut along its longest side into blocks that depend on shapes alone."""
+    """Return the matrix product, for NumPy cut along one side into blocks that depend on shapes alone."""
     (M, K), N = a.shape, b.shape[1]
     if library_of(a) != "numpy":
         return a @ b
     blocks = _LANES if M * K * N > _SMALL_PRODUCT else 1
-    size = -(-max(M, K, N) // blocks)
+    in_terms = max(M, N, blocks * min(M, N)) <= K  # which are no larger than a or b
+    size = -(-(K if in_terms else max(M, N)) // blocks)
     parts = [slice(k * size, (k + 1) * size) for k in range(blocks)]
-    if max(M, N, blocks * min(M, N)) <= K:  # the terms are no larger than a or b
+    if in_terms:
         terms = np.empty((blocks, M, N), np.result_type(a, b))
         run_products(lambda k: np.matmul(a[:, parts[k]], b[parts[k]], out=terms[k]), blocks, a)
         return terms.sum(axis=0) if blocks > 1 else terms[0]
