@@ -722,7 +722,7 @@ def peak():
 
 
 @pytest.mark.parametrize(("M", "K", "N"), [(512, 512, 512), (500, 512, 60), (60, 512, 500), (50, 2048, 500),
-                                       (256, 2048, 260)])
+                                       (256, 2000, 260)])
 def test_products_need_no_more_memory_than_their_factors(M, K, N, peak, monkeypatch):
     a, b = draw(M, K), draw(K, N, seed=1)
     assert peak(lambda: matmul(a, b)) < max(a.nbytes, b.nbytes) + 2**16
@@ -732,6 +732,21 @@ def test_products_need_no_more_memory_than_their_factors(M, K, N, peak, monkeypa
         results.append(matmul(a, b))
     np.testing.assert_allclose(results[0], a @ b, atol=1e-10)
     assert all(np.array_equal(results[0], other) for other in results[1:])
+
+
+@pytest.mark.parametrize(("M", "K", "N"), [(256, 2000, 260), (260, 2000, 256), (50, 2048, 500), (2048, 50, 60)])
+def test_products_are_cut_in_eight_like_blocks(M, K, N, monkeypatch):
+    work, product = [], np.matmul
+
+    def record(a, b, out):
+        work.append(len(a) * len(b) * out.shape[1])
+        return product(a, b, out=out)
+
+    monkeypatch.setattr(np, "matmul", record)
+    matmul(draw(M, K), draw(K, N, seed=1))
+    assert len(work) == 8
+    assert min(work) >= 0.8 * M * K * N / 8
+    assert sum(work) == M * K * N
 
 
 @pytest.mark.parametrize("layout", LAYOUTS[:-1])
