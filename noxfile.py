@@ -51,9 +51,11 @@ def kernels(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style."""
-    session.install(*LINT)
+    """Check style, and that each floor of the package imports from floors below it."""
+    session.install("-e", ".", *LINT)
     session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports")
 
 
 @nox.session

@@ -23,8 +23,8 @@ from benchmarks import device
 from benchmarks.cases import CASES, GROUPS, Case
 from benchmarks.contestants import Reference, Torch, Xpconv
 from benchmarks.timing import few, host_ms, interleaved, summary
-from xpconv.files import atomic_path
-from xpconv.primitives.threads import num_threads
+from xpconv.io._atomic import atomic_path
+from xpconv.ops.numpy._workers import num_threads
 
 PEERS = {"torch": lambda: Torch("cpu"), "torch-cuda": lambda: Torch("cuda"), "reference": Reference, "numpy": Xpconv}
 SLOW = {"reference": lambda case: case.small, "numpy": lambda case: case.large and case.kind == "step"}
@@ -34,10 +34,12 @@ AGREE_STEP = 5e-2  # of the gradient's norm: rounding tips a relu or a maximum o
 
 def main(
     backend: Annotated[str, typer.Option(help="As for XP_BACKEND.")] = "numpy",
-    peers: Annotated[str, typer.Option(help="Some of torch, torch-cuda, reference and numpy, with commas.")
-                     ] = "torch,reference",
-    only: Annotated[list[str] | None, typer.Option(help="A row to run, such as c64; may be repeated. All without it.")
-                    ] = None,
+    peers: Annotated[
+        str, typer.Option(help="Some of torch, torch-cuda, reference and numpy, with commas.")
+    ] = "torch,reference",
+    only: Annotated[
+        list[str] | None, typer.Option(help="A row to run, such as c64; may be repeated. All without it.")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
 ) -> None:
     """Measure, print, and write the figures if asked.
@@ -68,8 +70,16 @@ def main(
             for name, mean in means(mine):
                 console.print(f"{name}: geometric mean {mean:.2f}", highlight=False)
     if json_file:
-        result = {"machine": machine(), **gpu, "versions": versions(), "commit": commit(), "backend": backend,
-                  "threads": num_threads(), "date": datetime.now(UTC).isoformat(timespec="seconds"), "rows": rows}
+        result = {
+            "machine": machine(),
+            **gpu,
+            "versions": versions(),
+            "commit": commit(),
+            "backend": backend,
+            "threads": num_threads(),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "rows": rows,
+        }
         with atomic_path(json_file) as temporary:
             temporary.write_text(json.dumps(result, indent=1) + "\n")
 
@@ -81,27 +91,46 @@ def wanted(case: Case, peer: str, gpu: bool, tf32: bool) -> bool:
     return not tf32 or (case.kind in ("conv", "step", "epoch") and case.dtype != "float64")  # TF32 changes no others
 
 
-def compare(case: Case, ours: Xpconv, contestant: Any, peer: str, *, tf32: bool, rates: dict[str, float]
-            ) -> list[dict[str, Any]]:
+def compare(
+    case: Case, ours: Xpconv, contestant: Any, peer: str, *, tf32: bool, rates: dict[str, float]
+) -> list[dict[str, Any]]:
     """Check that both agree, then time every pass; with the `rates` of a card, tell which share of them it reaches."""
     passes, check = ours.prepare(case)
     peer_passes, peer_check = contestant.prepare(case)
-    size, limit = ((np.linalg.norm, AGREE_STEP) if case.kind in ("step", "epoch")
-                   else (_largest, AGREE["tf32" if tf32 else case.dtype]))
-    difference = max((float(size(a - b) / max(size(b), 1e-30)) for a, b in zip(check(), peer_check(), strict=True)),
-                     default=0.0)
+    size, limit = (
+        (np.linalg.norm, AGREE_STEP)
+        if case.kind in ("step", "epoch")
+        else (_largest, AGREE["tf32" if tf32 else case.dtype])
+    )
+    difference = max(
+        (float(size(a - b) / max(size(b), 1e-30)) for a, b in zip(check(), peer_check(), strict=True)), default=0.0
+    )
     if difference > limit:
         raise SystemExit(f"{case.name}: xpconv and {peer} differ by {difference:.1e} of the largest value")
     rows = []
     measure = device.device_ms if rates else host_ms
     for name in (name for name in passes if name != "check"):
-        mine, theirs = ((few(passes[name], 20, measure), few(peer_passes[name])) if peer in SLOW
-                        else interleaved(passes[name], peer_passes[name], measure=measure))
+        mine, theirs = (
+            (few(passes[name], 20, measure), few(peer_passes[name]))
+            if peer in SLOW
+            else interleaved(passes[name], peer_passes[name], measure=measure)
+        )
         (best, middle), (peer_best, peer_middle) = summary(mine), summary(theirs)
-        rows.append({"name": case.name, "pass": name, "dtype": case.dtype, "peer": peer, "tf32": tf32,
-                     "ours_ms": round(best, 4), "peer_ms": round(peer_best, 4), "ratio": round(peer_best / best, 3),
-                     "ours_median_ms": round(middle, 4), "peer_median_ms": round(peer_middle, 4),
-                     "max_rel_difference": difference})
+        rows.append(
+            {
+                "name": case.name,
+                "pass": name,
+                "dtype": case.dtype,
+                "peer": peer,
+                "tf32": tf32,
+                "ours_ms": round(best, 4),
+                "peer_ms": round(peer_best, 4),
+                "ratio": round(peer_best / best, 3),
+                "ours_median_ms": round(middle, 4),
+                "peer_median_ms": round(peer_middle, 4),
+                "max_rel_difference": difference,
+            }
+        )
         if rates:
             rows[-1].update(device.shares(case, name, best, tf32, rates))
         if peer == "torch-cuda" and name == "step":
@@ -119,9 +148,15 @@ def table(rows: list[dict[str, Any]], peer: str) -> Table:
     for heading in ("xpconv", peer, "ratio", "difference"):
         result.add_column(heading, justify="right")
     for row in rows:
-        result.add_row(row["name"], row["pass"], row["dtype"], f"{row['ours_ms']:.2f} ({row['ours_median_ms']:.2f})",
-                       f"{row['peer_ms']:.2f} ({row['peer_median_ms']:.2f})", f"{row['ratio']:.2f}",
-                       f"{row['max_rel_difference']:.0e}")
+        result.add_row(
+            row["name"],
+            row["pass"],
+            row["dtype"],
+            f"{row['ours_ms']:.2f} ({row['ours_median_ms']:.2f})",
+            f"{row['peer_ms']:.2f} ({row['peer_median_ms']:.2f})",
+            f"{row['ratio']:.2f}",
+            f"{row['max_rel_difference']:.0e}",
+        )
     return result
 
 
@@ -143,16 +178,22 @@ def machine() -> dict[str, str]:
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return {"cpu": model or platform.processor(), "system": f"{platform.system()} {platform.machine()}",
-            "blas": ", ".join(blas_kernels())}
+    return {
+        "cpu": model or platform.processor(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "blas": ", ".join(blas_kernels()),
+    }
 
 
 def blas_kernels() -> list[str]:
     """Return the kernels that NumPy's BLAS chose, such as ``openblas 0.3.31 Haswell``."""
     from threadpoolctl import threadpool_info
 
-    return [f"{pool['internal_api']} {pool['version']} {pool.get('architecture', '')}".strip()
-            for pool in threadpool_info() if pool["user_api"] == "blas"]
+    return [
+        f"{pool['internal_api']} {pool['version']} {pool.get('architecture', '')}".strip()
+        for pool in threadpool_info()
+        if pool["user_api"] == "blas"
+    ]
 
 
 def versions() -> dict[str, str]:
@@ -169,8 +210,13 @@ def versions() -> dict[str, str]:
 def commit() -> str:
     """Return the commit that was measured, marked where the tree had changes."""
     try:
-        return subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=10"], capture_output=True,
-                              text=True, check=True, cwd=Path(__file__).parent).stdout.strip()
+        return subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=10"],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=Path(__file__).parent,
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

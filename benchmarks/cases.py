@@ -22,12 +22,15 @@ class Case:
 
     def draw(self) -> dict[str, np.ndarray]:
         rng = np.random.default_rng(0)
-        arrays = {name: rng.integers(0, 256, shape, np.uint8) if self.dtype == "uint8"
-                  else rng.standard_normal(shape).astype(self.dtype) for name, shape in self.shapes.items()}
+        arrays = {
+            name: rng.integers(0, 256, shape, np.uint8)
+            if self.dtype == "uint8"
+            else rng.standard_normal(shape).astype(self.dtype)
+            for name, shape in self.shapes.items()
+        }
         if self.classes:
             arrays["y"] = rng.integers(0, self.classes, next(iter(self.shapes.values()))[0])
         return arrays
-
 
     def flops(self, passes: str) -> int:
         """Return the multiplications and additions of a convolution; its gradients take twice those of its output."""
@@ -38,11 +41,13 @@ class Case:
     def traffic(self, passes: str) -> int:
         """Return the bytes that must come from memory or go there: each array that a pass needs, once."""
         x, out = (prod(self.shapes.get(name, ())) for name in ("x", "dout"))
-        values = {"max_pool": {"forward": x + out, "forward+backward": 2 * (x + out)},
-                  "batchnorm": {"forward": 2 * x, "forward+backward": 5 * x},
-                  "groupnorm": {"forward": 2 * x, "forward+backward": 5 * x},
-                  "softmax": {"forward+backward": 2 * x},
-                  "adam": {"update": 7 * prod(self.shapes.get("w", ()))}}.get(self.kind, {}).get(passes, 0)
+        values = {
+            "max_pool": {"forward": x + out, "forward+backward": 2 * (x + out)},
+            "batchnorm": {"forward": 2 * x, "forward+backward": 5 * x},
+            "groupnorm": {"forward": 2 * x, "forward+backward": 5 * x},
+            "softmax": {"forward+backward": 2 * x},
+            "adam": {"update": 7 * prod(self.shapes.get("w", ()))},
+        }.get(self.kind, {}).get(passes, 0)
         return values * np.dtype(self.dtype).itemsize
 
 
@@ -77,15 +82,29 @@ CASES = [
     Case("Adam", "adam", {"w": (4_000_000,), "dw": (4_000_000,)}),
     Case("three-layer step", "step", {"X": (50, 3, 32, 32)}, {"net": "three-layer"}, classes=10),
     Case("six-conv step", "step", {"X": (64, 3, 32, 32)}, {"net": "six-conv"}, classes=10),
-    Case("three-layer step, batch 1024", "step", {"X": (1024, 3, 32, 32)}, {"net": "three-layer"}, classes=10,
-         large=True),
+    Case(
+        "three-layer step, batch 1024", "step", {"X": (1024, 3, 32, 32)}, {"net": "three-layer"}, classes=10, large=True
+    ),
     Case("six-conv step, batch 512", "step", {"X": (512, 3, 32, 32)}, {"net": "six-conv"}, classes=10, large=True),
-    Case("CIFAR-10 epoch, batch 512", "epoch", {"X": (50_000, 3, 32, 32)}, {"net": "six-conv", "batch": 512},
-         dtype="uint8", classes=10, large=True),
+    Case(
+        "CIFAR-10 epoch, batch 512",
+        "epoch",
+        {"X": (50_000, 3, 32, 32)},
+        {"net": "six-conv", "batch": 512},
+        dtype="uint8",
+        classes=10,
+        large=True,
+    ),
 ]
 
 GROUPS = {
     "conv": [case.name for case in CASES if case.kind == "conv"],
-    "pool, norms, softmax, Adam": ["max pool 2x2/2", "max pool 3x3/2", "batch norm", "group norm", "softmax loss",
-                                   "Adam"],
+    "pool, norms, softmax, Adam": [
+        "max pool 2x2/2",
+        "max pool 3x3/2",
+        "batch norm",
+        "group norm",
+        "softmax loss",
+        "Adam",
+    ],
 }

@@ -7,10 +7,10 @@ import numpy as np
 
 from benchmarks.cases import Case
 from xpconv import ConvNet, Preprocessing, Solver, ThreeLayerConvNet, layers
-from xpconv._memory import peak_bytes
 from xpconv.backend import get_backend, to_host
+from xpconv.backend._memory import peak_bytes
 from xpconv.layers import reference
-from xpconv.optim import adam
+from xpconv.training.optim import adam
 
 Passes = dict[str, Callable[[], Any]]
 PIXELS = 128.0, 64.0  # mean and standard deviation that images of bytes are normalised with
@@ -88,8 +88,16 @@ class Xpconv:
         model = make_net(net, self.backend)
         model.preprocessing = Preprocessing(*PIXELS)
         data = {"X_train": a["X"], "y_train": a["y"], "X_val": a["X"][:batch], "y_val": a["y"][:batch]}
-        solver = Solver(model, data, update_rule="adam", batch_size=batch, num_epochs=1, num_train_samples=batch,
-                        verbose=False, rng=0)
+        solver = Solver(
+            model,
+            data,
+            update_rule="adam",
+            batch_size=batch,
+            num_epochs=1,
+            num_train_samples=batch,
+            verbose=False,
+            rng=0,
+        )
         return {EPOCH: solver.train, "check": list}
 
 
@@ -148,12 +156,16 @@ class Torch:
 
     def batchnorm(self, a: dict[str, Any]) -> Passes:
         mean, var = self.torch.zeros_like(a["gamma"]), self.torch.zeros_like(a["gamma"])
-        return self._layer(lambda x, g, b: self.F.batch_norm(x, mean, var, g, b, training=True),
-                           [a["x"], a["gamma"], a["beta"]], a["dout"])
+        return self._layer(
+            lambda x, g, b: self.F.batch_norm(x, mean, var, g, b, training=True),
+            [a["x"], a["gamma"], a["beta"]],
+            a["dout"],
+        )
 
     def groupnorm(self, a: dict[str, Any], groups: int) -> Passes:
-        return self._layer(lambda x, g, b: self.F.group_norm(x, groups, g, b),
-                           [a["x"], a["gamma"], a["beta"]], a["dout"])
+        return self._layer(
+            lambda x, g, b: self.F.group_norm(x, groups, g, b), [a["x"], a["gamma"], a["beta"]], a["dout"]
+        )
 
     def softmax(self, a: dict[str, Any]) -> Passes:
         return {BOTH: self._layer(lambda x: self.F.cross_entropy(x, a["y"]), [a["x"]])[BOTH]}
@@ -211,8 +223,11 @@ class Torch:
                 module = nn.BatchNorm2d(shape[0])
                 keys[f"gamma{number}"], keys[f"beta{number}"] = module.weight, module.bias
             else:
-                module = {"Relu": nn.ReLU(), "MaxPool": nn.MaxPool2d(2),
-                          "GlobalAvgPool": nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())}[kind]
+                module = {
+                    "Relu": nn.ReLU(),
+                    "MaxPool": nn.MaxPool2d(2),
+                    "GlobalAvgPool": nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+                }[kind]
             modules.append(module)
             shape = layer.output_shape(shape)
         model = nn.Sequential(*modules).to(self.device)

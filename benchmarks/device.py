@@ -79,13 +79,25 @@ def card() -> dict[str, str]:
 
     index = cupy.cuda.Device().id
     properties = cupy.cuda.runtime.getDeviceProperties(index)
-    driver, runtime = (f"{v // 1000}.{v % 1000 // 10}" for v in (cupy.cuda.runtime.driverGetVersion(),
-                                                               cupy.cuda.runtime.runtimeGetVersion()))
-    described = {"name": properties["name"].decode(), "memory": f"{properties['totalGlobalMem'] / 2**30:.0f} GiB",
-                 "processors": str(properties["multiProcessorCount"]), "cuda_of_driver": driver, "cuda": runtime}
+    driver, runtime = (
+        f"{v // 1000}.{v % 1000 // 10}"
+        for v in (cupy.cuda.runtime.driverGetVersion(), cupy.cuda.runtime.runtimeGetVersion())
+    )
+    described = {
+        "name": properties["name"].decode(),
+        "memory": f"{properties['totalGlobalMem'] / 2**30:.0f} GiB",
+        "processors": str(properties["multiProcessorCount"]),
+        "cuda_of_driver": driver,
+        "cuda": runtime,
+    }
     try:
-        query = subprocess.run(["nvidia-smi", f"--id={index}", "--query-gpu=driver_version,clocks.max.sm",
-                                "--format=csv,noheader"], capture_output=True, text=True, check=True, timeout=60)
+        query = subprocess.run(
+            ["nvidia-smi", f"--id={index}", "--query-gpu=driver_version,clocks.max.sm", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
         described["driver"], described["clock"] = query.stdout.strip().split(", ")
     except (OSError, subprocess.SubprocessError, ValueError):
         described["driver"] = described["clock"] = "unknown"
@@ -106,8 +118,12 @@ def shares(case: Case, name: str, ms: float, tf32: bool, rates: dict[str, float]
 
 def weigh(ours: Call, peer: Call, our_peak: Callable[[Call], int], peer_peak: Callable[[Call], int]) -> dict[str, Any]:
     """Return how many launches, and how much memory beyond what stays, a step of each takes."""
-    return {"ours_launches": launches(ours), "peer_launches": launches(peer),
-            "ours_peak_mib": round(our_peak(ours) / 2**20, 1), "peer_peak_mib": round(peer_peak(peer) / 2**20, 1)}
+    return {
+        "ours_launches": launches(ours),
+        "peer_launches": launches(peer),
+        "ours_peak_mib": round(our_peak(ours) / 2**20, 1),
+        "peer_peak_mib": round(peer_peak(peer) / 2**20, 1),
+    }
 
 
 def launches(call: Call) -> int:

@@ -19,8 +19,9 @@ def host_ms(call: Call) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
-def interleaved(ours: Call, peer: Call, rounds: int = ROUNDS, measure: Callable[[Call], float] = host_ms
-                ) -> tuple[list[float], list[float]]:
+def interleaved(
+    ours: Call, peer: Call, rounds: int = ROUNDS, measure: Callable[[Call], float] = host_ms
+) -> tuple[list[float], list[float]]:
     """Return the times in milliseconds of `ours` and of `peer`, in blocks A B B A."""
     times: tuple[list[float], list[float]] = ([], [])
     for who in (0, 1, 1, 0) * rounds:

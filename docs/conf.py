@@ -57,8 +57,9 @@ def home(thing):
     return next(name for name, module in MODULES.items() if any(getattr(module, n) is thing for n in module.__all__))
 
 
-autosummary_context = {"homes": {name: {n: home(getattr(module, n)) for n in module.__all__}
-                                 for name, module in MODULES.items()}}
+autosummary_context = {
+    "homes": {name: {n: home(getattr(module, n)) for n in module.__all__} for name, module in MODULES.items()}
+}
 
 # ---- appearance: nothing of it is fetched from elsewhere
 

@@ -7,8 +7,17 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
-COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:olive",
-           "tab:cyan")
+COLOURS = (
+    "tab:blue",
+    "tab:orange",
+    "tab:green",
+    "tab:red",
+    "tab:purple",
+    "tab:brown",
+    "tab:pink",
+    "tab:olive",
+    "tab:cyan",
+)
 CELL = 0.42  # inches
 
 
@@ -52,8 +61,9 @@ def row_of_grids(*grids, between=()):
 
 def window_colours(image_shape, size, stride=1):
     """Return, for each window of an image, its colour and the pixels (top, left) where it starts."""
-    starts = [(i, j) for i in range(0, image_shape[0] - size + 1, stride)
-              for j in range(0, image_shape[1] - size + 1, stride)]
+    starts = [
+        (i, j) for i in range(0, image_shape[0] - size + 1, stride) for j in range(0, image_shape[1] - size + 1, stride)
+    ]
     return list(zip(COLOURS, starts, strict=False))
 
 
@@ -61,8 +71,10 @@ def draw_windows(image, size, stride=1):
     """Draw an image once for each of its windows, the window tinted."""
     panels = []
     for number, (colour, (top, left)) in enumerate(window_colours(image.shape, size, stride)):
-        tints = [[colour if top <= i < top + size and left <= j < left + size else None
-                  for j in range(image.shape[1])] for i in range(image.shape[0])]
+        tints = [
+            [colour if top <= i < top + size and left <= j < left + size else None for j in range(image.shape[1])]
+            for i in range(image.shape[0])
+        ]
         panels.append({"values": image, "title": f"window {number}", "colours": tints})
     return row_of_grids(*panels)
 
@@ -75,17 +87,24 @@ def draw_columns(cols, colours, title):
 def draw_product(rows, cols, colours):
     """Draw a matrix of filters times a matrix of columns, and what it gives."""
     tint = [list(colours)]
-    return row_of_grids({"values": rows, "title": "filters, one a row"},
-                        {"values": cols, "title": "windows, one a column", "colours": tint * len(cols)},
-                        {"values": rows @ cols, "title": "outputs", "colours": tint * len(rows)},
-                        between=("@", "="))
+    return row_of_grids(
+        {"values": rows, "title": "filters, one a row"},
+        {"values": cols, "title": "windows, one a column", "colours": tint * len(cols)},
+        {"values": rows @ cols, "title": "outputs", "colours": tint * len(rows)},
+        between=("@", "="),
+    )
 
 
 def draw_images(images, titles=(), columns=8, width=1.1, cmap="gray"):
     """Draw images (H, W) in rows, each stretched to its own range."""
     rows = -(-len(images) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(columns * width, rows * (width + 0.2 * bool(len(titles)))),
-                                squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(columns * width, rows * (width + 0.2 * bool(len(titles)))),
+        squeeze=False,
+        layout="constrained",
+    )
     for axis in axes.flat:
         axis.set_axis_off()
     for k, (axis, image) in enumerate(zip(axes.flat, images, strict=False)):
@@ -97,8 +116,11 @@ def draw_images(images, titles=(), columns=8, width=1.1, cmap="gray"):
 
 def draw_shared_statistics():
     """Draw, for 4 samples of 4 channels, which values each norm takes one mean and one variance of."""
-    kinds = {"batch norm": lambda n, c: c, "layer norm": lambda n, c: n,
-             "group norm, 2 groups": lambda n, c: (n, c // 2)}
+    kinds = {
+        "batch norm": lambda n, c: c,
+        "layer norm": lambda n, c: n,
+        "group norm, 2 groups": lambda n, c: (n, c // 2),
+    }
     figure, axes = plt.subplots(1, 3, figsize=(8, 3), layout="constrained")
     for axis, (name, owner) in zip(axes, kinds.items(), strict=True):
         owners = list(dict.fromkeys(owner(n, c) for n in range(4) for c in range(4)))
@@ -106,8 +128,16 @@ def draw_shared_statistics():
             for c in range(4):
                 colour = COLOURS[owners.index(owner(n, c)) % len(COLOURS)]
                 axis.add_patch(Rectangle((c, n), 1, 1, facecolor=colour, alpha=0.5, edgecolor="white", linewidth=2))
-        axis.set(xlim=(0, 4), ylim=(4, 0), aspect="equal", title=name, xlabel="channels", ylabel="samples",
-                 xticks=[], yticks=[])
+        axis.set(
+            xlim=(0, 4),
+            ylim=(4, 0),
+            aspect="equal",
+            title=name,
+            xlabel="channels",
+            ylabel="samples",
+            xticks=[],
+            yticks=[],
+        )
     return figure
 
 
@@ -135,8 +165,13 @@ BOXES = {  # name: (column, row, kind, what it is)
     "backend.py": (4, 2, LIBRARY, "the only door\nto the device"),
 }
 FLOW = ["data/", "solver.py", "sequential.py", "layers/", "primitives/", "array library"]
-USES = [("cli.py", "solver.py"), ("solver.py", "optim.py"), ("sequential.py", "nn.py, models.py"),
-        ("cs231n/", "layers/"), ("testing.py", "layers/")]
+USES = [
+    ("cli.py", "solver.py"),
+    ("solver.py", "optim.py"),
+    ("sequential.py", "nn.py, models.py"),
+    ("cs231n/", "layers/"),
+    ("testing.py", "layers/"),
+]
 WIDTH, HEIGHT, STEP_X, STEP_Y = 2.3, 1.1, 3.1, 2.1
 
 
@@ -166,9 +201,11 @@ def draw_architecture():
         ends = (top + HEIGHT, other) if other > top else (top, other + HEIGHT)
         arrow((left + WIDTH / 2, ends[0]), (left + WIDTH / 2, ends[1]), color="0.4", linewidth=1)
     handles = [Rectangle((0, 0), 1, 1, facecolor=colour, edgecolor="0.4", label=kind) for kind, colour in KINDS.items()]
-    handles += [Line2D([], [], color="tab:blue", label="data"),
-                Line2D([], [], color="tab:red", linestyle="--", label="gradients"),
-                Line2D([], [], color="0.4", linewidth=1, label="uses")]
+    handles += [
+        Line2D([], [], color="tab:blue", label="data"),
+        Line2D([], [], color="tab:red", linestyle="--", label="gradients"),
+        Line2D([], [], color="0.4", linewidth=1, label="uses"),
+    ]
     axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4, frameon=False, fontsize=9)
     axes.set(xlim=(-0.1, 5 * STEP_X + WIDTH + 0.1), ylim=(2 * STEP_Y + HEIGHT + 0.15, -0.15))
     axes.set_axis_off()

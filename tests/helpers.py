@@ -7,8 +7,7 @@ import array_api_compat
 import numpy as np
 import pytest
 
-from xpconv.backend import LIBRARIES, Backend, get_backend, library_of, to_host
-from xpconv.report import Diagnosis, diagnose
+from xpconv.backend import LIBRARIES, Backend, Diagnosis, diagnose, get_backend, library_of, to_host
 
 BACKENDS = [
     "numpy",

@@ -15,21 +15,21 @@ from pathlib import Path
 
 
 def no_picture(*arguments, **options):
-    from xpconv.files import write_bytes
+    from xpconv.io._atomic import write_bytes
 
     write_bytes(next(argument for argument in arguments if isinstance(argument, Path)), b"a picture")
 
 
 def run(words, log):
     """Run the command in this process, which it ends."""
-    from xpconv import cli
+    from xpconv.cli import _app
 
     code = 70
     try:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
-        cli.app(["train", *words], prog_name="xpconv")
+        _app.app(["train", *words], prog_name="xpconv")
     except SystemExit as ended:
         code = ended.code or 0
     except BaseException:
@@ -48,10 +48,10 @@ def main():
     import sklearn.datasets
     import sklearn.model_selection  # noqa: F401
 
-    from xpconv import runs
+    from xpconv.cli import _run
 
-    runs.viz.save_curves = runs.viz.save_filters = no_picture
-    runs.mistakes.save_confusion = runs.mistakes.save_mistakes = no_picture
+    _run.viz.save_curves = _run.viz.save_filters = no_picture
+    _run.viz.save_confusion = _run.viz.save_mistakes = no_picture
     print("ready", flush=True)
     for line in sys.stdin:
         order = json.loads(line)

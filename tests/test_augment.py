@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from tests.helpers import assert_array
 from xpconv.data.augment import AUGMENTATIONS, augmentation, random_crop, random_flip, with_mirrored, with_shifted
 from xpconv.errors import ArgumentError
-from xpconv.random import integers, split_key
+from xpconv.ops.random_bits import random_integers
+from xpconv.random import split_seed
 
 KEYS = st.integers(0, 2**31 - 1)
 SHAPES = st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(1, 6), st.integers(1, 6))
@@ -23,8 +24,10 @@ def every_crop(image, padding):
     """Cut every crop out of one padded image (C, H, W), by loops."""
     C, H, W = image.shape
     padded = np.zeros((C, H + 2 * padding, W + 2 * padding), image.dtype)
-    padded[:, padding:padding + H, padding:padding + W] = image
-    return [padded[:, top:top + H, left:left + W] for top in range(2 * padding + 1) for left in range(2 * padding + 1)]
+    padded[:, padding : padding + H, padding : padding + W] = image
+    return [
+        padded[:, top : top + H, left : left + W] for top in range(2 * padding + 1) for left in range(2 * padding + 1)
+    ]
 
 
 @given(SHAPES, st.integers(0, 3), KEYS)
@@ -44,9 +47,11 @@ def test_each_image_is_flipped_whole_or_not_at_all(shape, key):
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32", "float64"])
-@pytest.mark.parametrize("change", [lambda x, key: random_crop(x, 2, key), random_flip,
-                                    augmentation("crop-flip")[1], augmentation("flip")[1]],
-                         ids=["crop", "flip", "crop-flip", "an augmentation of one"])
+@pytest.mark.parametrize(
+    "change",
+    [lambda x, key: random_crop(x, 2, key), random_flip, augmentation("crop-flip")[1], augmentation("flip")[1]],
+    ids=["crop", "flip", "crop-flip", "an augmentation of one"],
+)
 def test_changes_are_the_same_bits_on_every_backend_and_layout(backend, layout, change, dtype):
     host = (distinct((6, 2, 5, 8)) % 251).astype(dtype)
     x = layout(backend, host)
@@ -93,22 +98,22 @@ def test_negative_padding_is_refused():
 @given(KEYS, st.lists(st.integers(0, 5), max_size=3).map(tuple), st.integers(1, 2**16))
 @settings(max_examples=50)
 def test_whole_numbers_have_the_shape_and_range_that_were_asked_for(key, shape, high):
-    numbers = integers(key, shape, high, like=np.zeros(1))
+    numbers = random_integers(key, shape, high, like=np.zeros(1))
     assert (numbers.shape, numbers.dtype) == (shape, np.int64)
     assert ((numbers >= 0) & (numbers < high)).all()
 
 
 @pytest.mark.parametrize("high", [2, 9, 100])
 def test_whole_numbers_are_equally_likely_and_the_same_on_every_backend(backend, high):
-    numbers = integers(11, (100 * high,), high, like=backend.asarray(np.zeros(1, np.float32)))
-    host = integers(11, (100 * high,), high, like=np.zeros(1))
+    numbers = random_integers(11, (100 * high,), high, like=backend.asarray(np.zeros(1, np.float32)))
+    host = random_integers(11, (100 * high,), high, like=np.zeros(1))
     np.testing.assert_array_equal(backend.to_host(numbers), host)
     assert abs(np.bincount(host, minlength=high) - 100).max() < 50
 
 
 @given(KEYS)
 def test_keys_of_a_key_are_keys_unlike_each_other(key):
-    keys = split_key(key, 4)
+    keys = split_seed(key, 4)
     assert len({key, *keys}) == 5
     assert all(type(k) is int and 0 <= k < 2**31 for k in keys)
 
@@ -122,7 +127,7 @@ def test_words_join_copies_and_changes():
     expected = with_mirrored(*with_shifted(X, y))
     for out, wanted in zip(extend(X, y), expected, strict=True):
         np.testing.assert_array_equal(out, wanted)
-    crop_key, flip_key = split_key(9, 2)
+    crop_key, flip_key = split_seed(9, 2)
     np.testing.assert_array_equal(change(X, 9), random_flip(random_crop(X, 1, crop_key), flip_key))
 
 

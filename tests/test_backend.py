@@ -11,7 +11,6 @@ import pytest
 
 from tests.helpers import LAYOUTS, assert_array, find_backend
 from xpconv import Solver, TwoLayerNet
-from xpconv import backend as module
 from xpconv.backend import (
     LIBRARIES,
     Backend,
@@ -23,7 +22,9 @@ from xpconv.backend import (
     to_host,
     use_backend,
 )
-from xpconv.data.batching import Batches
+from xpconv.backend import _backend as module
+from xpconv.cli._info import diagnose
+from xpconv.data.batches import Batches
 from xpconv.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -32,8 +33,7 @@ from xpconv.errors import (
     PreflightError,
     XpconvError,
 )
-from xpconv.preflight import check_training
-from xpconv.report import diagnose
+from xpconv.training.preflight import check_training
 
 STRICT, DEVICE1 = "array_api_strict", "array_api_strict:device1"
 DTYPES = ["bool", "int8", "uint8", "int16", "int32", "int64", "float32", "float64"]
@@ -152,19 +152,28 @@ def test_torch_names_the_device_it_cannot_use():
         get_backend("torch:nonsense")
 
 
-@pytest.mark.parametrize(("package", "hint"), [
-    ("cupy", r"pip install 'cupy-cuda13x\[ctk\]' \(CUDA 13 driver\) or 'cupy-cuda12x\[ctk\]' \(12\)"),
-    ("torch", "pip install torch"),
-    ("array_api_strict", "pip install array-api-strict"),
-])
+@pytest.mark.parametrize(
+    ("package", "hint"),
+    [
+        ("cupy", r"pip install 'cupy-cuda13x\[ctk\]' \(CUDA 13 driver\) or 'cupy-cuda12x\[ctk\]' \(12\)"),
+        ("torch", "pip install torch"),
+        ("array_api_strict", "pip install array-api-strict"),
+    ],
+)
 def test_missing_package_is_named_with_how_to_install_it(package, hint, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(BackendUnavailableError, match=f"the package {package} is not installed: {hint}"):
         get_backend(package)
 
 
-@pytest.mark.parametrize("error", ["ImportError('libcuda.so is missing')", "OSError('libcuda.so is missing')",
-                                   "ModuleNotFoundError('libcuda.so is missing', name='other')"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        "ImportError('libcuda.so is missing')",
+        "OSError('libcuda.so is missing')",
+        "ModuleNotFoundError('libcuda.so is missing', name='other')",
+    ],
+)
 def test_package_that_fails_to_import_is_told_from_a_missing_one(error, monkeypatch, tmp_path):
     (tmp_path / "cupy.py").write_text(f"raise {error}")
     monkeypatch.syspath_prepend(tmp_path)
@@ -217,13 +226,18 @@ def cupy(monkeypatch):
             streams.pop()
 
     runtime = SimpleNamespace(
-        getDeviceCount=lambda: 2, driverGetVersion=lambda: 13010, runtimeGetVersion=lambda: 13020,
-        getDeviceProperties=lambda index: {"name": b"Pretended GPU", "totalGlobalMem": 3 << 30})
+        getDeviceCount=lambda: 2,
+        driverGetVersion=lambda: 13010,
+        runtimeGetVersion=lambda: 13020,
+        getDeviceProperties=lambda index: {"name": b"Pretended GPU", "totalGlobalMem": 3 << 30},
+    )
     fake = SimpleNamespace(
-        __version__="14.0.0", float32=np.float32, ndarray=Stage,
+        __version__="14.0.0",
+        float32=np.float32,
+        ndarray=Stage,
         arange=lambda count, dtype: np.arange(count, dtype=dtype).view(Stage),
-        cuda=SimpleNamespace(runtime=runtime, Device=Device, Stream=Stream,
-                             get_current_stream=lambda: streams[-1]))
+        cuda=SimpleNamespace(runtime=runtime, Device=Device, Stream=Stream, get_current_stream=lambda: streams[-1]),
+    )
     monkeypatch.setitem(sys.modules, "cupy", fake)
     monkeypatch.setattr(Stage, "factor", 1)
     return fake
@@ -251,11 +265,18 @@ def test_cupy_is_described(cupy):
     assert found.detail == "Pretended GPU, 3 GiB, CUDA driver 13.1"
 
 
-@pytest.mark.parametrize(("driver", "error", "text"), [
-    (12080, "cudaErrorInsufficientDriver", r"cupy 14.0.0 needs CUDA 13 but the NVIDIA driver supports CUDA 12 at most "
-     r"\(cudaErrorInsufficientDriver\): pip install 'cupy-cuda12x\[ctk\]' instead of cupy-cuda13x"),
-    (13010, "cudaErrorNoDevice", r"finds an NVIDIA driver but no GPU \(cudaErrorNoDevice\): check nvidia-smi"),
-])
+@pytest.mark.parametrize(
+    ("driver", "error", "text"),
+    [
+        (
+            12080,
+            "cudaErrorInsufficientDriver",
+            r"cupy 14.0.0 needs CUDA 13 but the NVIDIA driver supports CUDA 12 at most "
+            r"\(cudaErrorInsufficientDriver\): pip install 'cupy-cuda12x\[ctk\]' instead of cupy-cuda13x",
+        ),
+        (13010, "cudaErrorNoDevice", r"finds an NVIDIA driver but no GPU \(cudaErrorNoDevice\): check nvidia-smi"),
+    ],
+)
 def test_cupy_with_an_old_driver_or_without_a_gpu_says_which(cupy, driver, error, text):
     cupy.cuda.runtime.getDeviceCount = raising(RuntimeError(error))
     cupy.cuda.runtime.driverGetVersion = lambda: driver
@@ -282,10 +303,13 @@ def test_cupy_without_that_device_says_how_many_there_are(cupy):
         get_backend("cupy")
 
 
-@pytest.mark.parametrize(("operation", "library", "step"), [
-    ("__add__", "libnvrtc.so", "launch a kernel, which NVRTC compiles,"),
-    ("__matmul__", "libcublas.so", "multiply matrices, which cuBLAS does,"),
-])
+@pytest.mark.parametrize(
+    ("operation", "library", "step"),
+    [
+        ("__add__", "libnvrtc.so", "launch a kernel, which NVRTC compiles,"),
+        ("__matmul__", "libcublas.so", "multiply matrices, which cuBLAS does,"),
+    ],
+)
 def test_cupy_without_a_cuda_library_says_which(cupy, monkeypatch, operation, library, step):
     monkeypatch.setattr(Stage, operation, raising(OSError(f"{library} not found")), raising=False)
     text = rf"cupy cannot {step} on device 1 \(OSError: {library} not found\): its CUDA libraries must match"
@@ -413,10 +437,21 @@ def test_torch_on_cuda_is_one_numbered_device(monkeypatch):
         def numpy(self):
             return np.arange(2.0)
 
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(
-        __version__="2.9", device=device, Tensor=Tensor, zeros=lambda *_, **__: Tensor(),
-        cuda=SimpleNamespace(current_device=lambda: 1, synchronize=waits.append,
-                             get_device_name=lambda chosen: f"Pretended GPU {chosen.index}")))
+    monkeypatch.setitem(
+        sys.modules,
+        "torch",
+        SimpleNamespace(
+            __version__="2.9",
+            device=device,
+            Tensor=Tensor,
+            zeros=lambda *_, **__: Tensor(),
+            cuda=SimpleNamespace(
+                current_device=lambda: 1,
+                synchronize=waits.append,
+                get_device_name=lambda chosen: f"Pretended GPU {chosen.index}",
+            ),
+        ),
+    )
     backend = get_backend("torch:cuda")
     assert str(backend) == "torch:cuda:1"
     assert diagnose("torch:cuda:0").detail == "Pretended GPU 0"
@@ -569,8 +604,10 @@ def test_what_is_no_array_is_refused(value):
 
 def test_mixed_libraries_are_named_with_the_call_that_fixes_it():
     x, b = np.ones(2), get_backend(STRICT).asarray(np.ones(2))
-    text = (r"x is on numpy \(cpu\) but b is on array_api_strict \(array_api_strict.Device\('CPU_DEVICE'\)\): "
-            r"move one of them, as in b = xpconv\.backend\.backend_of\(x\)\.asarray\(b\)")
+    text = (
+        r"x is on numpy \(cpu\) but b is on array_api_strict \(array_api_strict.Device\('CPU_DEVICE'\)\): "
+        r"move one of them, as in b = xpconv\.backend\.backend_of\(x\)\.asarray\(b\)"
+    )
     with pytest.raises(DeviceMismatchError, match=text):
         array_namespace(x=x, w=None, b=b)
     b = backend_of(x).asarray(b)

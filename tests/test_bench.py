@@ -7,9 +7,9 @@ import pytest
 from typer.testing import CliRunner
 
 from xpconv import ConvNet, get_backend, save_model
-from xpconv._memory import peak_bytes
-from xpconv.bench import Step, load_net, measure_step, table, verdict
-from xpconv.cli import app
+from xpconv.backend._memory import peak_bytes
+from xpconv.cli._app import app
+from xpconv.cli._bench import Step, load_net, measure_step, table, verdict
 from xpconv.errors import ArgumentError, CheckpointError, XpconvError
 
 
@@ -88,7 +88,7 @@ def test_a_minibatch_has_samples():
 
 
 def test_a_step_of_float64_on_the_host_moves_nothing():
-    step, = measure_step([make_net(dtype="float64")], 5)
+    (step,) = measure_step([make_net(dtype="float64")], 5)
     assert (step.backend, step.images, step.move) == ("numpy", 5, 0.0)
     assert step.first > 0
 

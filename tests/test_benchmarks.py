@@ -26,10 +26,25 @@ def test_the_page_of_the_cpu_is_that_of_its_figures():
 
 def test_the_page_sets_ratios_with_other_kernels_beside_each_other():
     def result(blas, ratio):
-        row = {"name": "c64", "pass": "forward", "dtype": "float32", "peer": "torch", "ours_ms": 1, "peer_ms": ratio,
-               "ratio": ratio, "ours_median_ms": 1, "peer_median_ms": ratio}
-        return {"rows": [row], "machine": {"blas": blas, "cpu": "a CPU", "system": "Linux"}, "versions": {},
-                "threads": 2, "commit": "c", "date": "2026-01-01"}
+        row = {
+            "name": "c64",
+            "pass": "forward",
+            "dtype": "float32",
+            "peer": "torch",
+            "ours_ms": 1,
+            "peer_ms": ratio,
+            "ratio": ratio,
+            "ours_median_ms": 1,
+            "peer_median_ms": ratio,
+        }
+        return {
+            "rows": [row],
+            "machine": {"blas": blas, "cpu": "a CPU", "system": "Linux"},
+            "versions": {},
+            "threads": 2,
+            "commit": "c",
+            "date": "2026-01-01",
+        }
 
     text = page(result("first", 0.5), result("second", 0.75))
     assert "| row | pass | first | second |" in text
@@ -62,25 +77,62 @@ def test_large_cases_are_for_gpus_and_tf32_for_products():
     assert [case.name for case in CASES if wanted(case, "reference", False, False)] == ["seed", "course pool"]
     assert {case.kind for case in CASES if wanted(case, "torch-cuda", True, True)} == {"conv", "step", "epoch"}
     assert {case.name for case in CASES if wanted(case, "numpy", True, False)} == {
-        "three-layer step, batch 1024", "six-conv step, batch 512"}
+        "three-layer step, batch 1024",
+        "six-conv step, batch 512",
+    }
 
 
 def test_the_page_of_a_gpu_tells_aims_shares_launches_and_memory():
     def row(name, passes, peer="torch-cuda", ours=1.0, theirs=1.0, **more):
-        return {"name": name, "pass": passes, "dtype": "float32", "peer": peer, "tf32": False, "ours_ms": ours,
-                "peer_ms": theirs, "ratio": theirs / ours, "ours_median_ms": ours, "peer_median_ms": theirs, **more}
+        return {
+            "name": name,
+            "pass": passes,
+            "dtype": "float32",
+            "peer": peer,
+            "tf32": False,
+            "ours_ms": ours,
+            "peer_ms": theirs,
+            "ratio": theirs / ours,
+            "ours_median_ms": ours,
+            "peer_median_ms": theirs,
+            **more,
+        }
 
-    rows = [row("c64", "forward+backward", ours=2.0, share_of_products=0.4), row("Adam", "update", theirs=0.5),
-            row("c64", "forward+backward", ours=0.5, tf32=True, share_of_products=0.1),
-            row("three-layer step", "step", theirs=1.5, ours_launches=40, peer_launches=90, ours_peak_mib=9.5,
-                peer_peak_mib=12.0),
-            row("six-conv step, batch 512", "step", peer="numpy", theirs=250.0)]
-    text = page({
-        "machine": {"cpu": "A CPU", "system": "Linux", "blas": "openblas"}, "threads": 16, "date": "2030-01-01T00:00",
-        "commit": "abc", "versions": {"cupy-cuda13x": "14.2.0"}, "rows": rows,
-        "card": {"name": "A card", "memory": "9 GiB", "processors": "8", "clock": "1 GHz", "driver": "580",
-                 "cuda_of_driver": "13.0", "cuda": "13.2"},
-        "rates": {"float32_tflops": 50.0, "tf32_tflops": 400.0, "copy_gb_s": 4000.0}})
+    rows = [
+        row("c64", "forward+backward", ours=2.0, share_of_products=0.4),
+        row("Adam", "update", theirs=0.5),
+        row("c64", "forward+backward", ours=0.5, tf32=True, share_of_products=0.1),
+        row(
+            "three-layer step",
+            "step",
+            theirs=1.5,
+            ours_launches=40,
+            peer_launches=90,
+            ours_peak_mib=9.5,
+            peer_peak_mib=12.0,
+        ),
+        row("six-conv step, batch 512", "step", peer="numpy", theirs=250.0),
+    ]
+    text = page(
+        {
+            "machine": {"cpu": "A CPU", "system": "Linux", "blas": "openblas"},
+            "threads": 16,
+            "date": "2030-01-01T00:00",
+            "commit": "abc",
+            "versions": {"cupy-cuda13x": "14.2.0"},
+            "rows": rows,
+            "card": {
+                "name": "A card",
+                "memory": "9 GiB",
+                "processors": "8",
+                "clock": "1 GHz",
+                "driver": "580",
+                "cuda_of_driver": "13.0",
+                "cuda": "13.2",
+            },
+            "rates": {"float32_tflops": 50.0, "tf32_tflops": 400.0, "copy_gb_s": 4000.0},
+        }
+    )
     assert "Card: A card, 9 GiB, 8 processors at up to 1 GHz, driver 580 (CUDA 13.0), CUDA 13.2." in text
     assert "50 TFLOP/s for float32 products" in text
     assert "| a step of ThreeLayerConvNet at batch 50, PyTorch's time over ours | 1 | 1.50 | holds |" in text
@@ -95,11 +147,14 @@ def test_the_page_of_a_gpu_tells_aims_shares_launches_and_memory():
     assert means(rows[:1]) == [("conv, forward+backward", pytest.approx(0.5))]
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"peers": "torch,tensorflow"}, "there is no peer tensorflow: choose from torch, torch-cuda, reference, numpy"),
-    ({"peers": "reference", "only": ["c64", "nope"]}, "there is no row nope: choose from seed, three, "),
-    ({"peers": "torch"}, "comparing with PyTorch needs it: pip install torch, or give --peers reference"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"peers": "torch,tensorflow"}, "there is no peer tensorflow: choose from torch, torch-cuda, reference, numpy"),
+        ({"peers": "reference", "only": ["c64", "nope"]}, "there is no row nope: choose from seed, three, "),
+        ({"peers": "torch"}, "comparing with PyTorch needs it: pip install torch, or give --peers reference"),
+    ],
+)
 def test_what_cannot_be_compared_is_told_before_anything_runs(monkeypatch, options, message):
     monkeypatch.setattr(benchmark, "find_spec", lambda name: None)
     with pytest.raises(typer.BadParameter, match=message):
@@ -109,8 +164,12 @@ def test_what_cannot_be_compared_is_told_before_anything_runs(monkeypatch, optio
 @pytest.mark.parametrize("names", [["a.json", "b.json"], ["page.md"], []])
 def test_a_page_is_never_written_over_figures(tmp_path, names):
     (tmp_path / "b.json").write_text("figures")
-    done = subprocess.run([sys.executable, "-m", "benchmarks.report", *(str(tmp_path / name) for name in names)],
-                          cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.report", *(str(tmp_path / name) for name in names)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1
     assert "expected files of figures and then the page, named *.md" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["b.json"]

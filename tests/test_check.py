@@ -10,18 +10,18 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.layer_table import ROWS
-from xpconv import check, cli
-from xpconv.check import check_layer
-from xpconv.diagnosis import explain
+from xpconv.cli import _app
+from xpconv.cli._check import check_file, parse_shapes
 from xpconv.errors import ArgumentError
-from xpconv.layer_file import check_file, parse_shapes
+from xpconv.testing import _layer_check, check_layer
+from xpconv.testing._causes import explain
 
 
 @pytest.fixture(autouse=True)
 def _numpy_alone(request, monkeypatch):
     """Leave other libraries to the tests that are about them: importing torch takes its time."""
     if "libraries" not in request.node.name:
-        monkeypatch.setattr(check, "LIBRARIES", ())
+        monkeypatch.setattr(_layer_check, "LIBRARIES", ())
 
 
 def finding(report, name):
@@ -80,43 +80,84 @@ AFFINE = """
 SHAPES = {"x": (5, 3, 2), "w": (6, 4), "b": (4,)}
 
 MISTAKES = {
-    "mean over the batch": ("T @ dout", "T @ dout / len(x)", "gradient of w",
-                            r"18|24 of 24 elements are wrong\. Likely it is 0\.2 times what it should be, off by the "
-                            r"batch size \(5\): a sum in place of a mean or the other way round"),
+    "mean over the batch": (
+        "T @ dout",
+        "T @ dout / len(x)",
+        "gradient of w",
+        r"18|24 of 24 elements are wrong\. Likely it is 0\.2 times what it should be, off by the "
+        r"batch size \(5\): a sum in place of a mean or the other way round",
+    ),
     "sum for mean": ("dout.sum(axis=0)", "5 * dout.sum(axis=0)", "gradient of b", r"it is 5 times .* the batch size"),
     "sign": ("T @ dout", "T @ -dout", "gradient of w", "the sign is wrong"),
     "sign and batch": ("T @ dout", "T @ -dout / 5", "gradient of w", "the batch size.*and the sign is wrong"),
     "factor": ("T @ dout", "T @ dout / 2.5", "gradient of w", r"0\.4 times .*: a constant factor is missing"),
     "never computed": ("T @ dout", "T @ dout * 0", "gradient of w", "never computed: it is 0 everywhere"),
     "dout forgotten": ("T @ dout", "T @ np.ones_like(dout)", "gradient of w", "dout is forgotten: by the chain rule"),
-    "one sample forgotten": ("return dx", "dx[2] = 0; return dx", "gradient of x",
-                             r"\[2, \d, \d\], .* 6 of 30 elements are wrong\. The wrong ones are all 0: .*"
-                             r"They are all at 2 on axis 0"),
-    "flat": (".reshape(x.shape)", "", "gradient of x",
-             r"a float64 array of shape \(5, 6\), but x has shape \(5, 3, 2\)\. Likely it only needs to be reshaped"),
-    "not summed": ("dout.sum(axis=0)", "dout", "gradient of b", r"\(5, 4\), but b has shape \(4,\)\. .*sum over the "
-                   "batch is missing"),
-    "transposed": ("= x.reshape(len(x), -1).T @ dout", "= dout.T @ x.reshape(len(x), -1)", "gradient of w",
-                   "Likely it is transposed"),
+    "one sample forgotten": (
+        "return dx",
+        "dx[2] = 0; return dx",
+        "gradient of x",
+        r"\[2, \d, \d\], .* 6 of 30 elements are wrong\. The wrong ones are all 0: .*"
+        r"They are all at 2 on axis 0",
+    ),
+    "flat": (
+        ".reshape(x.shape)",
+        "",
+        "gradient of x",
+        r"a float64 array of shape \(5, 6\), but x has shape \(5, 3, 2\)\. Likely it only needs to be reshaped",
+    ),
+    "not summed": (
+        "dout.sum(axis=0)",
+        "dout",
+        "gradient of b",
+        r"\(5, 4\), but b has shape \(4,\)\. .*sum over the "
+        "batch is missing",
+    ),
+    "transposed": (
+        "= x.reshape(len(x), -1).T @ dout",
+        "= dout.T @ x.reshape(len(x), -1)",
+        "gradient of w",
+        "Likely it is transposed",
+    ),
     "not an array": ("return dx, dw, db", "return dx, dw, list(db)", "gradient of b", "it is a list, but b has shape"),
-    "one too few": ("return dx, dw, db", "return dx, dw", "backward",
-                    r"it returns 2 gradients for 3 arrays: x, w, b\. Return one for each"),
+    "one too few": (
+        "return dx, dw, db",
+        "return dx, dw",
+        "backward",
+        r"it returns 2 gradients for 3 arrays: x, w, b\. Return one for each",
+    ),
     "no cache": ("+ b, (x, w)", "+ b", "forward", r"it returns a float64 array of shape \(5, 4\); expected a pair"),
-    "error": ("dx = (", "dx = undefined + (", "backward",
-              r"it raises NameError: name 'undefined' is not defined \(line 9: dx = undefined"),
+    "error": (
+        "dx = (",
+        "dx = undefined + (",
+        "backward",
+        r"it raises NameError: name 'undefined' is not defined \(line 9: dx = undefined",
+    ),
     "not finite": ("T @ dout", "T @ dout * np.inf", "gradient of w", r"it is -?inf at \[0, 0\]"),
     "overflow": ("@ w + b,", "@ w + b + np.inf,", "forward", r"out is inf at \[0, 0\]"),
-    "writes into x": ("    return x.re", "    x *= 2\n        return x.re", "inputs untouched",
-                      "forward writes into x: work on a copy"),
+    "writes into x": (
+        "    return x.re",
+        "    x *= 2\n        return x.re",
+        "inputs untouched",
+        "forward writes into x: work on a copy",
+    ),
     "writes into dout": ("x, w = cache", "x, w = cache; dout[0] = 1", "inputs untouched", "backward writes into dout"),
     "writes into w": ("dw =", "w += 1; dw =", "inputs untouched", "backward writes into w"),
-    "gradient is the weight's memory": ("return dx, dw,", "w[...] = dw; return dx, w,", "cache",
-                                        "backward gives other gradients when it is called again with the same cache"),
+    "gradient is the weight's memory": (
+        "return dx, dw,",
+        "w[...] = dw; return dx, w,",
+        "cache",
+        "backward gives other gradients when it is called again with the same cache",
+    ),
     "global cache": ("+ b, (x, w)", "+ b, SHARED.update(x=x, w=w)", "cache", "spoilt by the next call of forward"),
     "float64": ("+ b,", "+ b + np.zeros(4),", "float32", r"for float32 inputs out is float64.*dtype=x\.dtype"),
     "float64 gradient": ("db = dout", "db = np.ones(1) * dout", "float32", "the gradient of b is float64"),
-    "casts to float32": ("+ b,", "+ b.astype(np.float32) * np.float32(1)).astype(np.float32),", "forward",
-                         "out is a float32 array of shape .* for float64 inputs"),
+    "casts to float32": (
+        "+ b,",
+        "+ b.astype(np.float32) * np.float32(1)).astype(np.float32),",
+        "forward",
+        "out is a float32 array of shape .* for float64 inputs",
+    ),
     "random": ("+ b,", "+ b + np.random.rand(4),", "forward", "another output each time for the same inputs"),
 }
 
@@ -154,14 +195,15 @@ def test_square_weights_hide_no_transposition(seed):
     """Inputs of any seed: had dout the values of x, its product with x would be symmetric."""
     rng = np.random.default_rng(seed)
     inputs = {"x": rng.standard_normal((5, 3)), "w": rng.standard_normal((3, 3))}
-    report = check_layer(lambda x, w: (x @ w, (x, w)),
-                         lambda dout, cache: (dout @ cache[1].T, (cache[0].T @ dout).T), inputs)
+    report = check_layer(
+        lambda x, w: (x @ w, (x, w)), lambda dout, cache: (dout @ cache[1].T, (cache[0].T @ dout).T), inputs
+    )
     assert "Likely it is transposed" in finding(report, "gradient of w")[1]
 
 
 def pool_forward(x):
     """Maxima of 2 by 2 windows one pixel apart."""
-    windows = np.stack([x[:, :, i:i + 3, j:j + 3] for i in (0, 1) for j in (0, 1)])
+    windows = np.stack([x[:, :, i : i + 3, j : j + 3] for i in (0, 1) for j in (0, 1)])
     return windows.max(axis=0), (x, windows.argmax(axis=0))
 
 
@@ -185,8 +227,10 @@ def test_wrong_edges_point_to_the_padding():
         return dx
 
     report = check_layer(lambda x: (3 * x, None), backward, {"x": np.ones((2, 2, 4, 5))})
-    assert "They are all at 0, 4 on axis 3, the edge of the image: look at the padding" in (
-        finding(report, "gradient of x")[1])
+    assert (
+        "They are all at 0, 4 on axis 3, the edge of the image: look at the padding"
+        in (finding(report, "gradient of x")[1])
+    )
 
 
 def test_gradient_where_there_should_be_none_is_recognised():
@@ -219,22 +263,29 @@ def test_large_inputs_are_looked_at_in_part(monkeypatch):
 
 def test_shapes_of_axis_explain_factors():
     x = np.random.default_rng(0).standard_normal((3, 2, 5, 7))
-    report = check_layer(lambda x: (x.mean(axis=(2, 3)), x.shape),
-                         lambda dout, shape: np.broadcast_to(dout[:, :, None, None], shape).copy(), {"x": x})
+    report = check_layer(
+        lambda x: (x.mean(axis=(2, 3)), x.shape),
+        lambda dout, shape: np.broadcast_to(dout[:, :, None, None], shape).copy(),
+        {"x": x},
+    )
     assert "it is 35 times what it should be, off by" in finding(report, "gradient of x")[1]
     assert "(35)" in finding(report, "gradient of x")[1]
 
 
 def test_gradient_that_is_not_given_is_noted():
-    report = check_layer(lambda x, w: (x * w, w), lambda dout, w: (dout * w, None),
-                         {"x": np.ones((2, 3)), "w": np.ones((2, 3))})
+    report = check_layer(
+        lambda x, w: (x * w, w), lambda dout, w: (dout * w, None), {"x": np.ones((2, 3)), "w": np.ones((2, 3))}
+    )
     assert report.ok
     assert finding(report, "gradient of w") == ("note", "not checked: backward gives None")
 
 
 def test_gradient_in_the_memory_of_an_input_is_told():
-    report = check_layer(lambda x, w: (x + 0 * w + np.sum(w * w) / 2, (x, w)),
-                         lambda dout, cache: (dout, cache[1]), {"x": np.ones((1, 1)), "w": np.ones((1, 1))})
+    report = check_layer(
+        lambda x, w: (x + 0 * w + np.sum(w * w) / 2, (x, w)),
+        lambda dout, cache: (dout, cache[1]),
+        {"x": np.ones((1, 1)), "w": np.ones((1, 1))},
+    )
     assert "the gradient of w is in the memory of w" in finding(report, "cache")[1]
 
 
@@ -259,7 +310,7 @@ def test_libraries_that_give_other_values_are_a_failure():
 
 
 def test_libraries_that_are_missing_are_a_note(monkeypatch):
-    monkeypatch.setattr(check, "LIBRARIES", ("cupy:99",))
+    monkeypatch.setattr(_layer_check, "LIBRARIES", ("cupy:99",))
     report = check_layer(lambda x: (2 * x, None), lambda dout, cache: 2 * dout, {"x": np.ones((2, 3))})
     assert finding(report, "cupy:99")[0] == "note"
 
@@ -269,7 +320,9 @@ def test_libraries_that_are_missing_are_a_note(monkeypatch):
 
 def test_layers_of_the_course_are_checked_as_they_are_written(tmp_path):
     """Several layers, dicts of options that forward adds to, names with an ending, and inputs of each its own."""
-    path = written(tmp_path, """
+    path = written(
+        tmp_path,
+        """
         import numpy as np
 
         def scale_forward(x, w, scale_param):
@@ -296,7 +349,8 @@ def test_layers_of_the_course_are_checked_as_they_are_written(tmp_path):
 
         def helper_forward(x):
             return x
-    """)
+    """,
+    )
     reports = check_file(path)
     assert [(report.layer, report.ok) for report in reports] == [("scale", True), ("relu_naive", True)]
     assert [report.layer for report in check_file(path, "relu_naive")] == ["relu_naive"]
@@ -313,7 +367,9 @@ def test_shapes_given_replace_what_the_file_gives(tmp_path):
 
 def test_file_imports_its_neighbours_and_leaves_no_trace(tmp_path):
     (tmp_path / "beside_my_layer.py").write_text("factor = 3\n")
-    path = written(tmp_path, """
+    path = written(
+        tmp_path,
+        """
         from dataclasses import dataclass
         from xpconv.layers import relu_backward, relu_forward
         from beside_my_layer import factor
@@ -324,7 +380,8 @@ def test_file_imports_its_neighbours_and_leaves_no_trace(tmp_path):
 
         def times_forward(x): return factor * x, Cache(1.0)
         def times_backward(dout, cache): return factor * dout
-    """)
+    """,
+    )
     before = list(sys.path)
     (report,) = check_file(path, shapes={"x": (2, 3)})
     assert (report.layer, report.ok) == ("times", True)
@@ -333,19 +390,31 @@ def test_file_imports_its_neighbours_and_leaves_no_trace(tmp_path):
     assert imported.ok
 
 
-@pytest.mark.parametrize(("code", "layer", "shapes", "message"), [
-    (AFFINE, None, {}, r"affine_forward\(x, w, b\) cannot be called with nothing \(missing a required argument: 'x'\): "
-                       r".*--input x=4,6, or write a function affine_inputs\(\)"),
-    (AFFINE, None, SHAPES | {"gamma": (1,)}, "got an unexpected keyword argument 'gamma'"),
-    (AFFINE, "conv", SHAPES, "layer is 'conv'; .*has these with a forward and a backward function: affine"),
-    ("def f_forward(x): return x, x", None, {}, "has no pair of functions such as .*f_forward has no backward"),
-    ("", None, {}, r"has no pair of functions such as affine_forward\(x, w, b\)"),
-    ("x = 1 +", None, {}, r"my_layer\.py cannot be run: SyntaxError.*line 1"),
-    ("x = 1\nx / 0", None, {}, r"cannot be run: ZeroDivisionError at line 2: division by zero"),
-    ("import sys; sys.exit(0)", None, {}, "cannot be run: SystemExit"),
-    ("def f_forward(n): return n, n\ndef f_backward(d, c): return d\ninputs = {'n': 3}", None, {},
-     r"inputs of f_forward\(n\) hold no array of floats"),
-])
+@pytest.mark.parametrize(
+    ("code", "layer", "shapes", "message"),
+    [
+        (
+            AFFINE,
+            None,
+            {},
+            r"affine_forward\(x, w, b\) cannot be called with nothing \(missing a required argument: 'x'\): "
+            r".*--input x=4,6, or write a function affine_inputs\(\)",
+        ),
+        (AFFINE, None, SHAPES | {"gamma": (1,)}, "got an unexpected keyword argument 'gamma'"),
+        (AFFINE, "conv", SHAPES, "layer is 'conv'; .*has these with a forward and a backward function: affine"),
+        ("def f_forward(x): return x, x", None, {}, "has no pair of functions such as .*f_forward has no backward"),
+        ("", None, {}, r"has no pair of functions such as affine_forward\(x, w, b\)"),
+        ("x = 1 +", None, {}, r"my_layer\.py cannot be run: SyntaxError.*line 1"),
+        ("x = 1\nx / 0", None, {}, r"cannot be run: ZeroDivisionError at line 2: division by zero"),
+        ("import sys; sys.exit(0)", None, {}, "cannot be run: SystemExit"),
+        (
+            "def f_forward(n): return n, n\ndef f_backward(d, c): return d\ninputs = {'n': 3}",
+            None,
+            {},
+            r"inputs of f_forward\(n\) hold no array of floats",
+        ),
+    ],
+)
 def test_file_that_cannot_be_checked_is_told_what_it_lacks(tmp_path, code, layer, shapes, message):
     with pytest.raises(ArgumentError, match=message):
         check_file(written(tmp_path, code), layer, shapes)
@@ -375,7 +444,7 @@ def test_shape_that_cannot_be_read_is_shown(text):
 
 
 def call(*words):
-    return CliRunner().invoke(cli.app, ["check", *map(str, words)])
+    return CliRunner().invoke(_app.app, ["check", *map(str, words)])
 
 
 def options(shapes):
@@ -405,7 +474,7 @@ def test_help_shows_an_example():
 
 def test_how_to_page_shows_a_layer_that_is_told_as_it_says(tmp_path):
     """The first Python code of the page is the wrong layer, and the page prints the report."""
-    page = Path(check.__file__).parents[1] / "docs" / "howto" / "check_a_layer.md"
+    page = Path(__file__).parents[1] / "docs" / "howto" / "check_a_layer.md"
     code = page.read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
     result = call(written(tmp_path, code), *options({"x": (4, 6), "w": (6, 3), "b": (3,)}))
     assert result.exit_code == 1
@@ -433,8 +502,9 @@ def test_writing_into_labels_is_found():
 
 
 def test_nan_that_stays_is_not_written():
-    report = check_layer(lambda x, m: (2 * x, None), lambda dout, cache: (2 * dout, None),
-                         {"x": X34, "m": np.array([np.nan])})
+    report = check_layer(
+        lambda x, m: (2 * x, None), lambda dout, cache: (2 * dout, None), {"x": X34, "m": np.array([np.nan])}
+    )
     assert "inputs untouched" not in report.failed
 
 
@@ -456,6 +526,7 @@ def test_a_dict_of_gradients_is_told():
 
 def test_a_layer_for_numpy_alone_is_not_blamed_for_what_torch_makes_of_it():
     """Its var is that of the sample."""
+
     def forward(x):
         std = x.std(axis=0)
         xhat = (x - x.mean(axis=0)) / std
@@ -478,8 +549,10 @@ def test_a_factor_of_nearly_one_is_not_a_wrong_sign():
 @pytest.mark.parametrize("inputs", ["None", "3", "np.ones(3)"])
 def test_inputs_that_are_no_arguments_are_told(tmp_path, inputs):
     file = tmp_path / "mine.py"
-    file.write_text("import numpy as np\ndef a_forward(x): return x, None\ndef a_backward(dout, cache): return dout\n"
-                    f"def a_inputs(): return {inputs}\n")
+    file.write_text(
+        "import numpy as np\ndef a_forward(x): return x, None\ndef a_backward(dout, cache): return dout\n"
+        f"def a_inputs(): return {inputs}\n"
+    )
     result = call(file)
     assert result.exit_code == 1
     assert "expected a dict of all arguments, or a function that returns one" in result.stderr

@@ -9,8 +9,8 @@ from safetensors.numpy import load_file, save_file
 
 from tests.test_nets import IMAGE, NETS
 from xpconv import Preprocessing, Sequential, load_model, nn, save_model
-from xpconv.container import ArrayFile, write_arrays
 from xpconv.errors import CheckpointError
+from xpconv.io._safetensors import ArrayFile, write_arrays
 
 
 @pytest.fixture(params=NETS, ids=lambda name: name.replace(" ", "-"))
@@ -19,8 +19,12 @@ def make(request):
 
 
 def trained(make, backend):
-    net = make(rng=0, backend=backend, class_names=tuple("abcde"),
-               preprocessing=Preprocessing(np.full(IMAGE, 2.0), np.float32(3)) if make is NETS["conv plain"] else None)
+    net = make(
+        rng=0,
+        backend=backend,
+        class_names=tuple("abcde"),
+        preprocessing=Preprocessing(np.full(IMAGE, 2.0), np.float32(3)) if make is NETS["conv plain"] else None,
+    )
     net.loss(np.random.default_rng(0).standard_normal((4, *IMAGE)), np.arange(4))
     return net
 
@@ -46,7 +50,7 @@ def test_the_file_describes_itself(tmp_path):
     save_model(net, tmp_path / "net.safetensors")
     header = (tmp_path / "net.safetensors").read_bytes()
     size = int.from_bytes(header[:8], "little")
-    metadata = json.loads(header[8:8 + size])["__metadata__"]
+    metadata = json.loads(header[8 : 8 + size])["__metadata__"]
     document = json.loads(metadata["xpconv"])
     config = document["description"]
     assert (document["format"], document["version"]) == ("xpconv-model", 1)
@@ -69,7 +73,7 @@ def rewritten(path, change_tensors=None, change_config=None, form="xpconv-model"
     """Change a file as one who knows the format would, checksum and all."""
     content = path.read_bytes()
     size = int.from_bytes(content[:8], "little")
-    config = json.loads(json.loads(content[8:8 + size])["__metadata__"]["xpconv"])["description"]
+    config = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["xpconv"])["description"]
     tensors = load_file(path)
     if change_tensors:
         change_tensors(tensors)
@@ -100,12 +104,15 @@ def test_missing_file_is_named(tmp_path):
         load_model(tmp_path / "none.safetensors")
 
 
-@pytest.mark.parametrize("change", [
-    lambda t: t.pop("params.b1"),
-    lambda t: t.update({"params.b1": np.zeros(3, np.float32)}),
-    lambda t: t.update({"params.b1": np.zeros(7, np.float64)}),
-    lambda t: t.update({"params.extra": np.zeros(7, np.float32)}),
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.pop("params.b1"),
+        lambda t: t.update({"params.b1": np.zeros(3, np.float32)}),
+        lambda t: t.update({"params.b1": np.zeros(7, np.float64)}),
+        lambda t: t.update({"params.extra": np.zeros(7, np.float32)}),
+    ],
+)
 def test_arrays_that_do_not_fit_the_architecture_are_refused(saved, change):
     with pytest.raises(CheckpointError, match=r"has params\.(b1|extra) = .*; expected (float32 \(7,\)|nothing)"):
         load_model(rewritten(saved, change))
@@ -126,16 +133,29 @@ def without_names(net):
     net.class_names = ("a",)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda net: net.params["W1"].__setitem__((0, 0), np.nan), "the model has NaN or infinite values in params.W1"),
-    (lambda net: net.params.update(W1=net.params["W1"].astype("f8")),
-     r"the model has params.W1 = float64 \(144, 7\); expected float32 \(144, 7\)"),
-    (lambda net: net.params.pop("b2"), r"the model has params.b2 = nothing; expected float32 \(5,\)"),
-    (lambda net: net.params.update(W9=np.ones(3, "f")), r"the model has params.W9 = float32 \(3,\); expected nothing"),
-    (without_names, "load_model could not read .* net.safetensors is not written: class_names has 1 names; expected 5"),
-    (lambda net: setattr(net, "layers", (*net.layers[:1], Negate(), *net.layers[2:])),
-     r"load_model could not .* not written: layers\[1\] is .*'Negate'.*; expected a type among Affine"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda net: net.params["W1"].__setitem__((0, 0), np.nan), "the model has NaN or infinite values in params.W1"),
+        (
+            lambda net: net.params.update(W1=net.params["W1"].astype("f8")),
+            r"the model has params.W1 = float64 \(144, 7\); expected float32 \(144, 7\)",
+        ),
+        (lambda net: net.params.pop("b2"), r"the model has params.b2 = nothing; expected float32 \(5,\)"),
+        (
+            lambda net: net.params.update(W9=np.ones(3, "f")),
+            r"the model has params.W9 = float32 \(3,\); expected nothing",
+        ),
+        (
+            without_names,
+            "load_model could not read .* net.safetensors is not written: class_names has 1 names; expected 5",
+        ),
+        (
+            lambda net: setattr(net, "layers", (*net.layers[:1], Negate(), *net.layers[2:])),
+            r"load_model could not .* not written: layers\[1\] is .*'Negate'.*; expected a type among Affine",
+        ),
+    ],
+)
 def test_what_could_not_be_loaded_is_not_saved(tmp_path, monkeypatch, change, message):
     net = NETS["two"](rng=0, backend="numpy")
     monkeypatch.chdir(tmp_path)
@@ -177,7 +197,7 @@ def test_equal_models_are_equal_bytes(tmp_path):
 
 
 def test_files_of_another_format_or_version_are_refused(saved, monkeypatch):
-    monkeypatch.setattr("xpconv.container.VERSION", 9)
+    monkeypatch.setattr("xpconv.io._safetensors.VERSION", 9)
     with pytest.raises(CheckpointError, match="has format 'xpconv-model', version 1; expected 'xpconv-model', ver"):
         load_model(saved)
     monkeypatch.undo()
@@ -188,25 +208,33 @@ def test_files_of_another_format_or_version_are_refused(saved, monkeypatch):
         load_model(saved)
 
 
-@pytest.mark.parametrize("change", [
-    lambda c: c.clear(),
-    lambda c: c.update(layers=[]),
-    lambda c: c.update(layers=[{"type": "os.system"}]),
-    lambda c: c.update(layers=5),
-    lambda c: c.update(backend="numpy"),
-    lambda c: c.update(reg="much"),
-    lambda c: c.update(dtype="float16"),
-    lambda c: c.update(class_names=[1, 2, 3, 4, 5]),
-    lambda c: c["layers"][0].update(units="many"),
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c.clear(),
+        lambda c: c.update(layers=[]),
+        lambda c: c.update(layers=[{"type": "os.system"}]),
+        lambda c: c.update(layers=5),
+        lambda c: c.update(backend="numpy"),
+        lambda c: c.update(reg="much"),
+        lambda c: c.update(dtype="float16"),
+        lambda c: c.update(class_names=[1, 2, 3, 4, 5]),
+        lambda c: c["layers"][0].update(units="many"),
+    ],
+)
 def test_descriptions_of_no_model_are_refused(saved, change):
     with pytest.raises(CheckpointError, match="describes no model"):
         load_model(rewritten(saved, change_config=change))
 
 
 def test_arrays_of_any_byte_order_and_layout_come_back(tmp_path):
-    arrays = {"big": np.arange(6, dtype=">f8").reshape(2, 3), "turned": np.arange(6.0).reshape(2, 3).T,
-              "scalar": np.array(3), "empty": np.zeros((0, 2)), "yes": np.array([True])}
+    arrays = {
+        "big": np.arange(6, dtype=">f8").reshape(2, 3),
+        "turned": np.arange(6.0).reshape(2, 3).T,
+        "scalar": np.array(3),
+        "empty": np.zeros((0, 2)),
+        "yes": np.array([True]),
+    }
     write_arrays(tmp_path / "a", "example", {}, arrays)
     file = ArrayFile(tmp_path / "a", "example")
     again = file.read(file.entries)

@@ -18,20 +18,20 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 import xpconv
-from xpconv import cli, folders, report, runs
-from xpconv.compare import read_run
+from xpconv.cli import _app, _run, _run_folder, _tables
+from xpconv.cli._compare import read_run
+from xpconv.cli._info import diagnose
 from xpconv.data import load_digits
 from xpconv.data.images import read_image
 from xpconv.errors import DatasetError
-from xpconv.report import diagnose
-from xpconv.solver import Solver
+from xpconv.training.solver import Solver
 
 SHORT = ("train", "--num-train", 100, "--epochs", 2, "--augment", "none")
 
 
 def call(*words, **environment):
     """Run one command in this process, without the settings of the machine."""
-    return CliRunner().invoke(cli.app, [str(word) for word in words], env={"XP_BACKEND": None, **environment})
+    return CliRunner().invoke(_app.app, [str(word) for word in words], env={"XP_BACKEND": None, **environment})
 
 
 def succeed(*words, **environment):
@@ -67,8 +67,8 @@ def test_bare_train_reaches_97_percent_and_says_where_its_files_are(bare):
     last = bare.shown.splitlines()[-1]
     assert last.startswith("test accuracy: 0.")
     assert float(last.split()[-1]) >= 0.97
-    assert sorted(path.name for path in bare.folder.iterdir()) == sorted(runs.FILES)
-    for name in runs.FILES:
+    assert sorted(path.name for path in bare.folder.iterdir()) == sorted(_run.FILES)
+    for name in _run.FILES:
         assert f"wrote {Path('runs', bare.folder.name, name)}\n" in bare.shown
     assert "\x1b" not in bare.shown
 
@@ -96,13 +96,27 @@ def test_metrics_have_one_row_an_iteration_and_accuracies_where_they_were_checke
     per_epoch = config["iterations"] // config["settings"]["epochs"]
     checked = [int(row["iteration"]) for row in rows if row["val_accuracy"]]
     assert checked == [1, *range(per_epoch, config["iterations"] + 1, per_epoch)]
-    assert [row["epoch"] for row in rows[per_epoch - 1:per_epoch + 1]] == ["1", "2"]
+    assert [row["epoch"] for row in rows[per_epoch - 1 : per_epoch + 1]] == ["1", "2"]
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"]) / 5
 
 
 def test_command_in_config_repeats_the_run(tmp_path):
-    options = ("--model", "fc", "--seed", 3, "--optimizer", "sgd_momentum", "--learning-rate", 0.02, "--reg", 0.1,
-               "--dtype", "float64", "--batch-size", 30)
+    options = (
+        "--model",
+        "fc",
+        "--seed",
+        3,
+        "--optimizer",
+        "sgd_momentum",
+        "--learning-rate",
+        0.02,
+        "--reg",
+        0.1,
+        "--dtype",
+        "float64",
+        "--batch-size",
+        30,
+    )
     succeed(*SHORT, *options, "--out", tmp_path / "a")
     program, *words = shlex.split(config_of(tmp_path / "a")["command"])
     assert program == "xpconv"
@@ -122,7 +136,7 @@ def test_config_names_versions_data_and_backend(bare):
     assert config["interrupted"] is False
 
 
-@pytest.mark.parametrize("model", runs.MODELS)
+@pytest.mark.parametrize("model", _run.MODELS)
 @pytest.mark.parametrize("augment", ["shift", "mirror"])
 def test_every_net_trains_is_drawn_and_predicts(tmp_path, model, augment):
     shown = succeed(*SHORT, "--model", model, "--augment", augment, "--out", tmp_path / "run")
@@ -132,9 +146,9 @@ def test_every_net_trains_is_drawn_and_predicts(tmp_path, model, augment):
 
 
 def test_larger_images_get_the_net_of_their_size():
-    model = runs.MODELS["three-layer"]((3, 32, 32), 10, rng=0)
+    model = _run.MODELS["three-layer"]((3, 32, 32), 10, rng=0)
     assert model.params["W1"].shape == (32, 3, 5, 5)
-    assert set(runs.DEFAULTS) == {*cli.DATASETS, "a folder"}
+    assert set(_run.DEFAULTS) == {*_app.DATASETS, "a folder"}
 
 
 def test_backend_of_the_environment_gives_the_same_losses(tmp_path):
@@ -168,8 +182,8 @@ def test_folder_of_another_run_is_refused_and_stays_as_it_is(tmp_path):
 
 def test_two_runs_of_one_second_have_two_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(folders.time, "strftime", lambda form: "now")
-    with folders.run_folder(None) as first, folders.run_folder(None) as second:
+    monkeypatch.setattr(_run_folder.time, "strftime", lambda form: "now")
+    with _run_folder.run_folder(None) as first, _run_folder.run_folder(None) as second:
         assert [first, second] == [Path("runs/now"), Path("runs/now-2")]
         assert second.is_dir()
 
@@ -182,9 +196,9 @@ def write_twice(path):
 def test_failed_run_removes_the_folder_that_it_made_and_no_other(tmp_path):
     (tmp_path / "mine").mkdir()
     for name in ("mine", "new"):
-        with pytest.raises(ZeroDivisionError), folders.run_folder(tmp_path / name):
+        with pytest.raises(ZeroDivisionError), _run_folder.run_folder(tmp_path / name):
             raise ZeroDivisionError
-    with pytest.raises(FileExistsError), folders.run_folder(tmp_path / "full") as folder:
+    with pytest.raises(FileExistsError), _run_folder.run_folder(tmp_path / "full") as folder:
         write_twice(folder / "notes")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "mine"]
 
@@ -203,7 +217,7 @@ def test_interrupted_training_saves_what_there_is_and_exits_with_130(tmp_path, m
     monkeypatch.setattr(Solver, "_step", interrupted_step)
     result = call(*SHORT, "--out", tmp_path / "run")
     assert result.exit_code == 130
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(runs.FILES)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(_run.FILES)
     assert [row["val_accuracy"] != "" for row in rows_of(tmp_path / "run")] == [True, True, False]
     assert config_of(tmp_path / "run")["interrupted"] is True
 
@@ -233,23 +247,26 @@ def test_training_outlasts_the_reader_of_its_output(tmp_path):
         errors = process.stderr.read().decode()
     assert process.returncode == 0
     assert errors == "xpconv: nobody reads this output any more; training goes on, until Ctrl-C\n"
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(runs.FILES)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(_run.FILES)
 
 
-@pytest.mark.parametrize(("setting", "value", "message"), [
-    ("model", "nonsense", "model is 'nonsense'; expected three-layer or fc or convnet"),
-    ("schedule", "nonsense", "schedule is 'nonsense'; expected step or cosine or constant"),
-    ("batch_size", 0, "batch_size is 0; expected 1 or more"),
-    ("num_train", "5", "num_train is '5'; expected an int"),
-    ("checkpoint_every", 0, "checkpoint_every is 0; expected 1 or more"),
-    ("data", 3, "data is 3; expected a text"),
-    ("augment", 4, "augment is 4; expected a text"),
-    ("seed", -1, "seed is -1; expected a number, 0 or more"),
-    ("warmup", "a", "warmup is 'a'; expected a number, 0 or more"),
-    ("learning_rate", None, "learning_rate is None; expected a number, 0 or more"),
-])
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("model", "nonsense", "model is 'nonsense'; expected three-layer or fc or convnet"),
+        ("schedule", "nonsense", "schedule is 'nonsense'; expected step or cosine or constant"),
+        ("batch_size", 0, "batch_size is 0; expected an int, 1 or more"),
+        ("num_train", "5", "num_train is '5'; expected an int, 1 or more"),
+        ("checkpoint_every", 0, "checkpoint_every is 0; expected an int, 1 or more"),
+        ("data", 3, "data is 3; expected a text"),
+        ("augment", 4, "augment is 4; expected a text"),
+        ("seed", -1, "seed is -1; expected a number, 0 or more"),
+        ("warmup", "a", "warmup is 'a'; expected a number, 0 or more"),
+        ("learning_rate", None, "learning_rate is None; expected a number, 0 or more"),
+    ],
+)
 def test_settings_of_a_run_that_cannot_be_are_named(tmp_path, setting, value, message):
-    settings = {"data": "digits", **runs.DEFAULTS["digits"], setting: value}
+    settings = {"data": "digits", **_run.DEFAULTS["digits"], setting: value}
     (tmp_path / "config.json").write_text(json.dumps({"settings": settings}))
     result = call("train", "--resume", tmp_path)
     assert result.exit_code == 1
@@ -272,8 +289,9 @@ def test_data_beside_resume_is_for_folders_of_images(tmp_path):
 
 def test_runs_that_skip_say_nothing_of_overflows(tmp_path):
     """Warnings are errors here."""
-    shown = succeed(*SHORT, "--optimizer", "sgd", "--learning-rate", "1e30", "--on-nonfinite", "skip",
-                    "--out", tmp_path / "run")
+    shown = succeed(
+        *SHORT, "--optimizer", "sgd", "--learning-rate", "1e30", "--on-nonfinite", "skip", "--out", tmp_path / "run"
+    )
     assert "skipped" in shown
 
 
@@ -314,7 +332,7 @@ def test_a_run_without_a_checkpoint_keeps_its_model(tmp_path, interrupted):
 
 
 def test_ctrl_c_outside_training_exits_with_130(monkeypatch):
-    monkeypatch.setattr(runs, "load_dataset", raising(KeyboardInterrupt()))
+    monkeypatch.setattr(_run, "load_dataset", raising(KeyboardInterrupt()))
     result = call("train")
     assert (result.exit_code, result.output) == (130, "")
 
@@ -322,8 +340,9 @@ def test_ctrl_c_outside_training_exits_with_130(monkeypatch):
 @pytest.mark.skipif(os.name != "posix", reason="signals to a process are POSIX")
 def test_signal_ends_the_real_command_with_its_files_saved(tmp_path):
     command = [sys.executable, "-m", "xpconv", *map(str, SHORT), "--epochs", "1000000", "--out", "run"]
-    with subprocess.Popen(command, cwd=tmp_path, env=plain_environment(), text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=plain_environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
         while "Epoch 1 /" not in process.stdout.readline():
             assert process.poll() is None, process.stderr.read()
         process.send_signal(signal.SIGINT)
@@ -341,9 +360,9 @@ def test_eval_gives_the_accuracy_that_training_printed(bare):
 
 
 def test_eval_takes_the_data_set_from_the_config_beside_the_model(tmp_path):
-    assert runs.data_of_run(tmp_path / "model.safetensors") == "digits"
+    assert _run.data_of_run(tmp_path / "model.safetensors") == "digits"
     (tmp_path / "config.json").write_text('{"settings": {"data": "cifar10"}}')
-    assert runs.data_of_run(tmp_path / "model.safetensors") == "cifar10"
+    assert _run.data_of_run(tmp_path / "model.safetensors") == "cifar10"
 
 
 def test_eval_refuses_a_model_of_other_images(tmp_path):
@@ -374,12 +393,15 @@ def test_predict_prints_path_class_and_probability_of_each_image(tmp_path, bare)
     assert lines == expected
 
 
-@pytest.mark.parametrize(("name", "change"), [
-    ("colour.png", lambda image: image.convert("RGB")),
-    ("transparent.png", lambda image: image.convert("RGBA")),
-    ("palette.gif", lambda image: image.convert("P")),
-    ("deep.png", lambda image: Image.fromarray(np.asarray(image, np.uint16) * 257)),
-])
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("colour.png", lambda image: image.convert("RGB")),
+        ("transparent.png", lambda image: image.convert("RGBA")),
+        ("palette.gif", lambda image: image.convert("P")),
+        ("deep.png", lambda image: Image.fromarray(np.asarray(image, np.uint16) * 257)),
+    ],
+)
 def test_other_kinds_of_image_become_the_models_pixels(tmp_path, name, change):
     pixels = read_image(write_digit(tmp_path / name, 0, change), (1, 8, 8))
     assert (pixels.shape, pixels.dtype) == ((1, 8, 8), np.uint8)
@@ -394,8 +416,9 @@ def test_transparent_parts_are_white_as_on_paper(tmp_path, name):
     image = image if name == "grey.png" else image.convert("RGBA")
     (image.quantize(4) if name == "palette.png" else image).save(tmp_path / name)
     for channels in (1, 3):
-        np.testing.assert_array_equal(read_image(tmp_path / name, (channels, 2, 2)),
-                                      np.full((channels, 2, 2), [[255, 0], [255, 255]]))
+        np.testing.assert_array_equal(
+            read_image(tmp_path / name, (channels, 2, 2)), np.full((channels, 2, 2), [[255, 0], [255, 255]])
+        )
 
 
 def test_photograph_is_turned_upright(tmp_path):
@@ -451,46 +474,59 @@ def raising(error):
     return function
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    (["train", "--data", "mnist"], "'mnist' is none of digits, cifar10, and there is no such folder."),
-    (["train", "--model", "resnet"], "'resnet' is not one of three-layer, fc, convnet."),
-    (["train", "--optimizer", "adm"], "'adm' is not one of sgd, sgd_momentum, rmsprop, adam."),
-    (["train", "--augment", "turn"], "augment is 'turn'; expected none, shift, mirror, crop, flip"),
-    (["train", "--dtype", "float16"], "'float16' is not one of float32, float64."),
-    (["train", "--backend", "jax"], "expected auto or one of numpy, cupy, torch, array_api_strict"),
-    (["train", "--epochs", "0"], "--epochs"),
-    (["train", "--batch-size", "many"], "--batch-size"),
-    (["train", "--epoch-count", "3"], "No such option"),
-    (["compare", "runs/first", "--out", "notes.txt"], "'notes.txt': expected a name that ends in .png."),
-    (["train", "--on-nonfinite", "wait"], "'wait' is not one of stop, skip."),
-    (["train", "--resume", "run", "--seed", "3", "--out", "b"], "the settings of its run: leave out --seed, --out."),
-    (["eval"], "MODEL"),
-    (["predict", "net.safetensors"], "IMAGE"),
-    (["teach"], "No such command 'teach'"),
-    ([], "Usage: "),
-])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "--data", "mnist"], "'mnist' is none of digits, cifar10, and there is no such folder."),
+        (["train", "--model", "resnet"], "'resnet' is not one of three-layer, fc, convnet."),
+        (["train", "--optimizer", "adm"], "'adm' is not one of sgd, sgd_momentum, rmsprop, adam."),
+        (["train", "--augment", "turn"], "augment is 'turn'; expected none, shift, mirror, crop, flip"),
+        (["train", "--dtype", "float16"], "'float16' is not one of float32, float64."),
+        (["train", "--backend", "jax"], "expected auto or one of numpy, cupy, torch, array_api_strict"),
+        (["train", "--epochs", "0"], "--epochs"),
+        (["train", "--batch-size", "many"], "--batch-size"),
+        (["train", "--epoch-count", "3"], "No such option"),
+        (["compare", "runs/first", "--out", "notes.txt"], "'notes.txt': expected a name that ends in .png."),
+        (["train", "--on-nonfinite", "wait"], "'wait' is not one of stop, skip."),
+        (
+            ["train", "--resume", "run", "--seed", "3", "--out", "b"],
+            "the settings of its run: leave out --seed, --out.",
+        ),
+        (["eval"], "MODEL"),
+        (["predict", "net.safetensors"], "IMAGE"),
+        (["teach"], "No such command 'teach'"),
+        ([], "Usage: "),
+    ],
+)
 def test_wrong_usage_is_told_with_the_choices_and_exits_with_2(words, message):
     result = call(*words)
     assert result.exit_code == 2
     assert message in result.output
 
 
-@pytest.mark.parametrize(("words", "environment", "message"), [
-    (["train", "--backend", "numpy:gpu"], {}, "numpy has no device 'gpu'"),
-    (["train"], {"XP_BACKEND": "array_api_strict:gpu"}, "array_api_strict has no device 'gpu'"),
-    (["train", "--num-train", "1298"], {}, "num_train is 1298; expected 1 to 1297"),
-    (["train"], {"XPCONV_NUM_THREADS": "x"}, "XPCONV_NUM_THREADS is 'x'"),
-    (["train", "--out", "file"], {}, "file: cannot be the folder of a run (File exists): name another one by --out"),
-    (["train", "--out", "file/run"], {}, "file/run: cannot be the folder of a run (Not a directory): name"),
-    (["train", "--optimizer", "sgd", "--learning-rate", "1e30"], {}, "the loss became"),
-    (["train", "--image-size", "16"], {}, "image_size is 16, but the images of digits have a size of their own"),
-    (["train", "--data", "cifar10"], {"XPCONV_DATA": "file"}, "CIFAR-10 is not in file (no such folder) or "),
-    (["train", "--resume", "nothing"], {}, "resume is nothing, which holds no settings of a run in config.json"),
-    (["eval", "nothing"], {}, "there is no file nothing"),
-    (["eval", "."], {}, ". is a folder; expected a file in it, such as model.safetensors"),
-    (["eval", "file"], {}, "file is damaged or no safetensors file"),
-    (["predict", "file", "file"], {}, "file is damaged or no safetensors file"),
-])
+@pytest.mark.parametrize(
+    ("words", "environment", "message"),
+    [
+        (["train", "--backend", "numpy:gpu"], {}, "numpy has no device 'gpu'"),
+        (["train"], {"XP_BACKEND": "array_api_strict:gpu"}, "array_api_strict has no device 'gpu'"),
+        (["train", "--num-train", "1298"], {}, "num_train is 1298; expected 1 to 1297"),
+        (["train"], {"XPCONV_NUM_THREADS": "x"}, "XPCONV_NUM_THREADS is 'x'"),
+        (
+            ["train", "--out", "file"],
+            {},
+            "file: cannot be the folder of a run (File exists): name another one by --out",
+        ),
+        (["train", "--out", "file/run"], {}, "file/run: cannot be the folder of a run (Not a directory): name"),
+        (["train", "--optimizer", "sgd", "--learning-rate", "1e30"], {}, "the loss became"),
+        (["train", "--image-size", "16"], {}, "image_size is 16, but the images of digits have a size of their own"),
+        (["train", "--data", "cifar10"], {"XPCONV_DATA": "file"}, "CIFAR-10 is not in file (no such folder) or "),
+        (["train", "--resume", "nothing"], {}, "resume is nothing, which holds no settings of a run in config.json"),
+        (["eval", "nothing"], {}, "there is no file nothing"),
+        (["eval", "."], {}, ". is a folder; expected a file in it, such as model.safetensors"),
+        (["eval", "file"], {}, "file is damaged or no safetensors file"),
+        (["predict", "file", "file"], {}, "file is damaged or no safetensors file"),
+    ],
+)
 def test_failure_is_told_in_one_line_and_exits_with_1(tmp_path, monkeypatch, words, environment, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("xpconv.data.cifar10._download", raising(OSError("offline")))
@@ -505,13 +541,16 @@ def test_failure_is_told_in_one_line_and_exits_with_1(tmp_path, monkeypatch, wor
     assert Path("file").read_text() == "no run"
 
 
-@pytest.mark.parametrize(("error", "code", "message"), [
-    (MemoryError("8 GiB"), 1, "out of memory (8 GiB): take a smaller --batch-size"),
-    (PermissionError(errno.EACCES, "Permission denied", "folder"), 1, "xpconv: error: folder: Permission denied\n"),
-    (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, ""),
-])
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (MemoryError("8 GiB"), 1, "out of memory (8 GiB): take a smaller --batch-size"),
+        (PermissionError(errno.EACCES, "Permission denied", "folder"), 1, "xpconv: error: folder: Permission denied\n"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, ""),
+    ],
+)
 def test_trouble_of_the_machine_leaves_no_traceback(monkeypatch, error, code, message):
-    monkeypatch.setattr(runs, "load_dataset", raising(error))
+    monkeypatch.setattr(_run, "load_dataset", raising(error))
     result = call("train")
     assert result.exit_code == code
     assert message in result.stderr
@@ -557,14 +596,14 @@ def test_info_shows_wrong_settings_instead_of_failing_on_them(monkeypatch):
 
 
 def test_info_is_a_table_on_a_terminal(monkeypatch):
-    monkeypatch.setattr(report, "sys", SimpleNamespace(stdout=SimpleNamespace(isatty=lambda: True)))
+    monkeypatch.setattr(_tables, "sys", SimpleNamespace(stdout=SimpleNamespace(isatty=lambda: True)))
     shown = succeed("info")
     assert "\t" not in shown
     assert "backend numpy" in shown
     assert max(map(len, shown.splitlines())) == min(map(len, shown.splitlines()))
 
 
-COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
+COMMANDS = [command.name or command.callback.__name__ for command in _app.app.registered_commands]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -587,38 +626,54 @@ def completions(line, shell="zsh", **environment):
     """Return what the tab key offers at the end of a line, and what is printed on the side."""
     words = {"bash": {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}}
     asked = words.get(shell, {"_TYPER_COMPLETE_ARGS": line, "_TYPER_COMPLETE_FISH_ACTION": "get-args"})
-    run = subprocess.run([sys.executable, "-m", "xpconv"], capture_output=True, text=True, check=False,
-                         env={**plain_environment(), "_XPCONV_COMPLETE": f"complete_{shell}", **asked, **environment})
+    run = subprocess.run(
+        [sys.executable, "-m", "xpconv"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**plain_environment(), "_XPCONV_COMPLETE": f"complete_{shell}", **asked, **environment},
+    )
     return run.stdout, run.stderr
 
 
-@pytest.mark.parametrize(("shell", "expected"), [
-    ("bash", "sgd\nsgd_momentum\n"), ("fish", "sgd\nsgd_momentum\n"),
-    ("zsh", "_arguments '*: :((\"sgd\"\n\"sgd_momentum\"))'\n")])
+@pytest.mark.parametrize(
+    ("shell", "expected"),
+    [
+        ("bash", "sgd\nsgd_momentum\n"),
+        ("fish", "sgd\nsgd_momentum\n"),
+        ("zsh", '_arguments \'*: :(("sgd"\n"sgd_momentum"))\'\n'),
+    ],
+)
 def test_each_shell_completes_words(shell, expected):
     assert completions("xpconv train --optimizer sg", shell) == (expected, "")
 
 
 OFFERED = {
-    ("--data", ""): ["digits", "cifar10"], ("--data", "c"): ["cifar10"], ("--data", "my_images"): [],
-    ("--model", ""): list(runs.MODELS), ("--schedule", "co"): ["cosine", "constant"],
+    ("--data", ""): ["digits", "cifar10"],
+    ("--data", "c"): ["cifar10"],
+    ("--data", "my_images"): [],
+    ("--model", ""): list(_run.MODELS),
+    ("--schedule", "co"): ["cosine", "constant"],
     ("--dtype", "f"): ["float32", "float64"],
-    ("--backend", "a"): ["array_api_strict", "auto"], ("--augment", "f"): ["flip"], ("--sampling", "e"): ["epoch"],
+    ("--backend", "a"): ["array_api_strict", "auto"],
+    ("--augment", "f"): ["flip"],
+    ("--sampling", "e"): ["epoch"],
     ("--on-nonfinite", "s"): ["stop", "skip"],
 }
 
 
 @pytest.mark.parametrize(("option", "begun"), OFFERED)
 def test_words_offered_are_those_that_the_option_takes(option, begun):
-    params = {name: param for param in get_command(cli.app).commands["train"].params for name in param.opts}
+    params = {name: param for param in get_command(_app.app).commands["train"].params for name in param.opts}
     context = SimpleNamespace(resilient_parsing=True)
     assert [item.value for item in params[option].shell_complete(context, begun)] == OFFERED[option, begun]
 
 
 def test_completion_tries_no_backend():
     """A GPU takes seconds to try."""
-    shown, imports = completions("xpconv train --data d", "bash", XP_BACKEND="array_api_strict",
-                                 PYTHONPROFILEIMPORTTIME="1")
+    shown, imports = completions(
+        "xpconv train --data d", "bash", XP_BACKEND="array_api_strict", PYTHONPROFILEIMPORTTIME="1"
+    )
     assert shown == "digits\n"
     assert "array_api_compat" in imports
     assert "array_api_strict" not in imports
@@ -627,20 +682,27 @@ def test_completion_tries_no_backend():
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_is_shown_for_each_shell(shell, monkeypatch):
     monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")  # then the option takes the shell's name
-    result = CliRunner().invoke(cli.app, ["--show-completion", shell], prog_name="xpconv")
+    result = CliRunner().invoke(_app.app, ["--show-completion", shell], prog_name="xpconv")
     assert result.exit_code == 0, result.output
     assert f"_XPCONV_COMPLETE=complete_{shell}" in result.stdout
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
 def test_bash_completes_a_line_with_the_installed_script(tmp_path):
-    environment = {**plain_environment(), "HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1",
-                   "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
+    environment = {
+        **plain_environment(),
+        "HOME": str(tmp_path),
+        "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1",
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+    }
     subprocess.run(["xpconv", "--install-completion", "bash"], env=environment, capture_output=True, check=True)
-    press_tab = ("source ~/.bashrc; COMP_WORDS=(xpconv train --opt) COMP_CWORD=2; "
-                 "$(complete -p xpconv | sed 's/.*-F \\([^ ]*\\).*/\\1/') xpconv; echo ${COMPREPLY[@]}")
-    run = subprocess.run(["bash", "--norc", "-c", press_tab], env=environment, capture_output=True, text=True,
-                         check=True)
+    press_tab = (
+        "source ~/.bashrc; COMP_WORDS=(xpconv train --opt) COMP_CWORD=2; "
+        "$(complete -p xpconv | sed 's/.*-F \\([^ ]*\\).*/\\1/') xpconv; echo ${COMPREPLY[@]}"
+    )
+    run = subprocess.run(
+        ["bash", "--norc", "-c", press_tab], env=environment, capture_output=True, text=True, check=True
+    )
     assert run.stdout == "--optimizer\n"
 
 
@@ -653,14 +715,13 @@ def plain_environment():
     return {name: value for name, value in os.environ.items() if not name.startswith(("XP_", "XPCONV_"))}
 
 
-@pytest.mark.parametrize("program", [[sys.executable, "-m", "xpconv"],
-                                     [str(Path(sys.executable).with_name("xpconv"))]])
+@pytest.mark.parametrize("program", [[sys.executable, "-m", "xpconv"], [str(Path(sys.executable).with_name("xpconv"))]])
 def test_program_starts_as_a_module_and_as_a_command(program):
     run = subprocess.run([*program, "--version"], env=plain_environment(), capture_output=True, text=True, check=True)
     assert run.stdout == f"xpconv {xpconv.__version__}\n"
 
 
 def test_starting_loads_nothing_that_only_training_needs():
-    code = "import sys, xpconv.cli; print(*sys.modules)"
+    code = "import sys, xpconv.cli._app; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"matplotlib", "sklearn", "PIL", "pooch", "torch", "cupy"} & set(run.stdout.split())

@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from xpconv import cli, viz
-from xpconv.compare import Run, differences, read_run, summary
+from xpconv.cli import _app
+from xpconv.cli._compare import Run, differences, read_run, summary
 from xpconv.errors import ArgumentError
+from xpconv.viz import _curves as viz
 
 
 def write_run(folder, losses, accuracies, per_epoch=2, **settings):
@@ -31,15 +32,23 @@ def test_run_is_read_as_it_was_written(tmp_path):
     run = read_run(write_run(tmp_path / "a", [2.3, 2.0, 1.5, 1.0], [0.1, 0.4, 0.6], seed=3))
     assert run.settings == {"seed": 3}
     assert {name: values.tolist() for name, values in run.history.items()} == {
-        "loss_history": [2.3, 2.0, 1.5, 1.0], "train_acc_history": [0.1, 0.4, 0.6], "val_acc_history": [0.1, 0.4, 0.6]}
+        "loss_history": [2.3, 2.0, 1.5, 1.0],
+        "train_acc_history": [0.1, 0.4, 0.6],
+        "val_acc_history": [0.1, 0.4, 0.6],
+    }
 
 
-@pytest.mark.parametrize("damage", [
-    lambda f: (f / "config.json").unlink(), lambda f: (f / "metrics.csv").unlink(),
-    lambda f: (f / "config.json").write_text("{"), lambda f: (f / "config.json").write_text("[]"),
-    lambda f: (f / "metrics.csv").write_text("iteration,loss\n1,2.3\n"),
-    lambda f: (f / "metrics.csv").write_text("loss,train_accuracy,val_accuracy\nx,,\n"),
-])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda f: (f / "config.json").unlink(),
+        lambda f: (f / "metrics.csv").unlink(),
+        lambda f: (f / "config.json").write_text("{"),
+        lambda f: (f / "config.json").write_text("[]"),
+        lambda f: (f / "metrics.csv").write_text("iteration,loss\n1,2.3\n"),
+        lambda f: (f / "metrics.csv").write_text("loss,train_accuracy,val_accuracy\nx,,\n"),
+    ],
+)
 def test_folder_that_holds_no_run_is_named(tmp_path, damage):
     folder = write_run(tmp_path / "a", [1.0], [0.1])
     damage(folder)
@@ -51,14 +60,17 @@ def runs_of(*settings):
     return [Run(Path("runs", f"r{i}"), each, {}) for i, each in enumerate(settings)]
 
 
-@pytest.mark.parametrize(("settings", "names"), [
-    ([{"a": 1, "b": 2}, {"a": 1, "b": 3}], ["b=2", "b=3"]),
-    ([{"a": 1, "b": 2}, {"a": 2, "b": 3}], ["a=1, b=2", "a=2, b=3"]),
-    ([{"a": 1}, {"a": 1}], ["r0", "r1"]),
-    ([{"a": 1}], ["r0"]),
-    ([{"a": 1}, {"a": 1}, {"a": 2}], ["r0: a=1", "r1: a=1", "r2: a=2"]),
-    ([{"a": 1}, {"a": 1, "new": "x"}], ["new=None", "new=x"]),
-])
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ([{"a": 1, "b": 2}, {"a": 1, "b": 3}], ["b=2", "b=3"]),
+        ([{"a": 1, "b": 2}, {"a": 2, "b": 3}], ["a=1, b=2", "a=2, b=3"]),
+        ([{"a": 1}, {"a": 1}], ["r0", "r1"]),
+        ([{"a": 1}], ["r0"]),
+        ([{"a": 1}, {"a": 1}, {"a": 2}], ["r0: a=1", "r1: a=1", "r2: a=2"]),
+        ([{"a": 1}, {"a": 1, "new": "x"}], ["new=None", "new=x"]),
+    ],
+)
 def test_runs_are_named_by_what_differs(settings, names):
     assert differences(runs_of(*settings)) == names
 
@@ -71,20 +83,25 @@ def test_summary_tells_the_last_losses_and_the_best_accuracy():
 
 
 def compare(*words):
-    return CliRunner().invoke(cli.app, ["compare", *map(str, words)])
+    return CliRunner().invoke(_app.app, ["compare", *map(str, words)])
 
 
 def test_command_draws_runs_of_different_lengths_and_prints_a_row_each(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for i, optimizer in enumerate(("sgd", "sgd_momentum", "rmsprop", "adam")):
-        write_run(tmp_path / optimizer, np.linspace(2.3, 0.5, 4 + 2 * i), [0.1, *[0.5 + i / 10] * (2 + i)],
-                  optimizer=optimizer)
+        write_run(
+            tmp_path / optimizer,
+            np.linspace(2.3, 0.5, 4 + 2 * i),
+            [0.1, *[0.5 + i / 10] * (2 + i)],
+            optimizer=optimizer,
+        )
     result = compare("sgd", "sgd_momentum", "rmsprop", "adam")
     assert result.exit_code == 0, result.output
     header, *rows, last = result.stdout.splitlines()
     assert header.split("\t")[0] == "run"
-    assert [row.split("\t")[0] for row in rows] == [f"optimizer={name}" for name in ("sgd", "sgd_momentum", "rmsprop",
-                                                                                     "adam")]
+    assert [row.split("\t")[0] for row in rows] == [
+        f"optimizer={name}" for name in ("sgd", "sgd_momentum", "rmsprop", "adam")
+    ]
     assert last == "wrote comparison.png"
     with Image.open("comparison.png") as picture:
         assert picture.format == "PNG"

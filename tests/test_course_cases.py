@@ -57,25 +57,47 @@ def test_relu_forward():
 def test_conv_forward(forward):
     x, w, b = linspace(-0.1, 0.5, 2, 3, 4, 4), linspace(-0.2, 0.3, 3, 3, 4, 4), linspace(-0.1, 0.2, 3)
     out, _ = forward(x, w, b, {"stride": 2, "pad": 1})
-    assert rel_error(out, [
-        [[[-0.08759809, -0.10987781], [-0.18387192, -0.2109216]],
-         [[0.21027089, 0.21661097], [0.22847626, 0.23004637]],
-         [[0.50813986, 0.54309974], [0.64082444, 0.67101435]]],
-        [[[-0.98053589, -1.03143541], [-1.19128892, -1.24695841]],
-         [[0.69108355, 0.66880383], [0.59480972, 0.56776003]],
-         [[2.36270298, 2.36904306], [2.38090835, 2.38247847]]]]) < 3e-8
+    assert (
+        rel_error(
+            out,
+            [
+                [
+                    [[-0.08759809, -0.10987781], [-0.18387192, -0.2109216]],
+                    [[0.21027089, 0.21661097], [0.22847626, 0.23004637]],
+                    [[0.50813986, 0.54309974], [0.64082444, 0.67101435]],
+                ],
+                [
+                    [[-0.98053589, -1.03143541], [-1.19128892, -1.24695841]],
+                    [[0.69108355, 0.66880383], [0.59480972, 0.56776003]],
+                    [[2.36270298, 2.36904306], [2.38090835, 2.38247847]],
+                ],
+            ],
+        )
+        < 3e-8
+    )
 
 
 @pytest.mark.parametrize("forward", [max_pool_forward_naive, max_pool_forward_fast])
 def test_max_pool_forward(forward):
     out, _ = forward(linspace(-0.3, 0.4, 2, 3, 4, 4), {"pool_height": 2, "pool_width": 2, "stride": 2})
-    assert rel_error(out, [
-        [[[-0.26315789, -0.24842105], [-0.20421053, -0.18947368]],
-         [[-0.14526316, -0.13052632], [-0.08631579, -0.07157895]],
-         [[-0.02736842, -0.01263158], [0.03157895, 0.04631579]]],
-        [[[0.09052632, 0.10526316], [0.14947368, 0.16421053]],
-         [[0.20842105, 0.22315789], [0.26736842, 0.28210526]],
-         [[0.32631579, 0.34105263], [0.38526316, 0.4]]]]) < 5e-8
+    assert (
+        rel_error(
+            out,
+            [
+                [
+                    [[-0.26315789, -0.24842105], [-0.20421053, -0.18947368]],
+                    [[-0.14526316, -0.13052632], [-0.08631579, -0.07157895]],
+                    [[-0.02736842, -0.01263158], [0.03157895, 0.04631579]],
+                ],
+                [
+                    [[0.09052632, 0.10526316], [0.14947368, 0.16421053]],
+                    [[0.20842105, 0.22315789], [0.26736842, 0.28210526]],
+                    [[0.32631579, 0.34105263], [0.38526316, 0.4]],
+                ],
+            ],
+        )
+        < 5e-8
+    )
 
 
 # ---- gradient checks
@@ -89,8 +111,9 @@ def gradient_errors(forward, backward, *arrays):
     gradients = gradients if isinstance(gradients, tuple) else (gradients,)
     errors = []
     for i, gradient in enumerate(gradients):
+
         def changed(a, i=i):
-            return forward(*arrays[:i], a, *arrays[i + 1:])[0]
+            return forward(*arrays[:i], a, *arrays[i + 1 :])[0]
 
         errors.append(rel_error(eval_numerical_gradient_array(changed, arrays[i], dout), gradient))
     return errors
@@ -102,6 +125,7 @@ def test_conv_gradients():
     out, cache = conv_forward_naive(x, w, b, conv_param)
     dout = np.random.randn(*out.shape)
     for i, gradient in enumerate(conv_backward_naive(dout, cache)):
+
         def changed(a, i=i):  # the fast forward: the naive one takes seconds
             return conv_forward_fast(*(a if k == i else given for k, given in enumerate((x, w, b))), conv_param)[0]
 
@@ -110,23 +134,32 @@ def test_conv_gradients():
 
 def test_max_pool_gradient():
     pool_param = {"pool_height": 2, "pool_width": 2, "stride": 2}
-    (error,) = gradient_errors(lambda x: max_pool_forward_naive(x, pool_param), max_pool_backward_naive,
-                               np.random.randn(3, 2, 8, 8))
+    (error,) = gradient_errors(
+        lambda x: max_pool_forward_naive(x, pool_param), max_pool_backward_naive, np.random.randn(3, 2, 8, 8)
+    )
     assert error < 1e-11
 
 
 def test_conv_relu_pool_gradients():
     conv_param, pool_param = {"stride": 1, "pad": 1}, {"pool_height": 2, "pool_width": 2, "stride": 2}
-    errors = gradient_errors(lambda x, w, b: conv_relu_pool_forward(x, w, b, conv_param, pool_param),
-                             conv_relu_pool_backward, np.random.randn(2, 3, 16, 16), np.random.randn(3, 3, 3, 3),
-                             np.random.randn(3))
+    errors = gradient_errors(
+        lambda x, w, b: conv_relu_pool_forward(x, w, b, conv_param, pool_param),
+        conv_relu_pool_backward,
+        np.random.randn(2, 3, 16, 16),
+        np.random.randn(3, 3, 3, 3),
+        np.random.randn(3),
+    )
     assert max(errors) < 1e-7
 
 
 def test_spatial_batch_norm_gradients():
     dx, dgamma, dbeta = gradient_errors(
         lambda x, gamma, beta: spatial_batchnorm_forward(x, gamma, beta, {"mode": "train"}),
-        spatial_batchnorm_backward, 5 * np.random.randn(2, 3, 4, 5) + 12, np.random.randn(3), np.random.randn(3))
+        spatial_batchnorm_backward,
+        5 * np.random.randn(2, 3, 4, 5) + 12,
+        np.random.randn(3),
+        np.random.randn(3),
+    )
     assert dx < 1e-6
     assert dgamma < 1e-10
     assert dbeta < 1e-10
@@ -134,8 +167,12 @@ def test_spatial_batch_norm_gradients():
 
 def test_group_norm_gradients():
     errors = gradient_errors(
-        lambda x, gamma, beta: spatial_groupnorm_forward(x, gamma, beta, 2, {}), spatial_groupnorm_backward,
-        5 * np.random.randn(2, 6, 4, 5) + 12, np.random.randn(1, 6, 1, 1), np.random.randn(1, 6, 1, 1))
+        lambda x, gamma, beta: spatial_groupnorm_forward(x, gamma, beta, 2, {}),
+        spatial_groupnorm_backward,
+        5 * np.random.randn(2, 6, 4, 5) + 12,
+        np.random.randn(1, 6, 1, 1),
+        np.random.randn(1, 6, 1, 1),
+    )
     assert max(errors) < 1e-7
 
 
@@ -178,8 +215,9 @@ def test_spatial_batch_norm_after_training():
         spatial_batchnorm_forward(2.3 * np.random.randn(10, 4, 11, 12) + 13, np.ones(4), np.zeros(4), bn_param)
     bn_param["mode"] = "test"
     out, _ = spatial_batchnorm_forward(2.3 * np.random.randn(10, 4, 11, 12) + 13, np.ones(4), np.zeros(4), bn_param)
-    assert_moments(out, [-0.08034406, 0.07562881, 0.05716371, 0.04378383],
-                   [0.96718744, 1.0299714, 1.02887624, 1.00585577])
+    assert_moments(
+        out, [-0.08034406, 0.07562881, 0.05716371, 0.04378383], [0.96718744, 1.0299714, 1.02887624, 1.00585577]
+    )
 
 
 def test_group_norm():
@@ -201,9 +239,11 @@ def test_two_layer_net():
     model.params["W2"] = linspace(-0.3, 0.4, H, C)
     model.params["b2"] = linspace(-0.9, 0.1, C)
     X = linspace(-5.5, 4.5, D, N).T
-    expected = [[11.53165108, 12.2917344, 13.05181771, 13.81190102, 14.57198434, 15.33206765, 16.09215096],
-                [12.05769098, 12.74614105, 13.43459113, 14.1230412, 14.81149128, 15.49994135, 16.18839143],
-                [12.58373087, 13.20054771, 13.81736455, 14.43418138, 15.05099822, 15.66781506, 16.2846319]]
+    expected = [
+        [11.53165108, 12.2917344, 13.05181771, 13.81190102, 14.57198434, 15.33206765, 16.09215096],
+        [12.05769098, 12.74614105, 13.43459113, 14.1230412, 14.81149128, 15.49994135, 16.18839143],
+        [12.58373087, 13.20054771, 13.81736455, 14.43418138, 15.05099822, 15.66781506, 16.2846319],
+    ]
     scores = model.loss(X)
     assert scores.dtype == np.float64
     assert np.abs(scores - expected).sum() < 1e-6
@@ -233,8 +273,13 @@ def cifar():
 
 def test_data_has_the_published_shapes(cifar):
     assert {name: a.shape for name, a in cifar.items()} == {
-        "X_train": (49000, 3, 32, 32), "y_train": (49000,), "X_val": (1000, 3, 32, 32), "y_val": (1000,),
-        "X_test": (1000, 3, 32, 32), "y_test": (1000,)}
+        "X_train": (49000, 3, 32, 32),
+        "y_train": (49000,),
+        "X_val": (1000, 3, 32, 32),
+        "y_val": (1000,),
+        "X_test": (1000, 3, 32, 32),
+        "y_test": (1000,),
+    }
     assert cifar["X_train"].dtype == np.float64
     assert abs(cifar["X_train"][:, 0, 0, 0].mean()) < 1e-9
 
@@ -242,8 +287,16 @@ def test_data_has_the_published_shapes(cifar):
 def test_training_trace(cifar, capsys):
     small = {**cifar, "X_train": cifar["X_train"][:100], "y_train": cifar["y_train"][:100]}
     model = ThreeLayerConvNet(weight_scale=1e-2)
-    solver = Solver(model, small, num_epochs=2, batch_size=50, update_rule="adam",
-                    optim_config={"learning_rate": 1e-3}, verbose=True, print_every=1)
+    solver = Solver(
+        model,
+        small,
+        num_epochs=2,
+        batch_size=50,
+        update_rule="adam",
+        optim_config={"learning_rate": 1e-3},
+        verbose=True,
+        print_every=1,
+    )
     solver.train()
     published = [2.414060, 3.102925, 2.270330, 2.096705]
     # Of a reconstruction of the data, with an approximate mean image; two independent implementations agree on these.
@@ -258,8 +311,15 @@ def test_training_trace(cifar, capsys):
 @pytest.mark.slow
 def test_one_epoch(cifar):
     model = ThreeLayerConvNet(weight_scale=1e-3, hidden_dim=500, reg=1e-3)
-    solver = Solver(model, cifar, num_epochs=1, batch_size=50, update_rule="adam",
-                    optim_config={"learning_rate": 1e-3}, verbose=False)
+    solver = Solver(
+        model,
+        cifar,
+        num_epochs=1,
+        batch_size=50,
+        update_rule="adam",
+        optim_config={"learning_rate": 1e-3},
+        verbose=False,
+    )
     solver.train()
     assert len(solver.loss_history) == 980
     assert solver.loss_history[0] == pytest.approx(2.3047, abs=1e-3)

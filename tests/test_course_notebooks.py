@@ -40,6 +40,7 @@ def computing_on(backend, kind):
 
     Its parameters stay NumPy arrays, as the cells expect, and so do the results.
     """
+
     class Twin(kind):
         def __init__(self, *args, **options):
             before = np.random.get_state()
@@ -69,6 +70,7 @@ def _notebook(monkeypatch):
     with matplotlib.rc_context({"backend": "agg"}):
         yield
         import matplotlib.pyplot as plt
+
         plt.close("all")
     np.random.set_state(state)
 

@@ -26,16 +26,22 @@ def values(*shape, dtype="float64"):
 
 SPELLINGS = {
     "layers": "affine_forward affine_backward relu_forward relu_backward softmax_loss svm_loss batchnorm_forward "
-              "batchnorm_backward batchnorm_backward_alt layernorm_forward layernorm_backward dropout_forward "
-              "dropout_backward conv_forward_naive conv_backward_naive max_pool_forward_naive max_pool_backward_naive "
-              "spatial_batchnorm_forward spatial_batchnorm_backward spatial_groupnorm_forward "
-              "spatial_groupnorm_backward",
-    "fast_layers": " ".join(f"{layer}_{way}_{kind}" for way in ("forward", "backward") for layer, kinds in
-                            {"conv": ("fast", "im2col", "strides"), "max_pool": ("fast", "reshape", "im2col")}.items()
-                            for kind in kinds),
+    "batchnorm_backward batchnorm_backward_alt layernorm_forward layernorm_backward dropout_forward "
+    "dropout_backward conv_forward_naive conv_backward_naive max_pool_forward_naive max_pool_backward_naive "
+    "spatial_batchnorm_forward spatial_batchnorm_backward spatial_groupnorm_forward "
+    "spatial_groupnorm_backward",
+    "fast_layers": " ".join(
+        f"{layer}_{way}_{kind}"
+        for way in ("forward", "backward")
+        for layer, kinds in {"conv": ("fast", "im2col", "strides"), "max_pool": ("fast", "reshape", "im2col")}.items()
+        for kind in kinds
+    ),
     "im2col": "get_im2col_indices im2col_indices col2im_indices",
-    "layer_utils": " ".join(f"{name}_{way}" for way in ("forward", "backward") for name in (
-        "affine_relu", "affine_bn_relu", "conv_relu", "conv_bn_relu", "conv_relu_pool")),
+    "layer_utils": " ".join(
+        f"{name}_{way}"
+        for way in ("forward", "backward")
+        for name in ("affine_relu", "affine_bn_relu", "conv_relu", "conv_bn_relu", "conv_relu_pool")
+    ),
     "optim": "sgd sgd_momentum rmsprop adam",
     "solver": "Solver",
     "gradient_check": "eval_numerical_gradient eval_numerical_gradient_array grad_check_sparse",
@@ -103,6 +109,7 @@ def test_fast_pool_is_naive_pool(kind, x_shape, height, width, stride):
 
 def every_layer(dtype):
     """Yield (name, arrays, forward of them, backward) for each layer of the course."""
+
     def v(*shape):
         return values(*shape, dtype=dtype)
 
@@ -124,18 +131,38 @@ def every_layer(dtype):
     yield "conv_fast", (image, filters, v(3)), lambda *a: fast.conv_forward_fast(*a, conv), fast.conv_backward_fast
     yield "pool_naive", (image,), lambda x: L.max_pool_forward_naive(x, pool), L.max_pool_backward_naive
     yield "pool_fast", (image,), lambda x: fast.max_pool_forward_fast(x, pool), fast.max_pool_backward_fast
-    yield ("spatial_batchnorm", (image, *gammas), lambda *a: L.spatial_batchnorm_forward(*a, dict(train)),
-           L.spatial_batchnorm_backward)
-    yield ("spatial_groupnorm", (image, v(1, 4, 1, 1), v(1, 4, 1, 1)),
-           lambda *a: L.spatial_groupnorm_forward(*a, 2, {}), L.spatial_groupnorm_backward)
+    yield (
+        "spatial_batchnorm",
+        (image, *gammas),
+        lambda *a: L.spatial_batchnorm_forward(*a, dict(train)),
+        L.spatial_batchnorm_backward,
+    )
+    yield (
+        "spatial_groupnorm",
+        (image, v(1, 4, 1, 1), v(1, 4, 1, 1)),
+        lambda *a: L.spatial_groupnorm_forward(*a, 2, {}),
+        L.spatial_groupnorm_backward,
+    )
     yield "affine_relu", (flat, v(4, 3), v(3)), U.affine_relu_forward, U.affine_relu_backward
-    yield ("affine_bn_relu", (flat, v(4, 3), v(3), v(3), v(3)),
-           lambda *a: U.affine_bn_relu_forward(*a, dict(train)), U.affine_bn_relu_backward)
+    yield (
+        "affine_bn_relu",
+        (flat, v(4, 3), v(3), v(3), v(3)),
+        lambda *a: U.affine_bn_relu_forward(*a, dict(train)),
+        U.affine_bn_relu_backward,
+    )
     yield ("conv_relu", (image, filters, v(3)), lambda *a: U.conv_relu_forward(*a, conv), U.conv_relu_backward)
-    yield ("conv_bn_relu", (image, filters, v(3), v(3), v(3)),
-           lambda *a: U.conv_bn_relu_forward(*a, conv, dict(train)), U.conv_bn_relu_backward)
-    yield ("conv_relu_pool", (image, filters, v(3)), lambda *a: U.conv_relu_pool_forward(*a, conv, pool),
-           U.conv_relu_pool_backward)
+    yield (
+        "conv_bn_relu",
+        (image, filters, v(3), v(3), v(3)),
+        lambda *a: U.conv_bn_relu_forward(*a, conv, dict(train)),
+        U.conv_bn_relu_backward,
+    )
+    yield (
+        "conv_relu_pool",
+        (image, filters, v(3)),
+        lambda *a: U.conv_relu_pool_forward(*a, conv, pool),
+        U.conv_relu_pool_backward,
+    )
 
 
 def by_name(dtype):
@@ -155,8 +182,9 @@ def test_gradients_are_those_of_the_forward_pass(name):
     out, cache = forward(*arrays)
     dout = values(*out.shape)
     for i, gradient in enumerate(as_tuple(backward(dout, cache))):
+
         def output(changed, i=i):
-            return forward(*arrays[:i], changed, *arrays[i + 1:])[0]
+            return forward(*arrays[:i], changed, *arrays[i + 1 :])[0]
 
         numeric = eval_numerical_gradient_array(output, arrays[i], dout)
         assert gradient.shape == arrays[i].shape
@@ -211,8 +239,9 @@ def test_group_norm_gives_gradients_in_the_shape_of_gamma(shape):
     x = values(2, 6, 4, 5)
     gamma, beta = values(6), values(6)
     expected, expected_cache = F.groupnorm_forward(x, gamma, beta, groups=3, eps=1e-3)
-    out, cache = layers.spatial_groupnorm_forward(x, gamma.reshape(shape), beta.reshape(shape), np.int64(3),
-                                                  {"eps": 1e-3})
+    out, cache = layers.spatial_groupnorm_forward(
+        x, gamma.reshape(shape), beta.reshape(shape), np.int64(3), {"eps": 1e-3}
+    )
     np.testing.assert_array_equal(out, expected)
     gradients = layers.spatial_groupnorm_backward(out, cache)
     assert [g.shape for g in gradients] == [x.shape, shape, shape]
@@ -224,8 +253,9 @@ def test_numbers_of_options_may_be_numpys():
     x, w, b = values(1, 1, 5, 5), values(1, 1, 3, 3), values(1)
     numbers = {"stride": np.int64(2), "pad": np.int64(1)}
     plain = {"stride": 2, "pad": 1}
-    np.testing.assert_array_equal(fast_layers.conv_forward_fast(x, w, b, numbers)[0],
-                                  fast_layers.conv_forward_fast(x, w, b, plain)[0])
+    np.testing.assert_array_equal(
+        fast_layers.conv_forward_fast(x, w, b, numbers)[0], fast_layers.conv_forward_fast(x, w, b, plain)[0]
+    )
 
 
 # ---- batch norm's dict
@@ -342,12 +372,15 @@ def test_a_window_that_fits_nowhere_is_refused():
 # ---- update rules, gradient checks, pictures
 
 
-@pytest.mark.parametrize(("name", "defaults"), [
-    ("sgd", {"learning_rate": 1e-2}),
-    ("sgd_momentum", {"learning_rate": 1e-2, "momentum": 0.9}),
-    ("rmsprop", {"learning_rate": 1e-2, "decay_rate": 0.99, "epsilon": 1e-8}),
-    ("adam", {"learning_rate": 1e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "t": 1}),
-])
+@pytest.mark.parametrize(
+    ("name", "defaults"),
+    [
+        ("sgd", {"learning_rate": 1e-2}),
+        ("sgd_momentum", {"learning_rate": 1e-2, "momentum": 0.9}),
+        ("rmsprop", {"learning_rate": 1e-2, "decay_rate": 0.99, "epsilon": 1e-8}),
+        ("adam", {"learning_rate": 1e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "t": 1}),
+    ],
+)
 def test_update_rules_keep_the_courses_keys_and_defaults(name, defaults):
     w, dw = values(4, 5), values(4, 5)
     before = w.copy()
@@ -407,9 +440,13 @@ def test_parts_have_the_mean_training_image_subtracted(small_cifar):
     X, y = small_cifar
     data = data_utils.get_CIFAR10_data(num_training=200, num_validation=50, num_test=40)
     assert {k: (v.shape, v.dtype.name) for k, v in data.items()} == {
-        "X_train": ((200, 3, 32, 32), "float64"), "y_train": ((200,), "int64"),
-        "X_val": ((50, 3, 32, 32), "float64"), "y_val": ((50,), "int64"),
-        "X_test": ((40, 3, 32, 32), "float64"), "y_test": ((40,), "int64")}
+        "X_train": ((200, 3, 32, 32), "float64"),
+        "y_train": ((200,), "int64"),
+        "X_val": ((50, 3, 32, 32), "float64"),
+        "y_val": ((50,), "int64"),
+        "X_test": ((40, 3, 32, 32), "float64"),
+        "y_test": ((40,), "int64"),
+    }
     mean = X[:200].mean(axis=0)
     np.testing.assert_array_equal(data["X_train"], X[:200] - mean)
     np.testing.assert_array_equal(data["X_val"], X[200:250] - mean)
@@ -442,11 +479,14 @@ def test_a_batch_file_is_read(tmp_path):
     np.testing.assert_array_equal(X, images.transpose(0, 2, 3, 1))
 
 
-@pytest.mark.parametrize(("counts", "message"), [
-    ({"num_training": 50_000}, r"num_training \+ num_validation is 51000; expected at most 50000"),
-    ({"num_test": 10_001}, r"num_test is 10001; expected at most 10000"),
-    ({"num_validation": 0}, r"num_validation is 0; expected 1 or more"),
-])
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({"num_training": 50_000}, r"num_training \+ num_validation is 51000; expected at most 50000"),
+        ({"num_test": 10_001}, r"num_test is 10001; expected at most 10000"),
+        ({"num_validation": 0}, r"num_validation is 0; expected 1 or more"),
+    ],
+)
 def test_more_images_than_there_are_is_refused(counts, message):
     with pytest.raises(ArgumentError, match=message):
         data_utils.get_CIFAR10_data(**counts)
@@ -459,30 +499,57 @@ def ones(*shape):
     return np.ones(shape)
 
 
-@pytest.mark.parametrize(("call", "message"), [
-    (lambda: layers.batchnorm_forward(ones(2, 3), ones(3), ones(3), {"mode": "eval"}),
-     'Invalid forward batchnorm mode "eval"'),
-    (lambda: layers.spatial_batchnorm_forward(ones(2, 3, 4, 4), ones(3), ones(3), {"mode": 1}),
-     'Invalid forward batchnorm mode "1"'),
-    (lambda: layers.batchnorm_forward(ones(2, 3), ones(3), ones(3), {}),
-     r"bn_param is \{\}, without 'mode'; expected the keys 'mode'"),
-    (lambda: layers.dropout_forward(ones(2), {"mode": "eval", "p": 0.5}), 'Invalid forward dropout mode "eval"'),
-    (lambda: layers.dropout_forward(ones(2), {"mode": "train", "p": 0}), "p is 0; expected the probability of keeping"),
-    (lambda: layers.conv_forward_naive(ones(1, 1, 3, 3), ones(1, 1, 2, 2), ones(1), {"stride": 1}),
-     r"conv_param is \{'stride': 1\}, without 'pad'; expected the keys 'stride', 'pad'"),
-    (lambda: fast_layers.max_pool_forward_fast(ones(1, 1, 3, 3), {"pool_height": 2}),
-     "without 'pool_width', 'stride'; expected the keys"),
-    (lambda: layers.conv_forward_naive(ones(1, 3, 3), ones(1, 1, 2, 2), ones(1), {"stride": 1, "pad": 0}),
-     r"x has shape \(1, 3, 3\); expected \(N, C, H, W\)"),
-    (lambda: layers.conv_forward_naive(ones(1, 2, 3, 3), ones(1, 1, 2, 2), ones(1), {"stride": 1, "pad": 0}),
-     r"w has shape \(1, 1, 2, 2\); expected \(F, 2, HH, WW\)"),
-    (lambda: layers.spatial_batchnorm_forward(ones(2, 3), ones(3), ones(3), {"mode": "train"}),
-     r"x has shape \(2, 3\); expected \(N, C, H, W\)"),
-    (lambda: layers.spatial_groupnorm_forward(ones(2, 6, 2, 2), ones(6), ones(6), 4, {}),
-     "groups is 4; expected a divisor of the 6 channels of x"),
-    (lambda: layers.layernorm_forward(ones(2, 3), ones(4), ones(3), {}), r"gamma has shape \(4,\); expected \(3,\)"),
-    (lambda: layers.softmax_loss(ones(2, 3), np.array([0, 3])), "y has labels from 0 to 3; expected 0 to 2"),
-])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: layers.batchnorm_forward(ones(2, 3), ones(3), ones(3), {"mode": "eval"}),
+            'Invalid forward batchnorm mode "eval"',
+        ),
+        (
+            lambda: layers.spatial_batchnorm_forward(ones(2, 3, 4, 4), ones(3), ones(3), {"mode": 1}),
+            'Invalid forward batchnorm mode "1"',
+        ),
+        (
+            lambda: layers.batchnorm_forward(ones(2, 3), ones(3), ones(3), {}),
+            r"bn_param is \{\}, without 'mode'; expected the keys 'mode'",
+        ),
+        (lambda: layers.dropout_forward(ones(2), {"mode": "eval", "p": 0.5}), 'Invalid forward dropout mode "eval"'),
+        (
+            lambda: layers.dropout_forward(ones(2), {"mode": "train", "p": 0}),
+            "p is 0; expected the probability of keeping",
+        ),
+        (
+            lambda: layers.conv_forward_naive(ones(1, 1, 3, 3), ones(1, 1, 2, 2), ones(1), {"stride": 1}),
+            r"conv_param is \{'stride': 1\}, without 'pad'; expected the keys 'stride', 'pad'",
+        ),
+        (
+            lambda: fast_layers.max_pool_forward_fast(ones(1, 1, 3, 3), {"pool_height": 2}),
+            "without 'pool_width', 'stride'; expected the keys",
+        ),
+        (
+            lambda: layers.conv_forward_naive(ones(1, 3, 3), ones(1, 1, 2, 2), ones(1), {"stride": 1, "pad": 0}),
+            r"x has shape \(1, 3, 3\); expected \(N, C, H, W\)",
+        ),
+        (
+            lambda: layers.conv_forward_naive(ones(1, 2, 3, 3), ones(1, 1, 2, 2), ones(1), {"stride": 1, "pad": 0}),
+            r"w has shape \(1, 1, 2, 2\); expected \(F, 2, HH, WW\)",
+        ),
+        (
+            lambda: layers.spatial_batchnorm_forward(ones(2, 3), ones(3), ones(3), {"mode": "train"}),
+            r"x has shape \(2, 3\); expected \(N, C, H, W\)",
+        ),
+        (
+            lambda: layers.spatial_groupnorm_forward(ones(2, 6, 2, 2), ones(6), ones(6), 4, {}),
+            "groups is 4; expected a divisor of the 6 channels of x",
+        ),
+        (
+            lambda: layers.layernorm_forward(ones(2, 3), ones(4), ones(3), {}),
+            r"gamma has shape \(4,\); expected \(3,\)",
+        ),
+        (lambda: layers.softmax_loss(ones(2, 3), np.array([0, 3])), "y has labels from 0 to 3; expected 0 to 2"),
+    ],
+)
 def test_mistakes_are_value_errors_that_name_them(call, message):
     with pytest.raises(ArgumentError, match=message) as caught:
         call()
@@ -497,8 +564,10 @@ def test_arrays_of_other_libraries_are_refused():
 
 def test_relative_errors_of_the_fast_pool_are_zero():
     x, pool_param = values(3, 2, 8, 8), {"pool_height": 2, "pool_width": 2, "stride": 2}
-    assert rel_error(fast_layers.max_pool_forward_fast(x, pool_param)[0],
-                     layers.max_pool_forward_naive(x, pool_param)[0]) == 0
+    assert (
+        rel_error(fast_layers.max_pool_forward_fast(x, pool_param)[0], layers.max_pool_forward_naive(x, pool_param)[0])
+        == 0
+    )
 
 
 @pytest.mark.parametrize("forward", [layers.conv_forward_naive, fast_layers.conv_forward_fast])

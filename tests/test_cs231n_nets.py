@@ -33,8 +33,7 @@ def test_weights_are_drawn_as_the_course_draws_them():
 def test_two_layer_net_is_float64():
     net = TwoLayerNet(5, 50, 7, 1e-2, 0.1)
     assert {w.dtype for w in net.params.values()} == {np.dtype("float64")}
-    assert {name: w.shape for name, w in net.params.items()} == {
-        "W1": (5, 50), "b1": (50,), "W2": (50, 7), "b2": (7,)}
+    assert {name: w.shape for name, w in net.params.items()} == {"W1": (5, 50), "b1": (50,), "W2": (50, 7), "b2": (7,)}
     assert net.reg == 0.1
 
 
@@ -48,34 +47,55 @@ def test_positions_of_arguments_are_the_courses():
     assert (conv.reg, conv.dtype, conv.num_classes) == (0.2, "float64", 6)
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"dropout_keep_ratio": 1}, {"dropout": 1}, {"dropout": 0}, {"dropout": None}, {"normalization": None},
-    {"use_batchnorm": False}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"dropout_keep_ratio": 1},
+        {"dropout": 1},
+        {"dropout": 0},
+        {"dropout": None},
+        {"normalization": None},
+        {"use_batchnorm": False},
+    ],
+)
 def test_spellings_of_nothing_extra(options):
     net = FullyConnectedNet([6], input_dim=5, **options)
     assert not any(isinstance(layer, Dropout | BatchNorm | LayerNorm) for layer in net.layers)
     assert sorted(net.params) == ["W1", "W2", "b1", "b2"]
 
 
-@pytest.mark.parametrize("options", [{"dropout_keep_ratio": 0.25}, {"dropout": 0.25},
-                                     {"dropout": 0.25, "dropout_keep_ratio": 0.25}])
+@pytest.mark.parametrize(
+    "options", [{"dropout_keep_ratio": 0.25}, {"dropout": 0.25}, {"dropout": 0.25, "dropout_keep_ratio": 0.25}]
+)
 def test_both_spellings_of_dropout(options):
     (dropout,) = [layer for layer in FullyConnectedNet([6], **options).layers if isinstance(layer, Dropout)]
     assert dropout.keep == 0.25
 
 
-@pytest.mark.parametrize("options", [{"use_batchnorm": True}, {"normalization": "batchnorm"},
-                                     {"use_batchnorm": True, "normalization": "batchnorm"}])
+@pytest.mark.parametrize(
+    "options",
+    [{"use_batchnorm": True}, {"normalization": "batchnorm"}, {"use_batchnorm": True, "normalization": "batchnorm"}],
+)
 def test_both_spellings_of_batch_norm(options):
     net = FullyConnectedNet([6], **options)
     assert any(isinstance(layer, BatchNorm) for layer in net.layers)
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"dropout": 0.3, "dropout_keep_ratio": 0.5}, "dropout is 0.3 but dropout_keep_ratio is 0.5; expected one of them"),
-    ({"use_batchnorm": True, "normalization": "layernorm"}, "use_batchnorm is True but normalization is 'layernorm'"),
-    ({"normalization": "batch"}, "normalization is 'batch'; expected one of None, 'batchnorm', 'layernorm'"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"dropout": 0.3, "dropout_keep_ratio": 0.5},
+            "dropout is 0.3 but dropout_keep_ratio is 0.5; expected one of them",
+        ),
+        (
+            {"use_batchnorm": True, "normalization": "layernorm"},
+            "use_batchnorm is True but normalization is 'layernorm'",
+        ),
+        ({"normalization": "batch"}, "normalization is 'batch'; expected one of None, 'batchnorm', 'layernorm'"),
+    ],
+)
 def test_contradictions_are_refused(options, message):
     with pytest.raises(ArgumentError, match=message):
         FullyConnectedNet([6], **options)
@@ -95,14 +115,23 @@ def test_nets_are_on_numpy_whatever_is_selected(monkeypatch):
 
 
 @pytest.mark.parametrize("reg", [0, 3.14])
-@pytest.mark.parametrize("options", [
-    {}, {"normalization": "batchnorm"}, {"normalization": "layernorm"}, {"dropout_keep_ratio": 0.5, "seed": 123},
-    {"use_batchnorm": True, "dropout": 0.75, "seed": 5}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"normalization": "batchnorm"},
+        {"normalization": "layernorm"},
+        {"dropout_keep_ratio": 0.5, "seed": 123},
+        {"use_batchnorm": True, "dropout": 0.75, "seed": 5},
+    ],
+    ids=str,
+)
 def test_fully_connected_gradients_are_those_of_the_loss(options, reg):
     np.random.seed(231)
     X, y = batch(2)
-    net = FullyConnectedNet([7, 6], input_dim=15, num_classes=10, reg=reg, weight_scale=5e-2, dtype=np.float64,
-                            **options)
+    net = FullyConnectedNet(
+        [7, 6], input_dim=15, num_classes=10, reg=reg, weight_scale=5e-2, dtype=np.float64, **options
+    )
     loss, grads = net.loss(X, y)
     assert loss == net.loss(X, y)[0]
     assert sorted(grads) == sorted(net.params)
@@ -155,9 +184,14 @@ def test_another_backend_gives_the_same_net():
         np.testing.assert_allclose(ours, theirs, rtol=1e-12)
 
 
-@pytest.mark.parametrize("make", [
-    lambda: TwoLayerNet(48, 5, 3), lambda: ThreeLayerConvNet((3, 4, 4), 2, 3, 5, 3),
-    lambda: FullyConnectedNet([5], 48, 3, 0.5, "batchnorm", seed=1)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: TwoLayerNet(48, 5, 3),
+        lambda: ThreeLayerConvNet((3, 4, 4), 2, 3, 5, 3),
+        lambda: FullyConnectedNet([5], 48, 3, 0.5, "batchnorm", seed=1),
+    ],
+)
 def test_nets_of_the_course_survive_a_file(make, tmp_path):
     net = make()
     path = tmp_path / "net.safetensors"
@@ -170,8 +204,11 @@ def test_nets_of_the_course_survive_a_file(make, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("assigned", [np.arange(5), np.arange(5.0), np.arange(5.0, dtype="float32"), [0, 1, 2, 3, 4]],
-                         ids=["int", "float64", "float32", "list"])
+@pytest.mark.parametrize(
+    "assigned",
+    [np.arange(5), np.arange(5.0), np.arange(5.0, dtype="float32"), [0, 1, 2, 3, 4]],
+    ids=["int", "float64", "float32", "list"],
+)
 @pytest.mark.parametrize("backend", ["numpy", "array_api_strict:device1"])
 def test_params_take_arrays_of_any_real_dtype(assigned, dtype, backend):
     backend = find_backend(backend)

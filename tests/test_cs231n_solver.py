@@ -44,6 +44,7 @@ def data():
 
 def course_run(model, data, *, num_epochs, batch_size, num_train_samples, num_val_samples, learning_rate, lr_decay):
     """Run gradient descent with the draws where the course has them; return losses and accuracies."""
+
     def accuracy(X, y, num_samples):
         if num_samples is not None and len(X) > num_samples:
             chosen = np.random.choice(len(X), num_samples)
@@ -91,8 +92,9 @@ def test_draws_come_in_the_courses_order_from_the_global_state(data, make, sampl
 def test_a_students_net_learns(data):
     np.random.seed(0)
     net = StudentNet(12, 3)
-    solver = Solver(net, data, update_rule="adam", optim_config={"learning_rate": 1e-2}, num_epochs=20, batch_size=20,
-                    verbose=False)
+    solver = Solver(
+        net, data, update_rule="adam", optim_config={"learning_rate": 1e-2}, num_epochs=20, batch_size=20, verbose=False
+    )
     solver.train()
     assert solver.best_val_acc > 0.8
     assert_copies(net.params, solver.best_params)
@@ -100,8 +102,16 @@ def test_a_students_net_learns(data):
 
 
 def test_results_have_the_courses_names(data):
-    solver = Solver(TwoLayerNet(12, 8, 3), data, update_rule="sgd_momentum", optim_config={"learning_rate": 0.1},
-                    lr_decay=0.5, num_epochs=2, batch_size=30, verbose=False)
+    solver = Solver(
+        TwoLayerNet(12, 8, 3),
+        data,
+        update_rule="sgd_momentum",
+        optim_config={"learning_rate": 0.1},
+        lr_decay=0.5,
+        num_epochs=2,
+        batch_size=30,
+        verbose=False,
+    )
     solver.train()
     assert solver.epoch == 2
     assert len(solver.loss_history) == 4
@@ -122,8 +132,13 @@ def test_lines_are_the_published_ones(data, capsys, monkeypatch, terminal):
     losses, accuracies = solver.loss_history, zip(solver.train_acc_history, solver.val_acc_history, strict=True)
     epochs = [f"(Epoch {i} / 2) train acc: {t:.6f}; val_acc: {v:.6f}" for i, (t, v) in enumerate(accuracies)]
     assert capsys.readouterr().out.splitlines() == [
-        f"(Iteration 1 / 6) loss: {losses[0]:.6f}", epochs[0], f"(Iteration 3 / 6) loss: {losses[2]:.6f}", epochs[1],
-        f"(Iteration 5 / 6) loss: {losses[4]:.6f}", epochs[2]]
+        f"(Iteration 1 / 6) loss: {losses[0]:.6f}",
+        epochs[0],
+        f"(Iteration 3 / 6) loss: {losses[2]:.6f}",
+        epochs[1],
+        f"(Iteration 5 / 6) loss: {losses[4]:.6f}",
+        epochs[2],
+    ]
 
 
 def test_silence_when_asked(data, capsys):
@@ -131,11 +146,14 @@ def test_silence_when_asked(data, capsys):
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"learning_rate": 1}, 'Unrecognized arguments "learning_rate"; expected update_rule, optim_config'),
-    ({"foo": 1, "rng": 0}, 'Unrecognized arguments "foo", "rng"'),
-    ({"update_rule": "adamw"}, 'Invalid update_rule "adamw"; expected one of sgd, sgd_momentum, rmsprop, adam'),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning_rate": 1}, 'Unrecognized arguments "learning_rate"; expected update_rule, optim_config'),
+        ({"foo": 1, "rng": 0}, 'Unrecognized arguments "foo", "rng"'),
+        ({"update_rule": "adamw"}, 'Invalid update_rule "adamw"; expected one of sgd, sgd_momentum, rmsprop, adam'),
+    ],
+)
 def test_unknown_options_are_value_errors(data, options, message):
     with pytest.raises(ArgumentError, match=message) as caught:
         Solver(TwoLayerNet(12, 8, 3), data, **options)

@@ -16,16 +16,15 @@ from tests.helpers import assert_array, contiguous, fortran_ordered
 from tests.helpers import find_backend as find
 from tests.test_primitives import ARGUMENTS, WRITTEN, _arrays, draw
 from xpconv import Solver, layers
-from xpconv._memory import peak_bytes
 from xpconv.backend import Backend, to_host
+from xpconv.backend._memory import peak_bytes
 from xpconv.errors import OutOfMemoryError
-from xpconv.nn import Affine, BatchNorm, Conv, GlobalAvgPool, GroupNorm, LayerNorm, MaxPool, Relu
-from xpconv.primitives import accelerated_versions
-from xpconv.sequential import Sequential
+from xpconv.nn import Affine, BatchNorm, Conv, GlobalAvgPool, GroupNorm, LayerNorm, MaxPool, Relu, Sequential
+from xpconv.ops.dispatch import accelerated_versions
 from xpconv.testing import check_equivalence
 
 gpu = pytest.mark.gpu
-PRIMITIVES = Path(xpconv.__file__).parent / "primitives"
+OPS = Path(xpconv.__file__).parent / "ops" / "cupy"
 
 
 @pytest.fixture
@@ -49,25 +48,46 @@ def images(n=60, seed=0):
 
 def make_net(backend, dtype="float32"):
     return Sequential(
-        [Conv(8, bias=False), BatchNorm(), Relu(), MaxPool(3, 2, 1), Conv(12, 5, 2), GroupNorm(groups=4), Relu(),
-         Conv(6, 1), LayerNorm(), GlobalAvgPool(), Affine(3)],
-        input_shape=(3, 16, 16), reg=1e-2, rng=0, backend=backend, dtype=dtype)
+        [
+            Conv(8, bias=False),
+            BatchNorm(),
+            Relu(),
+            MaxPool(3, 2, 1),
+            Conv(12, 5, 2),
+            GroupNorm(groups=4),
+            Relu(),
+            Conv(6, 1),
+            LayerNorm(),
+            GlobalAvgPool(),
+            Affine(3),
+        ],
+        input_shape=(3, 16, 16),
+        reg=1e-2,
+        rng=0,
+        backend=backend,
+        dtype=dtype,
+    )
 
 
 def make_solver(backend, **options):
     (X, y), (X_val, y_val) = images(), images(30, seed=1)
     data = {"X_train": X, "y_train": y, "X_val": X_val, "y_val": y_val}
     place = find(backend).asarray
-    return Solver(make_net(backend), {name: place(a) for name, a in data.items()}, update_rule="adam", rng=3,
-                  **{"batch_size": 6, "num_epochs": 10, "verbose": False, **options})
+    return Solver(
+        make_net(backend),
+        {name: place(a) for name, a in data.items()},
+        update_rule="adam",
+        rng=3,
+        **{"batch_size": 6, "num_epochs": 10, "verbose": False, **options},
+    )
 
 
 # ---- the kernels
 
 
 def test_every_kernel_is_called_and_every_call_has_its_kernel():
-    calls = re.findall(r'_kernel\("(\w+)"', (PRIMITIVES / "cuda.py").read_text(encoding="utf-8"))
-    kernels = re.findall(r"__global__ void (\w+)\(", (PRIMITIVES / "kernels.cu").read_text(encoding="utf-8"))
+    calls = re.findall(r'_kernel\("(\w+)"', (OPS / "_ops.py").read_text(encoding="utf-8"))
+    kernels = re.findall(r"__global__ void (\w+)\(", (OPS / "kernels.cu").read_text(encoding="utf-8"))
     assert sorted(set(calls)) == sorted(kernels)
 
 
@@ -79,22 +99,27 @@ def test_every_primitive_with_arguments_in_the_table_has_a_kernel(backend):
 @gpu
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("layout", [contiguous, fortran_ordered])
-@pytest.mark.parametrize(("shape", "size", "stride", "padding"), [
-    ((70, 5, 40, 37), (3, 3), (1, 1), (1, 1)),
-    ((33, 64, 13, 17), (3, 2), (2, 3), (0, 1)),
-    ((3, 2, 300, 257), (5, 7), (1, 2), (2, 3)),
-    ((1030, 3, 5, 4), (2, 2), (2, 2), (0, 0)),
-    ((2, 700, 8, 8), (1, 1), (1, 1), (0, 0)),
-    ((2, 1, 64, 64), (20, 20), (3, 3), (7, 0)),
-])
-def test_kernels_equal_the_portable_versions_on_shapes_of_many_blocks(backend, layout, dtype, shape, size, stride,
-                                                                      padding):
+@pytest.mark.parametrize(
+    ("shape", "size", "stride", "padding"),
+    [
+        ((70, 5, 40, 37), (3, 3), (1, 1), (1, 1)),
+        ((33, 64, 13, 17), (3, 2), (2, 3), (0, 1)),
+        ((3, 2, 300, 257), (5, 7), (1, 2), (2, 3)),
+        ((1030, 3, 5, 4), (2, 2), (2, 2), (0, 0)),
+        ((2, 700, 8, 8), (1, 1), (1, 1), (0, 0)),
+        ((2, 1, 64, 64), (20, 20), (3, 3), (7, 0)),
+    ],
+)
+def test_kernels_equal_the_portable_versions_on_shapes_of_many_blocks(
+    backend, layout, dtype, shape, size, stride, padding
+):
     x = draw(*shape).astype(dtype)
     for name, versions in accelerated_versions("cupy").items():
         results = []
         for version in versions:
-            *given, last = ARGUMENTS[name](lambda a, kind=dtype: layout(backend, a.astype(kind)), x, size, stride,
-                                           padding)
+            *given, last = ARGUMENTS[name](
+                lambda a, kind=dtype: layout(backend, a.astype(kind)), x, size, stride, padding
+            )
             options = last if isinstance(last, dict) else {}
             given += [] if isinstance(last, dict) else [last]
             result = version(*given, **options)
@@ -229,24 +254,35 @@ class Hungry(Relu):
 
 
 def test_out_of_memory_in_a_backward_pass_leaves_running_statistics_as_they_were():
-    net = Sequential([Conv(2), BatchNorm(), Hungry(), GlobalAvgPool(), Affine(3)], input_shape=(3, 4, 4), rng=0,
-                     backend="array_api_strict")
+    net = Sequential(
+        [Conv(2), BatchNorm(), Hungry(), GlobalAvgPool(), Affine(3)],
+        input_shape=(3, 4, 4),
+        rng=0,
+        backend="array_api_strict",
+    )
     before = snapshot(net)
-    with pytest.raises(OutOfMemoryError, match=r"array_api_strict has not enough memory for 5 samples at once \(8 GiB\)"
-                                               r": take a smaller batch, .* XPCONV_WORKSPACE, which is now 64MiB"):
+    with pytest.raises(
+        OutOfMemoryError,
+        match=r"array_api_strict has not enough memory for 5 samples at once \(8 GiB\)"
+        r": take a smaller batch, .* XPCONV_WORKSPACE, which is now 64MiB",
+    ):
         net.loss(np.ones((5, 3, 4, 4)), np.zeros(5, int))
     assert snapshot(net) == before
 
 
 @gpu
 def test_out_of_memory_names_the_workspace_and_leaves_the_model_as_it_was(backend, little_memory, monkeypatch):
-    net = Sequential([Conv(4, 7), BatchNorm(), Relu(), GlobalAvgPool(), Affine(3)], input_shape=(3, 32, 32), rng=0,
-                     backend=backend)
+    net = Sequential(
+        [Conv(4, 7), BatchNorm(), Relu(), GlobalAvgPool(), Affine(3)], input_shape=(3, 32, 32), rng=0, backend=backend
+    )
     X, y = np.zeros((256, 3, 32, 32), np.float32), np.zeros(256, int)
     before = snapshot(net)
     little_memory(80)  # the columns of all images take 147 MiB, all else less than 40
-    with pytest.raises(OutOfMemoryError, match=r"cupy:0 has not enough memory for 256 samples at once \(.*\): take a "
-                                               r"smaller batch, .* XPCONV_WORKSPACE, which is now 1024MiB"):
+    with pytest.raises(
+        OutOfMemoryError,
+        match=r"cupy:0 has not enough memory for 256 samples at once \(.*\): take a "
+        r"smaller batch, .* XPCONV_WORKSPACE, which is now 1024MiB",
+    ):
         net.loss(X, y)
     assert snapshot(net) == before
     net.loss(X[:64], y[:64])

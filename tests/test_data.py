@@ -55,7 +55,7 @@ def test_digits_split_follows_the_seed():
 
 def test_missing_scikit_learn_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(DatasetError, match=r'come with scikit-learn, which.*pip install scikit-learn'):
+    with pytest.raises(DatasetError, match=r"come with scikit-learn, which.*pip install scikit-learn"):
         load_digits()
 
 
@@ -179,15 +179,18 @@ def test_truncated_batch_is_named(tmp_path, small, layout, keep):
         load_cifar10(tmp_path, num_validation=3)
 
 
-@pytest.mark.parametrize(("batch", "text"), [
-    ({b"labels": [1]}, "data"),
-    ({b"labels": [1], b"data": np.zeros((2, 3072), np.uint8)}, r"uint8 array of shape \(1, 3072\)"),
-    ({b"labels": [10], b"data": np.zeros((1, 3072), np.uint8)}, "whole numbers from 0 to 9"),
-    ({b"labels": [1], b"data": b"pixels"}, "uint8 array"),
-    ({b"labels": [1], b"data": np.zeros((1, 3072), np.float32)}, "arrays of 'f4', which no batch needs"),
-    ({b"labels": [1], b"data": np.array([[None]], object)}, "arrays of 'O8', which no batch needs"),
-    ([], "TypeError"),
-])
+@pytest.mark.parametrize(
+    ("batch", "text"),
+    [
+        ({b"labels": [1]}, "data"),
+        ({b"labels": [1], b"data": np.zeros((2, 3072), np.uint8)}, r"uint8 array of shape \(1, 3072\)"),
+        ({b"labels": [10], b"data": np.zeros((1, 3072), np.uint8)}, "whole numbers from 0 to 9"),
+        ({b"labels": [1], b"data": b"pixels"}, "uint8 array"),
+        ({b"labels": [1], b"data": np.zeros((1, 3072), np.float32)}, "arrays of 'f4', which no batch needs"),
+        ({b"labels": [1], b"data": np.array([[None]], object)}, "arrays of 'O8', which no batch needs"),
+        ([], "TypeError"),
+    ],
+)
 def test_pickle_of_something_else_is_refused(tmp_path, batch, text):
     path = tmp_path / "data_batch_1"
     path.write_bytes(pickle.dumps(batch, protocol=2))
@@ -228,8 +231,11 @@ def test_folder_in_the_environment_comes_before_the_cache(tmp_path, small, nowhe
 
 def test_folder_that_is_named_is_the_only_one_tried(tmp_path, small, nowhere):
     write_cifar10(nowhere, "py")
-    with pytest.raises(DatasetError, match=r"CIFAR-10 is not in .*other \(no such folder\): extract http.* so that "
-                                           r".*other/cifar-10-batches-py/data_batch_1 exists, or set"):
+    with pytest.raises(
+        DatasetError,
+        match=r"CIFAR-10 is not in .*other \(no such folder\): extract http.* so that "
+        r".*other/cifar-10-batches-py/data_batch_1 exists, or set",
+    ):
         find_cifar10(tmp_path / "other")
 
 
@@ -240,14 +246,16 @@ def test_offline_it_says_where_to_put_the_files(tmp_path, nowhere, monkeypatch, 
     failed = r", and downloading it failed \(.*\)" if download else ""
     with pytest.raises(DatasetError) as caught:
         find_cifar10(download=download)
-    caught.match(rf"CIFAR-10 is not in {tmp_path} or {nowhere}{there}{failed}: extract http\S* so that "
-                 rf"{nowhere}/cifar-10-batches-py/data_batch_1 exists, "
-                 "or set XPCONV_DATA to the folder that holds cifar-10-batches-py")
+    caught.match(
+        rf"CIFAR-10 is not in {tmp_path} or {nowhere}{there}{failed}: extract http\S* so that "
+        rf"{nowhere}/cifar-10-batches-py/data_batch_1 exists, "
+        "or set XPCONV_DATA to the folder that holds cifar-10-batches-py"
+    )
 
 
 def test_missing_pooch_matters_only_where_the_files_are_not_at_hand(tmp_path, nowhere, monkeypatch):
     monkeypatch.setitem(sys.modules, "pooch", None)
-    with pytest.raises(DatasetError, match=r'needs pooch.*pip install pooch'):
+    with pytest.raises(DatasetError, match=r"needs pooch.*pip install pooch"):
         find_cifar10()
     folder, *_ = write_cifar10(tmp_path, "py")
     monkeypatch.setenv("XPCONV_DATA", str(tmp_path))
@@ -390,8 +398,10 @@ def test_no_thread_is_left_after_the_block(rows, error):
 
 @pytest.mark.parametrize("ahead", [0, 2])
 def test_error_while_gathering_reaches_the_consumer(rows, ahead):
-    with pytest.raises(IndexError, match="out of bounds"), \
-            Batches(*rows, lambda: np.array([99]), get_backend("numpy"), ahead=ahead) as batches:
+    with (
+        pytest.raises(IndexError, match="out of bounds"),
+        Batches(*rows, lambda: np.array([99]), get_backend("numpy"), ahead=ahead) as batches,
+    ):
         next(batches)
     assert not batch_threads()
 

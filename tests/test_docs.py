@@ -13,15 +13,14 @@ import numpy as np
 import pytest
 
 import xpconv
-import xpconv.export
-import xpconv.interop
+import xpconv.io.onnx
+import xpconv.io.torch
 from xpconv.nn import Relu
 
 DOCS = Path(__file__).parents[1] / "docs"
 REFERENCE = re.findall(r"^   (xpconv[\w.]*)$", (DOCS / "reference" / "index.md").read_text(encoding="utf-8"), re.M)
 INSTALLS = re.compile(r"(pip install [^\n]*\n)+")
-INTERNAL = ("primitives", "layers.reference", "cli", "runs", "progress", "files", "mistakes", "container", "signals",
-            "bench", "finite", "health", "snapshot", "data.checking", "diagnosis", "layer_file", "scoring", "folders")
+INTERNAL = ("ops", "layers.reference", "training.checkpoint", "training.metrics")
 """Modules that others of the package use, and nobody else needs to."""
 
 
@@ -31,10 +30,16 @@ def exports(module):
     return {name: thing for name, thing in found.items() if getattr(thing, "__module__", "").startswith("xpconv")}
 
 
-PUBLIC = {thing: f"{module}.{name}" for module in REFERENCE
-          for name, thing in exports(importlib.import_module(module)).items()}
-MODULES = [info.name for info in pkgutil.walk_packages(xpconv.__path__, "xpconv.") if "._" not in info.name
-           and not any(f"{info.name}.".startswith(f"xpconv.{internal}.") for internal in INTERNAL)]
+PUBLIC = {
+    thing: f"{module}.{name}"
+    for module in REFERENCE
+    for name, thing in exports(importlib.import_module(module)).items()
+}
+MODULES = [
+    info.name
+    for info in pkgutil.walk_packages(xpconv.__path__, "xpconv.")
+    if "._" not in info.name and not any(f"{info.name}.".startswith(f"xpconv.{internal}.") for internal in INTERNAL)
+]
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -96,20 +101,20 @@ class Negate(Relu):
 
 def test_export_to_onnx_runs_as_its_page_says(tmp_path, monkeypatch, capsys):
     pytest.importorskip("onnxruntime")
-    monkeypatch.setattr(xpconv.export, "RULES", dict(xpconv.export.RULES))
+    monkeypatch.setattr(xpconv.io.onnx, "RULES", dict(xpconv.io.onnx.RULES))
     names = {"net": xpconv.TwoLayerNet(input_dim=4, rng=0), "Negate": Negate}
     run_page("export.md", tmp_path, monkeypatch, names, lambda code: "torch" not in code)
     guesses, labels = capsys.readouterr().out.split("] [")
     assert len(guesses.split()) == len(labels.split()) == 5
     assert {"digits.onnx", "net.onnx"} <= {path.name for path in tmp_path.iterdir()}
-    assert Negate in xpconv.export.RULES
+    assert Negate in xpconv.io.onnx.RULES
 
 
 @pytest.mark.torch
 def test_exchange_with_pytorch_runs_as_its_page_says(tmp_path, monkeypatch):
     pytest.importorskip("torch")
     net = xpconv.ThreeLayerConvNet(rng=1)
-    state_dict = xpconv.interop.to_torch_state_dict(net, names=["features.0", "hidden", "out"])
+    state_dict = xpconv.io.torch.to_torch_state_dict(net, names=["features.0", "hidden", "out"])
     names = {"state_dict": state_dict, "Negate": Negate}
     run_page("export.md", tmp_path, monkeypatch, names, lambda code: "state_dict" in code)
     assert np.array_equal(names["net"].params["W3"], net.params["W3"])

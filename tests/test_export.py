@@ -13,9 +13,11 @@ from typer.testing import CliRunner
 
 import xpconv
 from tests.test_nets import IMAGE, NETS
-from xpconv import cli, export, nn
+from xpconv import nn
+from xpconv.cli import _app, _run
 from xpconv.errors import ArgumentError, ArgumentTypeError, XpconvError
-from xpconv.sequential import Preprocessing, Sequential
+from xpconv.io import onnx as export
+from xpconv.nn import Preprocessing, Sequential
 
 ort = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
@@ -64,16 +66,17 @@ def test_runtime_gives_the_scores_of_every_model(name, dtype, tmp_path):
     assert_same_scores(net, tmp_path / "net.onnx", rng)
 
 
-@pytest.mark.parametrize("name", cli.runs.MODELS)
+@pytest.mark.parametrize("name", _run.MODELS)
 def test_runtime_gives_the_scores_of_every_model_of_the_command_line(name, tmp_path):
     rng = np.random.default_rng(1)
-    net = randomise(cli.runs.MODELS[name]((3, 16, 16), 10, rng=0, backend="numpy"), rng)
+    net = randomise(_run.MODELS[name]((3, 16, 16), 10, rng=0, backend="numpy"), rng)
     assert_same_scores(net, tmp_path / "net.onnx", rng)
 
 
 def test_any_backend_is_exported(backend, tmp_path):
-    nets = [randomise(NETS["every layer"](rng=0, backend=where), np.random.default_rng(0))
-            for where in ("numpy", backend)]
+    nets = [
+        randomise(NETS["every layer"](rng=0, backend=where), np.random.default_rng(0)) for where in ("numpy", backend)
+    ]
     for net, name in zip(nets, "ab", strict=True):
         export.to_onnx(net, tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
@@ -119,8 +122,14 @@ LAYERS = {
     nn.Affine: st.builds(nn.Affine, st.integers(1, 4), st.booleans()),
     nn.AvgPool: pools(nn.AvgPool),
     nn.BatchNorm: st.builds(nn.BatchNorm, st.sampled_from([1e-5, 1e-2])),
-    nn.Conv: st.builds(nn.Conv, st.integers(1, 4), SIZES, STRIDES,
-                       st.none() | st.integers(0, 3) | st.tuples(st.integers(0, 3), st.integers(0, 3)), st.booleans()),
+    nn.Conv: st.builds(
+        nn.Conv,
+        st.integers(1, 4),
+        SIZES,
+        STRIDES,
+        st.none() | st.integers(0, 3) | st.tuples(st.integers(0, 3), st.integers(0, 3)),
+        st.booleans(),
+    ),
     nn.Dropout: st.builds(nn.Dropout, st.floats(0.1, 1)),
     nn.GlobalAvgPool: st.builds(nn.GlobalAvgPool),
     nn.GroupNorm: st.builds(nn.GroupNorm, st.sampled_from([1e-5, 1e-2]), st.sampled_from([1, 2, 4])),
@@ -133,8 +142,8 @@ FLAT = (nn.Affine, nn.BatchNorm, nn.Dropout, nn.GroupNorm, nn.LayerNorm, nn.Relu
 
 
 def test_every_layer_has_a_rule_and_is_tried():
-    kinds = {getattr(nn, name) for name in nn.__all__} - {nn.Layer}
-    assert kinds == set(export.RULES), "say how the layer is written in ONNX, in xpconv.export.RULES"
+    kinds = {getattr(nn, name) for name in nn.layers.__all__} - {nn.Layer}
+    assert kinds == set(export.RULES), "say how the layer is written in ONNX, in xpconv.io.onnx.RULES"
     assert kinds == set(LAYERS), "say how to draw the layer, in LAYERS"
 
 
@@ -191,7 +200,7 @@ class Negate(nn.Layer):
 def test_layer_of_ones_own_is_exported_once_it_has_a_rule(tmp_path, monkeypatch):
     rng = np.random.default_rng(5)
     net = Sequential([nn.Affine(4), Negate()], input_shape=(6,), rng=rng, backend="numpy")
-    with pytest.raises(ArgumentError, match=r"layers\[1\] is Negate\(\).*add a function for Negate to xpconv.export"):
+    with pytest.raises(ArgumentError, match=r"layers\[1\] is Negate\(\).*add a function for Negate to xpconv.io.onnx"):
         export.to_onnx(net, tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())
     monkeypatch.setitem(export.RULES, Negate, lambda g, layer, x, shape, p: g.node("Neg", x))
@@ -259,7 +268,7 @@ def saved(tmp_path):
 
 
 def call(*words):
-    return CliRunner().invoke(cli.app, ["export", *map(str, words)], env={"XP_BACKEND": None})
+    return CliRunner().invoke(_app.app, ["export", *map(str, words)], env={"XP_BACKEND": None})
 
 
 def test_command_writes_what_the_function_writes(saved, tmp_path):
@@ -283,7 +292,7 @@ def test_missing_package_is_told_with_its_command_before_any_work(monkeypatch, t
     assert result.exit_code == 1
     assert result.stderr.startswith("xpconv: error: writing ONNX files needs onnx")
     assert "pip install onnx" in result.stderr
-    with pytest.raises(XpconvError, match=r'pip install onnx'):
+    with pytest.raises(XpconvError, match=r"pip install onnx"):
         export.to_onnx(None, tmp_path / "out.onnx")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import xpconv
-from xpconv.files import atomic_path, remove_temporaries, write_bytes
+from xpconv.io._atomic import atomic_path, remove_temporaries, write_bytes
 
 PACKAGE = Path(xpconv.__file__).parent
 
@@ -88,21 +88,24 @@ def test_failure_after_writing_keeps_the_old_file_and_names_it(target, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, step, fail)
-    with pytest.raises(OSError, match=r"cannot write \(No space left on device\): .*model\.safetensors"), \
-            atomic_path(target) as temporary:
+    with (
+        pytest.raises(OSError, match=r"cannot write \(No space left on device\): .*model\.safetensors"),
+        atomic_path(target) as temporary,
+    ):
         temporary.write_text("new")
     assert_old_file_alone(target)
 
 
 def test_missing_folder_is_named_before_anything_is_written(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"cannot write \(No such file.*\): .*missing/model"), \
-            atomic_path(tmp_path / "missing" / "model"):
+    with (
+        pytest.raises(FileNotFoundError, match=r"cannot write \(No such file.*\): .*missing/model"),
+        atomic_path(tmp_path / "missing" / "model"),
+    ):
         pytest.fail("the block must not run")
 
 
 def test_file_in_place_of_the_folder_is_refused(target):
-    with pytest.raises(NotADirectoryError, match=r"cannot write .*model\.safetensors/a"), \
-            atomic_path(target / "a"):
+    with pytest.raises(NotADirectoryError, match=r"cannot write .*model\.safetensors/a"), atomic_path(target / "a"):
         pytest.fail("the block must not run")
     assert_old_file_alone(target)
 
@@ -183,4 +186,4 @@ def writes(call):
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_everything_is_written_by_the_one_writer(path):
     calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
-    assert path.name == "files.py" or not [ast.unparse(call) for call in calls if writes(call)]
+    assert path.name == "_atomic.py" or not [ast.unparse(call) for call in calls if writes(call)]

@@ -13,8 +13,9 @@ from xpconv import layers as F
 from xpconv.backend import Backend, to_host
 from xpconv.cs231n import layers as course
 from xpconv.errors import ArgumentError, NonFiniteLossError
-from xpconv.finite import all_finite, largest_finite
-from xpconv.solver import Solver
+from xpconv.ops.finite import largest_finite
+from xpconv.training._nonfinite import all_finite
+from xpconv.training.solver import Solver
 
 PLACES = ["numpy", "array_api_strict", "array_api_strict:device1"]
 
@@ -62,7 +63,8 @@ def test_a_bad_gradient_is_named_with_its_iteration_and_its_largest_value(data, 
     largest = np.abs(seen["W1"].reshape(-1)[1:]).max()
     assert str(caught.value) == (
         f"the gradient of W1 stopped being finite at iteration 5 (its largest finite value is {largest:.2e}): take a "
-        "smaller learning_rate (it is 0.001), a smaller weight_scale, or images of a smaller range")
+        "smaller learning_rate (it is 0.001), a smaller weight_scale, or images of a smaller range"
+    )
     assert all(np.isfinite(to_host(w)).all() for w in solver.model.params.values())
 
 
@@ -85,8 +87,11 @@ def test_on_the_host_training_stops_before_the_step_that_would_spoil_everything(
 def test_a_bad_loss_is_told_with_the_largest_gradient(data, place):
     solver = make_solver(data, backend=find_backend(place))
     spoil(solver, 3, where="loss")
-    with pytest.raises(NonFiniteLossError, match=r"the loss became inf at iteration 3 \(the largest gradient is that "
-                                                 r"of (W|b|gamma|beta)\d, up to \d\.\d\de[+-]\d\d\): take a smaller"):
+    with pytest.raises(
+        NonFiniteLossError,
+        match=r"the loss became inf at iteration 3 \(the largest gradient is that "
+        r"of (W|b|gamma|beta)\d, up to \d\.\d\de[+-]\d\d\): take a smaller",
+    ):
         solver.train()
     assert len(solver.loss_history) >= 3
 
@@ -112,8 +117,9 @@ def test_the_last_good_checkpoint_stays(data, tmp_path, place):
 @pytest.mark.parametrize("where", ["W1", "gamma1", "loss"])
 def test_a_skipped_iteration_changes_nothing(data, place, rule, where):
     """Neither parameters nor what the rule remembers, the count of Adam included, nor running statistics."""
-    solver, without = (make_solver(data, backend=find_backend(place), update_rule=rule, on_nonfinite="skip")
-                       for _ in range(2))
+    solver, without = (
+        make_solver(data, backend=find_backend(place), update_rule=rule, on_nonfinite="skip") for _ in range(2)
+    )
     spoil(solver, 4, np.nan, where)
     plain = without._step
 
@@ -187,15 +193,17 @@ def test_skipped_iterations_are_counted_across_a_stop(data, tmp_path):
 def test_the_command_stops_or_skips_as_asked(tmp_path, monkeypatch):
     plain = Solver._examine
 
-    def examine(self, loss, grads):
+    def check_finite(self, loss, grads):
         return plain(self, float("nan") if self.iteration == 3 else loss, grads)
 
-    monkeypatch.setattr(Solver, "_examine", examine)
+    monkeypatch.setattr(Solver, "_examine", check_finite)
     result = call(*SHORT, "--checkpoint-every", 1, "--out", tmp_path / "stop")
     assert result.exit_code == 1
     assert result.stderr.startswith("xpconv: error: the loss became nan at iteration 3 (")
     assert [path.name[-13:] for path in sorted((tmp_path / "stop" / "checkpoints").iterdir())] == [
-        "1.safetensors", "2.safetensors"]
+        "1.safetensors",
+        "2.safetensors",
+    ]
     result = call(*SHORT, "--on-nonfinite", "skip", "--out", tmp_path / "skip")
     assert result.exit_code == 0, result.output
     assert "skipped 1 iterations whose loss or gradients were not finite\n" in result.stdout
@@ -234,17 +242,21 @@ def test_huge_gradients_are_finite_ones(size):
 @pytest.mark.parametrize("kind", ["random", "constant", "constant channels"])
 def test_norms_and_losses_stay_finite_up_to_1e30(place, dtype, size, kind):
     backend, rng = find_backend(place), np.random.default_rng(0)
-    x = {"random": rng.choice([-1.0, 1.0, 0.3], (6, 4, 3, 3)), "constant": np.ones((6, 4, 3, 3)),
-         "constant channels": np.ones((6, 4, 3, 3)) * np.array([1, -1, 0, 0.5])[:, None, None]}[kind] * size
+    x = {
+        "random": rng.choice([-1.0, 1.0, 0.3], (6, 4, 3, 3)),
+        "constant": np.ones((6, 4, 3, 3)),
+        "constant channels": np.ones((6, 4, 3, 3)) * np.array([1, -1, 0, 0.5])[:, None, None],
+    }[kind] * size
     x, dout = (backend.asarray(a, dtype) for a in (x, rng.standard_normal((6, 4, 3, 3))))
     gamma, beta = backend.asarray(np.ones(4), dtype), backend.asarray(np.ones(4), dtype)
     whole = backend.asarray(np.ones((4, 3, 3)), dtype)
     results = []
     with np.errstate(over="ignore", invalid="ignore"):
         for forward, backward, arguments in (
-                (lambda *a: F.batchnorm_forward(*a, train=True), F.batchnorm_backward, (x, gamma, beta)),
-                (F.layernorm_forward, F.layernorm_backward, (x, whole, whole)),
-                (lambda *a: F.groupnorm_forward(*a, groups=2), F.groupnorm_backward, (x, gamma, beta))):
+            (lambda *a: F.batchnorm_forward(*a, train=True), F.batchnorm_backward, (x, gamma, beta)),
+            (F.layernorm_forward, F.layernorm_backward, (x, whole, whole)),
+            (lambda *a: F.groupnorm_forward(*a, groups=2), F.groupnorm_backward, (x, gamma, beta)),
+        ):
             out, cache = forward(*arguments)
             results += [out, *backward(dout, cache)]
         scores = backend.xp.reshape(x, (6, 36))
@@ -257,8 +269,11 @@ def test_norms_and_losses_stay_finite_up_to_1e30(place, dtype, size, kind):
 @pytest.mark.parametrize("shape", [(1, 3), (1, 3, 1, 1)])
 def test_batch_norm_of_one_value_a_channel_is_refused_in_training(backend, shape):
     x, ones = backend.asarray(np.full(shape, 7.0)), backend.asarray(np.ones(3))
-    with pytest.raises(ArgumentError, match=r"x has shape .*, one value for each channel, which in training is its "
-                                            r"own mean; expected a batch of two or more: take a larger one, or "):
+    with pytest.raises(
+        ArgumentError,
+        match=r"x has shape .*, one value for each channel, which in training is its "
+        r"own mean; expected a batch of two or more: take a larger one, or ",
+    ):
         F.batchnorm_forward(x, ones, ones, train=True)
     out, _ = F.batchnorm_forward(x, ones, ones, train=False)
     assert tuple(out.shape) == shape
@@ -267,8 +282,11 @@ def test_batch_norm_of_one_value_a_channel_is_refused_in_training(backend, shape
 def test_a_single_image_is_a_batch_to_every_norm():
     x = np.random.default_rng(0).standard_normal((1, 4, 3, 3))
     ones, whole = np.ones(4), np.ones((4, 3, 3))
-    for out in (F.batchnorm_forward(x, ones, ones, train=True)[0], F.layernorm_forward(x, whole, whole)[0],
-                F.groupnorm_forward(x, ones, ones, groups=4)[0]):
+    for out in (
+        F.batchnorm_forward(x, ones, ones, train=True)[0],
+        F.layernorm_forward(x, whole, whole)[0],
+        F.groupnorm_forward(x, ones, ones, groups=4)[0],
+    ):
         assert np.isfinite(out).all()
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from xpconv import cli, load_model
+from xpconv import load_model
+from xpconv.cli import _app
 from xpconv.data import load_dataset, load_digits, load_folder, stratified_split
 from xpconv.errors import ArgumentError, DatasetError
 
@@ -47,13 +48,16 @@ def test_split_follows_the_seed_and_mixes_the_classes():
     assert set(y[first[:15]]) == {0, 1, 2}
 
 
-@pytest.mark.parametrize(("y", "shares", "message"), [
-    ([[0, 1]], (0.5, 0.5), r"y has shape \(1, 2\) and shares are \(0.5, 0.5\); expected labels \(N,\) and shares"),
-    ([0, 1], (0.5, 0.4), "whose sum is 1"),
-    ([0, 1], (1.5, -0.5), "shares above 0"),
-    ([0, 1], (), "shares above 0"),
-    ([0, 0, 7], (0.5, 0.5), "class 7 has 1 samples; expected 2 or more, one for each part"),
-])
+@pytest.mark.parametrize(
+    ("y", "shares", "message"),
+    [
+        ([[0, 1]], (0.5, 0.5), r"y has shape \(1, 2\) and shares are \(0.5, 0.5\); expected labels \(N,\) and shares"),
+        ([0, 1], (0.5, 0.4), "whose sum is 1"),
+        ([0, 1], (1.5, -0.5), "shares above 0"),
+        ([0, 1], (), "shares above 0"),
+        ([0, 0, 7], (0.5, 0.5), "class 7 has 1 samples; expected 2 or more, one for each part"),
+    ],
+)
 def test_split_refuses_what_it_cannot_do(y, shares, message):
     with pytest.raises(ArgumentError, match=message):
         stratified_split(np.array(y), shares)
@@ -105,12 +109,15 @@ def test_hidden_entries_and_files_beside_the_classes_are_passed_over(flat):
     assert load_folder(flat, (1, 2, 2)).class_names == ("dark", "light")
 
 
-@pytest.mark.parametrize(("parts", "sizes"), [
-    (("train", "val", "test"), (20, 4, 4)),
-    (("train", "test"), (18, 2, 4)),
-    (("train", "val"), (18, 4, 2)),
-    (("train",), (14, 4, 2)),
-])
+@pytest.mark.parametrize(
+    ("parts", "sizes"),
+    [
+        (("train", "val", "test"), (20, 4, 4)),
+        (("train", "test"), (18, 2, 4)),
+        (("train", "val"), (18, 4, 2)),
+        (("train",), (14, 4, 2)),
+    ],
+)
 def test_folders_of_parts_are_used_and_missing_parts_are_taken_from_train(tmp_path, parts, sizes):
     for k, part in enumerate(parts):
         for j, name in enumerate(("a", "b")):
@@ -137,17 +144,32 @@ def write_file(path, text):
     path.write_text(text)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda f: (f / "empty").mkdir(), "{0}/empty holds no images; expected one subfolder of images for each class: "
-                                      "fill it or remove it"),
-    (lambda f: (f / "light").rename(f.parent / "elsewhere"), "{0} has 1 subfolders of images (dark); expected two or"),
-    (lambda f: write_images(f / "rare", range(2)), "{0}/rare holds 2 images; expected 3 or more, one at least for "
-                                                   "each of train, val, test"),
-    (lambda f: write_file(f / "dark" / "notes.txt", "x"), "cannot read the image {0}/dark/notes.txt: it is none of "
-                                                          "BMP, GIF, "),
-    (lambda f: (f / "dark" / "more").mkdir(), "cannot read the image {0}/dark/more: "),
-    (lambda f: write_images(f / "train" / "cars", range(2)), "{0}/train has 1 subfolders of images (cars); expected"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda f: (f / "empty").mkdir(),
+            "{0}/empty holds no images; expected one subfolder of images for each class: fill it or remove it",
+        ),
+        (
+            lambda f: (f / "light").rename(f.parent / "elsewhere"),
+            "{0} has 1 subfolders of images (dark); expected two or",
+        ),
+        (
+            lambda f: write_images(f / "rare", range(2)),
+            "{0}/rare holds 2 images; expected 3 or more, one at least for each of train, val, test",
+        ),
+        (
+            lambda f: write_file(f / "dark" / "notes.txt", "x"),
+            "cannot read the image {0}/dark/notes.txt: it is none of BMP, GIF, ",
+        ),
+        (lambda f: (f / "dark" / "more").mkdir(), "cannot read the image {0}/dark/more: "),
+        (
+            lambda f: write_images(f / "train" / "cars", range(2)),
+            "{0}/train has 1 subfolders of images (cars); expected",
+        ),
+    ],
+)
 def test_folder_that_cannot_be_used_is_told_with_what_is_expected(tmp_path, change, message):
     root = tmp_path / "images"
     write_images(root / "light", range(100, 105))
@@ -207,7 +229,7 @@ def digits_folder(tmp_path_factory):
 
 
 def run(*words):
-    result = CliRunner().invoke(cli.app, [str(word) for word in words], env={"XP_BACKEND": None})
+    result = CliRunner().invoke(_app.app, [str(word) for word in words], env={"XP_BACKEND": None})
     assert result.exit_code == 0, result.output
     return result.stdout.splitlines()
 
@@ -215,8 +237,9 @@ def run(*words):
 @pytest.mark.parametrize("options", [(), ("--image-size", 10)])
 def test_folder_is_trained_on_evaluated_and_predicted(digits_folder, tmp_path, monkeypatch, options):
     monkeypatch.chdir(digits_folder.parent)
-    shown = run("train", "--data", digits_folder.name, "--epochs", 4, "--batch-size", 10,
-                "--out", tmp_path / "run", *options)
+    shown = run(
+        "train", "--data", digits_folder.name, "--epochs", 4, "--batch-size", 10, "--out", tmp_path / "run", *options
+    )
     model = tmp_path / "run" / "model.safetensors"
     size = options[1] if options else 32
     assert load_model(model, "numpy").input_shape == (3, size, size)
@@ -244,16 +267,23 @@ def test_a_run_goes_on_where_its_images_were_moved(digits_folder, tmp_path):
     (tmp_path / "here").rename(tmp_path / "there")
     shown = run("train", "--resume", tmp_path / "run", "--data", tmp_path / "there")
     assert any(line.startswith("resumed at iteration ") for line in shown)
-    assert ((tmp_path / "run" / "model.safetensors").read_bytes()
-            == (tmp_path / "whole" / "model.safetensors").read_bytes())
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (
+        tmp_path / "whole" / "model.safetensors"
+    ).read_bytes()
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    (("--image-size", 1), "have 1x1 pixels; expected 4x4 or more, which three-layer pools: take a larger image_size"),
-    (("--image-size", 3, "--model", "convnet"), "have 3x3 pixels; expected 4x4 or more, which convnet pools"),
-])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("--image-size", 1),
+            "have 1x1 pixels; expected 4x4 or more, which three-layer pools: take a larger image_size",
+        ),
+        (("--image-size", 3, "--model", "convnet"), "have 3x3 pixels; expected 4x4 or more, which convnet pools"),
+    ],
+)
 def test_images_that_are_too_small_for_the_net_are_told(digits_folder, tmp_path, words, message):
     words = ["train", "--data", digits_folder, "--out", tmp_path / "run", *words]
-    result = CliRunner().invoke(cli.app, [str(word) for word in words], env={"XP_BACKEND": None})
+    result = CliRunner().invoke(_app.app, [str(word) for word in words], env={"XP_BACKEND": None})
     assert result.exit_code == 1
     assert message in result.stderr

@@ -17,13 +17,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from xpconv import Solver, load_model, save_model
-from xpconv.container import KEY, ArrayFile, write_arrays
 from xpconv.data import cifar10
 from xpconv.data.cifar10 import load_batch
 from xpconv.data.images import read_image
 from xpconv.errors import CheckpointError, DatasetError, NonFiniteLossError
-from xpconv.nn import Affine, BatchNorm, Conv, Dropout, GroupNorm, LayerNorm, MaxPool, Relu
-from xpconv.sequential import Sequential
+from xpconv.io._safetensors import KEY, ArrayFile, write_arrays
+from xpconv.nn import Affine, BatchNorm, Conv, Dropout, GroupNorm, LayerNorm, MaxPool, Relu, Sequential
 
 LITTLE = 1 << 23  # bytes: eight times the block that checksums are taken of
 fuzzed = settings(deadline=None, derandomize=True, database=None)
@@ -63,15 +62,38 @@ def make_model(*layers, input_shape=(3,), **options):
 
 def make_solver():
     rng = np.random.default_rng(0)
-    data = {"X_train": rng.standard_normal((6, 3)), "y_train": np.arange(6) % 2,
-            "X_val": rng.standard_normal((4, 3)), "y_val": np.arange(4) % 2}
-    return Solver(make_model(Affine(2), BatchNorm(), Dropout(0.5)), data, update_rule="adam", batch_size=3,
-                  num_epochs=2, verbose=False, rng=0)
+    data = {
+        "X_train": rng.standard_normal((6, 3)),
+        "y_train": np.arange(6) % 2,
+        "X_val": rng.standard_normal((4, 3)),
+        "y_val": np.arange(4) % 2,
+    }
+    return Solver(
+        make_model(Affine(2), BatchNorm(), Dropout(0.5)),
+        data,
+        update_rule="adam",
+        batch_size=3,
+        num_epochs=2,
+        verbose=False,
+        rng=0,
+    )
 
 
 def write_model(path):
-    save_model(make_model(Conv(2), BatchNorm(), Relu(), MaxPool(), Dropout(), GroupNorm(groups=2), LayerNorm(),
-                          input_shape=(1, 4, 4), class_names=("a", "b")), path)
+    save_model(
+        make_model(
+            Conv(2),
+            BatchNorm(),
+            Relu(),
+            MaxPool(),
+            Dropout(),
+            GroupNorm(groups=2),
+            LayerNorm(),
+            input_shape=(1, 4, 4),
+            class_names=("a", "b"),
+        ),
+        path,
+    )
 
 
 def write_checkpoint(path):
@@ -116,7 +138,7 @@ def test_every_byte_that_is_another_is_noticed(smallest, bits):
     read(path)
     for place in range(len(content)):
         for bit in range(place % 8, place % 8 + bits):
-            path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit % 8]) + content[place + 1:])
+            path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit % 8]) + content[place + 1 :])
             with refused():
                 read(path)
 
@@ -189,7 +211,9 @@ def test_what_is_no_regular_file_is_refused(written, tmp_path, kind, special):
 words = st.sampled_from(["", "Conv", "Relu", "float64", "adam", "\x1b[2J", "a\nb", "\ud800", "x" * 100])
 json_values = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(-3, 5), st.sampled_from([2**31, 2**63, 10**30, 1e300, 0.5]), words),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(words, inner, max_size=3)), max_leaves=4)
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(words, inner, max_size=3)),
+    max_leaves=4,
+)
 
 
 def places_of(tree, here=()):
@@ -321,8 +345,10 @@ EVIL = {
     "long bytes": b"\x80\x04\x8e" + (1 << 40).to_bytes(8, "little"),
     "a far place in the memo": pickled(b"Nr\xff\xff\xff\x7f"),
     "a long number": b"\x80\x02\x8b\xff\xff\xff\x7f",
-    "lists in lists in lists": b"\x80\x02}(U\x06labels(" + b"]q\x00" + b"".join(
-        b"](" + b"h" + bytes([k]) * 1 + (b"h" + bytes([k])) * 19 + b"eq" + bytes([k + 1]) for k in range(8)) + b"l.",
+    "lists in lists in lists": b"\x80\x02}(U\x06labels("
+    + b"]q\x00"
+    + b"".join(b"](" + b"h" + bytes([k]) * 1 + (b"h" + bytes([k])) * 19 + b"eq" + bytes([k + 1]) for k in range(8))
+    + b"l.",
     "another encoding": pickled(call("_codecs", "encode", b"X\x01\0\0\0a", b"X\x03\0\0\0hex")),
     "attributes of what it is given": pickled(b"c_codecs\nencode\n}U\x08__name__U\x01xsb"),
     "a stored object": pickled(b"U\x01xQ"),
@@ -348,7 +374,7 @@ def test_damaged_batches_are_refused_or_hold_images(tmp_path_factory, data):
     content, path = bytearray(batch_of(1)), tmp_path_factory.getbasetemp() / "damaged_batch"
     for place in data.draw(st.lists(st.integers(0, 300), min_size=1, max_size=3)):
         content[place] = data.draw(st.integers(0, 255))
-    path.write_bytes(content[:data.draw(st.sampled_from([len(content), 100, 300, 3000]))])
+    path.write_bytes(content[: data.draw(st.sampled_from([len(content), 100, 300, 3000]))])
     with little_memory():
         try:
             images, labels = load_batch(path)
@@ -425,9 +451,15 @@ def test_damaged_archives_are_refused_and_leave_nothing(tmp_path, monkeypatch):
 # ---- pictures
 
 SHAPE = 3, 4, 5
-MODES = {"PNG": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"], "JPEG": ["L", "RGB", "CMYK"],
-         "TIFF": ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"], "GIF": ["L", "P", "RGB"],
-         "BMP": ["1", "L", "P", "RGB"], "PPM": ["1", "L", "RGB", "I;16"], "WEBP": ["RGB", "RGBA"]}
+MODES = {
+    "PNG": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"],
+    "JPEG": ["L", "RGB", "CMYK"],
+    "TIFF": ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"],
+    "GIF": ["L", "P", "RGB"],
+    "BMP": ["1", "L", "P", "RGB"],
+    "PPM": ["1", "L", "RGB", "I;16"],
+    "WEBP": ["RGB", "RGBA"],
+}
 PICTURES = [(form, mode) for form, modes in MODES.items() for mode in modes]
 
 
@@ -457,7 +489,7 @@ def test_damaged_pictures_are_refused_or_have_the_shape(tmp_path_factory, data):
     for place in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=3)):
         content[place] = data.draw(st.integers(0, 255))
     path = tmp_path_factory.getbasetemp() / "damaged_picture"
-    path.write_bytes(content[:data.draw(st.integers(0, len(content)))] if data.draw(st.booleans()) else content)
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))] if data.draw(st.booleans()) else content)
     try:
         pixels = read_image(path, SHAPE)
     except DatasetError as error:
@@ -468,11 +500,17 @@ def test_damaged_pictures_are_refused_or_have_the_shape(tmp_path_factory, data):
 
 def png(width, height, data=b"", *, chunks=()):
     """Return a PNG file that claims this size."""
+
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-            + b"".join(chunk(*each) for each in chunks) + chunk(b"IDAT", data) + chunk(b"IEND", b""))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+        + b"".join(chunk(*each) for each in chunks)
+        + chunk(b"IDAT", data)
+        + chunk(b"IEND", b"")
+    )
 
 
 def integers(value):
@@ -507,8 +545,13 @@ def test_what_is_no_picture_or_too_large_a_one_is_refused(tmp_path, content):
 def test_of_an_animated_picture_the_first_frame_counts(tmp_path):
     frames = [Image.new("L", (5, 4), shade) for shade in (40, 200)]
     for form in ("GIF", "PNG", "TIFF", "WEBP"):
-        frames[0].save(tmp_path / "file", form, save_all=True, append_images=frames[1:], **(
-            {"lossless": True} if form == "WEBP" else {}))
+        frames[0].save(
+            tmp_path / "file",
+            form,
+            save_all=True,
+            append_images=frames[1:],
+            **({"lossless": True} if form == "WEBP" else {}),
+        )
         assert set(read_image(tmp_path / "file", (1, 4, 5)).ravel().tolist()) == {40}
 
 

@@ -17,16 +17,35 @@ from tests.helpers import LAYOUTS, contiguous, find_backend, read_only
 from tests.layer_table import ROWS, Row, as_tuple, each
 from xpconv.backend import Backend, backend_of, on_host, to_host
 from xpconv.errors import ArgumentError, ArgumentTypeError, DeviceMismatchError
-from xpconv.layers import Running, reference
+from xpconv.layers import RunningStats, reference
 
 REFUSALS = (ArgumentError, ArgumentTypeError, DeviceMismatchError)
 PLACES = ["numpy", "array_api_strict", "array_api_strict:device1"]
 DTYPES = ["float64", "float32"]
-OTHER_DTYPES = ["float16", "float32", "float64", "longdouble", ">f8", "int8", "uint64", "int64", "bool", "complex64",
-                "complex128", "object", "U5", "datetime64[s]"]
+OTHER_DTYPES = [
+    "float16",
+    "float32",
+    "float64",
+    "longdouble",
+    ">f8",
+    "int8",
+    "uint64",
+    "int64",
+    "bool",
+    "complex64",
+    "complex128",
+    "object",
+    "U5",
+    "datetime64[s]",
+]
 TOLERANCE = {"float64": 1e-9, "float32": 1e-3}
-SAID_AS = {"running": "running_mean|running_var", "w": "window", "size": "window", "pool_size": "size|window",
-           "pool_stride": "stride"}
+SAID_AS = {
+    "running": "running_mean|running_var",
+    "w": "window",
+    "size": "window",
+    "pool_size": "size|window",
+    "pool_stride": "stride",
+}
 
 # ---- calls
 
@@ -39,14 +58,25 @@ lengths = st.one_of(st.integers(-2, 6), st.sampled_from([2**16, 10**6, 2**31, 2*
 specials = st.sampled_from([np.nan, np.inf, -np.inf, 1e30, -1e30, 1e-30, 0.0])
 shapes = st.lists(st.sampled_from([0, 1, 1, 2, 3, 4, 5, 6]), max_size=5).map(tuple)
 not_arrays = st.one_of(
-    st.none(), st.booleans(), lengths, st.floats(), st.sampled_from(["", "x", "auto", "im2col", b"x", ...]),
-    st.lists(lengths, max_size=3), st.lists(lengths, max_size=3).map(tuple), st.lists(st.floats(), max_size=2),
-    st.builds(np.int64, st.integers(-1, 3)), st.builds(np.float64, st.floats()), st.builds(object),
-    st.builds(dict), st.builds(np.ones, st.integers(0, 3)))
+    st.none(),
+    st.booleans(),
+    lengths,
+    st.floats(),
+    st.sampled_from(["", "x", "auto", "im2col", b"x", ...]),
+    st.lists(lengths, max_size=3),
+    st.lists(lengths, max_size=3).map(tuple),
+    st.lists(st.floats(), max_size=2),
+    st.builds(np.int64, st.integers(-1, 3)),
+    st.builds(np.float64, st.floats()),
+    st.builds(object),
+    st.builds(dict),
+    st.builds(np.ones, st.integers(0, 3)),
+)
 
 
-plausible = st.one_of(st.integers(0, 4), st.tuples(st.integers(0, 4), st.integers(1, 4)), st.floats(0, 1),
-                      st.booleans())
+plausible = st.one_of(
+    st.integers(0, 4), st.tuples(st.integers(0, 4), st.integers(1, 4)), st.floats(0, 1), st.booleans()
+)
 
 
 @st.composite
@@ -65,8 +95,17 @@ def other_arrays(draw, backend, host):
         return draw(st.sampled_from(LAYOUTS))(backend, host)
     if change == "dtype":
         return np.round(host).astype(np.int8).astype(draw(st.sampled_from(OTHER_DTYPES)))
-    return draw(st.sampled_from([np.ma.masked_array, np.ndarray.tolist, memoryview, lambda a: a.view(Subclass),
-                                 lambda a: np.broadcast_to(a[..., :1], a.shape) if a.ndim else a]))(host)
+    return draw(
+        st.sampled_from(
+            [
+                np.ma.masked_array,
+                np.ndarray.tolist,
+                memoryview,
+                lambda a: a.view(Subclass),
+                lambda a: np.broadcast_to(a[..., :1], a.shape) if a.ndim else a,
+            ]
+        )
+    )(host)
 
 
 @st.composite
@@ -74,7 +113,7 @@ def other_values(draw, backend, value):
     """Draw something else for an argument, which may still be right."""
     if isinstance(value, tuple) and isinstance(value[0], np.ndarray):
         parts = [draw(other_values(backend, a)) if draw(st.booleans()) else contiguous(backend, a) for a in value]
-        make = draw(st.sampled_from([tuple, Running._make, lambda parts: parts[:1], lambda parts: [*parts, None]]))
+        make = draw(st.sampled_from([tuple, RunningStats._make, lambda parts: parts[:1], lambda parts: [*parts, None]]))
         return make(parts)
     if isinstance(value, np.ndarray) and draw(st.integers(0, 3)):
         return draw(other_arrays(backend, value))
@@ -109,8 +148,10 @@ def calls(draw):
     drawn = {**row.draw(dtype), **row.options}
     options = [p.name for p in inspect.signature(row.forward).parameters.values() if p.kind is p.KEYWORD_ONLY]
     changed = draw(st.lists(st.sampled_from(list(dict.fromkeys([*drawn, *options]))), max_size=2, unique=True))
-    arguments = {name: each(lambda a: layout(backend, a), value) if name in row.inputs else value
-                 for name, value in drawn.items()}
+    arguments = {
+        name: each(lambda a: layout(backend, a), value) if name in row.inputs else value
+        for name, value in drawn.items()
+    }
     for name in changed:
         arguments[name] = draw(other_values(backend, drawn.get(name)))
     return Call(row, dtype, backend, arguments, changed)
@@ -169,17 +210,25 @@ def check_backward(call, data, backend, dtype, cache, shape, backward):
 
 def other_caches(backend, dtype):
     """Draw what some layer's forward pass returned."""
-    return st.sampled_from(ROWS).map(lambda row: row.forward(
-        **{name: each(lambda a: contiguous(backend, a), value) for name, value in row.draw(dtype).items()},
-        **row.options)[1])
+    return st.sampled_from(ROWS).map(
+        lambda row: row.forward(
+            **{name: each(lambda a: contiguous(backend, a), value) for name, value in row.draw(dtype).items()},
+            **row.options,
+        )[1]
+    )
 
 
 def loops(call):
     """Return what the loop versions give in float64, those of a sandwich one after the other, and the backward pass."""
-    forward, backward = call.row.oracle or (getattr(reference, f"{call.row.layer}_forward"),
-                                            getattr(reference, f"{call.row.layer}_backward"))
-    arguments = {name: each(wide, value) if name in call.row.inputs else value
-                 for name, value in call.arguments.items() if name != "algorithm"}
+    forward, backward = call.row.oracle or (
+        getattr(reference, f"{call.row.layer}_forward"),
+        getattr(reference, f"{call.row.layer}_backward"),
+    )
+    arguments = {
+        name: each(wide, value) if name in call.row.inputs else value
+        for name, value in call.arguments.items()
+        if name != "algorithm"
+    }
     with np.errstate(all="ignore"):
         out, cached = forward(**arguments)
 
@@ -227,8 +276,11 @@ def wide(a):
 
 def host_arrays(values):
     parts = [a for value in values for a in (value if isinstance(value, tuple | list) else [value])]
-    return [np.asarray(a) if isinstance(a, np.ndarray) else to_host(a) for a in parts
-            if array_api_compat.is_array_api_obj(a)]
+    return [
+        np.asarray(a) if isinstance(a, np.ndarray) else to_host(a)
+        for a in parts
+        if array_api_compat.is_array_api_obj(a)
+    ]
 
 
 def bits(values):

@@ -12,15 +12,15 @@ from tests.test_nets import IMAGE, NETS
 from xpconv import nn
 from xpconv.backend import to_host
 from xpconv.errors import ArgumentError, ArgumentTypeError
-from xpconv.interop import load_torch_state_dict, module_names, to_torch_state_dict
-from xpconv.models import ConvNet, ThreeLayerConvNet
-from xpconv.sequential import Sequential
+from xpconv.io.torch import load_torch_state_dict, module_names, to_torch_state_dict
+from xpconv.nn import ConvNet, Sequential, ThreeLayerConvNet
 
 TORCH = {
     nn.Affine: lambda t, a, shape: [*[t.Flatten()] * (len(shape) > 1), t.Linear(int(np.prod(shape)), a.units, a.bias)],
     nn.AvgPool: lambda t, a, shape: [t.AvgPool2d(a.size, a.stride, a.padding)],
-    nn.BatchNorm: lambda t, a, shape: [(t.BatchNorm1d, None, t.BatchNorm2d)[len(shape) - 1](
-        shape[0], a.eps, 1 - a.momentum)],
+    nn.BatchNorm: lambda t, a, shape: [
+        (t.BatchNorm1d, None, t.BatchNorm2d)[len(shape) - 1](shape[0], a.eps, 1 - a.momentum)
+    ],
     nn.Conv: lambda t, a, shape: [t.Conv2d(shape[0], a.filters, a.size, a.stride, a._padding, bias=a.bias)],
     nn.Dropout: lambda t, a, shape: [t.Dropout(1 - a.keep)],
     nn.GlobalAvgPool: lambda t, a, shape: [t.AdaptiveAvgPool2d(1), t.Flatten()],
@@ -65,7 +65,7 @@ def assert_close(actual, expected, tolerance=1e-10):
 
 def test_every_layer_has_its_module():
     """Whoever adds a layer says what it is in PyTorch."""
-    assert {kind.__name__ for kind in TORCH} == set(nn.__all__) - {"Layer"}
+    assert {kind.__name__ for kind in TORCH} == set(nn.layers.__all__) - {"Layer"}
 
 
 @pytest.mark.torch
@@ -109,8 +109,9 @@ def test_loss_and_gradients_are_those_of_the_module(name, spec):
 def test_running_statistics_differ_after_training_as_documented():
     """PyTorch moves its running variance towards the unbiased variance, n / (n - 1) of ours."""
     pytest.importorskip("torch")
-    net = Sequential([nn.BatchNorm(momentum=0.8), nn.Affine(5)], input_shape=IMAGE, dtype="float64", rng=0,
-                     backend="numpy")
+    net = Sequential(
+        [nn.BatchNorm(momentum=0.8), nn.Affine(5)], input_shape=IMAGE, dtype="float64", rng=0, backend="numpy"
+    )
     theirs = as_torch(net).train()
     load_torch_state_dict(net, theirs.state_dict())
     before = to_torch_state_dict(net)
@@ -131,16 +132,18 @@ def test_nets_with_names_of_their_own_are_taken_in_order():
     class Net(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.features = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.ReLU(),
-                                                torch.nn.MaxPool2d(2))
+            self.features = torch.nn.Sequential(
+                torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.MaxPool2d(2)
+            )
             self.hidden, self.out = torch.nn.Linear(4 * 3 * 4, 7), torch.nn.Linear(7, 5)
 
         def forward(self, x):
             return self.out(self.hidden(self.features(x).flatten(1)).relu())
 
     theirs = Net()
-    net = ThreeLayerConvNet(input_dim=IMAGE, num_filters=4, filter_size=3, hidden_dim=7, num_classes=5, rng=0,
-                            backend="numpy")
+    net = ThreeLayerConvNet(
+        input_dim=IMAGE, num_filters=4, filter_size=3, hidden_dim=7, num_classes=5, rng=0, backend="numpy"
+    )
     X, _ = batch("float32")
     names = module_names(theirs.state_dict())
     assert names == ["features.0", "hidden", "out"]
@@ -165,9 +168,21 @@ def test_tensors_that_torch_alone_can_read_are_refused_by_name():
 def test_places_count_modules_that_flatten():
     net = ConvNet([4, "pool", 6], input_dim=IMAGE, num_classes=5, rng=0, backend="numpy")
     assert list(to_torch_state_dict(net)) == [  # conv, batch norm, relu, pool, conv, batch norm, relu, 2 x global pool
-        "0.weight", "1.weight", "1.bias", "1.running_mean", "1.running_var", "1.num_batches_tracked",
-        "4.weight", "5.weight", "5.bias", "5.running_mean", "5.running_var", "5.num_batches_tracked",
-        "9.weight", "9.bias"]
+        "0.weight",
+        "1.weight",
+        "1.bias",
+        "1.running_mean",
+        "1.running_var",
+        "1.num_batches_tracked",
+        "4.weight",
+        "5.weight",
+        "5.bias",
+        "5.running_mean",
+        "5.running_var",
+        "5.num_batches_tracked",
+        "9.weight",
+        "9.bias",
+    ]
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -202,9 +217,13 @@ def test_each_entry_that_does_not_fit_is_named_and_the_model_stays():
     entries["4.weight"] = entries["4.weight"].T + 1
     entries["7.weight"] = np.ones((2, 2))
     del entries["6.bias"]
-    with pytest.raises(ArgumentError, match=(
+    with pytest.raises(
+        ArgumentError,
+        match=(
             r"does not fit ThreeLayerConvNet: 6\.bias is missing; 7\.weight of shape \(2, 2\) is not expected; "
-            r"4\.weight has shape \(36, 7\); expected \(7, 36\)\. .*names=")):
+            r"4\.weight has shape \(36, 7\); expected \(7, 36\)\. .*names="
+        ),
+    ):
         load_torch_state_dict(net, entries)
     assert all(np.array_equal(before[key], net.params[key]) for key in before)
 
@@ -222,10 +241,13 @@ def test_names_are_one_for_each_layer_with_parameters(names):
         to_torch_state_dict(net, names)
 
 
-@pytest.mark.parametrize(("value", "message"), [
-    (np.array(["a"]), r"0\.weight has dtype <U1; expected real numbers"),
-    (None, r"0\.weight has dtype object; expected real numbers"),
-])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.array(["a"]), r"0\.weight has dtype <U1; expected real numbers"),
+        (None, r"0\.weight has dtype object; expected real numbers"),
+    ],
+)
 def test_entries_that_are_no_numbers_are_refused(value, message):
     net = NETS["two"](rng=0, backend="numpy")
     with pytest.raises(ArgumentTypeError, match=message):
@@ -248,7 +270,9 @@ def test_parameters_that_pytorch_does_not_have_are_named():
 
 
 def test_torch_is_not_imported():
-    code = ("import sys, xpconv.interop as i; from xpconv.models import TwoLayerNet; net = TwoLayerNet(rng=0, "
-            "backend='numpy'); i.load_torch_state_dict(net, i.to_torch_state_dict(net)); print('torch' in sys.modules)")
+    code = (
+        "import sys, xpconv.io.torch as i; from xpconv.nn import TwoLayerNet; net = TwoLayerNet(rng=0, "
+        "backend='numpy'); i.load_torch_state_dict(net, i.to_torch_state_dict(net)); print('torch' in sys.modules)"
+    )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "False\n"

@@ -17,15 +17,29 @@ from types import SimpleNamespace
 
 import pytest
 
+from xpconv.cli._run import FILES
 from xpconv.errors import FolderInUseError
-from xpconv.files import hold_folder
-from xpconv.runs import FILES
+from xpconv.io._atomic import hold_folder
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes to kill are forked")
 ROOT = Path(__file__).parents[1]
 ITERATIONS = 40
-RUN = ("--model", "fc", "--num-train", "100", "--augment", "crop-flip", "--batch-size", "10", "--epochs", "4",
-       "--print-every", "1", "--checkpoint-every", "3")
+RUN = (
+    "--model",
+    "fc",
+    "--num-train",
+    "100",
+    "--augment",
+    "crop-flip",
+    "--batch-size",
+    "10",
+    "--epochs",
+    "4",
+    "--print-every",
+    "1",
+    "--checkpoint-every",
+    "3",
+)
 RESUME = ("--print-every", "1", "--resume")
 
 
@@ -33,8 +47,14 @@ RESUME = ("--print-every", "1", "--resume")
 def server():
     """Start runs: ``server(words, log, when)`` kills one after so many seconds and returns its exit code."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("XP_", "XPCONV_"))}
-    with subprocess.Popen([sys.executable, "-m", "tests.kill_server"], cwd=ROOT, text=True, stdin=subprocess.PIPE,
-                          stdout=subprocess.PIPE, env={**environment, "XPCONV_NUM_THREADS": "2"}) as process:
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.kill_server"],
+        cwd=ROOT,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**environment, "XPCONV_NUM_THREADS": "2"},
+    ) as process:
         assert process.stdout.readline() == "ready\n"
 
         def run(words, log, when=None, number=signal.SIGKILL):
@@ -165,8 +185,10 @@ def test_without_a_checkpoint_a_run_starts_over(server, whole, tmp_path):
 def test_the_lock_is_on_a_file_that_goes_with_it(tmp_path):
     with hold_folder(tmp_path):
         assert os.listdir(tmp_path) == [".lock"]
-        with pytest.raises(FolderInUseError, match="is in use by another run: wait until it has ended"), \
-                hold_folder(tmp_path):
+        with (
+            pytest.raises(FolderInUseError, match="is in use by another run: wait until it has ended"),
+            hold_folder(tmp_path),
+        ):
             pytest.fail("held twice")
     assert not os.listdir(tmp_path)
     fcntl = pytest.importorskip("fcntl")

@@ -114,7 +114,7 @@ def test_gradient_that_nobody_reads_is_not_computed(row, backend):
 def test_running_averages_equal_those_of_the_loop_version(row, backend, dtype):
     inputs, *_, cached = row.expected(dtype)
     _, cache = row.forward(**move(backend, inputs), **row.options)
-    assert isinstance(cache.running, layers.Running)
+    assert isinstance(cache.running, layers.RunningStats)
     for actual, expected in zip(cache.running, cached[-1], strict=True):
         assert_array(actual, expected, backend, dtype)
     if not row.options["train"]:
@@ -126,8 +126,9 @@ def test_simplified_batchnorm_backward_equals_the_stepwise_one(row, backend):
     inputs, dout, *_ = row.expected("float64")
     _, cache = row.forward(**move(backend, inputs), **row.options)
     moved = contiguous(backend, dout)
-    for one, other in zip(layers.batchnorm_backward(moved, cache), layers.batchnorm_backward_stepwise(moved, cache),
-                          strict=True):
+    for one, other in zip(
+        layers.batchnorm_backward(moved, cache), layers.batchnorm_backward_stepwise(moved, cache), strict=True
+    ):
         assert_array(one, backend.to_host(other), backend, "float64", tolerance=1e-12)
 
 
@@ -192,8 +193,17 @@ def compare(forward, backward, loop_forward, loop_backward, *inputs, **options):
 @given(geometry=geometries(), N=small, C=small, F=small)
 def test_conv_equals_its_loop_version_for_any_geometry(geometry, N, C, F):
     image, size, stride, padding = geometry
-    compare(layers.conv_forward, layers.conv_backward, reference.conv_forward, reference.conv_backward,
-            (N, C, *image), (F, C, *size), (F,), stride=stride, padding=padding)
+    compare(
+        layers.conv_forward,
+        layers.conv_backward,
+        reference.conv_forward,
+        reference.conv_backward,
+        (N, C, *image),
+        (F, C, *size),
+        (F,),
+        stride=stride,
+        padding=padding,
+    )
 
 
 @few_examples
@@ -202,8 +212,16 @@ def test_conv_equals_its_loop_version_for_any_geometry(geometry, N, C, F):
 def test_pool_equals_its_loop_version_for_any_geometry(kind, geometry, N, C):
     image, size, stride, padding = geometry
     forward, backward = f"{kind}_pool_forward", f"{kind}_pool_backward"
-    compare(getattr(layers, forward), getattr(layers, backward), getattr(reference, forward),
-            getattr(reference, backward), (N, C, *image), size=size, stride=stride, padding=padding)
+    compare(
+        getattr(layers, forward),
+        getattr(layers, backward),
+        getattr(reference, forward),
+        getattr(reference, backward),
+        (N, C, *image),
+        size=size,
+        stride=stride,
+        padding=padding,
+    )
 
 
 # ---- numbers at the edge
@@ -251,8 +269,10 @@ def test_gradient_of_a_pool_goes_to_a_pixel_whatever_the_values(backend, values,
     rng = np.random.default_rng(0)
     for options in ({"size": 2, "padding": 1}, {"size": (3, 2), "stride": (2, 1), "padding": (2, 1)}, {"size": 2}):
         x = rng.choice(values, (2, 3, 6, 4))
-        (out, cache), (wanted, own) = (pool(a, **options) for pool, a in (
-            (layers.max_pool_forward, backend.asarray(x)), (reference.max_pool_forward, x)))
+        (out, cache), (wanted, own) = (
+            pool(a, **options)
+            for pool, a in ((layers.max_pool_forward, backend.asarray(x)), (reference.max_pool_forward, x))
+        )
         np.testing.assert_array_equal(backend.to_host(out), wanted)
         dout = rng.standard_normal(wanted.shape)
         dx = layers.max_pool_backward(backend.asarray(dout), cache)
@@ -299,8 +319,9 @@ def test_stepwise_batchnorm_is_right_where_the_cube_of_inv_std_is_too_small():
     rng = np.random.default_rng(0)
     x, dout, gamma = (1e16 * rng.standard_normal((6, 3))).astype("f"), rng.standard_normal((6, 3), "f"), np.ones(3, "f")
     _, cache = layers.batchnorm_forward(x, gamma, gamma, train=True)
-    for stepwise, at_once in zip(layers.batchnorm_backward_stepwise(dout, cache),
-                                 layers.batchnorm_backward(dout, cache), strict=True):
+    for stepwise, at_once in zip(
+        layers.batchnorm_backward_stepwise(dout, cache), layers.batchnorm_backward(dout, cache), strict=True
+    ):
         np.testing.assert_allclose(stepwise, at_once, rtol=1e-3, atol=1e-5 * np.abs(at_once).max())
 
 
@@ -334,8 +355,10 @@ def test_norms_stay_finite_and_right_on_values_whose_squares_overflow(row, backe
     inputs["x"] *= np.float32(1e30)
     out, cache = row.forward(**move(backend, inputs), **row.options)
     expected = getattr(reference, f"{row.layer}_forward")(
-        **{name: a.astype("float64") for name, a in inputs.items()}, **row.options,
-        **({"running": None} if row.layer == "batchnorm" else {}))[0]
+        **{name: a.astype("float64") for name, a in inputs.items()},
+        **row.options,
+        **({"running": None} if row.layer == "batchnorm" else {}),
+    )[0]
     assert_array(out, expected, backend, "float32")
     for gradient in row.backward(contiguous(backend, np.ones_like(expected, np.float32)), cache):
         assert np.isfinite(backend.to_host(gradient)).all()
@@ -395,16 +418,19 @@ def test_conv_memory_does_not_grow_with_the_batch(spec, monkeypatch):
 # ---- bad input, of all layers alike
 
 
-@pytest.mark.parametrize(("here", "there"), [("numpy", "array_api_strict"),
-                                             ("array_api_strict", "array_api_strict:device1")])
+@pytest.mark.parametrize(
+    ("here", "there"), [("numpy", "array_api_strict"), ("array_api_strict", "array_api_strict:device1")]
+)
 @rows_but("relu", "max_pool", "avg_pool", "global_avg_pool", "dropout")
 def test_inputs_in_two_places_are_refused(row, here, there):
     here, there, inputs = find_backend(here), find_backend(there), row.draw()
     *_, last = inputs
     moved = {**move(here, inputs), **move(there, {last: inputs[last]})}
     name = "running_mean" if last == "running" else last
-    text = (rf"x is on {here.library} \(.*\) but {name} is on {there.library} \(.*\): "
-            rf"move one of them, as in {name} = xpconv\.backend\.backend_of\(x\)\.asarray\({name}\)")
+    text = (
+        rf"x is on {here.library} \(.*\) but {name} is on {there.library} \(.*\): "
+        rf"move one of them, as in {name} = xpconv\.backend\.backend_of\(x\)\.asarray\({name}\)"
+    )
     with pytest.raises(DeviceMismatchError, match=text):
         row.forward(**moved, **row.options)
 
@@ -430,8 +456,11 @@ def test_gradient_of_another_shape_is_refused(row):
 def test_mixed_dtypes_are_refused(row):
     inputs = row.draw()
     *_, last = row.differentiable
-    with pytest.raises(ArgumentTypeError, match=rf"x has dtype float64 but {last} has dtype float32: cast one of them, "
-                                                rf"as in xp.astype\({last}, x.dtype\)"):
+    with pytest.raises(
+        ArgumentTypeError,
+        match=rf"x has dtype float64 but {last} has dtype float32: cast one of them, "
+        rf"as in xp.astype\({last}, x.dtype\)",
+    ):
         row.forward(**{**inputs, last: inputs[last].astype(np.float32)}, **row.options)
 
 
@@ -480,97 +509,176 @@ images, filters = zeros(2, 3, 5, 5), zeros(4, 3, 3, 3)
 scores, right = zeros(3, 4), np.array([0, 1, 2])
 
 BAD_SHAPES = {
-    "affine x without features": (lambda: layers.affine_forward(zeros(4), zeros(4, 2), None),
-                                  "x has shape (4,); expected (N, D"),
-    "affine w for other features": (lambda: layers.affine_forward(zeros(4, 2, 3), zeros(5, 2), None),
-                                    "w has shape (5, 2); expected (6, M)"),
-    "affine b of another size": (lambda: layers.affine_forward(zeros(4, 5), zeros(5, 2), zeros(3)),
-                                 "b has shape (3,); expected (2,)"),
-    "conv x without channels": (lambda: layers.conv_forward(zeros(5, 5), filters, None),
-                                "x has shape (5, 5); expected (N, C, H, W)"),
-    "conv channels": (lambda: layers.conv_forward(images, zeros(4, 2, 3, 3), None),
-                      "w has shape (4, 2, 3, 3); expected (F, 3, KH, KW)"),
+    "affine x without features": (
+        lambda: layers.affine_forward(zeros(4), zeros(4, 2), None),
+        "x has shape (4,); expected (N, D",
+    ),
+    "affine w for other features": (
+        lambda: layers.affine_forward(zeros(4, 2, 3), zeros(5, 2), None),
+        "w has shape (5, 2); expected (6, M)",
+    ),
+    "affine b of another size": (
+        lambda: layers.affine_forward(zeros(4, 5), zeros(5, 2), zeros(3)),
+        "b has shape (3,); expected (2,)",
+    ),
+    "conv x without channels": (
+        lambda: layers.conv_forward(zeros(5, 5), filters, None),
+        "x has shape (5, 5); expected (N, C, H, W)",
+    ),
+    "conv channels": (
+        lambda: layers.conv_forward(images, zeros(4, 2, 3, 3), None),
+        "w has shape (4, 2, 3, 3); expected (F, 3, KH, KW)",
+    ),
     "conv bias": (lambda: layers.conv_forward(images, filters, zeros(3)), "b has shape (3,); expected (4,)"),
-    "conv column bias": (lambda: layers.conv_forward(images, filters, zeros(4, 1)),
-                         "b has shape (4, 1); expected (4,)"),
-    "conv without filters": (lambda: layers.conv_forward(images, zeros(0, 3, 3, 3), None),
-                             "w has shape (0, 3, 3, 3); expected (F, 3, KH, KW) and none of its sizes 0"),
-    "conv window too high": (lambda: layers.conv_forward(images, zeros(4, 3, 8, 3), None, padding=1),
-                             "the window's height is 8 but the padded image's is 5 + 2*1: take a smaller window"),
-    "conv window too wide": (lambda: layers.conv_forward(images, zeros(4, 3, 3, 6), None),
-                             "the window's width is 6 but the padded image's is 5 + 2*0: take a smaller window"),
+    "conv column bias": (
+        lambda: layers.conv_forward(images, filters, zeros(4, 1)),
+        "b has shape (4, 1); expected (4,)",
+    ),
+    "conv without filters": (
+        lambda: layers.conv_forward(images, zeros(0, 3, 3, 3), None),
+        "w has shape (0, 3, 3, 3); expected (F, 3, KH, KW) and none of its sizes 0",
+    ),
+    "conv window too high": (
+        lambda: layers.conv_forward(images, zeros(4, 3, 8, 3), None, padding=1),
+        "the window's height is 8 but the padded image's is 5 + 2*1: take a smaller window",
+    ),
+    "conv window too wide": (
+        lambda: layers.conv_forward(images, zeros(4, 3, 3, 6), None),
+        "the window's width is 6 but the padded image's is 5 + 2*0: take a smaller window",
+    ),
     "conv stride 0": (lambda: layers.conv_forward(images, filters, None, stride=0), "stride is 0; expected 1 or more"),
-    "conv padding -1": (lambda: layers.conv_forward(images, filters, None, padding=(0, -1)),
-                        "padding is (0, -1); expected 0 or more"),
-    "conv algorithm": (lambda: layers.conv_forward(images, filters, None, algorithm="fft"),
-                       "algorithm is 'fft'; expected"),
-    "max pool rank": (lambda: layers.max_pool_forward(zeros(3, 5, 5), size=2),
-                      "x has shape (3, 5, 5); expected (N, C, H, W)"),
+    "conv padding -1": (
+        lambda: layers.conv_forward(images, filters, None, padding=(0, -1)),
+        "padding is (0, -1); expected 0 or more",
+    ),
+    "conv algorithm": (
+        lambda: layers.conv_forward(images, filters, None, algorithm="fft"),
+        "algorithm is 'fft'; expected",
+    ),
+    "max pool rank": (
+        lambda: layers.max_pool_forward(zeros(3, 5, 5), size=2),
+        "x has shape (3, 5, 5); expected (N, C, H, W)",
+    ),
     "max pool size 0": (lambda: layers.max_pool_forward(images, size=0), "size is 0; expected 1 or more"),
     "max pool window": (lambda: layers.max_pool_forward(images, size=6), "the window's height is 6"),
-    "max pool padding": (lambda: layers.max_pool_forward(images, size=2, padding=2),
-                         "padding is (2, 2); expected less than the window's size (2, 2)"),
-    "avg pool rank": (lambda: layers.avg_pool_forward(zeros(5, 5), size=2),
-                      "x has shape (5, 5); expected (N, C, H, W)"),
-    "avg pool padding": (lambda: layers.avg_pool_forward(images, size=(3, 1), padding=(0, 1)),
-                         "padding is (0, 1); expected less than the window's size (3, 1)"),
-    "global avg pool rank": (lambda: layers.global_avg_pool_forward(zeros(3, 5)),
-                             "x has shape (3, 5); expected (N, C, H, W)"),
-    "batchnorm rank": (lambda: layers.batchnorm_forward(zeros(2, 3, 4), zeros(3), zeros(3), train=True),
-                       "x has shape (2, 3, 4); expected (N, C)"),
-    "batchnorm gamma": (lambda: layers.batchnorm_forward(images, zeros(5), zeros(3), train=True),
-                        "gamma has shape (5,); expected (3,)"),
-    "batchnorm beta": (lambda: layers.batchnorm_forward(images, zeros(3), zeros(1, 3, 1, 1), train=True),
-                       "beta has shape (1, 3, 1, 1); expected (3,)"),
-    "batchnorm running": (lambda: layers.batchnorm_forward(images, zeros(3), zeros(3), (zeros(3), zeros(2)),
-                                                           train=False),
-                          "running_var has shape (2,); expected (3,)"),
-    "layernorm rank": (lambda: layers.layernorm_forward(zeros(3), zeros(3), zeros(3)),
-                       "x has shape (3,); expected (N, D)"),
-    "layernorm gamma": (lambda: layers.layernorm_forward(zeros(2, 3, 4), zeros(3), zeros(3, 4)),
-                        "gamma has shape (3,); expected (3, 4)"),
-    "layernorm beta": (lambda: layers.layernorm_forward(zeros(2, 3), zeros(3), zeros(1)),
-                       "beta has shape (1,); expected (3,)"),
-    "groupnorm rank": (lambda: layers.groupnorm_forward(zeros(3), zeros(3), zeros(3), groups=1),
-                       "x has shape (3,); expected (N, C"),
-    "groupnorm gamma": (lambda: layers.groupnorm_forward(images, zeros(1, 3), zeros(3), groups=1),
-                        "gamma has shape (1, 3); expected (3,)"),
-    "groups do not divide": (lambda: layers.groupnorm_forward(images, zeros(3), zeros(3), groups=2),
-                             "groups is 2; expected a divisor of the 3 channels of x"),
-    "no groups": (lambda: layers.groupnorm_forward(images, zeros(3), zeros(3), groups=0),
-                  "groups is 0; expected a divisor of the 3 channels of x"),
-    "dropout keeps nothing": (lambda: layers.dropout_forward(images, keep=0, mask_key=1, train=True),
-                              "keep is 0; expected a probability above 0 and at most 1"),
-    "dropout keeps too much": (lambda: layers.dropout_forward(images, keep=1.5, mask_key=1, train=True),
-                               "keep is 1.5; expected a probability above 0 and at most 1"),
+    "max pool padding": (
+        lambda: layers.max_pool_forward(images, size=2, padding=2),
+        "padding is (2, 2); expected less than the window's size (2, 2)",
+    ),
+    "avg pool rank": (
+        lambda: layers.avg_pool_forward(zeros(5, 5), size=2),
+        "x has shape (5, 5); expected (N, C, H, W)",
+    ),
+    "avg pool padding": (
+        lambda: layers.avg_pool_forward(images, size=(3, 1), padding=(0, 1)),
+        "padding is (0, 1); expected less than the window's size (3, 1)",
+    ),
+    "global avg pool rank": (
+        lambda: layers.global_avg_pool_forward(zeros(3, 5)),
+        "x has shape (3, 5); expected (N, C, H, W)",
+    ),
+    "batchnorm rank": (
+        lambda: layers.batchnorm_forward(zeros(2, 3, 4), zeros(3), zeros(3), train=True),
+        "x has shape (2, 3, 4); expected (N, C)",
+    ),
+    "batchnorm gamma": (
+        lambda: layers.batchnorm_forward(images, zeros(5), zeros(3), train=True),
+        "gamma has shape (5,); expected (3,)",
+    ),
+    "batchnorm beta": (
+        lambda: layers.batchnorm_forward(images, zeros(3), zeros(1, 3, 1, 1), train=True),
+        "beta has shape (1, 3, 1, 1); expected (3,)",
+    ),
+    "batchnorm running": (
+        lambda: layers.batchnorm_forward(images, zeros(3), zeros(3), (zeros(3), zeros(2)), train=False),
+        "running_var has shape (2,); expected (3,)",
+    ),
+    "layernorm rank": (
+        lambda: layers.layernorm_forward(zeros(3), zeros(3), zeros(3)),
+        "x has shape (3,); expected (N, D)",
+    ),
+    "layernorm gamma": (
+        lambda: layers.layernorm_forward(zeros(2, 3, 4), zeros(3), zeros(3, 4)),
+        "gamma has shape (3,); expected (3, 4)",
+    ),
+    "layernorm beta": (
+        lambda: layers.layernorm_forward(zeros(2, 3), zeros(3), zeros(1)),
+        "beta has shape (1,); expected (3,)",
+    ),
+    "groupnorm rank": (
+        lambda: layers.groupnorm_forward(zeros(3), zeros(3), zeros(3), groups=1),
+        "x has shape (3,); expected (N, C",
+    ),
+    "groupnorm gamma": (
+        lambda: layers.groupnorm_forward(images, zeros(1, 3), zeros(3), groups=1),
+        "gamma has shape (1, 3); expected (3,)",
+    ),
+    "groups do not divide": (
+        lambda: layers.groupnorm_forward(images, zeros(3), zeros(3), groups=2),
+        "groups is 2; expected a divisor of the 3 channels of x",
+    ),
+    "no groups": (
+        lambda: layers.groupnorm_forward(images, zeros(3), zeros(3), groups=0),
+        "groups is 0; expected an int, 1 or more",
+    ),
+    "dropout keeps nothing": (
+        lambda: layers.dropout_forward(images, keep=0, mask_key=1, train=True),
+        "keep is 0; expected a probability above 0 and at most 1",
+    ),
+    "dropout keeps too much": (
+        lambda: layers.dropout_forward(images, keep=1.5, mask_key=1, train=True),
+        "keep is 1.5; expected a probability above 0 and at most 1",
+    ),
     "scores of one sample": (lambda: layers.softmax_loss(zeros(4), right), "x has shape (4,); expected (N, C)"),
     "label count": (lambda: layers.softmax_loss(scores, np.array([0, 1])), "y has shape (2,); expected (3,)"),
-    "labels one-hot": (lambda: layers.svm_loss(scores, np.eye(3, 4, dtype=np.int64)),
-                       "y has shape (3, 4); expected (3,)"),
-    "label too large": (lambda: layers.softmax_loss(scores, np.array([0, 4, 1])),
-                        "y has labels from 0 to 4; expected 0 to 3, one for each of the 4 columns of x"),
-    "label negative": (lambda: layers.svm_loss(scores, np.array([-1, 3, 1])),
-                       "y has labels from -1 to 3; expected 0 to 3"),
+    "labels one-hot": (
+        lambda: layers.svm_loss(scores, np.eye(3, 4, dtype=np.int64)),
+        "y has shape (3, 4); expected (3,)",
+    ),
+    "label too large": (
+        lambda: layers.softmax_loss(scores, np.array([0, 4, 1])),
+        "y has labels from 0 to 4; expected 0 to 3, one for each of the 4 columns of x",
+    ),
+    "label negative": (
+        lambda: layers.svm_loss(scores, np.array([-1, 3, 1])),
+        "y has labels from -1 to 3; expected 0 to 3",
+    ),
 }
 
 BAD_TYPES = {
-    "conv stride float": (lambda: layers.conv_forward(images, filters, None, stride=1.5),
-                          "stride is 1.5; expected an int or a pair of ints"),
-    "conv padding triple": (lambda: layers.conv_forward(images, filters, None, padding=(1, 1, 1)),
-                            "padding is (1, 1, 1); expected an int or a pair of ints"),
-    "conv padding name": (lambda: layers.conv_forward(images, filters, None, padding="same"),
-                          "padding is 'same'; expected an int or a pair of ints"),
+    "conv stride float": (
+        lambda: layers.conv_forward(images, filters, None, stride=1.5),
+        "stride is 1.5; expected an int or a pair of ints",
+    ),
+    "conv padding triple": (
+        lambda: layers.conv_forward(images, filters, None, padding=(1, 1, 1)),
+        "padding is (1, 1, 1); expected an int or a pair of ints",
+    ),
+    "conv padding name": (
+        lambda: layers.conv_forward(images, filters, None, padding="same"),
+        "padding is 'same'; expected an int or a pair of ints",
+    ),
     "pool size bool": (lambda: layers.max_pool_forward(images, size=True), "size is True; expected an int or a pair"),
-    "batchnorm train": (lambda: layers.batchnorm_forward(images, zeros(3), zeros(3), train="test"),
-                        "train is 'test'; expected True or False"),
-    "groups float": (lambda: layers.groupnorm_forward(images, zeros(3), zeros(3), groups=1.0),
-                     "groups is 1.0; expected an int"),
-    "dropout keep": (lambda: layers.dropout_forward(images, keep="0.5", mask_key=1, train=True),
-                     "keep is '0.5'; expected a probability"),
-    "labels float": (lambda: layers.softmax_loss(scores, np.array([0.0, 1.0, 2.0])),
-                     "y has dtype float64; expected integer labels: pass xp.astype(y, xp.int64)"),
-    "labels bool": (lambda: layers.svm_loss(scores, np.array([True, False, True])),
-                    "y has dtype bool; expected integer labels"),
+    "batchnorm train": (
+        lambda: layers.batchnorm_forward(images, zeros(3), zeros(3), train="test"),
+        "train is 'test'; expected True or False",
+    ),
+    "groups float": (
+        lambda: layers.groupnorm_forward(images, zeros(3), zeros(3), groups=1.0),
+        "groups is 1.0; expected an int",
+    ),
+    "dropout keep": (
+        lambda: layers.dropout_forward(images, keep="0.5", mask_key=1, train=True),
+        "keep is '0.5'; expected a probability",
+    ),
+    "labels float": (
+        lambda: layers.softmax_loss(scores, np.array([0.0, 1.0, 2.0])),
+        "y has dtype float64; expected integer labels: pass xp.astype(y, xp.int64)",
+    ),
+    "labels bool": (
+        lambda: layers.svm_loss(scores, np.array([True, False, True])),
+        "y has dtype bool; expected integer labels",
+    ),
     "labels list": (lambda: layers.softmax_loss(scores, [0, 1, 2]), "y is a list; expected an array"),
     "b number": (lambda: layers.affine_forward(zeros(2, 3), zeros(3, 4), 0.0), "b is a float; expected an array"),
 }

@@ -111,7 +111,7 @@ def test_running_averages_are_those_of_torch_but_for_the_biased_variance(shape, 
     x = backend.asarray(rng.standard_normal(shape))
     ones, zeros = backend.asarray(np.ones(4)), backend.asarray(np.zeros(4))
     mean, var = backend.asarray(rng.standard_normal(4)), backend.asarray(rng.uniform(0.5, 2, 4))
-    cache = layers.batchnorm_forward(x, ones, zeros, layers.Running(mean, var), train=True, momentum=0.8)[1]
+    cache = layers.batchnorm_forward(x, ones, zeros, layers.RunningStats(mean, var), train=True, momentum=0.8)[1]
     torch_mean, torch_var = mean.clone(), var.clone()
     torch.nn.functional.batch_norm(x, torch_mean, torch_var, ones, zeros, True, 0.2)
     n = x.numel() // 4

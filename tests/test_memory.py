@@ -33,8 +33,13 @@ print(peak - before - sum(a.nbytes for a in (out, *gradients)))
 
 def workspace(name, batch=0, calls=1):
     """Return the peak beyond inputs, outputs and gradients of a forward and a backward pass, in bytes."""
-    done = subprocess.run([sys.executable, "-c", MEASURE, name, str(batch), str(calls)], capture_output=True, text=True,
-                          check=True, env={**os.environ, "XPCONV_NUM_THREADS": "2", "XP_BACKEND": "numpy"})
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, name, str(batch), str(calls)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "XPCONV_NUM_THREADS": "2", "XP_BACKEND": "numpy"},
+    )
     return int(done.stdout)
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from xpconv.backend import get_backend
 from xpconv.errors import ArgumentError
-from xpconv.mistakes import save_confusion, save_mistakes
+from xpconv.viz import save_confusion, save_mistakes
 
 
 @pytest.fixture
@@ -105,8 +105,10 @@ def test_as_many_are_drawn_as_asked_and_there_are_and_no_text_overlaps(tmp_path,
     assert not overlaps([*titles, *drawn[0].texts], drawn[0])
 
 
-@pytest.mark.parametrize(("X", "y", "odds"), [((2, 4, 5, 5), (2,), (2, 3)), ((2, 1, 5, 5), (3,), (2, 3)),
-                                              ((2, 1, 5, 5), (2,), (2, 4)), ((2, 25), (2,), (2, 3))])
+@pytest.mark.parametrize(
+    ("X", "y", "odds"),
+    [((2, 4, 5, 5), (2,), (2, 3)), ((2, 1, 5, 5), (3,), (2, 3)), ((2, 1, 5, 5), (2,), (2, 4)), ((2, 25), (2,), (2, 3))],
+)
 def test_mistakes_refuse_shapes_that_do_not_fit(tmp_path, X, y, odds):
     with pytest.raises(ArgumentError, match=r"expected images \(N, 1 or 3, H, W\), labels \(N,\) and \(N, 3\)"):
         save_mistakes(np.zeros(X), np.zeros(y, int), np.zeros(odds), ["a", "b", "c"], tmp_path / "mistakes.png")
@@ -130,5 +132,11 @@ def test_images_of_one_row_or_column_are_drawn(tmp_path, shape):
 @pytest.mark.parametrize(("images", "count"), [(0, 20), (2, 0)])
 def test_nothing_to_draw_is_told(tmp_path, images, count):
     with pytest.raises(ArgumentError, match=f"there are {images} images and count is {count}; expected one or more"):
-        save_mistakes(np.zeros((images, 1, 4, 4)), [0] * images, np.zeros((images, 2)), ["a", "b"],
-                      tmp_path / "mistakes.png", count=count)
+        save_mistakes(
+            np.zeros((images, 1, 4, 4)),
+            [0] * images,
+            np.zeros((images, 2)),
+            ["a", "b"],
+            tmp_path / "mistakes.png",
+            count=count,
+        )

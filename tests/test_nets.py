@@ -7,8 +7,8 @@ import pytest
 
 from tests.helpers import assert_array, find_backend
 from xpconv import ConvNet, FullyConnectedNet, Preprocessing, Sequential, ThreeLayerConvNet, TwoLayerNet, nn
-from xpconv.checkpoint import load_model, save_model
 from xpconv.errors import ArgumentError, ArgumentTypeError, DeviceMismatchError, OutOfMemoryError
+from xpconv.io.model import load_model, save_model
 from xpconv.layers import reference
 from xpconv.testing import eval_numerical_gradient, rel_error
 
@@ -16,20 +16,38 @@ IMAGE = (3, 6, 8)
 NETS = {
     "two": lambda **o: TwoLayerNet(input_dim=144, hidden_dim=7, num_classes=5, **o),
     "deep": lambda **o: FullyConnectedNet([6, 7, 8], input_dim=144, num_classes=5, weight_scale=0.3, **o),
-    "deep batchnorm": lambda **o: FullyConnectedNet([6, 7], input_dim=144, num_classes=5, weight_scale=0.3,
-                                                    normalization="batchnorm", **o),
-    "deep layernorm dropout": lambda **o: FullyConnectedNet([6, 7], input_dim=144, num_classes=5, weight_scale=0.3,
-                                                            normalization="layernorm", keep=0.7, seed=1, **o),
-    "three layers": lambda **o: ThreeLayerConvNet(input_dim=IMAGE, num_filters=3, filter_size=3, hidden_dim=7,
-                                                  num_classes=5, weight_scale=0.1, **o),
+    "deep batchnorm": lambda **o: FullyConnectedNet(
+        [6, 7], input_dim=144, num_classes=5, weight_scale=0.3, normalization="batchnorm", **o
+    ),
+    "deep layernorm dropout": lambda **o: FullyConnectedNet(
+        [6, 7], input_dim=144, num_classes=5, weight_scale=0.3, normalization="layernorm", keep=0.7, seed=1, **o
+    ),
+    "three layers": lambda **o: ThreeLayerConvNet(
+        input_dim=IMAGE, num_filters=3, filter_size=3, hidden_dim=7, num_classes=5, weight_scale=0.1, **o
+    ),
     "conv batchnorm": lambda **o: ConvNet([3, "pool", 4], input_dim=IMAGE, num_classes=5, **o),
-    "conv groupnorm": lambda **o: ConvNet([4, "pool", 6], input_dim=IMAGE, num_classes=5,
-                                          normalization="groupnorm", **o),
+    "conv groupnorm": lambda **o: ConvNet(
+        [4, "pool", 6], input_dim=IMAGE, num_classes=5, normalization="groupnorm", **o
+    ),
     "conv plain": lambda **o: ConvNet([3, "pool", 4], input_dim=IMAGE, num_classes=5, normalization=None, **o),
-    "every layer": lambda **o: Sequential([
-        nn.Conv(4, (3, 2), stride=(1, 2), padding=1), nn.BatchNorm(), nn.GroupNorm(groups=2), nn.Relu(),
-        nn.AvgPool(2, stride=1), nn.MaxPool((2, 1)), nn.LayerNorm(), nn.Dropout(0.8), nn.GlobalAvgPool(),
-        nn.Affine(5, bias=False)], input_shape=IMAGE, loss="svm", seed=3, **o),
+    "every layer": lambda **o: Sequential(
+        [
+            nn.Conv(4, (3, 2), stride=(1, 2), padding=1),
+            nn.BatchNorm(),
+            nn.GroupNorm(groups=2),
+            nn.Relu(),
+            nn.AvgPool(2, stride=1),
+            nn.MaxPool((2, 1)),
+            nn.LayerNorm(),
+            nn.Dropout(0.8),
+            nn.GlobalAvgPool(),
+            nn.Affine(5, bias=False),
+        ],
+        input_shape=IMAGE,
+        loss="svm",
+        seed=3,
+        **o,
+    ),
 }
 
 
@@ -112,10 +130,11 @@ def test_results_have_the_same_bits_for_any_number_of_threads(dtype, monkeypatch
     bits = {}
     for threads in ("1", "2", "4"):
         monkeypatch.setenv("XPCONV_NUM_THREADS", threads)
-        nets = [ConvNet([32, "pool", 40], input_dim=(3, 16, 16), dtype=dtype, rng=0, backend="numpy"),
-                ConvNet([16, 24], input_dim=(3, 16, 16), normalization="groupnorm", dtype=dtype, rng=0,
-                        backend="numpy"),
-                ThreeLayerConvNet(input_dim=(3, 16, 16), hidden_dim=300, dtype=dtype, rng=0, backend="numpy")]
+        nets = [
+            ConvNet([32, "pool", 40], input_dim=(3, 16, 16), dtype=dtype, rng=0, backend="numpy"),
+            ConvNet([16, 24], input_dim=(3, 16, 16), normalization="groupnorm", dtype=dtype, rng=0, backend="numpy"),
+            ThreeLayerConvNet(input_dim=(3, 16, 16), hidden_dim=300, dtype=dtype, rng=0, backend="numpy"),
+        ]
         results = [net.loss(X, y) for net in nets]
         bits[threads] = [np.asarray(a).tobytes() for loss, grads in results for a in (loss, *grads.values())]
     assert bits["1"] == bits["2"] == bits["4"]
@@ -123,8 +142,15 @@ def test_results_have_the_same_bits_for_any_number_of_threads(dtype, monkeypatch
 
 def test_weights_follow_the_global_seed_in_layer_order():
     np.random.seed(231)
-    net = ThreeLayerConvNet(input_dim=(2, 4, 4), num_filters=3, filter_size=3, hidden_dim=5, weight_scale=0.5,
-                            dtype=np.float64, backend="numpy")
+    net = ThreeLayerConvNet(
+        input_dim=(2, 4, 4),
+        num_filters=3,
+        filter_size=3,
+        hidden_dim=5,
+        weight_scale=0.5,
+        dtype=np.float64,
+        backend="numpy",
+    )
     np.random.seed(231)
     for name, shape in {"W1": (3, 2, 3, 3), "W2": (12, 5), "W3": (5, 10)}.items():
         np.testing.assert_array_equal(net.params[name], 0.5 * np.random.randn(*shape))
@@ -222,8 +248,9 @@ def test_fresh_net_has_the_loss_of_a_guess():
 
 def test_published_gradient_check_of_the_three_layer_net():
     np.random.seed(231)
-    net = ThreeLayerConvNet(num_filters=3, filter_size=3, input_dim=(3, 16, 16), hidden_dim=7, dtype=np.float64,
-                            backend="numpy")
+    net = ThreeLayerConvNet(
+        num_filters=3, filter_size=3, input_dim=(3, 16, 16), hidden_dim=7, dtype=np.float64, backend="numpy"
+    )
     X, y = np.random.randn(2, 3, 16, 16), np.random.randint(10, size=2)
     _, grads = net.loss(X, y)
     for name in ("W1", "b1", "b2", "W3", "b3"):
@@ -231,17 +258,29 @@ def test_published_gradient_check_of_the_three_layer_net():
         assert rel_error(numeric, grads[name]) < 2e-2, name
 
 
-@pytest.mark.parametrize(("build", "message"), [
-    (lambda: Sequential([nn.Conv(3)], input_shape=(3, 8, 8)), r"samples of shape \(3, 8, 8\); expected scores \(C,\)"),
-    (lambda: Sequential([nn.Affine(3)], input_shape=(4,), loss="mse"), "loss is 'mse'; expected one of softmax, svm"),
-    (lambda: Sequential([nn.Affine(3)], input_shape=(4,), dtype="float16"), "dtype is 'float16'; expected float32"),
-    (lambda: Sequential([nn.Affine(3)], input_shape=(4,), class_names="ab"), "class_names has 2 names; expected 3"),
-    (lambda: Sequential([nn.MaxPool(9), nn.Affine(3)], input_shape=(1, 4, 4)), "the window's height is 9 but"),
-    (lambda: FullyConnectedNet([3], normalization="groupnorm"), "normalization is 'groupnorm'; expected one of None"),
-    (lambda: ConvNet([3, "pol"]), r"stages\[1\] is 'pol'; expected a number of filters or 'pool'"),
-    (lambda: ConvNet([3], normalization="x"), "normalization is 'x'; expected one of None, 'batchnorm'"),
-    (lambda: Sequential.from_config({"layers": [{"type": "System"}], "input_shape": [3]}), r"layers\[0\] is"),
-])
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (
+            lambda: Sequential([nn.Conv(3)], input_shape=(3, 8, 8)),
+            r"samples of shape \(3, 8, 8\); expected scores \(C,\)",
+        ),
+        (
+            lambda: Sequential([nn.Affine(3)], input_shape=(4,), loss="mse"),
+            "loss is 'mse'; expected one of softmax, svm",
+        ),
+        (lambda: Sequential([nn.Affine(3)], input_shape=(4,), dtype="float16"), "dtype is 'float16'; expected float32"),
+        (lambda: Sequential([nn.Affine(3)], input_shape=(4,), class_names="ab"), "class_names has 2 names; expected 3"),
+        (lambda: Sequential([nn.MaxPool(9), nn.Affine(3)], input_shape=(1, 4, 4)), "the window's height is 9 but"),
+        (
+            lambda: FullyConnectedNet([3], normalization="groupnorm"),
+            "normalization is 'groupnorm'; expected one of None",
+        ),
+        (lambda: ConvNet([3, "pol"]), r"stages\[1\] is 'pol'; expected a number of filters or 'pool'"),
+        (lambda: ConvNet([3], normalization="x"), "normalization is 'x'; expected one of None, 'batchnorm'"),
+        (lambda: Sequential.from_config({"layers": [{"type": "System"}], "input_shape": [3]}), r"layers\[0\] is"),
+    ],
+)
 def test_nets_that_cannot_be_built_say_why(build, message):
     with pytest.raises(ArgumentError, match=message):
         build()
@@ -268,8 +307,18 @@ def test_layers_that_only_remember_have_a_state_each(batch):
 
 
 def test_options_may_be_numbers_of_numpy(tmp_path):
-    net = Sequential([nn.Affine(4), nn.BatchNorm(np.float32(1e-5), np.float32(0.5)), nn.Dropout(np.float32(0.5)),
-                      nn.LayerNorm(np.float64(1e-5)), nn.Affine(3)], input_shape=(5,), reg=np.float64(0.25), rng=0)
+    net = Sequential(
+        [
+            nn.Affine(4),
+            nn.BatchNorm(np.float32(1e-5), np.float32(0.5)),
+            nn.Dropout(np.float32(0.5)),
+            nn.LayerNorm(np.float64(1e-5)),
+            nn.Affine(3),
+        ],
+        input_shape=(5,),
+        reg=np.float64(0.25),
+        rng=0,
+    )
     loss, grads = net.loss(np.ones((2, 5)), np.array([0, 1]))
     assert {a.dtype for a in (loss, *grads.values())} == {np.dtype("float32")}
     save_model(net, tmp_path / "model.safetensors")
@@ -290,10 +339,14 @@ def test_labels_may_have_any_integer_dtype(backend, dtype):
     assert float(net.loss(X, y.astype(dtype))[0]) == float(net.loss(X, y)[0])
 
 
-@pytest.mark.parametrize("error", [
-    MemoryError("32 GiB"), RuntimeError("CUDA out of memory. Tried to allocate 32 GiB"),
-    RuntimeError("DefaultCPUAllocator: can't allocate memory"),
-])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("32 GiB"),
+        RuntimeError("CUDA out of memory. Tried to allocate 32 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
 def test_too_little_memory_is_told_with_what_to_do(error, monkeypatch):
     def forward(*arguments, **options):
         raise error
@@ -329,6 +382,9 @@ def test_images_of_another_shape_are_refused(shape):
 def test_data_of_another_device_is_refused():
     net = NETS["three layers"](rng=0, backend="array_api_strict")
     X = find_backend("array_api_strict:device1").asarray(np.zeros((2, *IMAGE)))
-    with pytest.raises(DeviceMismatchError, match=r"X is on array_api_strict:device1 but the model is on "
-                                                  r"array_api_strict: pass get_backend\('array_api_strict'\)"):
+    with pytest.raises(
+        DeviceMismatchError,
+        match=r"X is on array_api_strict:device1 but the model is on "
+        r"array_api_strict: pass get_backend\('array_api_strict'\)",
+    ):
         net.loss(X)

@@ -5,7 +5,7 @@ import pytest
 
 from tests.helpers import assert_array
 from xpconv.errors import ArgumentError, ArgumentTypeError
-from xpconv.optim import UPDATE_RULES, adam, rmsprop, sgd, sgd_momentum
+from xpconv.training.optim import UPDATE_RULES, adam, rmsprop, sgd, sgd_momentum
 
 N, D = 4, 5
 W = np.linspace(-0.4, 0.6, N * D).reshape(N, D)
@@ -30,19 +30,40 @@ def formula_adam(w, dw, c):
     t = c["t"] + 1
     m = c["beta1"] * c["m"] + (1 - c["beta1"]) * dw
     v = c["beta2"] * c["v"] + (1 - c["beta2"]) * dw**2
-    mhat, vhat = m / (1 - c["beta1"]**t), v / (1 - c["beta2"]**t)
+    mhat, vhat = m / (1 - c["beta1"] ** t), v / (1 - c["beta2"] ** t)
     return w - c["learning_rate"] * mhat / (np.sqrt(vhat) + c["epsilon"]), {"m": m, "v": v, "t": t}
 
 
 CASES = {
     "sgd": (sgd, formula_sgd, {"learning_rate": 1e-2}),
-    "sgd_momentum": (sgd_momentum, formula_momentum,
-                     {"learning_rate": 1e-3, "momentum": 0.9, "velocity": np.linspace(0.6, 0.9, N * D).reshape(N, D)}),
-    "rmsprop": (rmsprop, formula_rmsprop, {"learning_rate": 1e-2, "decay_rate": 0.99, "epsilon": 1e-8,
-                                           "cache": np.linspace(0.6, 0.9, N * D).reshape(N, D)}),
-    "adam": (adam, formula_adam, {"learning_rate": 1e-2, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "t": 5,
-                                  "m": np.linspace(0.6, 0.9, N * D).reshape(N, D),
-                                  "v": np.linspace(0.7, 0.5, N * D).reshape(N, D)}),
+    "sgd_momentum": (
+        sgd_momentum,
+        formula_momentum,
+        {"learning_rate": 1e-3, "momentum": 0.9, "velocity": np.linspace(0.6, 0.9, N * D).reshape(N, D)},
+    ),
+    "rmsprop": (
+        rmsprop,
+        formula_rmsprop,
+        {
+            "learning_rate": 1e-2,
+            "decay_rate": 0.99,
+            "epsilon": 1e-8,
+            "cache": np.linspace(0.6, 0.9, N * D).reshape(N, D),
+        },
+    ),
+    "adam": (
+        adam,
+        formula_adam,
+        {
+            "learning_rate": 1e-2,
+            "beta1": 0.9,
+            "beta2": 0.999,
+            "epsilon": 1e-8,
+            "t": 5,
+            "m": np.linspace(0.6, 0.9, N * D).reshape(N, D),
+            "v": np.linspace(0.7, 0.5, N * D).reshape(N, D),
+        },
+    ),
 }
 
 
@@ -87,9 +108,12 @@ def test_rules_work_without_a_config(case):
 
 
 def test_published_defaults():
-    defaults = {"sgd": {"learning_rate": 1e-2}, "sgd_momentum": {"learning_rate": 1e-2, "momentum": 0.9},
-                "rmsprop": {"learning_rate": 1e-2, "decay_rate": 0.99, "epsilon": 1e-8},
-                "adam": {"learning_rate": 1e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "t": 1}}
+    defaults = {
+        "sgd": {"learning_rate": 1e-2},
+        "sgd_momentum": {"learning_rate": 1e-2, "momentum": 0.9},
+        "rmsprop": {"learning_rate": 1e-2, "decay_rate": 0.99, "epsilon": 1e-8},
+        "adam": {"learning_rate": 1e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "t": 1},
+    }
     for name, rule in UPDATE_RULES.items():
         config = rule(W, DW)[1]
         assert {k: v for k, v in config.items() if not isinstance(v, np.ndarray)} == defaults[name]
@@ -125,10 +149,12 @@ def test_gradient_of_another_shape_is_refused(case):
 def test_ten_steps_equal_those_of_torch(name):
     torch = pytest.importorskip("torch")
     w = torch.tensor(W.copy(), requires_grad=True)
-    make = {"sgd": lambda p: torch.optim.SGD(p, lr=1e-2),
-            "sgd_momentum": lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9),
-            "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-2, alpha=0.99, eps=1e-8),
-            "adam": lambda p: torch.optim.Adam(p, lr=1e-3, eps=1e-8)}[name]
+    make = {
+        "sgd": lambda p: torch.optim.SGD(p, lr=1e-2),
+        "sgd_momentum": lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9),
+        "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-2, alpha=0.99, eps=1e-8),
+        "adam": lambda p: torch.optim.Adam(p, lr=1e-3, eps=1e-8),
+    }[name]
     optimizer, ours, config = make([w]), W.copy(), {}
     for step in range(10):
         gradient = np.sin(DW * (step + 1))
@@ -147,14 +173,17 @@ def test_options_may_be_numbers_of_numpy(rule, backend, dtype):
     assert type(config["learning_rate"]) is float
 
 
-@pytest.mark.parametrize(("rule", "option", "text"), [
-    (sgd, {"learning_rate": None}, "learning_rate is None; expected a number"),
-    (sgd_momentum, {"momentum": 1.0}, "momentum is 1.0; expected 0 or more and below 1"),
-    (rmsprop, {"decay_rate": -0.1}, "decay_rate is -0.1; expected 0 or more and below 1"),
-    (adam, {"beta1": True}, "beta1 is True; expected a number"),
-    (adam, {"beta2": 1}, "beta2 is 1; expected 0 or more and below 1"),
-    (adam, {"t": -1}, "t is -1; expected 0 or more"),
-])
+@pytest.mark.parametrize(
+    ("rule", "option", "text"),
+    [
+        (sgd, {"learning_rate": None}, "learning_rate is None; expected a number"),
+        (sgd_momentum, {"momentum": 1.0}, "momentum is 1.0; expected 0 or more and below 1"),
+        (rmsprop, {"decay_rate": -0.1}, "decay_rate is -0.1; expected 0 or more and below 1"),
+        (adam, {"beta1": True}, "beta1 is True; expected a number"),
+        (adam, {"beta2": 1}, "beta2 is 1; expected 0 or more and below 1"),
+        (adam, {"t": -1}, "t is -1; expected 0 or more"),
+    ],
+)
 def test_options_that_no_step_can_be_taken_with_are_named(rule, option, text):
     w = np.ones(2)
     with pytest.raises(ArgumentError if "0 or more" in text else ArgumentTypeError, match=text):

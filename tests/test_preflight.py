@@ -9,16 +9,18 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.helpers import find_backend
-from xpconv import ConvNet, FullyConnectedNet, Preprocessing, Solver, ThreeLayerConvNet, TwoLayerNet, cli, preflight
-from xpconv._memory import peak_bytes
+from xpconv import ConvNet, FullyConnectedNet, Preprocessing, Solver, ThreeLayerConvNet, TwoLayerNet
+from xpconv.backend._memory import peak_bytes
+from xpconv.cli import _app
 from xpconv.cs231n.classifiers.fc_net import FullyConnectedNet as CourseNet
 from xpconv.cs231n.solver import Solver as CourseSolver
 from xpconv.data import load_digits
 from xpconv.data.augment import augmentation
 from xpconv.errors import ArgumentError, PreflightError
-from xpconv.optim import UPDATE_RULES
-from xpconv.preflight import check_training
 from xpconv.random import state_of
+from xpconv.training import preflight
+from xpconv.training.optim import UPDATE_RULES
+from xpconv.training.preflight import check_training
 
 SHAPE = (1, 8, 8)
 CHECKS = ["initial loss", "learning a few images by heart", "gradients", "memory"]
@@ -47,8 +49,11 @@ def net_of(kind, **options):
 KINDS = ["two-layer", "fc", "fc, batchnorm", "fc, layernorm", "three-layer", "convnet", "convnet, groupnorm"]
 
 
-@pytest.mark.parametrize("options", [{}, {"weight_scale": None}, {"loss": "svm", "weight_scale": None},
-                                     {"reg": 0.1, "dtype": "float64"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"weight_scale": None}, {"loss": "svm", "weight_scale": None}, {"reg": 0.1, "dtype": "float64"}],
+    ids=str,
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_net_passes(digits, kind, options):
     findings = check_training(net_of(kind, rng=0, **options), digits.X_train, digits.y_train)
@@ -78,7 +83,7 @@ def failures(model, X, y, **options):
 def test_initial_loss_is_told_beside_what_is_expected(digits):
     net = TwoLayerNet(input_dim=64, weight_scale=1e-4, reg=2.0, rng=0)
     (first, *_) = check_training(net, digits.X_train, digits.y_train)
-    penalty = sum(float((net.params[name]**2).sum()) for name in ("W1", "W2"))
+    penalty = sum(float((net.params[name] ** 2).sum()) for name in ("W1", "W2"))
     assert f"about {math.log(10) + penalty:.4g}, which is ln 10 and {penalty:.2g} of the L2 term" in first.text
     svm = TwoLayerNet(input_dim=64, weight_scale=1e-4, loss="svm", num_classes=10, rng=0)
     assert "9; expected about 9, which is 10 - 1" in check_training(svm, digits.X_train, digits.y_train)[0].text
@@ -124,8 +129,10 @@ def test_wrong_gradient_of_the_last_layer_is_found_and_right_ones_are_told(digit
     assert list(failed) == ["learning a few images by heart", "gradients"]
     assert "after 1000 steps of Adam; expected all of them. The gradients are wrong" in failed[CHECKS[1]]
     assert "gradient of b2 is wrong: along a random direction" in failed["gradients"]
-    assert "Wrong are those of W2, b2, right those of W1, b1: look for the mistake in the backward passes from the " \
-           "layer of b2 on" in failed["gradients"]
+    assert (
+        "Wrong are those of W2, b2, right those of W1, b1: look for the mistake in the backward passes from the "
+        "layer of b2 on" in failed["gradients"]
+    )
 
 
 def test_dead_units_are_found(digits):
@@ -219,8 +226,15 @@ def first_steps(net, digits, rule, rate, **options):
     """Return the finding, also of a check that failed."""
     seen = []
     with suppress(PreflightError):
-        check_training(net, digits.X_train, digits.y_train, update_rule=rule, optim_config={"learning_rate": rate},
-                       tell=seen.append, **options)
+        check_training(
+            net,
+            digits.X_train,
+            digits.y_train,
+            update_rule=rule,
+            optim_config={"learning_rate": rate},
+            tell=seen.append,
+            **options,
+        )
     assert [finding.name for finding in seen] == [*CHECKS, "first steps"]
     return seen[-1]
 
@@ -267,15 +281,35 @@ def test_training_has_the_same_bits_with_the_checks_and_without(digits, where, r
     left = []
     for wanted in (False, True):
         np.random.seed(5)
-        net = FullyConnectedNet([20], input_dim=64, normalization="batchnorm", keep=0.8, rng=rng, reg=1e-3,
-                                backend=find_backend(where), preprocessing=Preprocessing(128.0, 64.0))
-        solver = Solver(net, {**digits.splits(), "X_train": digits.X_train[:60], "y_train": digits.y_train[:60]},
-                        update_rule="adam", batch_size=20, num_epochs=2, num_val_samples=20, verbose=False, rng=rng,
-                        augment=augmentation("crop-flip")[1], preflight=wanted)
+        net = FullyConnectedNet(
+            [20],
+            input_dim=64,
+            normalization="batchnorm",
+            keep=0.8,
+            rng=rng,
+            reg=1e-3,
+            backend=find_backend(where),
+            preprocessing=Preprocessing(128.0, 64.0),
+        )
+        solver = Solver(
+            net,
+            {**digits.splits(), "X_train": digits.X_train[:60], "y_train": digits.y_train[:60]},
+            update_rule="adam",
+            batch_size=20,
+            num_epochs=2,
+            num_val_samples=20,
+            verbose=False,
+            rng=rng,
+            augment=augmentation("crop-flip")[1],
+            preflight=wanted,
+        )
         solver.train()
         stores = [*solver.current(), solver.best_params, *solver.optim_configs.values()]
-        arrays = [net.backend.to_host(value) if hasattr(value, "shape") else value
-                  for store in stores for value in store.values()]
+        arrays = [
+            net.backend.to_host(value) if hasattr(value, "shape") else value
+            for store in stores
+            for value in store.values()
+        ]
         histories = [solver.loss_history, solver.train_acc_history, solver.val_acc_history, solver.health_history]
         streams = [state_of(stream) for stream in (*solver.streams.values(), net.mask_stream)]
         left.append((arrays, histories, streams, np.random.rand()))
@@ -327,7 +361,7 @@ def test_resumed_training_is_not_checked_again(digits, tmp_path, capsys):
 def test_command_checks_first(tmp_path):
     words = ["train", "--preflight", "--num-train", "200", "--epochs", "1"]
     words += ["--model", "fc", "--augment", "none"]
-    result = CliRunner().invoke(cli.app, [*words, "--out", str(tmp_path / "run")], env={"XP_BACKEND": None})
+    result = CliRunner().invoke(_app.app, [*words, "--out", str(tmp_path / "run")], env={"XP_BACKEND": None})
     assert result.exit_code == 0, result.output
     shown = [line.split(":")[0] for line in result.output.splitlines()[:5]]
     assert shown == [f"passed  {name}" for name in [*CHECKS, "first steps"]]
@@ -336,7 +370,7 @@ def test_command_checks_first(tmp_path):
 
 def test_command_refuses_a_rate_that_is_too_large(tmp_path):
     words = ["train", "--preflight", "--num-train", "200", "--epochs", "1", "--learning-rate", "1000"]
-    result = CliRunner().invoke(cli.app, [*words, "--out", str(tmp_path / "run")], env={"XP_BACKEND": None})
+    result = CliRunner().invoke(_app.app, [*words, "--out", str(tmp_path / "run")], env={"XP_BACKEND": None})
     assert result.exit_code == 1
     assert "first steps: 20 steps on the same images" in result.stderr
     assert not (tmp_path / "run").exists()

@@ -17,19 +17,22 @@ from threadpoolctl import threadpool_limits
 from tests.helpers import LAYOUTS, assert_array, contiguous, find_backend, read_only
 from xpconv import layers
 from xpconv.errors import ArgumentError
-from xpconv.primitives import accelerated_versions, threads, winograd
-from xpconv.primitives.normalise import normalise
-from xpconv.primitives.threads import num_threads
-from xpconv.primitives.tiling import (
+from xpconv.ops.dispatch import accelerated_versions
+from xpconv.ops.norm import normalise
+from xpconv.ops.numpy import _winograd as winograd
+from xpconv.ops.numpy import _workers as threads
+from xpconv.ops.numpy._workers import num_threads
+from xpconv.ops.pool import max_pool, max_pool_backward
+from xpconv.ops.tiling import (
+    for_each_block,
     for_each_tile,
-    in_blocks,
     matmul,
     sum_in_blocks,
     sum_of_squares,
     sum_over_tiles,
     workspace_bytes,
 )
-from xpconv.primitives.windows import fold, max_pool, max_unpool, output_size, unfold
+from xpconv.ops.windows import fold, output_size, unfold
 
 GEOMETRIES = {  # image, size, stride, padding
     "tiling": ((6, 4), (2, 2), (2, 2), (0, 0)),
@@ -54,7 +57,7 @@ def columns_by_loops(x, size, stride, padding, value=0.0):
     out = np.empty((C, size[0] * size[1], N, OH, OW))
     for i in range(OH):
         for j in range(OW):
-            window = padded[:, :, i * stride[0]:i * stride[0] + size[0], j * stride[1]:j * stride[1] + size[1]]
+            window = padded[:, :, i * stride[0] : i * stride[0] + size[0], j * stride[1] : j * stride[1] + size[1]]
             out[..., i, j] = window.reshape(N, C, -1).transpose(1, 2, 0)
     return out
 
@@ -99,7 +102,7 @@ def test_max_pool_finds_the_first_maximum_and_unpool_is_its_adjoint(backend, ima
     assert_array(out, cols.max(axis=1).swapaxes(0, 1), backend, "float64", tolerance=0)
     assert backend.to_host(place).tolist() == cols.argmax(axis=1).swapaxes(0, 1).tolist()
     dout = draw(*out.shape, seed=1)
-    back = max_unpool(backend.asarray(dout), place, x.shape, size, stride, padding)
+    back = max_pool_backward(backend.asarray(dout), place, x.shape, size, stride, padding)
     assert tuple(back.shape) == x.shape
     assert np.sum(backend.to_host(back) * x) == pytest.approx(np.sum(dout * backend.to_host(out)), rel=1e-12)
 
@@ -130,7 +133,7 @@ def arguments_of_fold(place, x, size, stride, padding):
     return place(cols.reshape(x.shape[1] * size[0] * size[1], -1)), x.shape, size, stride, padding
 
 
-def arguments_of_max_unpool(place, x, size, stride, padding):
+def arguments_of_max_pool_backward(place, x, size, stride, padding):
     out, winners = max_pool(place(x), size, stride, padding)
     return place(draw(*out.shape, seed=1)), winners, x.shape, size, stride, padding
 
@@ -157,8 +160,14 @@ def arguments_of_normalise_backward(place, x, size, stride, padding):
     _, mean, _, inv_std = normalise(*most, **options)
     sums = (0, 2, 3) if options["along"] == 1 else (2, 3) if size[0] % 2 else (1, 2, 3)
     dout = draw(*x.shape, seed=4).astype(x.dtype)
-    return place(dout), most[0], mean, inv_std, most[1], {"axes": options["axes"], "along": options["along"],
-                                                         "sums": sums}
+    return (
+        place(dout),
+        most[0],
+        mean,
+        inv_std,
+        most[1],
+        {"axes": options["axes"], "along": options["along"], "sums": sums},
+    )
 
 
 def arguments_of_softmax(place, x, size, stride, padding):
@@ -166,19 +175,19 @@ def arguments_of_softmax(place, x, size, stride, padding):
     return place(scores), place(np.arange(len(scores)) % scores.shape[1], np.int64)
 
 
-def arguments_of_rectify(place, x, size, stride, padding):
+def arguments_of_relu(place, x, size, stride, padding):
     return (place(x), {})
 
 
-def arguments_of_rectify_gradient(place, x, size, stride, padding):
+def arguments_of_relu_backward(place, x, size, stride, padding):
     return place(x), place(draw(*x.shape, seed=2) > 0, bool)
 
 
-def arguments_of_blend(place, x, size, stride, padding):
+def arguments_of_update_running_average(place, x, size, stride, padding):
     return place(x), place(draw(*x.shape, seed=2)), 0.9
 
 
-def arguments_of_penalise(place, x, size, stride, padding):
+def arguments_of_add_l2_penalty(place, x, size, stride, padding):
     weights = [place(draw(*shape, seed=2)) for shape in ((3, 4), x.shape, (x.size,))]
     grads = [place(draw(*W.shape, seed=3)) for W in weights]
     return place(np.asarray(1.5)), weights, grads, 0.1
@@ -192,17 +201,26 @@ def arguments_of_adam_step(place, x, size, stride, padding):
     return place(x), place(draw(*x.shape, seed=2)), place(draw(*x.shape, seed=3)), place(x * x), 0.9, 0.99, 0.1, 1e-8
 
 
-ARGUMENTS = {"convolve": arguments_of_convolve, "convolve_gradients": arguments_of_convolve_gradients,
-             "normalise": arguments_of_normalise, "normalise_backward": arguments_of_normalise_backward,
-             "softmax": arguments_of_softmax, "rectify": arguments_of_rectify,
-             "rectify_gradient": arguments_of_rectify_gradient, "adam_step": arguments_of_adam_step,
-             "blend": arguments_of_blend, "penalise": arguments_of_penalise,
-             "largest_finite": arguments_of_largest_finite,
-             "unfold": arguments_of_unfold, "fold": arguments_of_fold,
-             "max_pool": arguments_of_unfold, "max_unpool": arguments_of_max_unpool}
+ARGUMENTS = {
+    "convolve": arguments_of_convolve,
+    "convolve_backward": arguments_of_convolve_gradients,
+    "normalise": arguments_of_normalise,
+    "normalise_backward": arguments_of_normalise_backward,
+    "softmax_cross_entropy": arguments_of_softmax,
+    "relu": arguments_of_relu,
+    "relu_backward": arguments_of_relu_backward,
+    "adam_step": arguments_of_adam_step,
+    "update_running_average": arguments_of_update_running_average,
+    "add_l2_penalty": arguments_of_add_l2_penalty,
+    "largest_finite": arguments_of_largest_finite,
+    "unfold": arguments_of_unfold,
+    "fold": arguments_of_fold,
+    "max_pool": arguments_of_unfold,
+    "max_pool_backward": arguments_of_max_pool_backward,
+}
 
 
-WRITTEN = {"adam_step": slice(0, 4), "penalise": slice(2, 3)}  # arguments that are written to
+WRITTEN = {"adam_step": slice(0, 4), "add_l2_penalty": slice(2, 3)}  # arguments that are written to
 
 
 def _arrays(result):
@@ -231,7 +249,8 @@ def test_every_fast_version_equals_its_portable_one(spec, data):
         place = contiguous if name in WRITTEN and layout is read_only else layout
         for version in (portable, fast):
             *given_arguments, last = ARGUMENTS[name](
-                lambda a, dtype=x.dtype, place=place: place(backend, a.astype(dtype)), x, size, stride, padding)
+                lambda a, dtype=x.dtype, place=place: place(backend, a.astype(dtype)), x, size, stride, padding
+            )
             options = last if isinstance(last, dict) else {}
             given_arguments += [] if isinstance(last, dict) else [last]
             result = version(*given_arguments, **options)
@@ -242,17 +261,24 @@ def test_every_fast_version_equals_its_portable_one(spec, data):
 
 
 @settings(max_examples=25, deadline=None, derandomize=True, database=None)
-@given(st.integers(1, 5), st.sampled_from([32, 50]), st.sampled_from([24, 53]), st.integers(3, 13), st.integers(3, 39),
-       st.tuples(st.integers(0, 2), st.integers(0, 2)), st.booleans())
+@given(
+    st.integers(1, 5),
+    st.sampled_from([32, 50]),
+    st.sampled_from([24, 53]),
+    st.integers(3, 13),
+    st.integers(3, 39),
+    st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    st.booleans(),
+)
 def test_winograd_equals_im2col(N, C, F, H, W, padding, bias):
     x, w = draw(N, C, H, W).astype("float32"), draw(F, C, 3, 3, seed=1).astype("float32")
     b = draw(F, seed=2).astype("float32") if bias else None
-    assert winograd.suits(x, w, (1, 1), padding)
+    assert winograd.is_applicable(x, w, (1, 1), padding)
     results = []
     for algorithm in ("auto", "im2col"):
         out, cache = layers.conv_forward(x, w, b, padding=padding, algorithm=algorithm)
         gradients = layers.conv_backward(draw(*out.shape, seed=3).astype("float32"), cache)
-        results.append([out, *gradients[:2 + bias]])
+        results.append([out, *gradients[: 2 + bias]])
         assert layers.conv_backward(out, cache, need_dx=False)[0] is None
     for fast, plain in zip(*results, strict=True):
         assert_array(fast, plain, find_backend("numpy"), "float32", tolerance=1e-4)
@@ -260,13 +286,13 @@ def test_winograd_equals_im2col(N, C, F, H, W, padding, bias):
 
 def test_winograd_is_left_alone_where_it_loses():
     x, w = np.zeros((2, 64, 8, 8), np.float32), np.zeros((64, 64, 3, 3), np.float32)
-    assert winograd.suits(x, w, (1, 1), (1, 1))
-    assert not winograd.suits(x.astype("float64"), w.astype("float64"), (1, 1), (1, 1))
-    assert not winograd.suits(x, w, (2, 2), (1, 1))
-    assert not winograd.suits(x, w, (1, 1), (3, 3))
-    assert not winograd.suits(x, np.zeros((64, 64, 5, 5), np.float32), (1, 1), (1, 1))
-    assert winograd.suits(x[:, :32], w[:, :32], (1, 1), (1, 1))
-    assert not winograd.suits(x[:, :16], w[:, :16], (1, 1), (1, 1))
+    assert winograd.is_applicable(x, w, (1, 1), (1, 1))
+    assert not winograd.is_applicable(x.astype("float64"), w.astype("float64"), (1, 1), (1, 1))
+    assert not winograd.is_applicable(x, w, (2, 2), (1, 1))
+    assert not winograd.is_applicable(x, w, (1, 1), (3, 3))
+    assert not winograd.is_applicable(x, np.zeros((64, 64, 5, 5), np.float32), (1, 1), (1, 1))
+    assert winograd.is_applicable(x[:, :32], w[:, :32], (1, 1), (1, 1))
+    assert not winograd.is_applicable(x[:, :16], w[:, :16], (1, 1), (1, 1))
 
 
 def test_numpy_has_fast_versions():
@@ -491,8 +517,9 @@ def test_norms_of_long_rows_are_right_far_from_zero(kind, mean):
     expected, exactly = layers.groupnorm_forward(precise, np.ones(2), np.zeros(2), groups=2)
     np.testing.assert_allclose(out, expected, atol=2e-5 + 2e-7 * mean)
     dout = draw(*x.shape[:-1], x.shape[-1] + 1)[..., 1:].astype("float32")
-    for mine, theirs in zip(layers.groupnorm_backward(dout, cache),
-                            layers.groupnorm_backward(dout.astype(float), exactly), strict=True):
+    for mine, theirs in zip(
+        layers.groupnorm_backward(dout, cache), layers.groupnorm_backward(dout.astype(float), exactly), strict=True
+    ):
         np.testing.assert_allclose(mine, theirs, atol=1e-5 * np.abs(theirs).max() + 3e-5 * mean)
 
 
@@ -521,8 +548,10 @@ def test_bad_number_of_threads_is_refused_by_name(text, monkeypatch):
         layers.conv_forward(draw(1, 1, 2, 2), draw(1, 1, 1, 1), None)
 
 
-@pytest.mark.parametrize(("text", "size"), [("64MiB", 64 << 20), ("1 GiB", 1 << 30), ("1.5kib", 1536), ("100", 100),
-                                            ("2MB", 2_000_000), (" 7B ", 7)])
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("64MiB", 64 << 20), ("1 GiB", 1 << 30), ("1.5kib", 1536), ("100", 100), ("2MB", 2_000_000), (" 7B ", 7)],
+)
 def test_workspace_is_a_size_with_a_unit(text, size, monkeypatch):
     monkeypatch.setenv("XPCONV_WORKSPACE", text)
     assert workspace_bytes() == size
@@ -542,15 +571,24 @@ def test_bad_workspace_is_refused_by_name(text, monkeypatch):
         workspace_bytes()
 
 
-@pytest.mark.parametrize(("kind", "blocks", "extent", "padding"), [
-    ("input", 1, 1, 2), ("input", 3, 12, 1), ("input", 9, 35, 1), ("input", 8, 34, 0), ("output", 9, 33, 0),
-    ("output", 1, 2, 0), ("input", 21, 80, 2)])
+@pytest.mark.parametrize(
+    ("kind", "blocks", "extent", "padding"),
+    [
+        ("input", 1, 1, 2),
+        ("input", 3, 12, 1),
+        ("input", 9, 35, 1),
+        ("input", 8, 34, 0),
+        ("output", 9, 33, 0),
+        ("output", 1, 2, 0),
+        ("input", 21, 80, 2),
+    ],
+)
 def test_winograds_bands_make_up_the_matrix_of_a_whole_row(kind, blocks, extent, padding):
     T = winograd._KINDS[kind]
     whole = np.zeros((blocks, 6, 4 * blocks + 2 + padding))
     for k in range(blocks):
-        whole[k, :, 4 * k:4 * k + T.shape[1]] = T
-    matrix = whole.reshape(6 * blocks, -1)[:, padding:padding + extent]
+        whole[k, :, 4 * k : 4 * k + T.shape[1]] = T
+    matrix = whole.reshape(6 * blocks, -1)[:, padding : padding + extent]
     for expected, bands in zip((matrix, matrix.T), winograd._across(kind, blocks, extent, padding), strict=True):
         made = np.zeros_like(expected)
         for rows, columns, band in bands:
@@ -558,8 +596,10 @@ def test_winograds_bands_make_up_the_matrix_of_a_whole_row(kind, blocks, extent,
         np.testing.assert_array_equal(made, expected.astype(np.float32))
 
 
-needs_two_cpus = pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2,
-                                    reason="needs a system that binds threads to CPUs, and two of them")
+needs_two_cpus = pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2,
+    reason="needs a system that binds threads to CPUs, and two of them",
+)
 
 
 @needs_two_cpus
@@ -617,7 +657,7 @@ def test_ctrl_c_before_the_helpers_begin_leaves_everything_as_it_was(monkeypatch
 def test_a_forked_child_has_helpers_of_its_own():
     program = """
 import os, sys, threading, numpy as np
-from xpconv.primitives.threads import run
+from xpconv.ops.numpy._workers import run
 
 def meet():
     both = threading.Barrier(2, timeout=30)
@@ -639,7 +679,7 @@ def test_a_child_forked_while_blas_is_held_has_all_its_threads():
     program = """
 import os, sys, threading, numpy as np
 from threadpoolctl import threadpool_info
-from xpconv.primitives.threads import run_products
+from xpconv.ops.numpy._workers import run_products
 
 def threads():
     return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
@@ -710,6 +750,7 @@ def test_work_that_no_helper_had_time_for_is_called_off(monkeypatch):
 @pytest.fixture
 def peak():
     """Return a function that calls another and returns the bytes it took at most beyond its result's."""
+
     def measure(call):
         tracemalloc.start()
         try:
@@ -721,8 +762,9 @@ def peak():
     return measure
 
 
-@pytest.mark.parametrize(("M", "K", "N"), [(512, 512, 512), (500, 512, 60), (60, 512, 500), (50, 2048, 500),
-                                       (256, 2000, 260)])
+@pytest.mark.parametrize(
+    ("M", "K", "N"), [(512, 512, 512), (500, 512, 60), (60, 512, 500), (50, 2048, 500), (256, 2000, 260)]
+)
 def test_products_need_no_more_memory_than_their_factors(M, K, N, peak, monkeypatch):
     a, b = draw(M, K), draw(K, N, seed=1)
     assert peak(lambda: matmul(a, b)) < max(a.nbytes, b.nbytes) + 2**16
@@ -755,7 +797,7 @@ def test_updates_need_little_memory_in_any_layout(layout, peak, monkeypatch):
     W, plain = (place(find_backend("numpy"), np.ones((4096, 513), np.float32)) for place in (layout, contiguous))
     with threadpool_limits(1):
         total = sum_in_blocks(sum_of_squares, W)
-        assert peak(lambda: in_blocks(lambda part: np.subtract(part, part * part * 0.5, out=part), W)) < 3 * 2**20
+        assert peak(lambda: for_each_block(lambda part: np.subtract(part, part * part * 0.5, out=part), W)) < 3 * 2**20
     np.testing.assert_allclose(total, W.size, rtol=1e-6)
     np.testing.assert_array_equal(W, plain * np.float32(0.5))
 
@@ -767,8 +809,10 @@ def test_norms_of_huge_values_raise_no_floating_point_error(scale, shape, accele
     monkeypatch.setenv("XPCONV_ACCELERATE", accelerated)
     x, ones = (draw(*shape) * scale).astype("float32"), np.ones(shape[1], np.float32)
     with np.errstate(over="raise", invalid="raise", divide="raise"):
-        for out, _ in (layers.batchnorm_forward(x, ones, 0 * ones, train=True),
-                       layers.groupnorm_forward(x, ones, 0 * ones, groups=2)):
+        for out, _ in (
+            layers.batchnorm_forward(x, ones, 0 * ones, train=True),
+            layers.groupnorm_forward(x, ones, 0 * ones, groups=2),
+        ):
             assert float(np.std(out.astype("float64"))) == pytest.approx(1, rel=1e-3)
 
 

@@ -9,7 +9,7 @@ import xpconv
 from tests.helpers import assert_array
 from tests.layer_table import ROWS
 from xpconv import FullyConnectedNet, Solver, layers
-from xpconv.optim import adam
+from xpconv.training.optim import adam
 
 # ---- layers
 
@@ -34,7 +34,9 @@ def test_conv_backward_without_padding_keeps_its_pixels(backend):
 def test_running_variance_takes_no_eps_in(backend, eps):
     x = backend.asarray(np.array([[1.0, 10.0], [3.0, 30.0]]))
     ones, zeros = backend.asarray(np.ones(2)), backend.asarray(np.zeros(2))
-    _, cache = layers.batchnorm_forward(x, ones, zeros, layers.Running(zeros, zeros), train=True, momentum=0.9, eps=eps)
+    _, cache = layers.batchnorm_forward(
+        x, ones, zeros, layers.RunningStats(zeros, zeros), train=True, momentum=0.9, eps=eps
+    )
     assert_array(cache.running.var, [0.1 * 1, 0.1 * 100], backend, "float64", tolerance=1e-14)
     assert_array(cache.running.mean, [0.1 * 2, 0.1 * 20], backend, "float64", tolerance=1e-14)
 
@@ -166,8 +168,9 @@ def test_best_parameters_come_back_with_the_running_statistics_of_their_time(bac
     rng = np.random.default_rng(0)
     X, y = rng.standard_normal((20, 3)), rng.integers(0, 2, 20)
     net = FullyConnectedNet([4], input_dim=3, num_classes=2, normalization="batchnorm", rng=0, backend=backend)
-    solver = Solver(net, {"X_train": X, "y_train": y, "X_val": X, "y_val": y}, num_epochs=3, batch_size=10,
-                    verbose=False, rng=0)
+    solver = Solver(
+        net, {"X_train": X, "y_train": y, "X_val": X, "y_val": y}, num_epochs=3, batch_size=10, verbose=False, rng=0
+    )
     accuracies, kept = iter([0.5, 0.2, 0.5, 0.9, 0.5, 0.1, 0.5, 0.3]), []
 
     def check_accuracy(*arguments, **options):

@@ -5,7 +5,8 @@ import pytest
 
 from tests.helpers import assert_array
 from xpconv.errors import ArgumentTypeError
-from xpconv.random import as_stream, draw_key, keep_mask, spawn
+from xpconv.ops.random_bits import keep_mask
+from xpconv.random import as_random_stream, draw_seed, spawn
 
 
 def host_mask(key, shape, keep):
@@ -19,23 +20,23 @@ def test_none_is_the_global_state_that_numpy_seeds():
     np.random.seed(231)
     expected = np.random.randn(3)
     np.random.seed(231)
-    assert as_stream(None).standard_normal(3).tolist() == expected.tolist()
+    assert as_random_stream(None).standard_normal(3).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("seed", [7, np.int64(7), np.uint8(7)])
 def test_integer_seeds_a_new_stream(seed):
-    assert as_stream(seed).random(3).tolist() == np.random.default_rng(7).random(3).tolist()
+    assert as_random_stream(seed).random(3).tolist() == np.random.default_rng(7).random(3).tolist()
 
 
 @pytest.mark.parametrize("stream", [np.random.default_rng(0), np.random.RandomState(0)])
 def test_stream_stands_for_itself(stream):
-    assert as_stream(stream) is stream
+    assert as_random_stream(stream) is stream
 
 
 @pytest.mark.parametrize("rng", ["0", 1.0, True, [1], np.random])
 def test_anything_else_is_refused(rng):
     with pytest.raises(ArgumentTypeError, match="expected None, an int, a numpy Generator or a RandomState"):
-        as_stream(rng)
+        as_random_stream(rng)
 
 
 @pytest.mark.parametrize("make", [lambda: 3, lambda: np.random.default_rng(3), lambda: np.random.RandomState(3)])
@@ -57,7 +58,7 @@ def test_spawning_follows_the_global_seed():
 def test_keys_are_new_each_time_and_can_be_had_again(make):
     def keys():
         stream = make()
-        return [draw_key(stream) for _ in range(50)]
+        return [draw_seed(stream) for _ in range(50)]
 
     assert len(set(keys())) == 50
     assert keys() == keys()
@@ -90,7 +91,7 @@ def test_masks_know_nothing_of_their_neighbours_or_of_other_keys():
     masks = [host_mask(key, (n,), 0.5) for key in (0, 1, 2, 3, 1 << 30)]
     for i, mask in enumerate(masks):
         for other in [mask[1:], mask[2:], mask[64:], *masks[:i]]:
-            agreement = np.mean(mask[:len(other)] == other)
+            agreement = np.mean(mask[: len(other)] == other)
             assert abs(agreement - 0.5) < 5 * 0.5 / np.sqrt(n)
 
 

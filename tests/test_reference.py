@@ -124,23 +124,38 @@ def test_relu_gives_the_published_values():
 
 def test_conv_gives_the_published_values():
     x, w, b = linspace(-0.1, 0.5, 2, 3, 4, 4), linspace(-0.2, 0.3, 3, 3, 4, 4), linspace(-0.1, 0.2, 3)
-    expected = np.array([
-        [[[-0.08759809, -0.10987781], [-0.18387192, -0.2109216]], [[0.21027089, 0.21661097], [0.22847626, 0.23004637]],
-         [[0.50813986, 0.54309974], [0.64082444, 0.67101435]]],
-        [[[-0.98053589, -1.03143541], [-1.19128892, -1.24695841]], [[0.69108355, 0.66880383], [0.59480972, 0.56776003]],
-         [[2.36270298, 2.36904306], [2.38090835, 2.38247847]]],
-    ])
+    expected = np.array(
+        [
+            [
+                [[-0.08759809, -0.10987781], [-0.18387192, -0.2109216]],
+                [[0.21027089, 0.21661097], [0.22847626, 0.23004637]],
+                [[0.50813986, 0.54309974], [0.64082444, 0.67101435]],
+            ],
+            [
+                [[-0.98053589, -1.03143541], [-1.19128892, -1.24695841]],
+                [[0.69108355, 0.66880383], [0.59480972, 0.56776003]],
+                [[2.36270298, 2.36904306], [2.38090835, 2.38247847]],
+            ],
+        ]
+    )
     assert rel_error(ref.conv_forward(x, w, b, stride=2, padding=1)[0], expected) < 3e-8
 
 
 def test_max_pool_gives_the_published_values():
-    expected = np.array([
-        [[[-0.26315789, -0.24842105], [-0.20421053, -0.18947368]],
-         [[-0.14526316, -0.13052632], [-0.08631579, -0.07157895]],
-         [[-0.02736842, -0.01263158], [0.03157895, 0.04631579]]],
-        [[[0.09052632, 0.10526316], [0.14947368, 0.16421053]], [[0.20842105, 0.22315789], [0.26736842, 0.28210526]],
-         [[0.32631579, 0.34105263], [0.38526316, 0.4]]],
-    ])
+    expected = np.array(
+        [
+            [
+                [[-0.26315789, -0.24842105], [-0.20421053, -0.18947368]],
+                [[-0.14526316, -0.13052632], [-0.08631579, -0.07157895]],
+                [[-0.02736842, -0.01263158], [0.03157895, 0.04631579]],
+            ],
+            [
+                [[0.09052632, 0.10526316], [0.14947368, 0.16421053]],
+                [[0.20842105, 0.22315789], [0.26736842, 0.28210526]],
+                [[0.32631579, 0.34105263], [0.38526316, 0.4]],
+            ],
+        ]
+    )
     out, _ = ref.max_pool_forward(linspace(-0.3, 0.4, 2, 3, 4, 4), size=2, stride=2)
     assert rel_error(out, expected) < 5e-8
 
@@ -183,9 +198,11 @@ def test_the_two_layer_net_gives_the_published_scores_and_losses():
     w2, b2 = linspace(-0.3, 0.4, 50, 7), linspace(-0.9, 0.1, 7)
     hidden, _ = ref.relu_forward(ref.affine_forward(x, w1, b1)[0])
     scores, _ = ref.affine_forward(hidden, w2, b2)
-    expected = [[11.53165108, 12.2917344, 13.05181771, 13.81190102, 14.57198434, 15.33206765, 16.09215096],
-                [12.05769098, 12.74614105, 13.43459113, 14.1230412, 14.81149128, 15.49994135, 16.18839143],
-                [12.58373087, 13.20054771, 13.81736455, 14.43418138, 15.05099822, 15.66781506, 16.2846319]]
+    expected = [
+        [11.53165108, 12.2917344, 13.05181771, 13.81190102, 14.57198434, 15.33206765, 16.09215096],
+        [12.05769098, 12.74614105, 13.43459113, 14.1230412, 14.81149128, 15.49994135, 16.18839143],
+        [12.58373087, 13.20054771, 13.81736455, 14.43418138, 15.05099822, 15.66781506, 16.2846319],
+    ]
     assert np.sum(np.abs(scores - expected)) < 1e-6
     loss, _ = ref.softmax_loss(scores, np.array([0, 5, 1]))
     assert loss == pytest.approx(3.4702243556, abs=1e-10)
@@ -301,23 +318,35 @@ def test_dropout_keeps_the_mask_scales_and_leaves_evaluation_alone():
 # ---- bad input
 
 
-@pytest.mark.parametrize(("call", "text"), [
-    (lambda: ref.affine_forward(X2, draw(4, 3), draw(3)), r"w has shape \(4, 3\); expected \(5, 3\)"),
-    (lambda: ref.affine_forward(X2, draw(5, 3), draw(1)), r"b has shape \(1,\); expected \(3,\)"),
-    (lambda: ref.conv_forward(X4, draw(2, 1, 3, 3), None), r"w has shape \(2, 1, 3, 3\); expected \(2, 3, 3, 3\)"),
-    (lambda: ref.conv_forward(X4, draw(2, 3, 3, 3), draw(1)), r"b has shape \(1,\); expected \(2,\)"),
-    (lambda: ref.conv_forward(X4, draw(2, 3, 7, 3), None), "window is 7 but the padded image 5: pad it more"),
-    (lambda: ref.max_pool_forward(X4, size=2, stride=0), "stride 0.*expected >= 1"),
-    (lambda: ref.batchnorm_forward(X2, np.ones(5), np.zeros(5), None, train=False), "running is None with train=False"),
-    (lambda: ref.batchnorm_forward(X2, np.ones(4), np.zeros(5), None, train=True), r"gamma has shape \(4,\)"),
-    (lambda: ref.layernorm_forward(X4, np.ones(6), np.zeros(6)), r"gamma has shape \(6,\); expected \(3, 5, 6\)"),
-    (lambda: ref.groupnorm_forward(X4, np.ones(3), np.zeros(3), groups=2), "groups is 2; expected a divisor of the 3"),
-    (lambda: ref.dropout_forward(X2, keep=0.5, mask=MASK, train=True), r"mask has shape \(3, 4\); expected \(4, 5\)"),
-    (lambda: ref.dropout_forward(draw(3, 4), keep=0, mask=MASK, train=True), "keep is 0; expected a probability"),
-    (lambda: ref.softmax_loss(X2, np.array([0, 1, 2, 5])), "y has labels from 0 to 5; expected 0 to 4"),
-    (lambda: ref.svm_loss(X2, np.array([0, 1, 2, -1])), "y has labels from -1 to 2; expected 0 to 4"),
-    (lambda: ref.svm_loss(X2, np.array([0, 1])), r"y has shape \(2,\); expected \(4,\)"),
-])
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: ref.affine_forward(X2, draw(4, 3), draw(3)), r"w has shape \(4, 3\); expected \(5, 3\)"),
+        (lambda: ref.affine_forward(X2, draw(5, 3), draw(1)), r"b has shape \(1,\); expected \(3,\)"),
+        (lambda: ref.conv_forward(X4, draw(2, 1, 3, 3), None), r"w has shape \(2, 1, 3, 3\); expected \(2, 3, 3, 3\)"),
+        (lambda: ref.conv_forward(X4, draw(2, 3, 3, 3), draw(1)), r"b has shape \(1,\); expected \(2,\)"),
+        (lambda: ref.conv_forward(X4, draw(2, 3, 7, 3), None), "window is 7 but the padded image 5: pad it more"),
+        (lambda: ref.max_pool_forward(X4, size=2, stride=0), "stride 0.*expected >= 1"),
+        (
+            lambda: ref.batchnorm_forward(X2, np.ones(5), np.zeros(5), None, train=False),
+            "running is None with train=False",
+        ),
+        (lambda: ref.batchnorm_forward(X2, np.ones(4), np.zeros(5), None, train=True), r"gamma has shape \(4,\)"),
+        (lambda: ref.layernorm_forward(X4, np.ones(6), np.zeros(6)), r"gamma has shape \(6,\); expected \(3, 5, 6\)"),
+        (
+            lambda: ref.groupnorm_forward(X4, np.ones(3), np.zeros(3), groups=2),
+            "groups is 2; expected a divisor of the 3",
+        ),
+        (
+            lambda: ref.dropout_forward(X2, keep=0.5, mask=MASK, train=True),
+            r"mask has shape \(3, 4\); expected \(4, 5\)",
+        ),
+        (lambda: ref.dropout_forward(draw(3, 4), keep=0, mask=MASK, train=True), "keep is 0; expected a probability"),
+        (lambda: ref.softmax_loss(X2, np.array([0, 1, 2, 5])), "y has labels from 0 to 5; expected 0 to 4"),
+        (lambda: ref.svm_loss(X2, np.array([0, 1, 2, -1])), "y has labels from -1 to 2; expected 0 to 4"),
+        (lambda: ref.svm_loss(X2, np.array([0, 1])), r"y has shape \(2,\); expected \(4,\)"),
+    ],
+)
 def test_bad_input_is_named(call, text):
     with pytest.raises(ArgumentError, match=text):
         call()

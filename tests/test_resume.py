@@ -9,14 +9,13 @@ import pytest
 
 from tests.helpers import assert_copies, find_backend
 from xpconv import FullyConnectedNet, Preprocessing, Solver
-from xpconv.container import ArrayFile, write_arrays
 from xpconv.cs231n.classifiers.fc_net import FullyConnectedNet as CourseNet
 from xpconv.cs231n.solver import Solver as CourseSolver
 from xpconv.data.augment import augmentation
 from xpconv.errors import CheckpointError, NonFiniteLossError
-from xpconv.nn import Affine, BatchNorm, Conv, Dropout, Relu
-from xpconv.sequential import Sequential
-from xpconv.snapshot import FORM, CheckpointFolder
+from xpconv.io._safetensors import ArrayFile, write_arrays
+from xpconv.nn import Affine, BatchNorm, Conv, Dropout, Relu, Sequential
+from xpconv.training.checkpoint import FORM, CheckpointFolder
 
 HISTORIES = ("loss_history", "learning_rate_history", "train_acc_history", "val_acc_history", "health_history")
 
@@ -32,11 +31,25 @@ def data():
 
 def make_solver(data, *, backend="numpy", dtype="float64", filters=3, **options):
     """Return a Solver of everything that has a state: running statistics, masks, samples of checks, changed images."""
-    net = Sequential([Conv(filters), BatchNorm(), Relu(), Dropout(0.8), Affine(3)], input_shape=(1, 4, 4), rng=0,
-                     dtype=dtype, backend=backend)
-    defaults = {"update_rule": "adam", "optim_config": {"learning_rate": 0.02}, "lr_decay": 0.9, "batch_size": 7,
-                "num_epochs": 3, "num_train_samples": 20, "num_val_samples": 10, "verbose": False, "rng": 5,
-                "augment": augmentation("crop-flip")[1]}
+    net = Sequential(
+        [Conv(filters), BatchNorm(), Relu(), Dropout(0.8), Affine(3)],
+        input_shape=(1, 4, 4),
+        rng=0,
+        dtype=dtype,
+        backend=backend,
+    )
+    defaults = {
+        "update_rule": "adam",
+        "optim_config": {"learning_rate": 0.02},
+        "lr_decay": 0.9,
+        "batch_size": 7,
+        "num_epochs": 3,
+        "num_train_samples": 20,
+        "num_val_samples": 10,
+        "verbose": False,
+        "rng": 5,
+        "augment": augmentation("crop-flip")[1],
+    }
     return Solver(net, data, **{**defaults, **options})
 
 
@@ -47,8 +60,13 @@ def saving_at(iteration, path):
 def everything_of(solver):
     """Return each number that training has left, by name."""
     params, state = solver.current()
-    stores = {"params": params, "state": state, "best": solver.best_params, "best_state": solver.best_state,
-              **{f"memory of {name}": config for name, config in solver.optim_configs.items()}}
+    stores = {
+        "params": params,
+        "state": state,
+        "best": solver.best_params,
+        "best_state": solver.best_state,
+        **{f"memory of {name}": config for name, config in solver.optim_configs.items()},
+    }
     values = {f"{kind} {name}": value for kind, store in stores.items() for name, value in store.items()}
     return values | {name: getattr(solver, name) for name in (*HISTORIES, "epoch", "iteration", "best_val_acc")}
 
@@ -77,13 +95,16 @@ def test_a_resumed_training_ends_with_the_same_bits(data, tmp_path, rule, dtype,
     assert_same(resumed, whole)
 
 
-@pytest.mark.parametrize("options", [
-    {"sampling": "epoch"},
-    {"lr_decay": 1.0, "schedule": lambda step: 0.9**step},
-    {"augment": None, "num_train_samples": None},
-    {"on_nonfinite": "skip"},
-    {"patience": 1, "num_epochs": 30},
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sampling": "epoch"},
+        {"lr_decay": 1.0, "schedule": lambda step: 0.9**step},
+        {"augment": None, "num_train_samples": None},
+        {"on_nonfinite": "skip"},
+        {"patience": 1, "num_epochs": 30},
+    ],
+)
 def test_every_way_to_train_resumes(data, tmp_path, options):
     whole, resumed = make_solver(data, **options), make_solver(data, **options)
     whole.train(saving_at(5, tmp_path / "checkpoint"))
@@ -179,8 +200,9 @@ def test_a_training_moves_to_another_backend(data, tmp_path, backend, saved_on):
 def test_the_courses_solver_resumes_with_numpys_global_state(data, tmp_path):
     def solver():
         net = CourseNet([8], 16, 3, normalization="batchnorm", dropout_keep_ratio=0.8, weight_scale=0.1)
-        return CourseSolver(net, data, update_rule="adam", num_epochs=3, batch_size=7, num_train_samples=20,
-                            verbose=False)
+        return CourseSolver(
+            net, data, update_rule="adam", num_epochs=3, batch_size=7, num_train_samples=20, verbose=False
+        )
 
     np.random.seed(231)
     whole = solver()
@@ -233,9 +255,14 @@ def test_anything_with_params_and_loss_resumes(data, tmp_path):
     assert_same(resumed, whole)
 
 
-@pytest.mark.parametrize("make_rng", [np.random.RandomState,
-                                      lambda seed: np.random.Generator(np.random.MT19937(seed)),
-                                      lambda seed: np.random.Generator(np.random.Philox(seed))])
+@pytest.mark.parametrize(
+    "make_rng",
+    [
+        np.random.RandomState,
+        lambda seed: np.random.Generator(np.random.MT19937(seed)),
+        lambda seed: np.random.Generator(np.random.Philox(seed)),
+    ],
+)
 def test_streams_of_any_kind_resume(data, tmp_path, make_rng):
     solvers = []
     for seed in (1, 2):
@@ -259,16 +286,19 @@ def saved(data, tmp_path):
     return tmp_path / "checkpoint"
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"batch_size": 8}, "batch_size = 7, but this one has 8"),
-    ({"lr_decay": 0.5}, "lr_decay = 0.9, but this one has 0.5"),
-    ({"update_rule": "sgd"}, "update_rule = adam, but this one has sgd"),
-    ({"optim_config": {"learning_rate": 0.1}}, r"optim_config.learning_rate = 0.02, but this one has 0.1"),
-    ({"sampling": "epoch"}, "sampling = replacement, but this one has epoch"),
-    ({"augment": None}, "augment = crop-flip, but this one has None"),
-    ({"filters": 4}, r"model.layers\[0\].filters = 3, but this one has 4"),
-    ({"dtype": "float32"}, "model.dtype = float64, but this one has float32"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 8}, "batch_size = 7, but this one has 8"),
+        ({"lr_decay": 0.5}, "lr_decay = 0.9, but this one has 0.5"),
+        ({"update_rule": "sgd"}, "update_rule = adam, but this one has sgd"),
+        ({"optim_config": {"learning_rate": 0.1}}, r"optim_config.learning_rate = 0.02, but this one has 0.1"),
+        ({"sampling": "epoch"}, "sampling = replacement, but this one has epoch"),
+        ({"augment": None}, "augment = crop-flip, but this one has None"),
+        ({"filters": 4}, r"model.layers\[0\].filters = 3, but this one has 4"),
+        ({"dtype": "float32"}, "model.dtype = float64, but this one has float32"),
+    ],
+)
 def test_a_solver_made_otherwise_is_refused_by_what_differs(data, saved, options, message):
     solver = make_solver(data, **options)
     with pytest.raises(CheckpointError, match=f"is of a training with {message}: make the Solver"):
@@ -298,21 +328,30 @@ def changed(path, change):
     write_arrays(path, FORM, file.description, arrays)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda told, _: told.pop("streams"), "describes no training"),
-    (lambda told, _: told.update(iteration=-1), "describes no training"),
-    (lambda told, _: told.update(iteration=6), "has learning_rate_history = float64 .5,.; expected float64 .6,."),
-    (lambda told, _: told.update(epoch="two"), "describes no training"),
-    (lambda told, _: told.update(best_val_acc=None), "describes no training"),
-    (lambda told, _: told["streams"]["checks"].update(bit_generator="MT19937"), "describes no training"),
-    (lambda told, _: told["streams"]["masks"]["state"].update(state="many"), "describes no training"),
-    (lambda told, _: told.update(sampler={}), "describes no training"),
-    (lambda told, _: told["memory"].pop("W1"), "expected nothing"),
-    (lambda told, _: told["memory"]["W1"].update(values=7), "describes no training"),
-    (lambda _, arrays: arrays.pop("best_params.b1"), "has best_params.b1 = nothing"),
-    (lambda _, arrays: arrays.update({"memory.m.W1": np.zeros(3)}), "W1 = float64 .3,.; expected float64 .3, 1, 3, 3."),
-    (lambda _, arrays: arrays["memory.v.W1"].__setitem__((0, 0, 0, 0), np.nan), "NaN or infinite values in memory.v"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda told, _: told.pop("streams"), "describes no training"),
+        (lambda told, _: told.update(iteration=-1), "describes no training"),
+        (lambda told, _: told.update(iteration=6), "has learning_rate_history = float64 .5,.; expected float64 .6,."),
+        (lambda told, _: told.update(epoch="two"), "describes no training"),
+        (lambda told, _: told.update(best_val_acc=None), "describes no training"),
+        (lambda told, _: told["streams"]["checks"].update(bit_generator="MT19937"), "describes no training"),
+        (lambda told, _: told["streams"]["masks"]["state"].update(state="many"), "describes no training"),
+        (lambda told, _: told.update(sampler={}), "describes no training"),
+        (lambda told, _: told["memory"].pop("W1"), "expected nothing"),
+        (lambda told, _: told["memory"]["W1"].update(values=7), "describes no training"),
+        (lambda _, arrays: arrays.pop("best_params.b1"), "has best_params.b1 = nothing"),
+        (
+            lambda _, arrays: arrays.update({"memory.m.W1": np.zeros(3)}),
+            "W1 = float64 .3,.; expected float64 .3, 1, 3, 3.",
+        ),
+        (
+            lambda _, arrays: arrays["memory.v.W1"].__setitem__((0, 0, 0, 0), np.nan),
+            "NaN or infinite values in memory.v",
+        ),
+    ],
+)
 def test_a_checkpoint_that_is_wrong_in_itself_is_refused_and_changes_nothing(data, saved, change, message):
     changed(saved, change)
     solver, plain = make_solver(data), make_solver(data)
@@ -340,7 +379,7 @@ def test_equal_trainings_are_equal_bytes(data, tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     header = (tmp_path / "a").read_bytes()
     size = int.from_bytes(header[:8], "little")
-    assert list(json.loads(header[8:8 + size])["__metadata__"]) == ["xpconv"]
+    assert list(json.loads(header[8 : 8 + size])["__metadata__"]) == ["xpconv"]
 
 
 def test_parameters_that_are_not_finite_are_never_written(data, tmp_path):
@@ -405,8 +444,12 @@ def test_net_of_the_library_takes_no_random_draws_when_resumed(data, tmp_path):
     """Dropout draws its keys from a stream of the model: resumed on any backend it draws on from there."""
     path = tmp_path / "checkpoint"
     for place in ("numpy", "array_api_strict:device1"):
-        nets = [FullyConnectedNet([9], input_dim=16, num_classes=3, keep=0.5, dtype="float64", rng=0,
-                                  backend=find_backend(place)) for _ in range(2)]
+        nets = [
+            FullyConnectedNet(
+                [9], input_dim=16, num_classes=3, keep=0.5, dtype="float64", rng=0, backend=find_backend(place)
+            )
+            for _ in range(2)
+        ]
         first, second = (Solver(net, data, batch_size=7, num_epochs=2, verbose=False, rng=3) for net in nets)
         first.train(saving_at(6, path))
         second.resume(path)
@@ -440,12 +483,15 @@ def with_preprocessing(mean):
     return lambda solver: setattr(solver.model, "preprocessing", Preprocessing(mean, 1.0))
 
 
-@pytest.mark.parametrize(("change", "where"), [
-    (with_preprocessing(3.0), "model.preprocessing"),
-    (lambda solver: setattr(solver.model, "seed", 5), "model.seed"),
-    (lambda solver: setattr(solver, "patience", 3), "patience"),
-    (lambda solver: setattr(solver, "X_train", -solver.X_train), "train.images"),
-])
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        (with_preprocessing(3.0), "model.preprocessing"),
+        (lambda solver: setattr(solver.model, "seed", 5), "model.seed"),
+        (lambda solver: setattr(solver, "patience", 3), "patience"),
+        (lambda solver: setattr(solver, "X_train", -solver.X_train), "train.images"),
+    ],
+)
 def test_other_images_preprocessing_or_masks_are_refused(data, tmp_path, change, where):
     first, second = make_solver(data), make_solver(data)
     first.train(lambda solver: solver.iteration == 3 and solver.save(tmp_path / "checkpoint"))

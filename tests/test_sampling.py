@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xpconv.backend import get_backend
-from xpconv.data.batching import Batches, Sampler
+from xpconv.data.batches import Batches, Sampler
 from xpconv.data.sampling import SAMPLINGS, EpochSampler
 
 COUNTS = st.integers(1, 40)

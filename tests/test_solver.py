@@ -8,7 +8,7 @@ from xpconv import FullyConnectedNet, Solver, ThreeLayerConvNet, TwoLayerNet
 from xpconv.backend import Backend
 from xpconv.data import load_digits
 from xpconv.errors import ArgumentError, ArgumentTypeError, NonFiniteLossError
-from xpconv.optim import sgd
+from xpconv.training.optim import sgd
 
 
 def blobs(n=60, classes=3, seed=0):
@@ -28,15 +28,34 @@ def data():
 
 
 def make_net(backend="numpy", dtype="float64", **options):
-    return ThreeLayerConvNet(input_dim=(1, 4, 4), num_filters=3, filter_size=3, hidden_dim=8, num_classes=3,
-                             weight_scale=None, rng=0, backend=backend, dtype=dtype, **options)
+    return ThreeLayerConvNet(
+        input_dim=(1, 4, 4),
+        num_filters=3,
+        filter_size=3,
+        hidden_dim=8,
+        num_classes=3,
+        weight_scale=None,
+        rng=0,
+        backend=backend,
+        dtype=dtype,
+        **options,
+    )
 
 
 def test_twenty_iterations_give_the_same_losses_on_every_backend(data, backend):
     histories = []
     for where in ("numpy", backend):
-        net = FullyConnectedNet([9, 8], input_dim=16, num_classes=3, normalization="batchnorm", keep=0.8,
-                                weight_scale=None, dtype="float64", rng=0, backend=where)
+        net = FullyConnectedNet(
+            [9, 8],
+            input_dim=16,
+            num_classes=3,
+            normalization="batchnorm",
+            keep=0.8,
+            weight_scale=None,
+            dtype="float64",
+            rng=0,
+            backend=where,
+        )
         solver = Solver(net, data, update_rule="adam", batch_size=12, num_epochs=4, verbose=False, rng=3)
         solver.train()
         histories.append((solver.loss_history, solver.train_acc_history, solver.val_acc_history))
@@ -95,8 +114,9 @@ def test_iterations_between_waits_read_nothing(data, monkeypatch):
 
 
 def test_best_parameters_come_back_with_their_running_statistics(data):
-    net = FullyConnectedNet([9], input_dim=16, num_classes=3, normalization="batchnorm", weight_scale=None, rng=0,
-                            backend="numpy")
+    net = FullyConnectedNet(
+        [9], input_dim=16, num_classes=3, normalization="batchnorm", weight_scale=None, rng=0, backend="numpy"
+    )
     solver = Solver(net, data, optim_config={"learning_rate": 1e-2}, num_epochs=3, batch_size=10, verbose=False, rng=0)
     kept = {}
 
@@ -128,8 +148,13 @@ def test_lines_of_a_log_are_the_published_ones(data, capsys):
     Solver(make_net(), data, batch_size=20, num_epochs=2, print_every=2, rng=0).train()
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" loss: ")[0].split(" train acc")[0] for line in lines] == [
-        "(Iteration 1 / 6)", "(Epoch 0 / 2)", "(Iteration 3 / 6)", "(Epoch 1 / 2)", "(Iteration 5 / 6)",
-        "(Epoch 2 / 2)"]
+        "(Iteration 1 / 6)",
+        "(Epoch 0 / 2)",
+        "(Iteration 3 / 6)",
+        "(Epoch 1 / 2)",
+        "(Iteration 5 / 6)",
+        "(Epoch 2 / 2)",
+    ]
     assert all(len(line.rpartition(".")[2]) == 6 for line in lines)
 
 
@@ -170,9 +195,14 @@ def test_ctrl_c_keeps_best_parameters_and_histories(data, capsys):
 def test_a_loss_that_explodes_stops_with_the_first_bad_iteration(data, where):
     net = make_net(find_backend(where))
     solver = Solver(net, data, optim_config={"learning_rate": 1e200}, batch_size=10, num_epochs=5, verbose=False, rng=0)
-    with (np.errstate(all="ignore"),
-          pytest.raises(NonFiniteLossError, match=r"the loss became (nan|inf) at iteration (\d+) \(.*W1.*\): take a "
-                                                  r"smaller learning_rate \(it is 1e\+200\)") as caught):
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises(
+            NonFiniteLossError,
+            match=r"the loss became (nan|inf) at iteration (\d+) \(.*W1.*\): take a "
+            r"smaller learning_rate \(it is 1e\+200\)",
+        ) as caught,
+    ):
         solver.train()
     first = next(i for i, loss in enumerate(solver.loss_history, 1) if not np.isfinite(loss))
     assert f"at iteration {first} (" in str(caught.value)
@@ -249,14 +279,17 @@ def test_digits_as_uint8_are_learned_in_float32():
     assert solver.best_val_acc > 0.7
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"update_rule": "adamw"}, "update_rule is 'adamw'; expected one of sgd, sgd_momentum, rmsprop, adam"),
-    ({"batch_size": 0}, "batch_size is 0; expected an int, 1 or more"),
-    ({"num_epochs": 1.5}, "num_epochs is 1.5; expected an int, 1 or more"),
-    ({"print_every": 0}, "print_every is 0; expected an int, 1 or more"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"update_rule": "adamw"}, "update_rule is 'adamw'; expected one of sgd, sgd_momentum, rmsprop, adam"),
+        ({"batch_size": 0}, "batch_size is 0; expected an int, 1 or more"),
+        ({"num_epochs": 1.5}, "num_epochs is 1.5; expected an int, 1 or more"),
+        ({"print_every": 0}, "print_every is 0; expected an int, 1 or more"),
+    ],
+)
 def test_bad_options_are_named(data, options, message):
-    with pytest.raises(ArgumentError, match=message):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
         Solver(make_net(), data, **options)
 
 
@@ -265,16 +298,27 @@ def test_unknown_options_are_refused_by_name(data):
         Solver(make_net(), data, learning_rate=1e-3)
 
 
-@pytest.mark.parametrize(("change", "error", "message"), [
-    (lambda d: d.pop("y_val"), ArgumentError, "data has no 'y_val'; expected X_train, y_train, X_val and y_val"),
-    (lambda d: d.update(y_train=d["y_train"][:-1]), ArgumentError, r"X_train has shape .* and y_train \(59,\)"),
-    (lambda d: d.update(X_val=d["X_val"][:0], y_val=d["y_val"][:0]), ArgumentError, "with N at least 1"),
-    (lambda d: d.update(y_train=d["y_train"] + 0.5), ArgumentTypeError, "y_train has dtype float64; expected integer"),
-    (lambda d: d.update(y_train=d["y_train"] + 1), ArgumentError, "labels from 1 to 3; expected 0 to 2"),
-    (lambda d: d.update(y_train=d["y_train"] - 1), ArgumentError, "labels from -1 to 1; expected 0 to 2"),
-    (lambda d: d["X_train"].__setitem__((5, 0, 0, 0), np.nan), ArgumentError, r"X_train\[5\] holds NaN or infinite"),
-    (lambda d: d["X_val"].__setitem__((2, 0, 0, 0), np.inf), ArgumentError, r"X_val\[2\] holds NaN or infinite"),
-])
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda d: d.pop("y_val"), ArgumentError, "data has no 'y_val'; expected X_train, y_train, X_val and y_val"),
+        (lambda d: d.update(y_train=d["y_train"][:-1]), ArgumentError, r"X_train has shape .* and y_train \(59,\)"),
+        (lambda d: d.update(X_val=d["X_val"][:0], y_val=d["y_val"][:0]), ArgumentError, "with N at least 1"),
+        (
+            lambda d: d.update(y_train=d["y_train"] + 0.5),
+            ArgumentTypeError,
+            "y_train has dtype float64; expected integer",
+        ),
+        (lambda d: d.update(y_train=d["y_train"] + 1), ArgumentError, "labels from 1 to 3; expected 0 to 2"),
+        (lambda d: d.update(y_train=d["y_train"] - 1), ArgumentError, "labels from -1 to 1; expected 0 to 2"),
+        (
+            lambda d: d["X_train"].__setitem__((5, 0, 0, 0), np.nan),
+            ArgumentError,
+            r"X_train\[5\] holds NaN or infinite",
+        ),
+        (lambda d: d["X_val"].__setitem__((2, 0, 0, 0), np.inf), ArgumentError, r"X_val\[2\] holds NaN or infinite"),
+    ],
+)
 def test_bad_data_is_refused_before_training(data, change, error, message):
     change(data)
     with pytest.raises(error, match=message):
@@ -287,10 +331,25 @@ def test_bad_data_is_refused_before_training(data, change, error, message):
 @pytest.mark.parametrize("where", ["numpy", "array_api_strict:device1"])
 def test_health_is_that_of_each_steps_weights_and_minibatch(data, where):
     """Recomputed from copies of the weights before and after, and from the minibatches, by NumPy alone."""
-    net = TwoLayerNet(input_dim=16, hidden_dim=12, num_classes=3, weight_scale=0.3, dtype="float64", rng=0,
-                      backend=find_backend(where))
-    solver = Solver(net, data, update_rule="adam", optim_config={"learning_rate": 0.1}, batch_size=12, num_epochs=3,
-                    verbose=False, rng=3)
+    net = TwoLayerNet(
+        input_dim=16,
+        hidden_dim=12,
+        num_classes=3,
+        weight_scale=0.3,
+        dtype="float64",
+        rng=0,
+        backend=find_backend(where),
+    )
+    solver = Solver(
+        net,
+        data,
+        update_rule="adam",
+        optim_config={"learning_rate": 0.1},
+        batch_size=12,
+        num_epochs=3,
+        verbose=False,
+        rng=3,
+    )
     weights, batches, plain = [], [], net.loss
 
     def host():

@@ -13,8 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from xpconv import Solver
 from xpconv.backend import to_host
 from xpconv.errors import CheckpointError
-from xpconv.nn import Affine, BatchNorm, Dropout, Relu
-from xpconv.sequential import Sequential
+from xpconv.nn import Affine, BatchNorm, Dropout, Relu, Sequential
 
 HISTORIES = ("loss_history", "learning_rate_history", "train_acc_history", "val_acc_history")
 NUMBERS = ("epoch", "iteration", "skipped", "best_val_acc")
@@ -29,18 +28,39 @@ DATA = {"X_train": _X[:30], "y_train": _y[:30], "X_val": _X[30:], "y_val": _y[30
 
 def make_solver(backend, update_rule, sampling):
     """Return a Solver with everything that has a state, whose numbers have the same bits on both libraries."""
-    net = Sequential([Affine(5), BatchNorm(), Relu(), Dropout(0.8), Affine(3)], input_shape=(6,), rng=0,
-                     dtype="float64", backend=backend)
-    return Solver(net, DATA, update_rule=update_rule, optim_config={"learning_rate": 0.02}, lr_decay=0.9, batch_size=10,
-                  num_epochs=LAST // 3, num_train_samples=10, num_val_samples=8, sampling=sampling, verbose=False,
-                  rng=3)
+    net = Sequential(
+        [Affine(5), BatchNorm(), Relu(), Dropout(0.8), Affine(3)],
+        input_shape=(6,),
+        rng=0,
+        dtype="float64",
+        backend=backend,
+    )
+    return Solver(
+        net,
+        DATA,
+        update_rule=update_rule,
+        optim_config={"learning_rate": 0.02},
+        lr_decay=0.9,
+        batch_size=10,
+        num_epochs=LAST // 3,
+        num_train_samples=10,
+        num_val_samples=8,
+        sampling=sampling,
+        verbose=False,
+        rng=3,
+    )
 
 
 def everything_of(solver):
     """Return a copy of each number that training has left, by name."""
     params, state = solver.current()
-    stores = {"params": params, "state": state, "best": solver.best_params, "best state": solver.best_state,
-              **{f"memory of {name}": config for name, config in solver.optim_configs.items()}}
+    stores = {
+        "params": params,
+        "state": state,
+        "best": solver.best_params,
+        "best state": solver.best_state,
+        **{f"memory of {name}": config for name, config in solver.optim_configs.items()},
+    }
     numbers = {f"{kind} {name}": np.array(to_host(a)) for kind, store in stores.items() for name, a in store.items()}
     return numbers | {name: np.array(getattr(solver, name)) for name in HISTORIES + NUMBERS}
 
@@ -63,8 +83,10 @@ class Training(RuleBasedStateMachine):
         self.folder.cleanup()
         self.patch.undo()
 
-    @initialize(update_rule=st.sampled_from(["sgd", "sgd_momentum", "rmsprop", "adam"]),
-                sampling=st.sampled_from(["replacement", "epoch"]))
+    @initialize(
+        update_rule=st.sampled_from(["sgd", "sgd_momentum", "rmsprop", "adam"]),
+        sampling=st.sampled_from(["replacement", "epoch"]),
+    )
     def begin(self, update_rule, sampling, backend="numpy"):
         self.options = update_rule, sampling
         self.solver, self.sound = make_solver(backend, *self.options), True

@@ -50,16 +50,21 @@ def relu_backward(dout, mask):
 def affine_inputs(backend=None):
     rng = np.random.default_rng(3)
     asarray = (backend or get_backend("numpy")).asarray
-    return {"x": asarray(rng.normal(size=(4, 5))), "w": asarray(rng.normal(size=(5, 3))),
-            "b": asarray(rng.normal(size=3))}
+    return {
+        "x": asarray(rng.normal(size=(4, 5))),
+        "w": asarray(rng.normal(size=(5, 3))),
+        "b": asarray(rng.normal(size=3)),
+    }
 
 
 def broken(position, change):
     """Return affine's backward pass with one gradient changed."""
+
     def backward(dout, cache):
         gradients = list(affine_backward(dout, cache))
         gradients[position] = change(gradients[position])
         return tuple(gradients)
+
     return backward
 
 
@@ -134,10 +139,13 @@ def test_numerical_gradients_leave_x_as_it_was():
     assert np.array_equal(x, before)
 
 
-@pytest.mark.parametrize("evaluate", [
-    eval_numerical_gradient,
-    lambda f, x: eval_numerical_gradient_array(f, x, np.ones(2)),
-])
+@pytest.mark.parametrize(
+    "evaluate",
+    [
+        eval_numerical_gradient,
+        lambda f, x: eval_numerical_gradient_array(f, x, np.ones(2)),
+    ],
+)
 def test_x_is_restored_when_the_function_raises(evaluate):
     def fails(x):
         raise RuntimeError("on purpose")
@@ -192,8 +200,11 @@ def test_a_scalar_output_may_be_a_number():
 @pytest.mark.parametrize("name", ["x", "w", "b"])
 def test_a_wrong_gradient_is_caught_and_named(backend, name):
     position = "xwb".index(name)
-    with pytest.raises(AssertionError, match=rf"gradient of {name} is wrong: .* slope \S+ but backward gives \S+: "
-                                             r"they differ by \S+e\S+ of .* \(tolerance 1e-06\)"):
+    with pytest.raises(
+        AssertionError,
+        match=rf"gradient of {name} is wrong: .* slope \S+ but backward gives \S+: "
+        r"they differ by \S+e\S+ of .* \(tolerance 1e-06\)",
+    ):
         check_gradient(affine_forward, broken(position, lambda g: g * 1.0001), affine_inputs(backend))
 
 
@@ -228,12 +239,18 @@ def test_rounding_does_not_fail_a_gradient_that_is_truly_zero():
     check_gradient(lambda shift: (forward(np.arange(4.0) + shift)[0], shift), lambda dout, s: 0 * s, [np.ones(())])
 
 
-@pytest.mark.parametrize(("change", "found"), [
-    (lambda g: g.astype(np.float32), r"float32 \(4, 5\) on numpy \(cpu\)"),
-    (lambda g: g.ravel(), r"float64 \(20,\) on numpy \(cpu\)"),
-    (lambda g: None, "a NoneType"),
-    (lambda g: get_backend("array_api_strict").asarray(g), r"float64 \(4, 5\) on array_api_strict \(.*CPU_DEVICE.*\)"),
-])
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda g: g.astype(np.float32), r"float32 \(4, 5\) on numpy \(cpu\)"),
+        (lambda g: g.ravel(), r"float64 \(20,\) on numpy \(cpu\)"),
+        (lambda g: None, "a NoneType"),
+        (
+            lambda g: get_backend("array_api_strict").asarray(g),
+            r"float64 \(4, 5\) on array_api_strict \(.*CPU_DEVICE.*\)",
+        ),
+    ],
+)
 def test_a_gradient_of_another_dtype_shape_or_library_is_caught(change, found):
     with pytest.raises(AssertionError, match=rf"gradient of x is {found}; expected float64 \(4, 5\) on numpy"):
         check_gradient(affine_forward, broken(0, change), affine_inputs())
@@ -271,15 +288,19 @@ def test_nothing_to_check_is_an_error():
 def test_float32_inputs_are_refused_with_the_cast_that_helps(backend):
     inputs = affine_inputs(backend)
     inputs["w"] = backend.asarray(inputs["w"], dtype="float32")
-    with pytest.raises(ArgumentTypeError, match=r"w is float32 \(5, 3\); expected a float64 array.*"
-                                                r"get_backend\(\).asarray\(w, dtype='float64'\)"):
+    with pytest.raises(
+        ArgumentTypeError,
+        match=r"w is float32 \(5, 3\); expected a float64 array.*"
+        r"get_backend\(\).asarray\(w, dtype='float64'\)",
+    ):
         check_gradient(affine_forward, affine_backward, inputs)
 
 
 def test_inputs_without_names_are_numbered():
     with pytest.raises(AssertionError, match="gradient of input 0 is wrong"):
-        check_gradient(lambda *inputs: affine_forward(*inputs), broken(0, lambda g: 2 * g),
-                       list(affine_inputs().values()))
+        check_gradient(
+            lambda *inputs: affine_forward(*inputs), broken(0, lambda g: 2 * g), list(affine_inputs().values())
+        )
 
 
 def test_relu_passes_far_from_its_kinks_and_near_them(backend):
@@ -413,8 +434,11 @@ def test_another_dtype_is_caught():
         xp = array_api_compat.array_namespace(x)
         return xp.astype(x, on("array_api_strict", xp.float32, xp.float64))
 
-    with pytest.raises(AssertionError, match=r"array_api_strict: output is float32 \(2,\); "
-                                             r"the reference gives float64 \(2,\)"):
+    with pytest.raises(
+        AssertionError,
+        match=r"array_api_strict: output is float32 \(2,\); "
+        r"the reference gives float64 \(2,\)",
+    ):
         check_equivalence(fn, np.ones(2))
 
 
@@ -427,8 +451,11 @@ def test_another_shape_is_caught_and_shown_in_the_table():
 
 
 def test_outputs_of_another_library_are_caught():
-    with pytest.raises(AssertionError, match=r"array_api_strict: output\.loss is on numpy \(cpu\); expected "
-                                             r"array_api_strict \(.*CPU_DEVICE.*\), as the inputs are"):
+    with pytest.raises(
+        AssertionError,
+        match=r"array_api_strict: output\.loss is on numpy \(cpu\); expected "
+        r"array_api_strict \(.*CPU_DEVICE.*\), as the inputs are",
+    ):
         check_equivalence(lambda x: Outputs(x, np.ones(2)), np.ones(2))
 
 

@@ -34,7 +34,7 @@ def grid_by_loops(Xs, ubound, padding):
     for n in range(N):
         top, left = n // side * (H + padding), n % side * (W + padding)
         low, high = Xs[n].min(), Xs[n].max()
-        grid[top:top + H, left:left + W] = ubound * (Xs[n] - low) / (high - low)
+        grid[top : top + H, left : left + W] = ubound * (Xs[n] - low) / (high - low)
     return grid
 
 
@@ -89,7 +89,7 @@ def test_gaps_between_filters_are_unlike_any_filter(tmp_path):
     save_filters(np.array([0.0, 1, 1, 0] * 3).reshape(3, 1, 2, 2), path)
     image = pixels(path)
     rows, columns = np.nonzero((image == GAP).all(axis=2))
-    inside = image[rows.min():rows.max() + 1, columns.min():columns.max() + 1]
+    inside = image[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
     shares = [(inside == colour).all(axis=2).mean() for colour in (0, 255, GAP)]
     np.testing.assert_allclose(shares, [6 / 25, 6 / 25, 13 / 25], atol=0.02)
 
@@ -120,11 +120,17 @@ def histories(losses, train, val):
     return {"loss_history": losses, "train_acc_history": train, "val_acc_history": val}
 
 
-@pytest.mark.parametrize("convert", [
-    list, np.asarray, device_array,
-    lambda values: [device_array(v) for v in values],
-    lambda values: [np.float32(v) for v in values],
-], ids=["list", "numpy", "device", "device scalars", "numpy scalars"])
+@pytest.mark.parametrize(
+    "convert",
+    [
+        list,
+        np.asarray,
+        device_array,
+        lambda values: [device_array(v) for v in values],
+        lambda values: [np.float32(v) for v in values],
+    ],
+    ids=["list", "numpy", "device", "device scalars", "numpy scalars"],
+)
 def test_curves_take_lists_and_arrays_of_any_device(tmp_path, convert):
     path = tmp_path / "curves.png"
     save_curves(histories(convert([2.3, 2.0, 1.5, 1.6]), convert([0.1, 0.5]), convert([0.1, 0.4])), path)
@@ -168,7 +174,9 @@ def test_health_is_drawn_a_line_a_layer_where_it_is_known(tmp_path, drawn):
     save_curves({**history, "health_history": {}}, tmp_path / "curves.png")
     assert [[axes.get_title() for axes in figure.axes] for figure in drawn] == [
         ["Loss", "Accuracy", "Norm of update / norm of weights"],
-        ["Loss", "Accuracy", "Norm of update / norm of weights", "Share of dead ReLUs"], ["Loss", "Accuracy"]]
+        ["Loss", "Accuracy", "Norm of update / norm of weights", "Share of dead ReLUs"],
+        ["Loss", "Accuracy"],
+    ]
     ratio, dead = drawn[1].axes[2:]
     assert ratio.get_yscale() == "log"
     low, high = ratio.get_ylim()
@@ -191,8 +199,11 @@ def test_comparison_draws_every_run_over_the_others_and_names_it(tmp_path, drawn
     save_comparison(runs, tmp_path / "comparison.png")
     (figure,) = drawn
     assert [text.get_text() for text in figure.legends[0].get_texts()] == list(runs)
-    assert [axes.get_title() for axes in figure.axes] == ["Loss, moving average", "Training accuracy",
-                                                          "Validation accuracy"]
+    assert [axes.get_title() for axes in figure.axes] == [
+        "Loss, moving average",
+        "Training accuracy",
+        "Validation accuracy",
+    ]
     for axes in figure.axes:
         assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == 9
     np.testing.assert_array_equal(figure.axes[1].lines[3].get_xydata(), [[0, 0.1], [1, 0.65]])
@@ -207,9 +218,11 @@ def test_comparison_of_nothing_is_refused(tmp_path):
 
 
 def test_pictures_leave_pyplot_alone(tmp_path):
-    code = ("import sys, numpy, xpconv.viz; assert 'matplotlib' not in sys.modules; "
-            "xpconv.viz.save_filters(numpy.eye(4).reshape(1, 1, 4, 4), sys.argv[1]); "
-            "assert 'matplotlib.pyplot' not in sys.modules")
+    code = (
+        "import sys, numpy, xpconv.viz; assert 'matplotlib' not in sys.modules; "
+        "xpconv.viz.save_filters(numpy.eye(4).reshape(1, 1, 4, 4), sys.argv[1]); "
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "filters.png")], check=True)
 
 

@@ -1,10 +1,17 @@
 """ConvNets with hand-written forward and backward passes, on any array-API library."""
 
+from xpconv._version import __version__
 from xpconv.backend import Backend, get_backend, to_host, use_backend
-from xpconv.checkpoint import load_model, save_model
-from xpconv.models import ConvNet, FullyConnectedNet, ThreeLayerConvNet, TwoLayerNet
-from xpconv.sequential import Preprocessing, Sequential
-from xpconv.solver import Solver
+from xpconv.io import load_model, save_model
+from xpconv.nn import (
+    ConvNet,
+    FullyConnectedNet,
+    Preprocessing,
+    Sequential,
+    ThreeLayerConvNet,
+    TwoLayerNet,
+)
+from xpconv.training import Solver
 
 __all__ = [
     "Backend",
@@ -15,11 +22,10 @@ __all__ = [
     "Solver",
     "ThreeLayerConvNet",
     "TwoLayerNet",
+    "__version__",
     "get_backend",
     "load_model",
     "save_model",
     "to_host",
     "use_backend",
 ]
-
-__version__ = "0.1.0"

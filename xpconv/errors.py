@@ -97,7 +97,7 @@ class FolderInUseError(XpconvError, OSError):
     Examples
     --------
     >>> import tempfile
-    >>> from xpconv.files import hold_folder
+    >>> from xpconv.io._atomic import hold_folder
     >>> with tempfile.TemporaryDirectory() as folder, hold_folder(folder), hold_folder(folder):
     ...     pass
     Traceback (most recent call last):
@@ -155,7 +155,7 @@ def legible(value: object, most: int = 300) -> str:
     >>> legible("clear the screen: \x1b[2J"), legible("x" * 1000, most=5)
     ('clear the screen: \\x1b[2J', 'xxxxx...')
     """
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value)[:most + 1])
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value)[: most + 1])
     return text if len(text) <= most else text[:most] + "..."
 
 
@@ -166,7 +166,7 @@ class PreflightError(XpconvError, RuntimeError):
     --------
     >>> from xpconv import TwoLayerNet
     >>> from xpconv.data import load_digits
-    >>> from xpconv.preflight import check_training
+    >>> from xpconv.training.preflight import check_training
     >>> digits = load_digits()
     >>> check_training(TwoLayerNet(input_dim=64, weight_scale=1.0, rng=0), digits.X_train, digits.y_train)
     Traceback (most recent call last):

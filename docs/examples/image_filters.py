@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 
 from xpconv.backend import get_backend, to_host
-from xpconv.files import atomic_path
+from xpconv.io._atomic import atomic_path
 from xpconv.layers import conv_forward
 
 SIZE = 200

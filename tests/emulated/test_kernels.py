@@ -23,8 +23,11 @@ if shutil.which("g++") is None:
 
 from xpconv.errors import ArgumentError
 from xpconv.layers import norm
-from xpconv.primitives import accelerated_versions, cuda, threads, tiling
-from xpconv.primitives.windows import output_size
+from xpconv.ops import tiling
+from xpconv.ops.cupy import _ops as cuda
+from xpconv.ops.dispatch import accelerated_versions
+from xpconv.ops.numpy import _workers as threads
+from xpconv.ops.windows import output_size
 
 CASES = int(os.environ.get("EMULATED_CASES", "60"))  # of each primitive and dtype
 TOLERANCE = {"float32": 3e-6, "float64": 1e-13}  # of the largest value
@@ -133,8 +136,10 @@ def geometry(rng, pool=False):
     most = any_of(rng, 4, 9, 23) if N * C < 60 else 9
     H, W = rng.integers(1, most + 1, 2)
     padding = tuple(int(p) for p in rng.integers(0, any_of(rng, 1, 2, 5), 2))
-    size = tuple(int(rng.integers(p + 1 if pool else 1, max(p + 1, min(k + 2 * p, any_of(rng, 3, 5, 40))) + 1))
-                 for k, p in zip((H, W), padding, strict=True))
+    size = tuple(
+        int(rng.integers(p + 1 if pool else 1, max(p + 1, min(k + 2 * p, any_of(rng, 3, 5, 40))) + 1))
+        for k, p in zip((H, W), padding, strict=True)
+    )
     stride = tuple(int(s) for s in rng.integers(1, any_of(rng, 2, 4, 8), 2))
     H, W = (max(k, size - 2 * p) for k, size, p in zip((int(H), int(W)), size, padding, strict=True))
     return (N, C, H, W), size, stride, padding
@@ -166,14 +171,21 @@ def test_max_pool_and_max_unpool(monkeypatch, dtype):
         x = draw(rng, *shape)
         (out, places), _ = check("max_pool", [place(rng, x, dtype), *window], {}, dtype, tolerance=0)
         dout = place(rng, rng.standard_normal(out.shape), dtype)
-        check("max_unpool", [dout, place(rng, np.array(places), places.dtype), shape, *window], {}, dtype)
+        check("max_pool_backward", [dout, place(rng, np.array(places), places.dtype), shape, *window], {}, dtype)
 
 
 @every_dtype
-@pytest.mark.parametrize(("values", "best", "winner"), [
-    ([1, np.nan, 2, np.nan], np.nan, 1), ([-np.inf, -np.inf, -np.inf, np.nan], np.nan, 3), ([-np.inf] * 4, -np.inf, 0),
-    ([np.inf, 1, np.inf, 1], np.inf, 0), ([0.0, -0.0, 0.0, -1], 0, 0), ([np.inf, np.nan, np.inf, 1], np.nan, 1),
-])
+@pytest.mark.parametrize(
+    ("values", "best", "winner"),
+    [
+        ([1, np.nan, 2, np.nan], np.nan, 1),
+        ([-np.inf, -np.inf, -np.inf, np.nan], np.nan, 3),
+        ([-np.inf] * 4, -np.inf, 0),
+        ([np.inf, 1, np.inf, 1], np.inf, 0),
+        ([0.0, -0.0, 0.0, -1], 0, 0),
+        ([np.inf, np.nan, np.inf, 1], np.nan, 1),
+    ],
+)
 def test_nan_wins_a_window_and_the_first_of_equals(dtype, values, best, winner):
     x = cupy.asarray(np.reshape(values, (1, 1, 2, 2)), dtype)
     found, where = cuda.max_pool(x, (2, 2), (2, 2), (0, 0))
@@ -191,7 +203,7 @@ def test_places_in_large_windows(dtype, size):
     x = place(rng, rng.standard_normal((2, 3, 41, 260)), dtype)
     (out, places), _ = check("max_pool", [x, size, (7, 3), (0, 0)], {}, dtype, tolerance=0)
     assert places.dtype == ("uint8" if size == (16, 16) else "int64")
-    check("max_unpool", [out, places, x.shape, size, (7, 3), (0, 0)], {}, dtype)
+    check("max_pool_backward", [out, places, x.shape, size, (7, 3), (0, 0)], {}, dtype)
 
 
 # ---- convolution
@@ -208,8 +220,9 @@ def test_convolution_and_its_gradients(monkeypatch, dtype):
         out, _ = check("convolve", [x, w, bias, stride, padding, "auto"], {}, dtype, 10 * TOLERANCE[dtype])
         dout = place(rng, rng.standard_normal(out.shape), dtype)
         need_dx = bool(rng.integers(2))
-        result, _ = check("convolve_gradients", [dout, x, w, stride, padding, "auto", need_dx], {}, dtype,
-                          10 * TOLERANCE[dtype])
+        result, _ = check(
+            "convolve_backward", [dout, x, w, stride, padding, "auto", need_dx], {}, dtype, 10 * TOLERANCE[dtype]
+        )
         assert (result[0] is not None) == need_dx
 
 
@@ -239,14 +252,25 @@ def test_normalise_and_its_gradients(monkeypatch, dtype):
         x = place(rng, any_of(rng, 1, 0.01, 100) * rng.standard_normal(shape) + any_of(rng, 0, 0, 1, -3), dtype)
         gamma, beta = (place(rng, rng.standard_normal(channels), dtype) for _ in range(2))
         options["eps"] = any_of(rng, 1e-1, 1e-5)
-        _, (_, mean, _, inv_std) = check("normalise", [x, gamma, beta], options, dtype, 10 * TOLERANCE[dtype],
-                                         [largest(x) / np.sqrt(options["eps"]) * largest(gamma)])
+        _, (_, mean, _, inv_std) = check(
+            "normalise",
+            [x, gamma, beta],
+            options,
+            dtype,
+            10 * TOLERANCE[dtype],
+            [largest(x) / np.sqrt(options["eps"]) * largest(gamma)],
+        )
         dout = place(rng, rng.standard_normal(shape), dtype)
         mean, inv_std = (place(rng, a, dtype) for a in (mean, inv_std))
         del options["eps"]
-        check("normalise_backward", [dout, x, mean, inv_std, gamma], {"sums": sums or options["axes"], **options},
-              dtype, 10 * TOLERANCE[dtype],
-              [largest(dout) * largest(gamma) * largest(inv_std), largest(dout) * largest((x - mean) * inv_std)])
+        check(
+            "normalise_backward",
+            [dout, x, mean, inv_std, gamma],
+            {"sums": sums or options["axes"], **options},
+            dtype,
+            10 * TOLERANCE[dtype],
+            [largest(dout) * largest(gamma) * largest(inv_std), largest(dout) * largest((x - mean) * inv_std)],
+        )
 
 
 def normalised(x):
@@ -291,17 +315,25 @@ def test_layers_with_kernels(monkeypatch, dtype):
         def call(*given, **options):
             arrays = VERSIONS[name][1](*(cupy.asarray(a) for a in given), **options)
             return tuple(np.array(a) for a in arrays)
+
         return call
 
-    for N, C, groups, image in [(6, 4, 2, (5, 3)), (1, 1, 1, (1, 1)), (3, 6, 6, (4, 4)), (2, 6, 1, (1, 1)),
-                                (5, 7, 1, ())]:
+    for N, C, groups, image in [
+        (6, 4, 2, (5, 3)),
+        (1, 1, 1, (1, 1)),
+        (3, 6, 6, (4, 4)),
+        (2, 6, 1, (1, 1)),
+        (5, 7, 1, ()),
+    ]:
         x, dout = rng.standard_normal((2, N, C, *image)).astype(dtype)
         full, each = rng.standard_normal((2, C, *image)).astype(dtype), rng.standard_normal((2, C)).astype(dtype)
         results = []
         for names in ((), ("normalise", "normalise_backward")):
             result = []
-            calls = [(norm.layernorm_forward, norm.layernorm_backward, full, {}),
-                     (norm.groupnorm_forward, norm.groupnorm_backward, each, {"groups": groups})]
+            calls = [
+                (norm.layernorm_forward, norm.layernorm_backward, full, {}),
+                (norm.groupnorm_forward, norm.groupnorm_backward, each, {"groups": groups}),
+            ]
             calls += [(norm.batchnorm_forward, norm.batchnorm_backward, each, {"train": True})] if N > 1 else []
             with monkeypatch.context() as patch:
                 for name in names:
@@ -323,9 +355,9 @@ def test_element_by_element(monkeypatch, dtype):
     for rng in cases(monkeypatch, 8, CASES // 4):
         shape = any_of(rng, (), (1,), (3, 5), (2, 3, 4, 5), (257,), (0, 3))
         x = place(rng, draw(rng, *shape), dtype)
-        (_, mask), _ = check("rectify", [x], {}, dtype, tolerance=0)
-        check("rectify_gradient", [place(rng, draw(rng, *shape), dtype), mask], {}, dtype, tolerance=0)
-        check("blend", [x, place(rng, draw(rng, *shape), dtype), 0.9], {}, dtype)
+        (_, mask), _ = check("relu", [x], {}, dtype, tolerance=0)
+        check("relu_backward", [place(rng, draw(rng, *shape), dtype), mask], {}, dtype, tolerance=0)
+        check("update_running_average", [x, place(rng, draw(rng, *shape), dtype), 0.9], {}, dtype)
         given = [place(rng, a, dtype) for a in (*rng.standard_normal((3, *shape)), rng.random(shape))]
         expected = [exact(a) for a in given]
         for version, them in zip(VERSIONS["adam_step"], (expected, given), strict=True):
@@ -339,7 +371,7 @@ def test_softmax(monkeypatch, dtype):
         N, C = any_of(rng, 1, 2, 7, 8, 9, 33, 250), any_of(rng, 1, 2, 10, 31, 32, 33, 100)
         x = any_of(rng, 1, 1, 100, 1e30) * draw(rng, N, C)
         y = place(rng, rng.integers(any_of(rng, 0, -2), C + any_of(rng, 0, 3), N), any_of(rng, "int64", "int32"))
-        check("softmax", [place(rng, x, dtype), y], {}, dtype, scale=[1, 1 / N])
+        check("softmax_cross_entropy", [place(rng, x, dtype), y], {}, dtype, scale=[1, 1 / N])
 
 
 @every_dtype
@@ -349,14 +381,14 @@ def test_penalise(monkeypatch, dtype):
         weights, grads = ([place(rng, rng.standard_normal(shape), dtype) for shape in shapes] for _ in range(2))
         loss, reg = cupy.asarray(rng.standard_normal(), dtype), any_of(rng, 0, 0.5, 1)
         expected = [exact(a) for a in grads]
-        out = VERSIONS["penalise"][0](exact(loss), [exact(W) for W in weights], expected, reg)
-        compare(VERSIONS["penalise"][1](loss, weights, grads, reg), np.asarray(out), dtype)
+        out = VERSIONS["add_l2_penalty"][0](exact(loss), [exact(W) for W in weights], expected, reg)
+        compare(VERSIONS["add_l2_penalty"][1](loss, weights, grads, reg), np.asarray(out), dtype)
         compare(tuple(grads), tuple(expected), dtype)
 
 
 def test_weights_of_no_values_count_for_nothing():
     weights, grads = ([cupy.asarray(np.ones(size), "float32") for size in (3, 0, 2)] for _ in range(2))
-    assert cuda.penalise(cupy.asarray(1.0, "float32"), weights, grads, 0.5) == 1 + 0.25 * 5
+    assert cuda.add_l2_penalty(cupy.asarray(1.0, "float32"), weights, grads, 0.5) == 1 + 0.25 * 5
     assert [grad.tolist() for grad in grads] == [[1.5] * 3, [], [1.5] * 2]
 
 
@@ -434,29 +466,35 @@ def run(body, y=64):
     return y
 
 
-@pytest.mark.parametrize(("body", "message"), [
-    ("y[t + 1] = 0;", "a write outside all arrays"),
-    ("if (x[64]) y[0] = 0;", "a read outside all arrays"),
-    ("((float*)x)[0] = 0;", "a write to a constant array"),
-    ("y[0] = t;", "a race"),
-    ("y[t] = 0;", "a race"),  # of the two blocks
-    ("s[t] = t; s[63 - t] += 1;", "a race"),
-    ("s[t] = t; __syncthreads(); if (s[63 - t]) s[t] = 0;", "a race"),
-    ("if (t < 32) __syncthreads();", "a barrier or shuffle that not all threads reach"),
-    ("if (t == 1) return; __syncthreads();", "a barrier or shuffle that not all threads reach"),
-    ("if (t & 1) s[t] = __shfl_xor_sync(0xffffffff, t, 1);", "a barrier or shuffle that not all threads reach"),
-    ("s[t / n * 64] = 0;", "a write outside all arrays|undefined behaviour"),
-    ("int a = 2147483647; a += int(t); s[t] = a;", "undefined behaviour"),
-])
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("y[t + 1] = 0;", "a write outside all arrays"),
+        ("if (x[64]) y[0] = 0;", "a read outside all arrays"),
+        ("((float*)x)[0] = 0;", "a write to a constant array"),
+        ("y[0] = t;", "a race"),
+        ("y[t] = 0;", "a race"),  # of the two blocks
+        ("s[t] = t; s[63 - t] += 1;", "a race"),
+        ("s[t] = t; __syncthreads(); if (s[63 - t]) s[t] = 0;", "a race"),
+        ("if (t < 32) __syncthreads();", "a barrier or shuffle that not all threads reach"),
+        ("if (t == 1) return; __syncthreads();", "a barrier or shuffle that not all threads reach"),
+        ("if (t & 1) s[t] = __shfl_xor_sync(0xffffffff, t, 1);", "a barrier or shuffle that not all threads reach"),
+        ("s[t / n * 64] = 0;", "a write outside all arrays|undefined behaviour"),
+        ("int a = 2147483647; a += int(t); s[t] = a;", "undefined behaviour"),
+    ],
+)
 def test_faults_are_noticed(body, message):
     with pytest.raises(RuntimeError, match=f"k: ({message}).*: block"):
         run(body)
 
 
 def test_a_block_works_together():
-    y = run("s[t] = x[t]; __syncthreads(); float v = s[63 - t];"
-            "for (int d = 16; d > 0; d /= 2) v += __shfl_xor_sync(0xffffffff, v, d);"
-            "y[64 * blockIdx.x + t] = v * pair.b + d * n;", 128)
+    y = run(
+        "s[t] = x[t]; __syncthreads(); float v = s[63 - t];"
+        "for (int d = 16; d > 0; d /= 2) v += __shfl_xor_sync(0xffffffff, v, d);"
+        "y[64 * blockIdx.x + t] = v * pair.b + d * n;",
+        128,
+    )
     assert y.tolist() == 2 * [*[2 * sum(range(32, 64)) + 1.5] * 32, *[2 * sum(range(32)) + 1.5] * 32]
 
 
@@ -464,10 +502,20 @@ def test_shared_memory_holds_nothing_before():
     assert np.isnan(run("if (blockIdx.x == 0) y[t] = s[t];")).all()
 
 
-@pytest.mark.parametrize(("at", "value"), [
-    (0, np.zeros(64, np.float32)), (0, cupy.empty(64, "float64")), (1, None), (2, np.zeros(1, "V12")), (3, 1),
-    (3, np.float32(1)), (4, 1.0), (4, np.int32(1)), (0, cupy.empty(128, "float32")[::2]),
-])
+@pytest.mark.parametrize(
+    ("at", "value"),
+    [
+        (0, np.zeros(64, np.float32)),
+        (0, cupy.empty(64, "float64")),
+        (1, None),
+        (2, np.zeros(1, "V12")),
+        (3, 1),
+        (3, np.float32(1)),
+        (4, 1.0),
+        (4, np.int32(1)),
+        (0, cupy.empty(128, "float32")[::2]),
+    ],
+)
 def test_arguments_of_another_type_are_refused(at, value):
     kernel = cupy.RawModule(code=KERNEL % "y[0] = t;").get_function("k")
     given = [cupy.empty(64, "float32"), cupy.empty(64, "float32"), np.zeros(1, "V8"), 0.5, 3]

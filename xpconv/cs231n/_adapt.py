@@ -16,8 +16,10 @@ def floats(like: Array | None = None, /, **arrays: Array) -> tuple[Array, ...]:
     """Return NumPy arrays of one floating dtype: that of `like` or of the first array; integers become float64."""
     for name, a in arrays.items():
         if array_api_compat.is_array_api_obj(a) and not isinstance(a, np.ndarray | np.generic):
-            raise ArgumentTypeError(f"{name} is on {backend_of(a)}; the course's functions take NumPy arrays: "
-                                    f"pass to_host({name}), or take the function of xpconv.layers")
+            raise ArgumentTypeError(
+                f"{name} is on {backend_of(a)}; the course's functions take NumPy arrays: "
+                f"pass to_host({name}), or take the function of xpconv.layers"
+            )
     dtype = np.asarray(next(iter(arrays.values())) if like is None else like).dtype
     if dtype not in (np.float32, np.float64):
         dtype = np.dtype(np.float64)
@@ -33,8 +35,10 @@ def options(name: str, param: Mapping[str, Any], *keys: str) -> tuple[Any, ...]:
     """Return the values of the keys that a notebook's dict of options must have."""
     missing = [key for key in keys if key not in param]
     if missing:
-        raise ArgumentError(f"{name} is {param!r}, without {', '.join(map(repr, missing))}; "
-                            f"expected the keys {', '.join(map(repr, keys))}")
+        raise ArgumentError(
+            f"{name} is {param!r}, without {', '.join(map(repr, missing))}; "
+            f"expected the keys {', '.join(map(repr, keys))}"
+        )
     return tuple(int(v) if isinstance(v, np.integer) else v for v in (param[key] for key in keys))
 
 

@@ -9,7 +9,7 @@ from xpconv import layers as F
 from xpconv.backend import Array
 from xpconv.cs231n._adapt import floats, gradient, options
 from xpconv.errors import ArgumentError
-from xpconv.layers._check import check_shape
+from xpconv.layers._checks import check_shape
 from xpconv.layers.norm import normalise_batch
 
 Options = Mapping[str, Any]
@@ -24,8 +24,9 @@ class NormCache(NamedTuple):
     beta_shape: tuple[int, ...]
 
 
-def batchnorm_forward(x: Array, gamma: Array, beta: Array, bn_param: MutableMapping[str, Any]
-                      ) -> tuple[Array, NormCache]:
+def batchnorm_forward(
+    x: Array, gamma: Array, beta: Array, bn_param: MutableMapping[str, Any]
+) -> tuple[Array, NormCache]:
     """Normalise each feature of x (N, D) over the batch; see `xpconv.layers.batchnorm_forward`.
 
     Parameters
@@ -58,10 +59,19 @@ def batchnorm_forward(x: Array, gamma: Array, beta: Array, bn_param: MutableMapp
     if mode not in ("train", "test"):
         raise ArgumentError(f'Invalid forward batchnorm mode "{mode}"; expected train or test')
     zeros = np.zeros(np.shape(x)[1:2])
-    running = F.Running(*floats(x, running_mean=bn_param.get("running_mean", zeros),
-                                running_var=bn_param.get("running_var", zeros)))
-    out, cache = _norm_forward(normalise_batch, x, gamma, beta, running=running, train=mode == "train",
-                               momentum=bn_param.get("momentum", 0.9), eps=bn_param.get("eps", 1e-5))
+    running = F.RunningStats(
+        *floats(x, running_mean=bn_param.get("running_mean", zeros), running_var=bn_param.get("running_var", zeros))
+    )
+    out, cache = _norm_forward(
+        normalise_batch,
+        x,
+        gamma,
+        beta,
+        running=running,
+        train=mode == "train",
+        momentum=bn_param.get("momentum", 0.9),
+        eps=bn_param.get("eps", 1e-5),
+    )
     bn_param["running_mean"], bn_param["running_var"] = cache.own.running
     return out, cache
 
@@ -114,8 +124,9 @@ def layernorm_backward(dout: Array, cache: NormCache) -> Gradients:
     return _norm_backward(F.layernorm_backward, dout, cache)
 
 
-def spatial_batchnorm_forward(x: Array, gamma: Array, beta: Array, bn_param: MutableMapping[str, Any]
-                              ) -> tuple[Array, NormCache]:
+def spatial_batchnorm_forward(
+    x: Array, gamma: Array, beta: Array, bn_param: MutableMapping[str, Any]
+) -> tuple[Array, NormCache]:
     """Normalise each channel of x (N, C, H, W) over batch and image; gamma, beta (C,), else as `batchnorm_forward`.
 
     Examples
@@ -142,8 +153,9 @@ def spatial_batchnorm_backward(dout: Array, cache: NormCache) -> Gradients:
     return batchnorm_backward_alt(dout, cache)
 
 
-def spatial_groupnorm_forward(x: Array, gamma: Array, beta: Array, G: int, gn_param: Options
-                              ) -> tuple[Array, NormCache]:
+def spatial_groupnorm_forward(
+    x: Array, gamma: Array, beta: Array, G: int, gn_param: Options
+) -> tuple[Array, NormCache]:
     """Normalise each of G groups of channels of each sample of x (N, C, H, W).
 
     Parameters
@@ -181,8 +193,9 @@ def spatial_groupnorm_backward(dout: Array, cache: NormCache) -> Gradients:
     return _norm_backward(F.groupnorm_backward, dout, cache)
 
 
-def _norm_forward(forward: Callable[..., tuple[Array, Any]], x: Array, gamma: Array, beta: Array, **options: Any
-                  ) -> tuple[Array, NormCache]:
+def _norm_forward(
+    forward: Callable[..., tuple[Array, Any]], x: Array, gamma: Array, beta: Array, **options: Any
+) -> tuple[Array, NormCache]:
     x, flat_gamma, flat_beta = floats(x=x, gamma=gamma, beta=beta)
     out, own = forward(x, flat_gamma.reshape(-1), flat_beta.reshape(-1), **options)
     return out, NormCache(own, np.shape(gamma), np.shape(beta))

@@ -67,8 +67,9 @@ def load_CIFAR10(ROOT: str | os.PathLike[str]) -> tuple[Array, Array, Array, Arr
     return _channels_last(Xtr), Ytr, _channels_last(Xte), Yte
 
 
-def get_CIFAR10_data(num_training: int = 49000, num_validation: int = 1000, num_test: int = 1000,
-                     subtract_mean: bool = True) -> dict[str, Array]:
+def get_CIFAR10_data(
+    num_training: int = 49000, num_validation: int = 1000, num_test: int = 1000, subtract_mean: bool = True
+) -> dict[str, Array]:
     """Return CIFAR-10 in the assignment's parts, the mean training image subtracted.
 
     The files are looked for in ``XPCONV_DATA``, else in the user's cache, else downloaded.
@@ -105,13 +106,17 @@ def get_CIFAR10_data(num_training: int = 49000, num_validation: int = 1000, num_
             raise ArgumentError(f"{name} is {count}; expected 1 or more")
     used = num_training + num_validation
     if used > 50_000:
-        raise ArgumentError(f"num_training + num_validation is {used}; expected at most 50000, "
-                            "the images of the published training set")
+        raise ArgumentError(
+            f"num_training + num_validation is {used}; expected at most 50000, the images of the published training set"
+        )
     if num_test > 10_000:
         raise ArgumentError(f"num_test is {num_test}; expected at most 10000, the images of the published test set")
     X, y, X_test, y_test = read_cifar10(find_cifar10())
-    parts = {"train": (X[:num_training], y[:num_training]), "val": (X[num_training:used], y[num_training:used]),
-             "test": (X_test[:num_test], y_test[:num_test])}
+    parts = {
+        "train": (X[:num_training], y[:num_training]),
+        "val": (X[num_training:used], y[num_training:used]),
+        "test": (X_test[:num_test], y_test[:num_test]),
+    }
     data: dict[str, Array] = {}
     mean = parts["train"][0].mean(axis=0) if subtract_mean else np.zeros(X.shape[1:])
     for part, (images, labels) in parts.items():

@@ -9,8 +9,9 @@ from xpconv.testing import eval_numerical_gradient, eval_numerical_gradient_arra
 __all__ = ["eval_numerical_gradient", "eval_numerical_gradient_array", "grad_check_sparse"]
 
 
-def grad_check_sparse(f: Callable[[Array], float], x: Array, analytic_grad: Array, num_checks: int = 10,
-                      h: float = 1e-5) -> None:
+def grad_check_sparse(
+    f: Callable[[Array], float], x: Array, analytic_grad: Array, num_checks: int = 10, h: float = 1e-5
+) -> None:
     """Print the slope of f, its analytic gradient and their relative error at a few random elements of x.
 
     Parameters

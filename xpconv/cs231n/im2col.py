@@ -8,14 +8,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from xpconv.backend import Array
-from xpconv.layers._check import window_output
-from xpconv.primitives.windows import fold, unfold
+from xpconv.layers._checks import window_output
+from xpconv.ops.windows import fold, unfold
 
 __all__ = ["col2im_indices", "get_im2col_indices", "im2col_indices"]
 
 
-def get_im2col_indices(x_shape: Sequence[int], field_height: int, field_width: int, padding: int = 1,
-                       stride: int = 1) -> tuple[Array, Array, Array]:
+def get_im2col_indices(
+    x_shape: Sequence[int], field_height: int, field_width: int, padding: int = 1, stride: int = 1
+) -> tuple[Array, Array, Array]:
     """Return where each element of the columns lies in the padded images: channel, row and column.
 
     Parameters
@@ -74,8 +75,9 @@ def im2col_indices(x: Array, field_height: int, field_width: int, padding: int =
     return cols.reshape(len(cols), len(x), -1).transpose(0, 2, 1).reshape(len(cols), -1)
 
 
-def col2im_indices(cols: Array, x_shape: Sequence[int], field_height: int = 3, field_width: int = 3,
-                   padding: int = 1, stride: int = 1) -> Array:
+def col2im_indices(
+    cols: Array, x_shape: Sequence[int], field_height: int = 3, field_width: int = 3, padding: int = 1, stride: int = 1
+) -> Array:
     """Add columns back to where `im2col_indices` took them from.
 
     Parameters

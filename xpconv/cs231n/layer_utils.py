@@ -57,8 +57,9 @@ def affine_relu_backward(dout: Array, cache: Cache) -> Gradients3:
     return layers.affine_backward(layers.relu_backward(dout, relu_cache), affine_cache)
 
 
-def affine_bn_relu_forward(x: Array, w: Array, b: Array, gamma: Array, beta: Array,
-                           bn_param: MutableMapping[str, Any]) -> tuple[Array, Cache]:
+def affine_bn_relu_forward(
+    x: Array, w: Array, b: Array, gamma: Array, beta: Array, bn_param: MutableMapping[str, Any]
+) -> tuple[Array, Cache]:
     """Compute ``relu(batchnorm(affine(x)))``; `bn_param` as for `layers.batchnorm_forward`.
 
     Examples
@@ -122,8 +123,9 @@ def conv_relu_backward(dout: Array, cache: Cache) -> Gradients3:
     return fast_layers.conv_backward_fast(layers.relu_backward(dout, relu_cache), conv_cache)
 
 
-def conv_bn_relu_forward(x: Array, w: Array, b: Array, gamma: Array, beta: Array, conv_param: Options,
-                         bn_param: MutableMapping[str, Any]) -> tuple[Array, Cache]:
+def conv_bn_relu_forward(
+    x: Array, w: Array, b: Array, gamma: Array, beta: Array, conv_param: Options, bn_param: MutableMapping[str, Any]
+) -> tuple[Array, Cache]:
     """Compute ``relu(spatial_batchnorm(conv(x)))``.
 
     Examples
@@ -156,8 +158,9 @@ def conv_bn_relu_backward(dout: Array, cache: Cache) -> Gradients5:
     return *fast_layers.conv_backward_fast(dout, conv_cache), dgamma, dbeta
 
 
-def conv_relu_pool_forward(x: Array, w: Array, b: Array, conv_param: Options, pool_param: Options
-                           ) -> tuple[Array, Cache]:
+def conv_relu_pool_forward(
+    x: Array, w: Array, b: Array, conv_param: Options, pool_param: Options
+) -> tuple[Array, Cache]:
     """Compute ``max_pool(relu(conv(x)))``; `pool_param` as for `layers.max_pool_forward_naive`.
 
     Examples

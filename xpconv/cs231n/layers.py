@@ -28,7 +28,7 @@ from xpconv.cs231n._norms import (
 )
 from xpconv.errors import ArgumentError
 from xpconv.layers import reference
-from xpconv.layers._check import check_shape, window_output
+from xpconv.layers._checks import check_shape, window_output
 
 __all__ = [
     "affine_backward",

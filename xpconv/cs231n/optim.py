@@ -1,5 +1,5 @@
-"""The assignment's update rules, ``rule(w, dw, config=None) -> (next_w, config)``: those of `xpconv.optim`."""
+"""The assignment's update rules, ``rule(w, dw, config=None) -> (next_w, config)``: those of `xpconv.training.optim`."""
 
-from xpconv.optim import adam, rmsprop, sgd, sgd_momentum
+from xpconv.training.optim import adam, rmsprop, sgd, sgd_momentum
 
 __all__ = ["adam", "rmsprop", "sgd", "sgd_momentum"]

@@ -8,21 +8,30 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from xpconv import solver
 from xpconv.backend import Array, to_host
-from xpconv.checkpoint import save_model
 from xpconv.data import Batches
 from xpconv.errors import ArgumentError, NonFiniteLossError
-from xpconv.files import atomic_path
-from xpconv.optim import UPDATE_RULES
-from xpconv.progress import Progress
-from xpconv.random import Rng, Stream, as_stream
-from xpconv.sequential import Sequential
+from xpconv.io._atomic import atomic_path
+from xpconv.io.model import save_model
+from xpconv.nn import Sequential
+from xpconv.random import RandomStream, Rng, as_random_stream
+from xpconv.training import solver
+from xpconv.training._progress import Progress
+from xpconv.training.optim import UPDATE_RULES
 
 __all__ = ["Solver"]
 
-OPTIONS = ("update_rule", "optim_config", "lr_decay", "batch_size", "num_epochs", "num_train_samples",
-           "num_val_samples", "print_every", "verbose")
+OPTIONS = (
+    "update_rule",
+    "optim_config",
+    "lr_decay",
+    "batch_size",
+    "num_epochs",
+    "num_train_samples",
+    "num_val_samples",
+    "print_every",
+    "verbose",
+)
 
 
 class Solver(solver.Solver):
@@ -64,8 +73,9 @@ class Solver(solver.Solver):
     (Epoch 1 / 1) train acc: ...; val_acc: ...
     """
 
-    def __init__(self, model: Any, data: Mapping[str, Array], *, checkpoint_name: str | None = None,
-                 **kwargs: Any) -> None:
+    def __init__(
+        self, model: Any, data: Mapping[str, Array], *, checkpoint_name: str | None = None, **kwargs: Any
+    ) -> None:
         extra = ", ".join(f'"{name}"' for name in kwargs if name not in OPTIONS)
         if extra:
             raise ArgumentError(f"Unrecognized arguments {extra}; expected {', '.join(OPTIONS)}, checkpoint_name")
@@ -76,8 +86,8 @@ class Solver(solver.Solver):
         self.checkpoint_name = checkpoint_name
         self._ahead = 0  # the checks draw from the same stream, between two minibatches
 
-    def _spawn_streams(self, rng: Rng) -> dict[str, Stream]:
-        return dict.fromkeys(("batches", "checks"), as_stream(None))
+    def _spawn_streams(self, rng: Rng) -> dict[str, RandomStream]:
+        return dict.fromkeys(("batches", "checks"), as_random_stream(None))
 
     def _show(self, total: int, done: int) -> AbstractContextManager[Progress]:
         return nullcontext(Progress()) if self.verbose else super()._show(total, done)
@@ -97,8 +107,10 @@ class Solver(solver.Solver):
     def _examine(self, loss: Any, grads: Mapping[str, Array]) -> bool:
         missing = [name for name in self.model.params if name not in grads]
         if missing:
-            raise ArgumentError(f"loss of the model gave no gradient for {', '.join(missing)}; "
-                                "expected one for each of its params, under the same name")
+            raise ArgumentError(
+                f"loss of the model gave no gradient for {', '.join(missing)}; "
+                "expected one for each of its params, under the same name"
+            )
         self._unread.append(loss)
         return True
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from xpconv.data.batching import Batches
+from xpconv.data.batches import Batches
 from xpconv.data.cifar10 import load_cifar10
 from xpconv.data.dataset import Dataset
 from xpconv.data.digits import load_digits
@@ -11,8 +11,16 @@ from xpconv.data.folder import load_folder
 from xpconv.data.splitting import stratified_split
 from xpconv.errors import ArgumentError
 
-__all__ = ["DATASETS", "Batches", "Dataset", "load_cifar10", "load_dataset", "load_digits", "load_folder",
-           "stratified_split"]
+__all__ = [
+    "DATASETS",
+    "Batches",
+    "Dataset",
+    "load_cifar10",
+    "load_dataset",
+    "load_digits",
+    "load_folder",
+    "stratified_split",
+]
 
 DATASETS: dict[str, Callable[[], Dataset]] = {"digits": load_digits, "cifar10": load_cifar10}
 """The data sets by name, each with the function that loads it."""
@@ -43,6 +51,8 @@ def load_dataset(name: str, shape: Sequence[int] | None = None) -> Dataset:
     if name in DATASETS:
         return DATASETS[name]()
     if not Path(name).is_dir():
-        raise ArgumentError(f"data is {name!r}, and there is no such folder; expected one of {', '.join(DATASETS)}, or "
-                            "a folder with one subfolder of images for each class")
+        raise ArgumentError(
+            f"data is {name!r}, and there is no such folder; expected one of {', '.join(DATASETS)}, or "
+            "a folder with one subfolder of images for each class"
+        )
     return load_folder(name) if shape is None else load_folder(name, shape)

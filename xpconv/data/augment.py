@@ -7,8 +7,9 @@ import numpy as np
 
 from xpconv.backend import Array
 from xpconv.errors import ArgumentError
-from xpconv.primitives.windows import pad
-from xpconv.random import integers, keep_mask, split_key
+from xpconv.ops.random_bits import keep_mask, random_integers
+from xpconv.ops.windows import pad
+from xpconv.random import split_seed
 
 __all__ = ["AUGMENTATIONS", "augmentation", "random_crop", "random_flip", "with_mirrored", "with_shifted"]
 
@@ -40,7 +41,7 @@ def with_shifted(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     height, width = X.shape[2:]
     padded = np.pad(X, ((0, 0), (0, 0), (1, 1), (1, 1)))
     corners = (1, 1), (2, 1), (0, 1), (1, 2), (1, 0)
-    moved = [padded[:, :, top:top + height, left:left + width] for top, left in corners]
+    moved = [padded[:, :, top : top + height, left : left + width] for top, left in corners]
     return np.concatenate(moved), np.tile(y, len(corners))
 
 
@@ -79,7 +80,7 @@ def random_crop(x: Array, padding: int, key: int) -> Array:
     padding : int
         By how many pixels an image may move each way, 0 or more.
     key : int
-        From `xpconv.random.draw_key`: it alone determines the places, the same on every backend.
+        From `xpconv.random.draw_seed`: it alone determines the places, the same on every backend.
 
     Returns
     -------
@@ -108,7 +109,7 @@ def random_crop(x: Array, padding: int, key: int) -> Array:
     N, C, H, W = x.shape
     padded = pad(x, (padding, padding))
     height, width = padded.shape[2:]
-    corners = integers(key, (2, N, 1, 1, 1), 2 * padding + 1, like=x)
+    corners = random_integers(key, (2, N, 1, 1, 1), 2 * padding + 1, like=x)
 
     def axis(size: int, *shape: int) -> Array:
         return xp.reshape(xp.arange(size, dtype=xp.int64, device=device), shape)
@@ -126,7 +127,7 @@ def random_flip(x: Array, key: int) -> Array:
     x : array (N, C, H, W)
         Images of any dtype that the library can index; torch cannot do so with uint16, uint32 and uint64.
     key : int
-        From `xpconv.random.draw_key`: it alone determines which, the same on every backend.
+        From `xpconv.random.draw_seed`: it alone determines which, the same on every backend.
 
     Returns
     -------
@@ -198,8 +199,9 @@ def augmentation(spec: str) -> tuple[Extend, Change | None]:
     """
     words = spec.split("-")
     if not set(words) <= set(AUGMENTATIONS):
-        raise ArgumentError(f"augment is {spec!r}; expected {', '.join(AUGMENTATIONS)}, "
-                            "or several joined by -, such as crop-flip")
+        raise ArgumentError(
+            f"augment is {spec!r}; expected {', '.join(AUGMENTATIONS)}, or several joined by -, such as crop-flip"
+        )
     copies = [COPIES[word] for word in words if word in COPIES]
     changes = [CHANGES[word] for word in words if word in CHANGES]
 
@@ -209,7 +211,7 @@ def augmentation(spec: str) -> tuple[Extend, Change | None]:
         return X, y
 
     def change(X: Array, key: int) -> Array:
-        for one, own_key in zip(changes, split_key(key, len(changes)), strict=True):
+        for one, own_key in zip(changes, split_seed(key, len(changes)), strict=True):
             X = one(X, own_key)
         return X
 

@@ -33,8 +33,9 @@ MEMBER_BYTES = 1 << 25  # a batch has 31 million
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-def load_cifar10(root: str | os.PathLike[str] | None = None, *, num_validation: int = 1000,
-                 download: bool = True) -> Dataset:
+def load_cifar10(
+    root: str | os.PathLike[str] | None = None, *, num_validation: int = 1000, download: bool = True
+) -> Dataset:
     """Return CIFAR-10: 60,000 colour images of 32 by 32 pixels in ten classes, uint8.
 
     The validation part is the last `num_validation` of the 50,000 training images, as in the course.
@@ -61,8 +62,10 @@ def load_cifar10(root: str | os.PathLike[str] | None = None, *, num_validation: 
     """
     num_training = 5 * IMAGES_PER_BATCH
     if not 1 <= num_validation < num_training:
-        raise ArgumentError(f"num_validation is {num_validation}; expected 1 to {num_training - 1}, "
-                            "so that images are left to train on and to validate on")
+        raise ArgumentError(
+            f"num_validation is {num_validation}; expected 1 to {num_training - 1}, "
+            "so that images are left to train on and to validate on"
+        )
     X, y, X_test, y_test = read_cifar10(find_cifar10(root, download=download))
     cut = num_training - num_validation
     return Dataset("cifar10", X[:cut], y[:cut], X[cut:], y[cut:], X_test, y_test, CLASS_NAMES)
@@ -107,9 +110,11 @@ def find_cifar10(root: str | os.PathLike[str] | None = None, *, download: bool =
             except Exception as error:  # a damaged archive may raise anything
                 reason = f", and downloading it failed ({legible(error)})"
     told = " or ".join(str(place) if place.is_dir() else f"{place} (no such folder)" for place in places)
-    raise DatasetError(f"CIFAR-10 is not in {told}{reason}: extract {URL} so that "
-                       f"{places[-1] / FOLDERS[0] / BATCHES[0]} exists, "
-                       f"or set XPCONV_DATA to the folder that holds {FOLDERS[0]}")
+    raise DatasetError(
+        f"CIFAR-10 is not in {told}{reason}: extract {URL} so that "
+        f"{places[-1] / FOLDERS[0] / BATCHES[0]} exists, "
+        f"or set XPCONV_DATA to the folder that holds {FOLDERS[0]}"
+    )
 
 
 def _batches_in(place: Path) -> Path | None:
@@ -124,8 +129,10 @@ def _cache() -> Path:
     try:
         import pooch
     except ImportError as error:
-        raise DatasetError(f"looking for CIFAR-10 needs pooch, which cannot be imported ({error}): "
-                           "pip install pooch, or give the folder that holds it") from error
+        raise DatasetError(
+            f"looking for CIFAR-10 needs pooch, which cannot be imported ({error}): "
+            "pip install pooch, or give the folder that holds it"
+        ) from error
     return Path(pooch.os_cache("xpconv"))
 
 
@@ -147,8 +154,9 @@ def _unpack(archive: str, folder: str) -> None:
         for member in tar:
             known = member.isfile() and member.name in MEMBERS and member.size <= MEMBER_BYTES
             if not known and not (member.isdir() and member.name == FOLDERS[0]):
-                raise ValueError(f"the archive holds {legible(member.name)}, of {member.size} bytes, which that of "
-                                 "CIFAR-10 does not")
+                raise ValueError(
+                    f"the archive holds {legible(member.name)}, of {member.size} bytes, which that of CIFAR-10 does not"
+                )
             tar.extract(member, folder, filter="data")
 
 
@@ -183,8 +191,10 @@ def read_cifar10(folder: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray
         path = Path(folder, name + suffix)
         X, y = load_batch(path)
         if len(y) != IMAGES_PER_BATCH:
-            raise DatasetError(f"{path} holds {len(y)} images; a batch of CIFAR-10 has {IMAGES_PER_BATCH}: "
-                               "extract the published archive again")
+            raise DatasetError(
+                f"{path} holds {len(y)} images; a batch of CIFAR-10 has {IMAGES_PER_BATCH}: "
+                "extract the published archive again"
+            )
         images[i], labels[i] = X, y
     return images[:-1].reshape(-1, *IMAGE_SHAPE), labels[:-1].reshape(-1), images[-1], labels[-1]
 
@@ -227,8 +237,10 @@ def load_batch(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
     except OSError as error:
         raise DatasetError(f"cannot read the CIFAR-10 batch {path}: {error.strerror or error}") from error
     except Exception as error:  # a damaged pickle may raise anything
-        raise DatasetError(f"{path} is no whole CIFAR-10 batch ({type(error).__name__}: {legible(error)}): "
-                           "extract the published archive again") from error
+        raise DatasetError(
+            f"{path} is no whole CIFAR-10 batch ({type(error).__name__}: {legible(error)}): "
+            "extract the published archive again"
+        ) from error
     return images.reshape(-1, *IMAGE_SHAPE), labels
 
 

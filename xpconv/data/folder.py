@@ -64,13 +64,16 @@ def load_folder(path: str | os.PathLike[str], shape: Sequence[int] = SHAPE, seed
     found = {part: _files(source) for part, source in sources.items()}
     names = tuple(found["train"])
     if len(names) < 2:
-        raise DatasetError(f"{sources['train']} has {len(names)} subfolders of images ({', '.join(names) or 'none'}); "
-                           "expected two or more, one for each class")
+        raise DatasetError(
+            f"{sources['train']} has {len(names)} subfolders of images ({', '.join(names) or 'none'}); "
+            "expected two or more, one for each class"
+        )
     for part, classes in found.items():
         if tuple(classes) != names:
             differing = ", ".join(sorted(set(classes) ^ set(names)))
-            raise DatasetError(f"{sources[part]} and {sources['train']} differ in {differing}; expected the same "
-                               "classes in both")
+            raise DatasetError(
+                f"{sources[part]} and {sources['train']} differ in {differing}; expected the same classes in both"
+            )
     paths, labels = _divide(found, names, seed, sources["train"])
     images = {f"X_{part}": _read(files, shape) for part, files in paths.items()}
     return Dataset(str(path), **images, **{f"y_{part}": y for part, y in labels.items()}, class_names=names)
@@ -84,27 +87,39 @@ def _folders(path: Path) -> list[Path]:
 def _files(source: Path) -> dict[str, list[Path]]:
     """Return for each class the files of its folder, which are to be images."""
     try:
-        found = {folder.name: sorted(file for file in folder.iterdir() if not file.name.startswith("."))
-                 for folder in _folders(source)}
+        found = {
+            folder.name: sorted(file for file in folder.iterdir() if not file.name.startswith("."))
+            for folder in _folders(source)
+        }
     except OSError as error:
-        raise DatasetError(f"cannot read the folder {error.filename} ({error.strerror}); expected a folder with "
-                           "one subfolder of images for each class") from error
+        raise DatasetError(
+            f"cannot read the folder {error.filename} ({error.strerror}); expected a folder with "
+            "one subfolder of images for each class"
+        ) from error
     for name, files in found.items():
         if not files:
-            raise DatasetError(f"{source / name} holds no images; expected one subfolder of images for each class: "
-                               "fill it or remove it")
+            raise DatasetError(
+                f"{source / name} holds no images; expected one subfolder of images for each class: "
+                "fill it or remove it"
+            )
     return found
 
 
-def _divide(found: dict[str, dict[str, list[Path]]], names: tuple[str, ...], seed: int, source: Path,
-            ) -> tuple[dict[str, list[Path]], dict[str, np.ndarray]]:
+def _divide(
+    found: dict[str, dict[str, list[Path]]],
+    names: tuple[str, ...],
+    seed: int,
+    source: Path,
+) -> tuple[dict[str, list[Path]], dict[str, np.ndarray]]:
     """Return the files and the labels of every part; parts that were not found are taken from train."""
     parts = ["train", *(part for part in SHARES if part not in found)]
     shares = [1 - sum(SHARES[part] for part in parts[1:]), *(SHARES[part] for part in parts[1:])]
     for name, files in found["train"].items():
         if len(files) < len(parts):
-            raise DatasetError(f"{source / name} holds {len(files)} images; expected {len(parts)} or more, one at "
-                               f"least for each of {', '.join(parts)}")
+            raise DatasetError(
+                f"{source / name} holds {len(files)} images; expected {len(parts)} or more, one at "
+                f"least for each of {', '.join(parts)}"
+            )
     paths, labels = {}, {}
     for part, classes in found.items():
         files = [file for name in names for file in classes[name]]

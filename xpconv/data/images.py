@@ -54,8 +54,9 @@ def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray
     try:
         from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError as error:
-        raise DatasetError(f"reading images needs Pillow, which cannot be imported ({error}): "
-                           "pip install pillow") from error
+        raise DatasetError(
+            f"reading images needs Pillow, which cannot be imported ({error}): pip install pillow"
+        ) from error
     channels, height, width = shape
     try:
         with warnings.catch_warnings():
@@ -64,8 +65,10 @@ def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray
             with Image.open(path, formats=FORMATS) as file:
                 image = _on_white(_eight_bits(ImageOps.exif_transpose(file))).convert(MODES[channels])
     except UnidentifiedImageError as error:
-        raise DatasetError(f"cannot read the image {os.fspath(path)}: it is none of {', '.join(FORMATS)}; save it as "
-                           "one of those, or move it away") from error
+        raise DatasetError(
+            f"cannot read the image {os.fspath(path)}: it is none of {', '.join(FORMATS)}; save it as "
+            "one of those, or move it away"
+        ) from error
     except OSError as error:
         raise DatasetError(f"cannot read the image {os.fspath(path)}: {error.strerror or error}") from error
     except Exception as error:  # a damaged image may raise anything
@@ -84,8 +87,9 @@ def check_image_shape(shape: Sequence[int]) -> None:
     xpconv.errors.DatasetError: wanted are samples of shape (2, 8, 8), which no image file gives; expected ...
     """
     if len(shape) != 3 or shape[0] not in MODES or min(shape) < 1:
-        raise DatasetError(f"wanted are samples of shape {tuple(shape)}, which no image file gives; "
-                           "expected (1, H, W) or (3, H, W)")
+        raise DatasetError(
+            f"wanted are samples of shape {tuple(shape)}, which no image file gives; expected (1, H, W) or (3, H, W)"
+        )
 
 
 def _on_white(image: Any) -> Any:

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from xpconv.data.batching import Sampler
-from xpconv.random import Stream, restore, state_of
+from xpconv.data.batches import Sampler
+from xpconv.random import RandomStream, restore, state_of
 
 __all__ = ["SAMPLINGS", "EpochSampler"]
 
@@ -30,7 +30,7 @@ class EpochSampler(Sampler):
     (array([2, 4]), array([3, 0]), array([4, 1]))
     """
 
-    def __init__(self, stream: Stream, count: int, size: int) -> None:
+    def __init__(self, stream: RandomStream, count: int, size: int) -> None:
         super().__init__(stream, count, size)
         self._done = 0  # minibatches of this epoch
         self._start: dict[str, Any] = {}  # the stream's state when the order was drawn
@@ -40,7 +40,7 @@ class EpochSampler(Sampler):
         """Return the indices (size,) of the next minibatch."""
         if self._done == 0:
             self._shuffle()
-        rows = self._order[self._done * self.size:(self._done + 1) * self.size]
+        rows = self._order[self._done * self.size : (self._done + 1) * self.size]
         self._done = (self._done + 1) % max(self.count // self.size, 1)
         return rows
 

@@ -6,7 +6,7 @@ from math import floor, isclose
 import numpy as np
 
 from xpconv.errors import ArgumentError
-from xpconv.random import Rng, as_stream
+from xpconv.random import Rng, as_random_stream
 
 __all__ = ["stratified_split"]
 
@@ -44,15 +44,17 @@ def stratified_split(y: np.ndarray, shares: Sequence[float], rng: Rng = 0) -> li
     """
     y, shares = np.asarray(y), tuple(shares)
     if y.ndim != 1 or not shares or min(shares) <= 0 or not isclose(sum(shares), 1):
-        raise ArgumentError(f"y has shape {y.shape} and shares are {shares}; expected labels (N,) and shares above 0 "
-                            "whose sum is 1")
-    stream = as_stream(rng)
+        raise ArgumentError(
+            f"y has shape {y.shape} and shares are {shares}; expected labels (N,) and shares above 0 whose sum is 1"
+        )
+    stream = as_random_stream(rng)
     parts: list[list[np.ndarray]] = [[] for _ in shares]
     for label in np.unique(y):
         members = stream.permutation(np.flatnonzero(y == label))
         if len(members) < len(shares):
-            raise ArgumentError(f"class {label} has {len(members)} samples; expected {len(shares)} or more, one for "
-                                "each part")
+            raise ArgumentError(
+                f"class {label} has {len(members)} samples; expected {len(shares)} or more, one for each part"
+            )
         for part, chosen in zip(parts, np.split(members, _bounds(len(members), shares)), strict=True):
             part.append(chosen)
     return [stream.permutation(np.concatenate([np.empty(0, np.int64), *part])) for part in parts]

@@ -2,11 +2,9 @@
 
 from typing import NamedTuple
 
-import array_api_compat
-
+from xpconv import ops
 from xpconv.backend import Array, array_namespace
-from xpconv.layers._check import check_arrays, check_cache, check_gradient_shape
-from xpconv.primitives import primitive
+from xpconv.layers._checks import check_arrays, check_cache, check_gradient_shape
 
 __all__ = ["ReluCache", "relu_backward", "relu_forward"]
 
@@ -45,7 +43,7 @@ def relu_forward(x: Array) -> tuple[Array, ReluCache]:
     array([0., 0., 2.])
     """
     check_arrays(x=x)
-    out, mask = rectify(x)
+    out, mask = ops.relu(x)
     return out, ReluCache(mask)
 
 
@@ -73,22 +71,4 @@ def relu_backward(dout: Array, cache: ReluCache) -> Array:
     check_arrays(dout=dout)
     array_namespace(dout=dout, mask=cache.mask)
     check_gradient_shape(dout, cache.mask.shape)
-    return rectify_gradient(dout, cache.mask)
-
-
-@primitive
-def rectify(x: Array) -> tuple[Array, Array]:
-    """Return max(x, 0) and where x is positive."""
-    xp = array_api_compat.array_namespace(x)
-    return xp.asarray(xp.maximum(x, _zero(xp, x))), xp.asarray(x > 0)  # NumPy makes scalars of arrays ()
-
-
-@primitive
-def rectify_gradient(dout: Array, mask: Array) -> Array:
-    """Return the gradient where the mask is, else 0."""
-    xp = array_api_compat.array_namespace(dout)
-    return xp.asarray(xp.where(mask, dout, _zero(xp, dout)))
-
-
-def _zero(xp: object, like: Array) -> Array:
-    return xp.zeros((), dtype=like.dtype, device=array_api_compat.device(like))  # type: ignore[attr-defined]
+    return ops.relu_backward(dout, cache.mask)

@@ -4,8 +4,8 @@ from math import prod
 from typing import NamedTuple
 
 from xpconv.backend import Array
-from xpconv.layers._check import check_arrays, check_cache, check_gradient_shape, check_shape
-from xpconv.primitives.tiling import matmul, sum_rows
+from xpconv.layers._checks import check_arrays, check_cache, check_gradient_shape, check_shape
+from xpconv.ops.tiling import matmul, sum_rows
 
 __all__ = ["AffineCache", "affine_backward", "affine_forward"]
 
@@ -67,8 +67,9 @@ def affine_forward(x: Array, w: Array, b: Array | None) -> tuple[Array, AffineCa
     return out, AffineCache(x, w, b is not None)
 
 
-def affine_backward(dout: Array, cache: AffineCache, *, need_dx: bool = True
-                    ) -> tuple[Array | None, Array, Array | None]:
+def affine_backward(
+    dout: Array, cache: AffineCache, *, need_dx: bool = True
+) -> tuple[Array | None, Array, Array | None]:
     """Compute the gradients of an affine layer: ``dx = dout @ w.T``, ``dw = x.T @ dout``, ``db = sum(dout)``.
 
     Parameters

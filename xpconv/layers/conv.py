@@ -5,17 +5,14 @@ K = C * KH * KW rows and P = m * OH * OW columns of a tile of m images.
 """
 
 from collections.abc import Sequence
-from math import prod
 from typing import NamedTuple
 
-import array_api_compat
-
+from xpconv import ops
+from xpconv._validation import check_pair
 from xpconv.backend import Array
 from xpconv.errors import ArgumentError
-from xpconv.layers._check import check_arrays, check_cache, check_gradient_shape, check_shape, pair, window_output
-from xpconv.primitives import primitive
-from xpconv.primitives.tiling import for_each_tile, sum_over_tiles
-from xpconv.primitives.windows import Pair, fold, output_size, unfold
+from xpconv.layers._checks import check_arrays, check_cache, check_gradient_shape, check_shape, window_output
+from xpconv.ops.windows import Pair, output_size
 
 __all__ = ["ConvCache", "conv_backward", "conv_forward"]
 
@@ -40,8 +37,15 @@ class ConvCache(NamedTuple):
     algorithm: str
 
 
-def conv_forward(x: Array, w: Array, b: Array | None, *, stride: int | Sequence[int] = 1,
-                 padding: int | Sequence[int] = 0, algorithm: str = "auto") -> tuple[Array, ConvCache]:
+def conv_forward(
+    x: Array,
+    w: Array,
+    b: Array | None,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    algorithm: str = "auto",
+) -> tuple[Array, ConvCache]:
     """Convolve images with filters (as the field says: a cross-correlation).
 
     ``out[n, f, i, j] = b[f] + sum over c, k, l of x[n, c, i * SH + k - PH, j * SW + l - PW] * w[f, c, k, l]``
@@ -92,17 +96,16 @@ def conv_forward(x: Array, w: Array, b: Array | None, *, stride: int | Sequence[
     check_shape("w", w, ("F", x.shape[1], "KH", "KW"))
     if b is not None:
         check_shape("b", b, (w.shape[0],))
-    stride, padding = pair("stride", stride, 1), pair("padding", padding, 0)
+    stride, padding = check_pair("stride", stride, 1), check_pair("padding", padding, 0)
     window_output(x.shape, w.shape[2:], stride, padding)
     if not isinstance(algorithm, str) or algorithm not in ("auto", "im2col"):
         raise ArgumentError(f"algorithm is {algorithm!r}; expected auto or im2col")
 
-    out = convolve(x, w, b, stride, padding, algorithm)
+    out = ops.convolve(x, w, b, stride, padding, algorithm)
     return out, ConvCache(x, w, b is not None, stride, padding, algorithm)
 
 
-def conv_backward(dout: Array, cache: ConvCache, *, need_dx: bool = True
-                  ) -> tuple[Array | None, Array, Array | None]:
+def conv_backward(dout: Array, cache: ConvCache, *, need_dx: bool = True) -> tuple[Array | None, Array, Array | None]:
     """Compute the gradients of a convolution.
 
     On the columns of `unfold` it is an affine layer: ``dw = dout @ cols.T`` and ``dx = fold(w.T @ dout)``.
@@ -134,49 +137,5 @@ def conv_backward(dout: Array, cache: ConvCache, *, need_dx: bool = True
     check_arrays(dout=dout, x=x)
     OH, OW = output_size(x.shape[2:], w.shape[2:], stride, padding)
     check_gradient_shape(dout, (x.shape[0], w.shape[0], OH, OW))
-    dx, dw, db = convolve_gradients(dout, x, w, stride, padding, algorithm, need_dx)
+    dx, dw, db = ops.convolve_backward(dout, x, w, stride, padding, algorithm, need_dx)
     return dx, dw, db if has_bias else None
-
-
-@primitive
-def convolve(x: Array, w: Array, b: Array | None, stride: Pair, padding: Pair, algorithm: str) -> Array:
-    """Return the convolution (N, F, OH, OW), tile by tile as one product of filters and columns."""
-    xp = array_api_compat.array_namespace(x)
-    (N, F), (OH, OW) = (x.shape[0], w.shape[0]), output_size(x.shape[2:], w.shape[2:], stride, padding)
-    rows = xp.reshape(w, (F, -1))                                                   # (F, K)
-    out = xp.empty((N, F, OH, OW), dtype=x.dtype, device=array_api_compat.device(x))
-
-    def task(tile: slice) -> None:
-        y = rows @ unfold(x[tile, ...], w.shape[2:], stride, padding)               # (F, K) @ (K, P)
-        if b is not None:
-            y += b[:, None]
-        out[tile, ...] = xp.permute_dims(xp.reshape(y, (F, -1, OH, OW)), (1, 0, 2, 3))
-
-    for_each_tile(task, N, _column_bytes(x, w, OH * OW), like=x)
-    return out
-
-
-@primitive
-def convolve_gradients(dout: Array, x: Array, w: Array, stride: Pair, padding: Pair, algorithm: str,
-                       need_dx: bool) -> tuple[Array | None, Array, Array]:
-    """Return the gradients of images (or None), filters and bias, as those of an affine layer on columns."""
-    xp = array_api_compat.array_namespace(x)
-    F, (OH, OW) = w.shape[0], dout.shape[2:]
-    rows = xp.reshape(w, (F, -1))                                                   # (F, K)
-    dx = xp.empty(x.shape, dtype=x.dtype, device=array_api_compat.device(x)) if need_dx else None
-
-    def task(tile: slice) -> tuple[Array, Array]:
-        images = x[tile, ...]                                                       # (m, C, H, W)
-        dy = xp.reshape(xp.permute_dims(dout[tile, ...], (1, 0, 2, 3)), (F, -1))    # (F, P)
-        dw = dy @ unfold(images, w.shape[2:], stride, padding).T                    # (F, P) @ (P, K)
-        if dx is not None:
-            dx[tile, ...] = fold(rows.T @ dy, images.shape, w.shape[2:], stride, padding)
-        return dw, xp.sum(dy, axis=1)
-
-    dw, db = sum_over_tiles(task, x.shape[0], 2 * _column_bytes(x, w, OH * OW), like=x)
-    return dx, xp.reshape(dw, w.shape), db
-
-
-def _column_bytes(x: Array, w: Array, places: int) -> int:
-    """Return the size of one image's columns."""
-    return int(prod(w.shape[1:])) * places * (8 if "64" in str(x.dtype) else 4)

@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import array_api_compat
 
+from xpconv._validation import check_count, check_flag, check_probability
 from xpconv.backend import Array, array_namespace
-from xpconv.errors import ArgumentError, ArgumentTypeError
-from xpconv.layers._check import check_arrays, check_cache, check_flag, check_gradient_shape, check_probability
-from xpconv.random import keep_mask
+from xpconv.layers._checks import check_arrays, check_cache, check_gradient_shape
+from xpconv.ops.random_bits import keep_mask
 
 __all__ = ["DropoutCache", "dropout_backward", "dropout_forward"]
 
@@ -66,10 +66,7 @@ def dropout_forward(x: Array, *, keep: float, mask_key: int, train: bool) -> tup
     xp = check_arrays(x=x)
     keep = check_probability("keep", keep)
     check_flag("train", train)
-    if isinstance(mask_key, bool) or not isinstance(mask_key, int):
-        raise ArgumentTypeError(f"mask_key is {mask_key!r}; expected an int")
-    if not 0 <= mask_key < 2**32:
-        raise ArgumentError(f"mask_key is {mask_key}; expected 0 to {2**32 - 1}")
+    mask_key = check_count("mask_key", mask_key, 0, 2**32 - 1)
     shape = tuple(x.shape)
     if not train:
         return xp.asarray(x, copy=True), DropoutCache(None, keep, shape)

@@ -7,9 +7,9 @@ from typing import Any
 
 import array_api_compat
 
+from xpconv import ops
 from xpconv.backend import Array, array_namespace
-from xpconv.layers._check import check_arrays, check_labels, check_shape
-from xpconv.primitives import primitive
+from xpconv.layers._checks import check_arrays, check_labels, check_shape
 
 __all__ = ["softmax_loss", "svm_loss"]
 
@@ -45,22 +45,8 @@ def softmax_loss(x: Array, y: Array) -> tuple[Array, Array]:
     2.302585
     """
     xp = _check(x, y)
-    losses, dx = softmax(x, y)
+    losses, dx = ops.softmax_cross_entropy(x, y)
     return xp.mean(losses), dx
-
-
-@primitive
-def softmax(x: Array, y: Array) -> tuple[Array, Array]:
-    """Return each sample's loss (N,) and the gradient of their mean."""
-    xp = array_api_compat.array_namespace(x)
-    correct, N = _correct(xp, x, y), x.shape[0]
-    shifted = x - xp.max(x, axis=1, keepdims=True)
-    p = xp.exp(shifted)
-    total = xp.sum(p, axis=1, keepdims=True)
-    losses = xp.log(total[:, 0]) - xp.sum(_pick(xp, shifted, correct), axis=1)
-    p *= 1 / (total * N)
-    p -= xp.astype(correct, x.dtype) / N
-    return losses, p
 
 
 def svm_loss(x: Array, y: Array) -> tuple[Array, Array]:

@@ -9,17 +9,18 @@ from typing import Any, NamedTuple
 
 import array_api_compat
 
+from xpconv._validation import check_count, check_eps, check_flag, check_fraction
 from xpconv.backend import Array, on_host
 from xpconv.errors import ArgumentError, ArgumentTypeError
-from xpconv.layers._check import check_arrays, check_backward, check_eps, check_flag, check_shape, check_share
-from xpconv.primitives.normalise import blend, normalise, normalise_backward
-from xpconv.primitives.tiling import sum_rows
+from xpconv.layers._checks import check_arrays, check_backward, check_shape
+from xpconv.ops.norm import normalise, normalise_backward, update_running_average
+from xpconv.ops.tiling import sum_rows
 
 __all__ = [
     "BatchNormCache",
     "GroupNormCache",
     "LayerNormCache",
-    "Running",
+    "RunningStats",
     "batchnorm_backward",
     "batchnorm_backward_stepwise",
     "batchnorm_forward",
@@ -30,8 +31,8 @@ __all__ = [
 ]
 
 
-class Running(NamedTuple):
-    """Running averages of batch norm: the mean and the (biased) variance of each channel, shapes (C,)."""
+class RunningStats(NamedTuple):
+    """RunningStats averages of batch norm: the mean and the (biased) variance of each channel, shapes (C,)."""
 
     mean: Array
     var: Array
@@ -45,7 +46,7 @@ class BatchNormCache(NamedTuple):
     inv_std: Array
     gamma: Array
     train: bool
-    running: Running
+    running: RunningStats
 
 
 class LayerNormCache(NamedTuple):
@@ -66,8 +67,16 @@ class GroupNormCache(NamedTuple):
     gamma: Array
 
 
-def batchnorm_forward(x: Array, gamma: Array, beta: Array, running: Running | None = None, *, train: bool,
-                      momentum: float = 0.9, eps: float = 1e-5) -> tuple[Array, BatchNormCache]:
+def batchnorm_forward(
+    x: Array,
+    gamma: Array,
+    beta: Array,
+    running: RunningStats | None = None,
+    *,
+    train: bool,
+    momentum: float = 0.9,
+    eps: float = 1e-5,
+) -> tuple[Array, BatchNormCache]:
     """Normalise each channel over the batch (and the image): ``out = gamma * (x - mean) / sqrt(var + eps) + beta``.
 
     In training, mean and variance are those of the batch and the running averages move towards them,
@@ -78,8 +87,8 @@ def batchnorm_forward(x: Array, gamma: Array, beta: Array, running: Running | No
     x : array (N, C) or (N, C, H, W)
     gamma, beta : array (C,)
         Scale and shift.
-    running : Running or pair of arrays (C,), optional
-        Running mean and variance; by default they start at 0. They are not written to.
+    running : RunningStats or pair of arrays (C,), optional
+        RunningStats mean and variance; by default they start at 0. They are not written to.
     train : bool
         Whether to use the batch's own statistics.
     momentum : float
@@ -115,19 +124,29 @@ def batchnorm_forward(x: Array, gamma: Array, beta: Array, running: Running | No
     """
     out, cache = normalise_batch(x, gamma, beta, running, train=train, momentum=momentum, eps=eps)
     if train and x.shape[0] * prod(x.shape[2:]) == 1:
-        raise ArgumentError(f"x has shape {tuple(x.shape)}, one value for each channel, which in training is its own "
-                            "mean; expected a batch of two or more: take a larger one, or train=False")
+        raise ArgumentError(
+            f"x has shape {tuple(x.shape)}, one value for each channel, which in training is its own "
+            "mean; expected a batch of two or more: take a larger one, or train=False"
+        )
     return out, cache
 
 
-def normalise_batch(x: Array, gamma: Array, beta: Array, running: Running | None = None, *, train: bool,
-                    momentum: float = 0.9, eps: float = 1e-5) -> tuple[Array, BatchNormCache]:
+def normalise_batch(
+    x: Array,
+    gamma: Array,
+    beta: Array,
+    running: RunningStats | None = None,
+    *,
+    train: bool,
+    momentum: float = 0.9,
+    eps: float = 1e-5,
+) -> tuple[Array, BatchNormCache]:
     """Compute `batchnorm_forward`, which for a single value a channel is `beta`."""
     xp = check_arrays(x=x, gamma=gamma, beta=beta)
-    check_shape("x", x, ("N", "C", "H", "W")[:4 if len(x.shape) == 4 else 2])
+    check_shape("x", x, ("N", "C", "H", "W")[: 4 if len(x.shape) == 4 else 2])
     C = x.shape[1]
     if running is None:
-        running = Running(*(xp.zeros((C,), dtype=x.dtype, device=array_api_compat.device(x)) for _ in range(2)))
+        running = RunningStats(*(xp.zeros((C,), dtype=x.dtype, device=array_api_compat.device(x)) for _ in range(2)))
     if not isinstance(running, tuple | list) or len(running) != 2:
         raise ArgumentTypeError(f"running is a {type(running).__name__}; expected a pair of arrays (mean, var)")
     old_mean, old_var = running
@@ -135,17 +154,21 @@ def normalise_batch(x: Array, gamma: Array, beta: Array, running: Running | None
     for name, a in {"gamma": gamma, "beta": beta, "running_mean": old_mean, "running_var": old_var}.items():
         check_shape(name, a, (C,))
     check_flag("train", train)
-    momentum, eps = check_share("momentum", momentum), check_eps(eps)
+    momentum, eps = check_fraction("momentum", momentum), check_eps(eps)
     flat, scale, shift = xp.reshape(x, (x.shape[0], C, -1)), *(xp.reshape(a, (1, C, 1)) for a in (gamma, beta))
     if train:
         out, mean, var, inv_std = normalise(flat, scale, shift, axes=(0, 2), along=1, eps=eps)
-        running = Running(*(blend(old, xp.reshape(new, (C,)), momentum)
-                            for old, new in ((old_mean, mean), (old_var, var))))
+        running = RunningStats(
+            *(
+                update_running_average(old, xp.reshape(new, (C,)), momentum)
+                for old, new in ((old_mean, mean), (old_var, var))
+            )
+        )
     else:
         if on_host(old_var) and float(xp.min(old_var)) < 0:
             raise ArgumentError(f"running_var is {float(xp.min(old_var))} somewhere; a variance is 0 or more")
         mean, inv_std = xp.reshape(old_mean, (1, C, 1)), xp.reshape(1 / xp.sqrt(old_var + eps), (1, C, 1))
-        out, running = (flat - mean) * (inv_std * scale) + shift, Running(old_mean, old_var)
+        out, running = (flat - mean) * (inv_std * scale) + shift, RunningStats(old_mean, old_var)
     return xp.reshape(out, x.shape), BatchNormCache(x, mean, inv_std, gamma, train, running)
 
 
@@ -176,9 +199,10 @@ def batchnorm_backward(dout: Array, cache: BatchNormCache) -> tuple[Array, Array
     """
     xp, dout, x, gamma = _flattened(dout, cache)
     if cache.train:
-        dx, dgamma, dbeta = normalise_backward(dout, x, cache.mean, cache.inv_std, gamma, axes=(0, 2), sums=(0, 2),
-                                               along=1)
-    else:                                                           # mean and inv_std are constants
+        dx, dgamma, dbeta = normalise_backward(
+            dout, x, cache.mean, cache.inv_std, gamma, axes=(0, 2), sums=(0, 2), along=1
+        )
+    else:  # mean and inv_std are constants
         dx, xhat = dout * (gamma * cache.inv_std), (x - cache.mean) * cache.inv_std
         dgamma, dbeta = xp.sum(dout * xhat, axis=(0, 2)), xp.sum(dout, axis=(0, 2))
     return xp.reshape(dx, cache.x.shape), xp.reshape(dgamma, (-1,)), xp.reshape(dbeta, (-1,))
@@ -214,17 +238,17 @@ def batchnorm_backward_stepwise(dout: Array, cache: BatchNormCache) -> tuple[Arr
     d = x - cache.mean
     xhat = d * inv_std
 
-    dbeta = xp.sum(dout, axis=(0, 2))                               # out = gamma * xhat + beta
+    dbeta = xp.sum(dout, axis=(0, 2))  # out = gamma * xhat + beta
     dgamma = xp.sum(dout * xhat, axis=(0, 2))
     dxhat = dout * gamma
-    dx = dxhat * inv_std                                            # xhat = d * inv_std
-    if cache.train:                                                 # else mean and inv_std are constants
+    dx = dxhat * inv_std  # xhat = d * inv_std
+    if cache.train:  # else mean and inv_std are constants
         dinv_std = xp.sum(dxhat * d, axis=(0, 2), keepdims=True)
         # inv_std = (var + eps)**-0.5:  dvar = -0.5 * inv_std**3 * dinv_std, which may be too small for float32
         # var = sum(d**2) / n:          dx = dx + 2 * d / n * dvar
         dx = dx - dinv_std * inv_std * (xhat * inv_std) / n
-        dmean = -xp.sum(dx, axis=(0, 2), keepdims=True)             # d = x - mean
-        dx = dx + dmean / n                                         # mean = sum(x) / n
+        dmean = -xp.sum(dx, axis=(0, 2), keepdims=True)  # d = x - mean
+        dx = dx + dmean / n  # mean = sum(x) / n
     return xp.reshape(dx, cache.x.shape), dgamma, dbeta
 
 
@@ -298,8 +322,9 @@ def layernorm_backward(dout: Array, cache: LayerNormCache) -> tuple[Array, Array
     return dx, sum_rows(dout * ((x - mean) * inv_std)), sum_rows(dout)
 
 
-def groupnorm_forward(x: Array, gamma: Array, beta: Array, *, groups: int, eps: float = 1e-5
-                      ) -> tuple[Array, GroupNormCache]:
+def groupnorm_forward(
+    x: Array, gamma: Array, beta: Array, *, groups: int, eps: float = 1e-5
+) -> tuple[Array, GroupNormCache]:
     """Normalise each group of channels of each sample: ``out = gamma * (x - mean) / sqrt(var + eps) + beta``.
 
     One group normalises over the whole sample, C groups each channel by itself (instance norm).
@@ -343,13 +368,18 @@ def groupnorm_forward(x: Array, gamma: Array, beta: Array, *, groups: int, eps: 
     C = x.shape[1]
     check_shape("gamma", gamma, (C,))
     check_shape("beta", beta, (C,))
-    if isinstance(groups, bool) or not isinstance(groups, int):
-        raise ArgumentTypeError(f"groups is {groups!r}; expected an int")
-    if groups < 1 or C % groups:
+    groups = check_count("groups", groups)
+    if C % groups:
         raise ArgumentError(f"groups is {groups}; expected a divisor of the {C} channels of x")
     members, per_channel, eps = (x.shape[0], groups, C // groups, -1), (1, groups, -1, 1), check_eps(eps)
-    out, mean, _, inv_std = normalise(xp.reshape(x, members), xp.reshape(gamma, per_channel),
-                                      xp.reshape(beta, per_channel), axes=(2, 3), along=0, eps=eps)
+    out, mean, _, inv_std = normalise(
+        xp.reshape(x, members),
+        xp.reshape(gamma, per_channel),
+        xp.reshape(beta, per_channel),
+        axes=(2, 3),
+        along=0,
+        eps=eps,
+    )
     return xp.reshape(out, x.shape), GroupNormCache(x, mean, inv_std, gamma)
 
 
@@ -379,8 +409,15 @@ def groupnorm_backward(dout: Array, cache: GroupNormCache) -> tuple[Array, Array
     groups = mean.shape[1]
     members = (x.shape[0], groups, x.shape[1] // groups, -1)
     dx, dgamma, dbeta = normalise_backward(
-        xp.reshape(dout, members), xp.reshape(x, members), mean, inv_std, xp.reshape(gamma, (1, groups, -1, 1)),
-        axes=(2, 3), sums=(3,), along=0)
+        xp.reshape(dout, members),
+        xp.reshape(x, members),
+        mean,
+        inv_std,
+        xp.reshape(gamma, (1, groups, -1, 1)),
+        axes=(2, 3),
+        sums=(3,),
+        along=0,
+    )
     dgamma, dbeta = (xp.reshape(sum_rows(a), gamma.shape) for a in (dgamma, dbeta))
     return xp.reshape(dx, x.shape), dgamma, dbeta
 

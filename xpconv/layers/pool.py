@@ -8,10 +8,12 @@ from typing import NamedTuple
 
 import array_api_compat
 
+from xpconv import ops
+from xpconv._validation import check_pair
 from xpconv.backend import Array, array_namespace
 from xpconv.errors import ArgumentError
-from xpconv.layers._check import check_arrays, check_cache, check_gradient_shape, check_shape, pair, window_output
-from xpconv.primitives.windows import Pair, max_pool, max_unpool, output_size, pad, windows
+from xpconv.layers._checks import check_arrays, check_cache, check_gradient_shape, check_shape, window_output
+from xpconv.ops.windows import Pair, output_size, pad, windows
 
 __all__ = [
     "AvgPoolCache",
@@ -75,8 +77,9 @@ class GlobalAvgPoolCache(NamedTuple):
     shape: tuple[int, int, int, int]
 
 
-def max_pool_forward(x: Array, *, size: int | Sequence[int], stride: int | Sequence[int] | None = None,
-                     padding: int | Sequence[int] = 0) -> tuple[Array, MaxPoolCache]:
+def max_pool_forward(
+    x: Array, *, size: int | Sequence[int], stride: int | Sequence[int] | None = None, padding: int | Sequence[int] = 0
+) -> tuple[Array, MaxPoolCache]:
     """Take the maximum of each window: ``out[n, c, i, j] = max(window of x[n, c] at (i, j))``.
 
     Parameters
@@ -112,7 +115,7 @@ def max_pool_forward(x: Array, *, size: int | Sequence[int], stride: int | Seque
     """
     check_arrays(x=x)
     size, stride, padding, _ = _geometry(x, size, stride, padding)
-    out, place = max_pool(x, size, stride, padding)
+    out, place = ops.max_pool(x, size, stride, padding)
     return out, MaxPoolCache(place, tuple(x.shape), size, stride, padding)
 
 
@@ -143,11 +146,12 @@ def max_pool_backward(dout: Array, cache: MaxPoolCache) -> Array:
     check_arrays(dout=dout)
     array_namespace(dout=dout, place=cache.place)
     check_gradient_shape(dout, cache.place.shape)
-    return max_unpool(dout, *cache)
+    return ops.max_pool_backward(dout, *cache)
 
 
-def avg_pool_forward(x: Array, *, size: int | Sequence[int], stride: int | Sequence[int] | None = None,
-                     padding: int | Sequence[int] = 0) -> tuple[Array, AvgPoolCache]:
+def avg_pool_forward(
+    x: Array, *, size: int | Sequence[int], stride: int | Sequence[int] | None = None, padding: int | Sequence[int] = 0
+) -> tuple[Array, AvgPoolCache]:
     """Take the mean of each window: ``out[n, c, i, j] = sum(window of x[n, c] at (i, j)) / (KH * KW)``.
 
     Parameters
@@ -214,7 +218,7 @@ def avg_pool_backward(dout: Array, cache: AvgPoolCache) -> Array:
     padded = xp.zeros((N, C, H + 2 * PH, W + 2 * PW), dtype=dout.dtype, device=array_api_compat.device(dout))
     for view in windows(padded, size, stride, output):
         view += share
-    return padded[:, :, PH:PH + H, PW:PW + W]
+    return padded[:, :, PH : PH + H, PW : PW + W]
 
 
 def global_avg_pool_forward(x: Array) -> tuple[Array, GlobalAvgPoolCache]:
@@ -276,14 +280,16 @@ def global_avg_pool_backward(dout: Array, cache: GlobalAvgPoolCache) -> Array:
     return share + xp.zeros((1, 1, H, W), dtype=dout.dtype, device=array_api_compat.device(dout))
 
 
-def _geometry(x: Array, size: int | Sequence[int], stride: int | Sequence[int] | None,
-              padding: int | Sequence[int]) -> tuple[Pair, Pair, Pair, Pair]:
+def _geometry(
+    x: Array, size: int | Sequence[int], stride: int | Sequence[int] | None, padding: int | Sequence[int]
+) -> tuple[Pair, Pair, Pair, Pair]:
     """Check the options of a pooling layer and return size, stride, padding and output size as pairs."""
     check_shape("x", x, ("N", "C", "H", "W"))
-    size = pair("size", size, 1)
-    stride, padding = pair("stride", size if stride is None else stride, 1), pair("padding", padding, 0)
+    size = check_pair("size", size, 1)
+    stride, padding = check_pair("stride", size if stride is None else stride, 1), check_pair("padding", padding, 0)
     output = window_output(x.shape, size, stride, padding)
     if padding[0] >= size[0] or padding[1] >= size[1]:
-        raise ArgumentError(f"padding is {padding}; expected less than the window's size {size}, "
-                            "since a window must see a pixel")
+        raise ArgumentError(
+            f"padding is {padding}; expected less than the window's size {size}, since a window must see a pixel"
+        )
     return size, stride, padding, output

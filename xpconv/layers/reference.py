@@ -191,8 +191,14 @@ def global_avg_pool_backward(dout: Array, cache: Cache) -> Array:
 
 
 def batchnorm_forward(
-    x: Array, gamma: Array, beta: Array, running: tuple[Array, Array] | None, *,
-    train: bool, momentum: float = 0.9, eps: float = 1e-5,
+    x: Array,
+    gamma: Array,
+    beta: Array,
+    running: tuple[Array, Array] | None,
+    *,
+    train: bool,
+    momentum: float = 0.9,
+    eps: float = 1e-5,
 ) -> Result:
     """Normalise each channel of x, (N, D) or (N, C, H, W): ``gamma * (x - mean) / sqrt(var + eps) + beta``.
 

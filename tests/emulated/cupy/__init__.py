@@ -1,4 +1,4 @@
-"""As much of CuPy as xpconv.primitives.cuda calls, on the CPU: g++ compiles the kernels, and block.h runs them.
+"""As much of CuPy as xpconv.ops.cupy._ops calls, on the CPU: g++ compiles the kernels, and block.h runs them.
 
 Arrays are NumPy's, of a class of their own. New ones hold NaN, so that what a kernel does not write is seen. A kernel
 takes arguments as CuPy 14 passes them, and here it is an error if one has not the very type of its parameter.
@@ -18,8 +18,18 @@ __version__ = "14.0.0"
 emulated = True
 
 _LIMITS = (2**31 - 1, 65535, 65535)  # of a grid
-_FLAGS = ("-std=c++17", "-O1", "-g", "-fPIC", "-w", "-fno-gnu-unique", "-fsanitize=thread,undefined",
-          "-fsanitize-undefined-trap-on-error", "-include", str(Path(__file__).with_name("cuda.h")))
+_FLAGS = (
+    "-std=c++17",
+    "-O1",
+    "-g",
+    "-fPIC",
+    "-w",
+    "-fno-gnu-unique",
+    "-fsanitize=thread,undefined",
+    "-fsanitize-undefined-trap-on-error",
+    "-include",
+    str(Path(__file__).with_name("cuda.h")),
+)
 
 
 class ndarray(np.ndarray):
@@ -45,8 +55,13 @@ def ascontiguousarray(a, dtype=None):
 class _Range(ctypes.Structure):
     """A Range of block.h."""
 
-    _fields_ = [("start", ctypes.c_void_p), ("end", ctypes.c_void_p), ("item", ctypes.c_uint),
-                ("constant", ctypes.c_uint), ("cells", ctypes.c_void_p)]
+    _fields_ = [
+        ("start", ctypes.c_void_p),
+        ("end", ctypes.c_void_p),
+        ("item", ctypes.c_uint),
+        ("constant", ctypes.c_uint),
+        ("cells", ctypes.c_void_p),
+    ]
 
 
 @lru_cache
@@ -90,11 +105,15 @@ class _Function:
         for a, constant in arrays:
             if not constant and sum(np.may_share_memory(a, other) for other, _ in arrays) > 1:
                 raise ValueError(f"{self._name} writes to an array that shares memory with another one")
-        ranges = (_Range * len(arrays))(*((a.ctypes.data, a.ctypes.data + a.nbytes, a.itemsize, constant, None)
-                                          for a, constant in arrays))
-        error = self._launch((ctypes.c_uint * 6)(*grid, *block),
-                             (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values)),
-                             ranges, len(arrays))
+        ranges = (_Range * len(arrays))(
+            *((a.ctypes.data, a.ctypes.data + a.nbytes, a.itemsize, constant, None) for a, constant in arrays)
+        )
+        error = self._launch(
+            (ctypes.c_uint * 6)(*grid, *block),
+            (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values)),
+            ranges,
+            len(arrays),
+        )
         if error:
             raise RuntimeError(f"{self._name}: {error.decode()}")
 
@@ -130,13 +149,18 @@ class ElementwiseKernel:
         arrays = [(a, kind) for a, (kind, _) in zip(args, declared, strict=False) if isinstance(a, np.ndarray)]
         kinds = {a.dtype for a, kind in arrays if kind == "T"}
         dtypes = {"T": next(iter(kinds)), "bool": np.dtype(bool)}
-        if len(args) not in (count, len(declared)) or len(kinds) > 1 or any(
-                not isinstance(a, ndarray) or a.dtype != dtypes[kind] for a, kind in arrays):
+        if (
+            len(args) not in (count, len(declared))
+            or len(kinds) > 1
+            or any(not isinstance(a, ndarray) or a.dtype != dtypes[kind] for a, kind in arrays)
+        ):
             raise TypeError(f"{self._name} gets {[getattr(a, 'dtype', type(a)) for a in args]}")
         shape = np.broadcast_shapes(*(a.shape for a, _ in arrays))
         outs = args[count:] or tuple(empty(shape, dtypes[kind]) for kind, _ in self._outs)
-        copies = [asarray(np.broadcast_to(np.asarray(a, dtypes[kind]), shape)).copy(order="C")
-                  for a, (kind, _) in zip((*args[:count], *outs), declared, strict=True)]
+        copies = [
+            asarray(np.broadcast_to(np.asarray(a, dtypes[kind]), shape)).copy(order="C")
+            for a, (kind, _) in zip((*args[:count], *outs), declared, strict=True)
+        ]
         size = prod(shape)
         RawModule(code=self._code(dtypes["T"])).get_function(self._name)((-(-size // 256),), (256,), (*copies, size))
         for out, copy in zip(outs, copies[count:], strict=True):
@@ -147,10 +171,10 @@ class ElementwiseKernel:
         ins = [(f"const {kind}* _{name}", f"const {kind} {name} = _{name}[_i];") for kind, name in self._ins]
         outs = [(f"{kind}* _{name}", f"{kind}& {name} = _{name}[_i];") for kind, name in self._outs]
         parameters, values = zip(*ins, *outs, strict=True)
-        return f"""typedef {'float' if dtype == np.float32 else 'double'} T;
-            extern "C" __global__ void {self._name}({', '.join(parameters)}, long long _count) {{
+        return f"""typedef {"float" if dtype == np.float32 else "double"} T;
+            extern "C" __global__ void {self._name}({", ".join(parameters)}, long long _count) {{
                 const long long _i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
                 if (_i >= _count) return;
-                {' '.join(values)}
+                {" ".join(values)}
                 {self._operation};
             }}"""

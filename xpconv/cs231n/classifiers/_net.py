@@ -3,7 +3,7 @@
 from typing import Any
 
 from xpconv.backend import Array
-from xpconv.sequential import Sequential
+from xpconv.nn import Sequential
 
 
 class CourseNet(Sequential):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from xpconv import models, nn
+from xpconv import nn
 from xpconv.backend import Backend
 from xpconv.cs231n import layer_utils
 from xpconv.cs231n.classifiers._net import CourseNet
@@ -14,7 +14,7 @@ __all__ = ["ThreeLayerConvNet"]
 __all__ += layer_utils.__all__
 
 
-class ThreeLayerConvNet(CourseNet, models.ThreeLayerConvNet):
+class ThreeLayerConvNet(CourseNet, nn.ThreeLayerConvNet):
     """``conv - relu - 2x2 max pool - affine - relu - affine - softmax``.
 
     Parameters
@@ -36,11 +36,30 @@ class ThreeLayerConvNet(CourseNet, models.ThreeLayerConvNet):
     (192, 7)
     """
 
-    def __init__(self, input_dim: Sequence[int] = (3, 32, 32), num_filters: int = 32, filter_size: int = 7,
-                 hidden_dim: int = 100, num_classes: int = 10, weight_scale: float = 1e-3, reg: float = 0.0,
-                 dtype: Any = "float32", *, backend: str | Backend = "numpy") -> None:
-        super().__init__(input_dim=input_dim, num_filters=num_filters, filter_size=filter_size,
-                         hidden_dim=hidden_dim, num_classes=num_classes, weight_scale=weight_scale, reg=reg,
-                         dtype=dtype, backend=backend)
-        self.layers = tuple(replace(layer, algorithm="im2col") if isinstance(layer, nn.Conv) else layer
-                            for layer in self.layers)
+    def __init__(
+        self,
+        input_dim: Sequence[int] = (3, 32, 32),
+        num_filters: int = 32,
+        filter_size: int = 7,
+        hidden_dim: int = 100,
+        num_classes: int = 10,
+        weight_scale: float = 1e-3,
+        reg: float = 0.0,
+        dtype: Any = "float32",
+        *,
+        backend: str | Backend = "numpy",
+    ) -> None:
+        super().__init__(
+            input_dim=input_dim,
+            num_filters=num_filters,
+            filter_size=filter_size,
+            hidden_dim=hidden_dim,
+            num_classes=num_classes,
+            weight_scale=weight_scale,
+            reg=reg,
+            dtype=dtype,
+            backend=backend,
+        )
+        self.layers = tuple(
+            replace(layer, algorithm="im2col") if isinstance(layer, nn.Conv) else layer for layer in self.layers
+        )

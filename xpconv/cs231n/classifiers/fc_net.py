@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xpconv import models, nn
+from xpconv import nn
 from xpconv.backend import Array, Backend, backend_of
 from xpconv.cs231n import layer_utils
 from xpconv.cs231n._adapt import draw_mask
@@ -18,7 +18,7 @@ __all__ = ["FullyConnectedNet", "TwoLayerNet"]
 __all__ += layer_utils.__all__
 
 
-class TwoLayerNet(CourseNet, models.TwoLayerNet):
+class TwoLayerNet(CourseNet, nn.TwoLayerNet):
     """``affine - relu - affine - softmax`` in float64.
 
     Parameters
@@ -37,13 +37,28 @@ class TwoLayerNet(CourseNet, models.TwoLayerNet):
     (50, 7)
     """
 
-    def __init__(self, input_dim: int = 3 * 32 * 32, hidden_dim: int = 100, num_classes: int = 10,
-                 weight_scale: float = 1e-3, reg: float = 0.0, *, backend: str | Backend = "numpy") -> None:
-        super().__init__(input_dim=input_dim, hidden_dim=hidden_dim, num_classes=num_classes,
-                         weight_scale=weight_scale, reg=reg, dtype="float64", backend=backend)
+    def __init__(
+        self,
+        input_dim: int = 3 * 32 * 32,
+        hidden_dim: int = 100,
+        num_classes: int = 10,
+        weight_scale: float = 1e-3,
+        reg: float = 0.0,
+        *,
+        backend: str | Backend = "numpy",
+    ) -> None:
+        super().__init__(
+            input_dim=input_dim,
+            hidden_dim=hidden_dim,
+            num_classes=num_classes,
+            weight_scale=weight_scale,
+            reg=reg,
+            dtype="float64",
+            backend=backend,
+        )
 
 
-class FullyConnectedNet(CourseNet, models.FullyConnectedNet):
+class FullyConnectedNet(CourseNet, nn.FullyConnectedNet):
     """``{affine - [norm] - relu - [dropout]} x L - affine - softmax``, one hidden layer for each of `hidden_dims`.
 
     Parameters
@@ -77,24 +92,48 @@ class FullyConnectedNet(CourseNet, models.FullyConnectedNet):
     ((20, 30), (30,))
     """
 
-    def __init__(self, hidden_dims: Sequence[int], input_dim: int = 3 * 32 * 32, num_classes: int = 10,
-                 dropout_keep_ratio: float = 1, normalization: str | None = None, reg: float = 0.0,
-                 weight_scale: float = 1e-2, dtype: Any = "float32", seed: int | None = None, *,
-                 dropout: float | None = None, use_batchnorm: bool = False,
-                 backend: str | Backend = "numpy") -> None:
+    def __init__(
+        self,
+        hidden_dims: Sequence[int],
+        input_dim: int = 3 * 32 * 32,
+        num_classes: int = 10,
+        dropout_keep_ratio: float = 1,
+        normalization: str | None = None,
+        reg: float = 0.0,
+        weight_scale: float = 1e-2,
+        dtype: Any = "float32",
+        seed: int | None = None,
+        *,
+        dropout: float | None = None,
+        use_batchnorm: bool = False,
+        backend: str | Backend = "numpy",
+    ) -> None:
         if dropout is not None:
             if dropout_keep_ratio not in (1, dropout):
-                raise ArgumentError(f"dropout is {dropout} but dropout_keep_ratio is {dropout_keep_ratio}; "
-                                    "expected one of them: they are two names of one option")
+                raise ArgumentError(
+                    f"dropout is {dropout} but dropout_keep_ratio is {dropout_keep_ratio}; "
+                    "expected one of them: they are two names of one option"
+                )
             dropout_keep_ratio = dropout
         if use_batchnorm:
             if normalization not in (None, "batchnorm"):
-                raise ArgumentError(f"use_batchnorm is True but normalization is {normalization!r}; "
-                                    "expected one of them: they are two names of one option")
+                raise ArgumentError(
+                    f"use_batchnorm is True but normalization is {normalization!r}; "
+                    "expected one of them: they are two names of one option"
+                )
             normalization = "batchnorm"
-        super().__init__(hidden_dims, input_dim=input_dim, num_classes=num_classes, keep=dropout_keep_ratio or 1,
-                         normalization=normalization, weight_scale=weight_scale, reg=reg, dtype=dtype, seed=seed,
-                         backend=backend)
+        super().__init__(
+            hidden_dims,
+            input_dim=input_dim,
+            num_classes=num_classes,
+            keep=dropout_keep_ratio or 1,
+            normalization=normalization,
+            weight_scale=weight_scale,
+            reg=reg,
+            dtype=dtype,
+            seed=seed,
+            backend=backend,
+        )
         self.layers = tuple(Dropout(layer.keep) if isinstance(layer, nn.Dropout) else layer for layer in self.layers)
 
     def _mask_key(self, position: int) -> Any:
@@ -105,7 +144,7 @@ class FullyConnectedNet(CourseNet, models.FullyConnectedNet):
 class Dropout(nn.Dropout):
     """Dropout whose masks are drawn as the course draws them; the key is the net's seed."""
 
-    def forward(self, x: Array, p: nn.Arrays, *, train: bool, key: int | None) -> tuple[Array, Any]:
+    def forward(self, x: Array, p: dict[str, Array], *, train: bool, key: int | None) -> tuple[Array, Any]:
         """Return the output and the cache."""
         if not train:
             return super().forward(x, p, train=False, key=0)

@@ -1,0 +1,109 @@
+"""Checks of plain options: counts, fractions, flags, choices; each error names the option, its value and what to do."""
+
+from collections.abc import Callable, Collection, Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from xpconv.errors import ArgumentError, ArgumentTypeError
+
+__all__ = [
+    "check_choice",
+    "check_count",
+    "check_eps",
+    "check_flag",
+    "check_fraction",
+    "check_pair",
+    "check_probability",
+]
+
+
+MOST_PIXELS = 2**31 - 1  # of a padded image: what 32-bit indices reach
+
+
+def check_flag(name: str, value: object) -> None:
+    """Check that an option is True or False."""
+    if not isinstance(value, bool):
+        raise ArgumentTypeError(f"{name} is {value!r}; expected True or False")
+
+
+def check_count(name: str, value: object, minimum: int = 1, maximum: int | None = None) -> int:
+    """Return an integer option, of Python or NumPy, as an int.
+
+    Raises
+    ------
+    ArgumentTypeError
+        If it is not an integer.
+    ArgumentError
+        If it is below `minimum` or above `maximum`.
+
+    Examples
+    --------
+    >>> check_count("batch_size", np.int64(100))
+    100
+    >>> check_count("batch_size", 0)
+    Traceback (most recent call last):
+    xpconv.errors.ArgumentError: batch_size is 0; expected an int, 1 or more
+    """
+    wanted = f"an int, {minimum} or more" if maximum is None else f"an int from {minimum} to {maximum}"
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise ArgumentTypeError(f"{name} is {value!r}; expected {wanted}")
+    if value < minimum or (maximum is not None and value > maximum):
+        raise ArgumentError(f"{name} is {value}; expected {wanted}")
+    return int(value)
+
+
+def _number(name: str, value: object, wanted: str, fits: Callable[[Any], bool]) -> float:
+    """Check an option that is a number; return it as Python's float, which changes no array's dtype."""
+    if isinstance(value, bool) or not isinstance(value, (float, int, Real)):
+        raise ArgumentTypeError(f"{name} is {value!r}; expected {wanted}")
+    if not fits(value):
+        raise ArgumentError(f"{name} is {value!r}; expected {wanted}")
+    return float(value)
+
+
+def check_fraction(name: str, value: object) -> float:
+    """Check a part of a whole."""
+    return _number(name, value, "a number from 0 to 1", lambda value: 0 <= value <= 1)
+
+
+def check_probability(name: str, value: object) -> float:
+    """Check the probability of what must happen at times."""
+    return _number(name, value, "a probability above 0 and at most 1", lambda value: 0 < value <= 1)
+
+
+def check_eps(eps: object) -> float:
+    """Check what is added to a variance: small or large, float32 has a place for it and for its inverse."""
+    return _number("eps", eps, "a number from 1e-30 to 1e30", lambda value: 1e-30 <= value <= 1e30)
+
+
+def check_pair(name: str, value: int | Sequence[int], minimum: int) -> tuple[int, int]:
+    """Return an integer or a (height, width) pair of integers as a pair of ints, each `minimum` or more."""
+    pair = (value, value) if isinstance(value, int | np.integer) else value
+    if (
+        isinstance(value, bool)
+        or not isinstance(pair, Sequence)
+        or len(pair) != 2
+        or not all(isinstance(size, int | np.integer) and not isinstance(size, bool) for size in pair)
+    ):
+        raise ArgumentTypeError(f"{name} is {value!r}; expected an int or a pair of ints (height, width)")
+    height, width = map(int, pair)
+    if min(height, width) < minimum:
+        raise ArgumentError(f"{name} is {value!r}; expected {minimum} or more")
+    if max(height, width) > MOST_PIXELS:
+        raise ArgumentError(f"{name} is {value!r}; expected {MOST_PIXELS} or less")
+    return height, width
+
+
+def check_choice(name: str, word: str, words: Collection[str]) -> None:
+    """Raise ArgumentError unless the option of this name is one of the words.
+
+    Examples
+    --------
+    >>> check_choice("sampling", "all", ("replacement", "epoch"))
+    Traceback (most recent call last):
+    xpconv.errors.ArgumentError: sampling is 'all'; expected replacement or epoch
+    """
+    if word not in words:
+        raise ArgumentError(f"{name} is {word!r}; expected {' or '.join(words)}")

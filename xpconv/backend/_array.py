@@ -1,0 +1,94 @@
+"""What an array is, and which library one belongs to."""
+
+from typing import Any, TypeAlias
+
+import array_api_compat
+import numpy as np
+
+from xpconv.errors import ArgumentTypeError, DeviceMismatchError
+
+__all__ = ["Array", "array_namespace", "library_of", "on_host"]
+
+Array: TypeAlias = Any
+"""An array of any supported library; its shape is written in the docstrings."""
+
+STRICT_CPU = "array_api_strict.Device('CPU_DEVICE')"
+
+
+_numpy_namespace = array_api_compat.array_namespace(np.zeros(()))
+
+
+def array_namespace(**arrays: Array) -> Any:
+    """Return the namespace that the named arrays share; those that are None are passed over.
+
+    Raises
+    ------
+    DeviceMismatchError
+        If two of them are of different libraries or on different devices.
+    ArgumentTypeError
+        If one of them is no array.
+
+    Examples
+    --------
+    >>> xp = array_namespace(x=np.ones(3), b=None)
+    >>> float(xp.sum(xp.ones(3)))
+    3.0
+    """
+    if all(type(a) is np.ndarray or a is None for a in arrays.values()):
+        return _numpy_namespace
+    first = None
+    for name, array in arrays.items():
+        if array is None:
+            continue
+        library, xp = _known.get(type(array)) or _know(name, array)
+        place = library, "cpu" if library == "numpy" else array.device
+        if first is None:
+            first, owner, namespace = place, name, xp
+        elif place != first:
+            raise DeviceMismatchError(
+                f"{owner} is on {_place(first)} but {name} is on {_place(place)}: "
+                f"move one of them, as in {name} = "
+                f"xpconv.backend.backend_of({owner}).asarray({name})"
+            )
+    return namespace
+
+
+_NO_ARRAYS = np.generic, np.ma.MaskedArray, np.matrix  # NumPy's, whose operations have another meaning
+
+
+_known: dict[type, tuple[str, Any]] = {}  # library and namespace: a layer asks for those of each of its arrays
+
+
+def _know(name: str, array: Any) -> tuple[str, Any]:
+    if not array_api_compat.is_array_api_obj(array) or isinstance(array, _NO_ARRAYS):
+        raise ArgumentTypeError(
+            f"{name} is a {type(array).__name__}; expected an array: pass get_backend().asarray({name})"
+        )
+    _known[type(array)] = library_of(array), array_api_compat.array_namespace(array)
+    return _known[type(array)]
+
+
+def _place(place: tuple[str, Any]) -> str:
+    return f"{place[0]} ({place[1]})"
+
+
+def library_of(x: Array) -> str:
+    """Return the name of the library that `x` is an array of, such as ``numpy``.
+
+    Examples
+    --------
+    >>> library_of(np.ones(3))
+    'numpy'
+    """
+    return "numpy" if isinstance(x, np.ndarray) else type(x).__module__.partition(".")[0]
+
+
+def on_host(x: Array) -> bool:
+    """Whether reading values of `x` costs no wait for another device.
+
+    Examples
+    --------
+    >>> on_host(np.ones(3))
+    True
+    """
+    return isinstance(x, np.ndarray) or str(array_api_compat.device(x)) in ("cpu", STRICT_CPU)

@@ -1,0 +1,293 @@
+"""A library and a device together, and how one is selected.
+
+This is the one door between host and device: `Backend.asarray` moves arrays in, `Backend.to_host` moves
+them out and is the only place where the host waits for the device.
+"""
+
+import importlib
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import lru_cache, wraps
+from typing import Any, TypeVar
+
+import array_api_compat
+import numpy as np
+
+from xpconv.backend._array import STRICT_CPU, Array, array_namespace, library_of
+from xpconv.backend._probes import PROBES
+from xpconv.errors import ArgumentError, ArgumentTypeError, BackendUnavailableError, DeviceMismatchError
+
+__all__ = ["LIBRARIES", "Backend", "backend_of", "get_backend", "on_its_device", "to_host", "use_backend"]
+
+LIBRARIES = tuple(PROBES)
+"""The libraries that a backend may name."""
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+_selected: ContextVar["Backend | None"] = ContextVar("xpconv_backend", default=None)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An array library together with one of its devices.
+
+    Parameters
+    ----------
+    library : str
+        One of `LIBRARIES`.
+    device : object
+        The device in the library's own terms.
+
+    Examples
+    --------
+    >>> backend = get_backend("numpy")
+    >>> x = backend.asarray([[1, 2], [3, 4]], dtype="float32")
+    >>> backend.to_host(backend.xp.sum(x)).item()
+    10.0
+    """
+
+    library: str
+    device: Any
+
+    @property
+    def xp(self) -> Any:
+        """The library's array-API namespace."""
+        return _namespace(self.library)
+
+    def __hash__(self) -> int:
+        """Return a hash of the text, since not every library's device has one."""
+        return hash(str(self))
+
+    def __str__(self) -> str:
+        """Return the text that selects this backend, such as ``cupy:1``."""
+        if self.library == "numpy":
+            return "numpy"
+        if self.library == "cupy":
+            return f"cupy:{self.device.id}"
+        if self.library == "array_api_strict":
+            return self.library if str(self.device) == STRICT_CPU else f"{self.library}:{_strict_name(self.device)}"
+        return f"{self.library}:{self.device}"
+
+    def dtype(self, name: str) -> Any:
+        """Return the library's dtype of that name, such as ``float32``."""
+        try:
+            return getattr(self.xp, name)
+        except (AttributeError, TypeError):
+            raise ArgumentError(f"dtype is {name!r}, which {self.library} does not have") from None
+
+    def asarray(self, x: Any, dtype: str | None = None) -> Array:
+        """Move `x` to this backend's device, cast to the dtype of that name.
+
+        An array that is already there with that dtype is returned as it is.
+        """
+        if isinstance(x, np.ndarray) or not array_api_compat.is_array_api_obj(x):
+            wanted = None if dtype is None else self.dtype(dtype)
+            host = np.asarray(x)
+            if self.library == "numpy":
+                return host if wanted is None else host.astype(wanted, copy=False)
+            host = host.astype(host.dtype.newbyteorder("="), copy=False)
+            if not hasattr(self.xp, host.dtype.name):  # as float16 in strict array API
+                host = host.astype(dtype or ("float64" if host.dtype.itemsize > 4 else "float32"))
+            if self.library == "torch":
+                host = _torch_ready(host)
+            moved = self.xp.asarray(host, device=self.device)
+            return moved if wanted is None else self.xp.astype(moved, wanted, copy=False)
+        if library_of(x) == self.library:
+            moved = x
+            if array_api_compat.device(x) != self.device:
+                moved = array_api_compat.to_device(x, self.device)
+            return moved if dtype is None else self.xp.astype(moved, self.dtype(dtype), copy=False)
+        return self.asarray(to_host(x), dtype)
+
+    def upload(self, name: str, x: Any, dtype: str | None = None) -> Array:
+        """Move `x` here as `asarray` does, but only from host memory: data of another device is an error."""
+        x = np.asarray(x) if isinstance(x, list | tuple) else x
+        if not isinstance(x, np.ndarray) and backend_of(x) != self:
+            raise DeviceMismatchError(
+                f"{name} is on {backend_of(x)} but the model is on {self}: pass "
+                f"get_backend({str(self)!r}).asarray({name}) or NumPy arrays"
+            )
+        return self.asarray(x, dtype)
+
+    def to_host(self, x: Array) -> np.ndarray:
+        """Wait until `x` is computed and return it as a NumPy array.
+
+        The result of a NumPy array is that array itself, not a copy.
+        """
+        if isinstance(x, np.ndarray):
+            return x
+        if self.library == "cupy":
+            return np.asarray(x.get())
+        if self.library == "torch":
+            return np.asarray(x.detach().cpu().numpy())
+        if self.library == "array_api_strict":
+            return np.asarray(self.xp.asarray(x, device=self.xp.Device(), copy=True))
+        return np.asarray(x)
+
+    @contextmanager
+    def current(self, stream: Any = None) -> Iterator[None]:
+        """Let the library compute on this device inside a ``with`` block; CuPy does so on one device at a time.
+
+        `stream` is a stream of it, from `stream`, that work inside shall go to.
+        """
+        if self.library != "cupy":
+            yield
+            return
+        with importlib.import_module("cupy").cuda.Device(self.device.id), stream or nullcontext():
+            yield
+
+    def stream(self) -> Any:
+        """Return the stream that this thread's work on the device goes to, or None where that is of no concern."""
+        if self.library != "cupy":
+            return None
+        with self.current():
+            return importlib.import_module("cupy").cuda.get_current_stream()
+
+    def synchronize(self) -> None:
+        """Wait until the device has finished all work given to it."""
+        if self.library == "cupy":
+            self.device.synchronize()
+        elif self.library == "torch" and self.device.type == "cuda":
+            importlib.import_module("torch").cuda.synchronize(self.device)
+
+
+def on_its_device(method: _Method) -> _Method:
+    """Make a method compute on the device of its object's ``backend``.
+
+    Examples
+    --------
+    >>> class Ones:
+    ...     backend = get_backend("numpy")
+    ...     @on_its_device
+    ...     def make(self, count):
+    ...         return self.backend.xp.ones(count)
+    >>> Ones().make(2)
+    array([1., 1.])
+    """
+
+    @wraps(method)
+    def inside(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with self.backend.current():
+            return method(self, *args, **kwargs)
+
+    return inside  # type: ignore[return-value]
+
+
+@contextmanager
+def use_backend(spec: "str | Backend") -> Iterator[Backend]:
+    """Select a backend for the code inside a ``with`` block.
+
+    Parameters
+    ----------
+    spec : str or Backend
+        As for `get_backend`.
+
+    Examples
+    --------
+    >>> with use_backend("numpy") as backend:
+    ...     print(get_backend() is backend)
+    True
+    """
+    backend = get_backend(spec)
+    token = _selected.set(backend)
+    try:
+        yield backend
+    finally:
+        _selected.reset(token)
+
+
+def get_backend(spec: "str | Backend | None" = None) -> Backend:
+    """Return the backend that was asked for, or the selected one.
+
+    Parameters
+    ----------
+    spec : str or Backend, optional
+        ``library`` or ``library:device``: ``numpy``, ``cupy``, ``cupy:1``, ``torch``, ``torch:cuda``,
+        ``array_api_strict:device1``; or ``auto``, which takes CUDA where it works and NumPy elsewhere.
+        Without it the enclosing `use_backend` decides, else the environment variable ``XP_BACKEND``,
+        else it is NumPy.
+
+    Raises
+    ------
+    BackendUnavailableError
+        If the backend cannot run here; the text says what is missing and what to install.
+    ArgumentError
+        If no backend has that name.
+
+    Examples
+    --------
+    >>> str(get_backend("numpy"))
+    'numpy'
+    """
+    if isinstance(spec, Backend):
+        return spec
+    if spec is None:
+        selected = _selected.get()
+        if selected is not None:
+            return selected
+        spec = os.environ.get("XP_BACKEND") or "numpy"
+    if not isinstance(spec, str):
+        raise ArgumentTypeError(f"backend is {spec!r}; expected a text such as 'cupy:0' or a Backend")
+    if spec == "auto":
+        try:
+            return _find("cupy")
+        except BackendUnavailableError as error:
+            warnings.warn(f"backend auto: using numpy, since {error}", stacklevel=2)
+            return _find("numpy")
+    return _find(spec)
+
+
+@lru_cache
+def _find(spec: str) -> Backend:
+    library, _, device = spec.partition(":")
+    if library not in LIBRARIES:
+        raise ArgumentError(
+            f"backend is {spec!r}; expected auto or one of {', '.join(LIBRARIES)}, "
+            "with a device after a colon where wanted, as in cupy:1"
+        )
+    return Backend(library, PROBES[library](device or None))
+
+
+def backend_of(x: Array) -> Backend:
+    """Return the backend that `x` lives on.
+
+    Examples
+    --------
+    >>> str(backend_of(np.ones(3)))
+    'numpy'
+    """
+    array_namespace(x=x)
+    return Backend(library_of(x), array_api_compat.device(x))
+
+
+def to_host(x: Any) -> np.ndarray:
+    """Return any array, number or nested list as a NumPy array, waiting for its device.
+
+    Examples
+    --------
+    >>> to_host([1, 2]) + 1
+    array([2, 3])
+    """
+    if isinstance(x, np.generic) or not array_api_compat.is_array_api_obj(x):
+        return np.asarray(x)
+    return backend_of(x).to_host(x)
+
+
+@lru_cache
+def _namespace(library: str) -> Any:
+    module = importlib.import_module(library)
+    if library == "array_api_strict":
+        return module
+    return array_api_compat.array_namespace(module.zeros(()) if library != "cupy" else module.ndarray((1,)))
+
+
+def _strict_name(device: Any) -> str:
+    return repr(device).partition("'")[2].partition("'")[0]
+
+
+def _torch_ready(host: np.ndarray) -> np.ndarray:
+    """Torch shares host memory, refuses negative strides and warns of read-only arrays: give it its own."""
+    return np.array(host, order="C", copy=True)

@@ -1,0 +1,115 @@
+"""Proofs that an array library runs on a device; each returns the device or says what is missing."""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from xpconv.errors import ArgumentError, BackendUnavailableError
+
+__all__ = ["PROBES"]
+
+
+def _probe_numpy(device: str | None) -> str:
+    if device not in (None, "cpu"):
+        raise BackendUnavailableError(f"numpy has no device {device!r}: use numpy, or cupy for a GPU")
+    return "cpu"
+
+
+def _probe_cupy(device: str | None) -> Any:
+    """Prove that a kernel and a GEMM run; being importable proves nothing."""
+    cupy = _import("cupy", "pip install 'cupy-cuda13x[ctk]' (CUDA 13 driver) or 'cupy-cuda12x[ctk]' (12)")
+    index = _device_index("cupy", device)
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except Exception as error:
+        raise BackendUnavailableError(f"cupy {cupy.__version__} {_why_no_device(cupy, error)}") from error
+    if index >= count:
+        raise BackendUnavailableError(
+            f"cupy sees {count} CUDA device(s), so there is no device {index}: "
+            "choose a smaller number or check CUDA_VISIBLE_DEVICES"
+        )
+    chosen = cupy.cuda.Device(index)
+    try:
+        with chosen:
+            step = "launch a kernel, which NVRTC compiles,"
+            x = cupy.arange(4, dtype=cupy.float32).reshape(2, 2)
+            works = float((x + x).sum()) == 12
+            step = "multiply matrices, which cuBLAS does,"
+            works = works and float((x @ x).sum()) == 22
+    except Exception as error:
+        raise BackendUnavailableError(
+            f"cupy cannot {step} on device {index} ({type(error).__name__}: {error}): its CUDA libraries must match "
+            "the driver; pip install 'cupy-cuda13x[ctk]' or 'cupy-cuda12x[ctk]', one of them only"
+        ) from error
+    if not works:
+        raise BackendUnavailableError(f"cupy computes wrong results on device {index}: check the driver")
+    return chosen
+
+
+def _why_no_device(cupy: Any, error: Exception) -> str:
+    """Say which is missing: a driver, a new enough one, or a GPU."""
+    runtime = cupy.cuda.runtime
+    driver, built = (number // 1000 for number in (runtime.driverGetVersion(), runtime.runtimeGetVersion()))
+    if 0 < driver < built:
+        return (
+            f"needs CUDA {built} but the NVIDIA driver supports CUDA {driver} at most ({error}): pip install "
+            f"'cupy-cuda{driver}x[ctk]' instead of cupy-cuda{built}x, or install a newer driver"
+        )
+    if driver:
+        return f"finds an NVIDIA driver but no GPU ({error}): check nvidia-smi and CUDA_VISIBLE_DEVICES"
+    return (
+        f"finds no usable NVIDIA driver ({error}): install the driver, check with nvidia-smi, and take the "
+        "cupy-cuda12x or cupy-cuda13x package that the driver supports"
+    )
+
+
+def _probe_torch(device: str | None) -> Any:
+    torch = _import("torch", "pip install torch")
+    try:
+        chosen = torch.device(device or "cpu")
+        if chosen.type == "cuda" and chosen.index is None:
+            chosen = torch.device("cuda", torch.cuda.current_device())
+        torch.zeros(1, device=chosen) + 1
+    except Exception as error:
+        raise BackendUnavailableError(
+            f"torch {torch.__version__} cannot use device {device!r} ({error}): "
+            "choose torch, or mend what is missing: a driver, or a build of torch for the "
+            "device"
+        ) from error
+    return chosen
+
+
+def _probe_strict(device: str | None) -> Any:
+    strict = _import("array_api_strict", "pip install array-api-strict")
+    try:
+        return strict.Device(device or "CPU_DEVICE")
+    except ValueError as error:
+        raise BackendUnavailableError(
+            f"array_api_strict has no device {device!r}: choose array_api_strict, "
+            "array_api_strict:device1 or array_api_strict:device2"
+        ) from error
+
+
+def _import(package: str, hint: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except (ImportError, OSError) as error:  # a missing shared library may be either
+        missing = isinstance(error, ModuleNotFoundError) and error.name == package
+        what = f"the package {package} is not installed" if missing else f"importing {package} failed ({error})"
+        raise BackendUnavailableError(f"{what}: {hint}") from error
+
+
+def _device_index(library: str, device: str | None) -> int:
+    if device is None:
+        return 0
+    if not device.isdecimal():
+        raise ArgumentError(f"{library} device is {device!r}; expected a number, as in {library}:0")
+    return int(device)
+
+
+PROBES: dict[str, Callable[[str | None], Any]] = {
+    "numpy": _probe_numpy,
+    "cupy": _probe_cupy,
+    "torch": _probe_torch,
+    "array_api_strict": _probe_strict,
+}

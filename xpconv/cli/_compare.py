@@ -1,0 +1,115 @@
+"""Training runs side by side: what differs between their settings, and how each went."""
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xpconv.errors import ArgumentError
+
+__all__ = ["Run", "differences", "read_run", "summary"]
+
+HISTORIES = {"loss_history": "loss", "train_acc_history": "train_accuracy", "val_acc_history": "val_accuracy"}
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a folder that `xpconv train` left says of its run.
+
+    Parameters
+    ----------
+    folder : path
+    settings : dict
+        Those in ``config.json``.
+    history : dict of str to array
+        ``loss_history``, ``train_acc_history`` and ``val_acc_history``, as a Solver has them.
+
+    Examples
+    --------
+    >>> Run(Path("runs/a"), {"seed": 0}, {"loss_history": np.array([2.3])}).settings
+    {'seed': 0}
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    history: dict[str, np.ndarray]
+
+
+def read_run(folder: Path) -> Run:
+    """Read the settings and the metrics of a run.
+
+    Raises
+    ------
+    ArgumentError
+        If the folder lacks them, or they are damaged.
+
+    Examples
+    --------
+    >>> read_run(Path("no/such/run"))
+    Traceback (most recent call last):
+    xpconv.errors.ArgumentError: no/such/run is no folder of a run (...): expected one that xpconv train left...
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        settings = dict(config["settings"])
+        with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        history = {
+            name: np.array([float(row[column]) for row in rows if row[column]]) for name, column in HISTORIES.items()
+        }
+        ended = len(rows) > 1 or (len(rows) == 1 and config.get("finished"))
+        if ended and rows[-1]["epoch"] == rows[-1]["iteration"]:  # the first check came after epoch 1
+            for name in ("train_acc_history", "val_acc_history"):
+                history[name] = np.insert(history[name], 0, np.nan)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArgumentError(
+            f"{folder} is no folder of a run ({type(error).__name__}: {error}): expected one that "
+            "xpconv train left, with config.json and metrics.csv"
+        ) from error
+    return Run(folder, settings, history)
+
+
+def differences(runs: Sequence[Run]) -> list[str]:
+    """Name each run by the settings in which not all agree, and by its folder where that tells too little.
+
+    How often a run wrote checkpoints makes no difference.
+
+    Examples
+    --------
+    >>> runs = [Run(Path(name), {"optimizer": name, "seed": 0}, {}) for name in ("sgd", "adam")]
+    >>> differences(runs)
+    ['optimizer=sgd', 'optimizer=adam']
+    """
+    keys = dict.fromkeys(key for run in runs for key in run.settings if key != "checkpoint_every")
+    differing = [key for key in keys if len({repr(run.settings.get(key)) for run in runs}) > 1]
+    names = [", ".join(f"{key}={run.settings.get(key)}" for key in differing) for run in runs]
+    if len(set(names)) == len(names) and all(names):
+        return names
+    return [
+        f"{run.folder.name}: {name}" if name else run.folder.name or str(run.folder)
+        for run, name in zip(runs, names, strict=True)
+    ]
+
+
+def summary(runs: Sequence[Run]) -> list[tuple[str, ...]]:
+    """Return a table with a row for each run, its header first.
+
+    ``final loss`` is the mean over the last tenth of the iterations.
+
+    Examples
+    --------
+    >>> history = {"loss_history": np.array([2.0, 1.0]), "val_acc_history": np.array([0.1, 0.5, 0.4])}
+    >>> summary([Run(Path("a"), {}, history)])[1]
+    ('a', '2', '1.0000', '0.5000', '1')
+    """
+    rows: list[tuple[str, ...]] = [("run", "iterations", "final loss", "best validation accuracy", "at epoch")]
+    for run, name in zip(runs, differences(runs), strict=True):
+        losses, accuracies = run.history["loss_history"], run.history["val_acc_history"]
+        final = f"{losses[-max(len(losses) // 10, 1) :].mean():.4f}" if len(losses) else "-"
+        best = (f"{np.nanmax(accuracies):.4f}", f"{np.nanargmax(accuracies)}") if len(accuracies) else ("-", "-")
+        rows.append((name, f"{len(losses)}", final, *best))
+    return rows

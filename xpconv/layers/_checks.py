@@ -1,0 +1,123 @@
+"""Checks of arguments that all layers share; each error names the argument, its value and what to do."""
+
+from collections.abc import Sequence
+from types import EllipsisType
+from typing import Any
+
+from xpconv._validation import MOST_PIXELS, check_pair
+from xpconv.backend import Array, array_namespace, on_host
+from xpconv.errors import ArgumentError, ArgumentTypeError
+from xpconv.ops.windows import output_size
+
+__all__ = [
+    "check_arrays",
+    "check_backward",
+    "check_cache",
+    "check_gradient_shape",
+    "check_labels",
+    "check_shape",
+    "window_output",
+]
+
+
+def check_arrays(**arrays: Array) -> Any:
+    """Check that the arrays are of one library, device and real floating dtype; return their namespace.
+
+    A bias `b` may be None.
+    """
+    for name, a in arrays.items():
+        if a is None and name != "b":
+            raise ArgumentTypeError(f"{name} is None; expected an array")
+    xp = array_namespace(**arrays)
+    (first, a), *rest = ((name, a) for name, a in arrays.items() if a is not None)
+    if a.dtype not in (xp.float32, xp.float64):
+        raise ArgumentTypeError(
+            f"{first} has dtype {a.dtype}; expected float32 or float64: pass xp.astype({first}, xp.float32)"
+        )
+    for name, b in rest:
+        if b.dtype != a.dtype:
+            raise ArgumentTypeError(
+                f"{first} has dtype {a.dtype} but {name} has dtype {b.dtype}: "
+                f"cast one of them, as in xp.astype({name}, {first}.dtype)"
+            )
+    return xp
+
+
+def check_shape(name: str, array: Array, shape: Sequence[int | str | EllipsisType]) -> None:
+    """Check an array's shape against numbers and, where any size will do, letters; no size may be 0.
+
+    A last ``...`` stands for any number of further sizes.
+    """
+    if shape and shape[-1] is ...:
+        shape = [*shape[:-1], *("..." for _ in array.shape[len(shape) - 1 :])]
+    fits = len(array.shape) == len(shape) and all(
+        size == want if isinstance(want, int) else size > 0 for size, want in zip(array.shape, shape, strict=True)
+    )
+    if not fits:
+        wanted = f"({', '.join(str(s) for s in shape)}{',' if len(shape) == 1 else ''})"
+        empty = " and none of its sizes 0" if 0 in array.shape else ""
+        raise ArgumentError(f"{name} has shape {tuple(array.shape)}; expected {wanted}{empty}")
+
+
+def check_gradient_shape(dout: Array, shape: Sequence[int]) -> None:
+    """Check that the upstream gradient has the shape of the layer's output."""
+    if tuple(dout.shape) != tuple(shape):
+        raise ArgumentError(
+            f"dout has shape {tuple(dout.shape)}; expected the shape of the layer's output, {tuple(shape)}"
+        )
+
+
+def check_cache(cache: Any, *kinds: type) -> None:
+    """Check that a cache is of the kind that the forward pass returns, or of those of a sandwich's layers."""
+    parts = cache if len(kinds) > 1 else (cache,)
+    if not isinstance(parts, tuple) or len(parts) != len(kinds) or not all(map(isinstance, parts, kinds)):
+        wanted = " and ".join(kind.__name__ for kind in kinds)
+        raise ArgumentTypeError(
+            f"cache is a {type(cache).__name__}; expected the {wanted} that the forward pass returned"
+        )
+
+
+def check_backward(dout: Array, cache: Any, kind: type) -> Any:
+    """Check the arguments of a backward pass whose output has the shape of its cache's x; return their namespace."""
+    check_cache(cache, kind)
+    xp = check_arrays(dout=dout, x=cache.x)
+    check_gradient_shape(dout, cache.x.shape)
+    return xp
+
+
+def window_output(
+    shape: Sequence[int], size: int | Sequence[int], stride: int | Sequence[int], padding: int | Sequence[int]
+) -> tuple[int, int]:
+    """Check that a window fits on the padded images (..., H, W); return how many do, down and across."""
+    size, stride, padding = (
+        check_pair("size", size, 1),
+        check_pair("stride", stride, 1),
+        check_pair("padding", padding, 0),
+    )
+    for axis, extent, k, p in zip(("height", "width"), shape[-2:], size, padding, strict=True):
+        if k > extent + 2 * p:
+            raise ArgumentError(
+                f"the window's {axis} is {k} but the padded image's is {extent} + 2*{p}: "
+                "take a smaller window or more padding"
+            )
+    if (shape[-2] + 2 * padding[0]) * (shape[-1] + 2 * padding[1]) > MOST_PIXELS:
+        raise ArgumentError(
+            f"padding is {padding}; expected less, since with it an image has at most {MOST_PIXELS} pixels"
+        )
+    return output_size((shape[-2], shape[-1]), size, stride, padding)
+
+
+def check_labels(y: Array, N: int, C: int, xp: Any) -> None:
+    """Check that `y` holds N integer labels; their range only where that costs no wait for a device."""
+    if y is None:
+        raise ArgumentTypeError("y is None; expected an array of integer labels")
+    if not xp.isdtype(y.dtype, "integral"):
+        raise ArgumentTypeError(f"y has dtype {y.dtype}; expected integer labels: pass xp.astype(y, xp.int64)")
+    check_shape("y", y, (N,))
+    if not on_host(y):
+        return
+    least, largest = (int(limit(xp.astype(y, xp.int64))) for limit in (xp.min, xp.max))  # torch has few for uint16
+    if least < 0 or largest >= C:
+        raise ArgumentError(
+            f"y has labels from {least} to {largest}; expected 0 to {C - 1}, one for each of the {C} columns of x"
+        )

@@ -1,0 +1,197 @@
+"""The assignment's nets and a deeper one, each a list of layers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from xpconv.errors import ArgumentError
+from xpconv.nn.layers import Affine, BatchNorm, Conv, Dropout, GlobalAvgPool, GroupNorm, Layer, LayerNorm, MaxPool, Relu
+from xpconv.nn.sequential import Sequential
+
+__all__ = ["ConvNet", "FullyConnectedNet", "ThreeLayerConvNet", "TwoLayerNet"]
+
+
+class FullyConnectedNet(Sequential):
+    """``{affine - [norm] - relu - [dropout]} x L - affine - softmax``, one hidden layer for each of `hidden_dims`.
+
+    Parameters
+    ----------
+    hidden_dims : sequence of int
+        Units of each hidden layer.
+    input_dim : int
+        Values of a sample, which may have any shape.
+    num_classes : int
+    keep : float
+        Probability that dropout keeps a value; 1 is no dropout.
+    normalization : {None, "batchnorm", "layernorm"}
+    weight_scale : float or None
+    **options
+        As for `Sequential`: reg, dtype, backend, rng, seed, ...
+
+    Examples
+    --------
+    >>> net = FullyConnectedNet([20, 30], input_dim=15, num_classes=10, normalization="batchnorm", rng=0)
+    >>> net.params["W2"].shape, net.state["running_mean2"].shape
+    ((20, 30), (30,))
+    """
+
+    def __init__(
+        self,
+        hidden_dims: Sequence[int],
+        *,
+        input_dim: int = 3 * 32 * 32,
+        num_classes: int = 10,
+        keep: float = 1.0,
+        normalization: str | None = None,
+        weight_scale: float | None = 1e-2,
+        **options: Any,
+    ) -> None:
+        norms = {None: [], "batchnorm": [BatchNorm()], "layernorm": [LayerNorm()]}
+        norm: list[Layer] = list(_choose("normalization", normalization, norms))
+        dropout: list[Layer] = [Dropout(keep)] if keep != 1 else []
+        layers: list[Layer] = []
+        for units in hidden_dims:
+            layers += [Affine(units), *norm, Relu(), *dropout]
+        options = {"name": "FullyConnectedNet", **options}
+        super().__init__([*layers, Affine(num_classes)], input_shape=(input_dim,), weight_scale=weight_scale, **options)
+
+
+class TwoLayerNet(FullyConnectedNet):
+    """``affine - relu - affine - softmax``.
+
+    Parameters
+    ----------
+    input_dim, hidden_dim, num_classes : int
+    weight_scale : float or None
+    **options
+        As for `Sequential`.
+
+    Examples
+    --------
+    >>> TwoLayerNet(input_dim=5, hidden_dim=50, num_classes=7, rng=0).params["W2"].shape
+    (50, 7)
+    """
+
+    def __init__(
+        self,
+        *,
+        input_dim: int = 3 * 32 * 32,
+        hidden_dim: int = 100,
+        num_classes: int = 10,
+        weight_scale: float | None = 1e-3,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            [hidden_dim],
+            input_dim=input_dim,
+            num_classes=num_classes,
+            weight_scale=weight_scale,
+            **{"name": "TwoLayerNet", **options},
+        )
+
+
+class ThreeLayerConvNet(Sequential):
+    """``conv - relu - 2x2 max pool - affine - relu - affine - softmax``.
+
+    Parameters
+    ----------
+    input_dim : (int, int, int)
+        Channels, height and width of an image.
+    num_filters, filter_size : int
+        The convolution keeps the image's size, for odd filter sizes.
+    hidden_dim, num_classes : int
+    weight_scale : float or None
+    **options
+        As for `Sequential`.
+
+    Examples
+    --------
+    >>> net = ThreeLayerConvNet(rng=0)
+    >>> net.params["W1"].shape, net.params["W2"].shape
+    ((32, 3, 7, 7), (8192, 100))
+    """
+
+    def __init__(
+        self,
+        *,
+        input_dim: Sequence[int] = (3, 32, 32),
+        num_filters: int = 32,
+        filter_size: int = 7,
+        hidden_dim: int = 100,
+        num_classes: int = 10,
+        weight_scale: float | None = 1e-3,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            [
+                Conv(num_filters, filter_size),
+                Relu(),
+                MaxPool(2),
+                Affine(hidden_dim),
+                Relu(),
+                Affine(num_classes),
+            ],
+            input_shape=input_dim,
+            weight_scale=weight_scale,
+            **{"name": "ThreeLayerConvNet", **options},
+        )
+
+
+class ConvNet(Sequential):
+    """``{conv - [norm] - relu | pool} x L - global average pool - affine - softmax``, from a list.
+
+    Parameters
+    ----------
+    stages : sequence of int and "pool"
+        A number is a 3x3 convolution of so many filters with its norm and relu, "pool" a 2x2 max pool.
+    input_dim : (int, int, int)
+        Channels, height and width of an image.
+    num_classes : int
+    normalization : {"batchnorm", "groupnorm", None}
+        Group norm uses the largest number of groups up to 8 that divides the filters.
+    filter_size : int
+    weight_scale : float or None
+    **options
+        As for `Sequential`.
+
+    Examples
+    --------
+    >>> net = ConvNet([16, "pool", 32], input_dim=(1, 8, 8), rng=0)
+    >>> sorted(net.params)
+    ['W1', 'W2', 'W3', 'b3', 'beta1', 'beta2', 'gamma1', 'gamma2']
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[int | str] = (32, 32, "pool", 64, 64, "pool", 128, 128),
+        *,
+        input_dim: Sequence[int] = (3, 32, 32),
+        num_classes: int = 10,
+        normalization: str | None = "batchnorm",
+        filter_size: int = 3,
+        weight_scale: float | None = None,
+        **options: Any,
+    ) -> None:
+        layers: list[Layer] = []
+        for position, stage in enumerate(stages):
+            if stage == "pool":
+                layers.append(MaxPool(2))
+            elif isinstance(stage, int) and not isinstance(stage, bool) and stage > 0:
+                groups = max(g for g in range(1, 9) if stage % g == 0)
+                norms = {None: [], "batchnorm": [BatchNorm()], "groupnorm": [GroupNorm(groups=groups)]}
+                norm: list[Layer] = list(_choose("normalization", normalization, norms))
+                # A norm takes the mean away, and with it any bias before it.
+                layers += [Conv(stage, filter_size, bias=not norm), *norm, Relu()]
+            else:
+                raise ArgumentError(f"stages[{position}] is {stage!r}; expected a number of filters or 'pool'")
+        super().__init__(
+            [*layers, GlobalAvgPool(), Affine(num_classes)],
+            input_shape=input_dim,
+            weight_scale=weight_scale,
+            **{"name": "ConvNet", **options},
+        )
+
+
+def _choose(name: str, value: str | None, choices: dict[str | None, Any]) -> Any:
+    if value not in choices:
+        raise ArgumentError(f"{name} is {value!r}; expected one of {', '.join(repr(choice) for choice in choices)}")
+    return choices[value]

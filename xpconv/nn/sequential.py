@@ -1,0 +1,323 @@
+"""Sequential: a list of layers with their parameters and a loss, which is all that training needs."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
+from math import prod, sqrt
+from typing import Any
+
+from xpconv import ops
+from xpconv.backend import Array, Backend, get_backend, on_its_device
+from xpconv.errors import ArgumentError, ArgumentTypeError, OutOfMemoryError
+from xpconv.layers import softmax_loss, svm_loss
+from xpconv.nn import layers as layer_objects
+from xpconv.nn.layers import Arrays, Layer, Shape
+from xpconv.nn.preprocessing import Preprocessing
+from xpconv.ops.tiling import workspace_bytes
+from xpconv.random import RandomStream, Rng, as_random_stream, draw_seed, spawn
+
+__all__ = ["Sequential"]
+
+LOSSES = {"softmax": softmax_loss, "svm": svm_loss}
+
+
+class Sequential:
+    """A list of layers, its parameters and a loss.
+
+    Parameters
+    ----------
+    layers : sequence of Layer
+        The last one's outputs are the class scores.
+    input_shape : tuple of int
+        The shape of one sample, such as (3, 32, 32); a net whose input shape is (D,) takes samples of any shape
+        with D values.
+    name : str
+        What the model is called in files and messages.
+    loss : {"softmax", "svm"}
+    reg : float
+        Weight of ``0.5 * sum(W * W)`` over all weights W in the loss.
+    weight_scale : float, optional
+        Standard deviation of the initial weights; by default ``sqrt(2 / fan_in)`` for each (He et al., 2015).
+    dtype : {"float32", "float64"} or a dtype of that name
+    backend : str or Backend, optional
+        As for `get_backend`.
+    rng : None, int, Generator or RandomState
+        Draws weights, in layer order, on the host: every backend starts from the same bits.
+    seed : int, optional
+        Makes every training pass drop the same elements, as gradient checks need.
+    preprocessing : Preprocessing, optional
+    class_names : sequence of str
+        One for each score, or none.
+
+    Attributes
+    ----------
+    params : dict of str to array
+        W1, b1, gamma1, beta1, ..., numbered by weight layer. This is where parameters live: assign to it or write
+        into its arrays at will.
+    state : dict of str to array
+        running_mean1, running_var1, ... of batch norm.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xpconv.nn import Affine, Conv, MaxPool, Relu
+    >>> net = Sequential([Conv(4), Relu(), MaxPool(), Affine(10)], input_shape=(1, 8, 8), rng=0)
+    >>> sorted(net.params)
+    ['W1', 'W2', 'b1', 'b2']
+    >>> X, y = np.zeros((5, 1, 8, 8)), np.arange(5)
+    >>> loss, grads = net.loss(X, y)
+    >>> round(float(loss), 4), net.loss(X).shape
+    (2.3026, (5, 10))
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        *,
+        input_shape: Sequence[int],
+        name: str = "Sequential",
+        loss: str = "softmax",
+        reg: float = 0.0,
+        weight_scale: float | None = None,
+        dtype: Any = "float32",
+        backend: str | Backend | None = None,
+        rng: Rng = None,
+        seed: int | None = None,
+        preprocessing: Preprocessing | None = None,
+        class_names: Sequence[str] = (),
+    ) -> None:
+        if loss not in LOSSES:
+            raise ArgumentError(f"loss is {loss!r}; expected one of {', '.join(LOSSES)}")
+        self.layers, self.name, self.loss_name = tuple(layers), name, loss
+        self.input_shape = tuple(int(size) for size in input_shape)
+        self.reg, self.seed, self.weight_scale = float(reg), seed, weight_scale
+        self.dtype, self.backend = _dtype_name(dtype), get_backend(backend)
+        self.preprocessing, self.class_names = preprocessing, tuple(class_names)
+        self.params: Arrays = {}
+        self.state: Arrays = {}
+        stream = as_random_stream(rng)
+        self._keys = self._build(stream)
+        self.mask_stream: RandomStream = stream if rng is None else spawn(stream, 1)[0]
+
+    @on_its_device
+    def _build(self, stream: RandomStream) -> list[dict[str, str]]:
+        """Draw the parameters and return, for each layer, the key of each of its parameters and states."""
+        keys, weight_layers, shape = [], 0, self.input_shape
+        taken: dict[str, int] = {}  # how often a name was given behind a weight layer
+        for position, layer in enumerate(self.layers):
+            if not isinstance(layer, Layer):
+                raise ArgumentTypeError(f"layers[{position}] is {layer!r}; expected a Layer such as Relu()")
+            parameters, state = layer.parameters(shape), layer.state(shape)
+            weight_layers += "W" in parameters
+            names = [f"{name}{weight_layers}" for name in [*parameters, *state]]
+            k = 1 + max((taken.get(name, 0) for name in names), default=0)
+            taken.update(dict.fromkeys(names, k))
+            number = f"{weight_layers}_{k}" if k > 1 else f"{weight_layers}"
+            keys.append({name: name + number for name in [*parameters, *state]})
+            for name, (size, value) in parameters.items():
+                self.params[name + number] = self._initial(size, value, stream)
+            for name, (size, value) in state.items():
+                self.state[name + number] = self._initial(size, value, stream)
+            shape = layer.output_shape(shape)
+        if len(shape) != 1:
+            raise ArgumentError(
+                f"the last layer gives samples of shape {shape}; expected scores (C,): end with Affine(C)"
+            )
+        if self.class_names and len(self.class_names) != shape[0]:
+            raise ArgumentError(
+                f"class_names has {len(self.class_names)} names; expected {shape[0]}, one for each score"
+            )
+        for what, text in [("name", self.name), *(("class_names", name) for name in self.class_names)]:
+            if not isinstance(text, str) or not text.isprintable():
+                raise ArgumentError(f"{what} has {text!r}; expected printable text")
+        self.num_classes = shape[0]
+        return keys
+
+    def _initial(self, shape: Shape, value: float | None, stream: RandomStream) -> Array:
+        if value is not None:
+            dtype = self.backend.dtype(self.dtype)
+            return self.backend.xp.full(shape, value, dtype=dtype, device=self.backend.device)
+        fan_in = shape[0] if len(shape) == 2 else prod(shape[1:])
+        scale = sqrt(2 / fan_in) if self.weight_scale is None else self.weight_scale
+        return self.backend.asarray(stream.standard_normal(shape) * scale, dtype=self.dtype)
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """What is done to samples first; whatever is assigned moves to the model's device."""
+        return self._preprocessing
+
+    @preprocessing.setter
+    def preprocessing(self, value: Preprocessing | None) -> None:
+        self._preprocessing = (
+            None
+            if value is None
+            else Preprocessing(
+                self.backend.asarray(value.mean, self.dtype), self.backend.asarray(value.std, self.dtype)
+            )
+        )
+
+    def loss(self, X: Array, y: Array | None = None) -> Any:
+        """Return the scores of `X`, or with labels the loss and the gradients.
+
+        Parameters
+        ----------
+        X : array (N, ...)
+            Samples of the input shape and of any real dtype, in host memory or on the model's device.
+        y : array (N,) of integers, optional
+            Labels.
+
+        Returns
+        -------
+        scores : array (N, C)
+            Without `y`; layers then work in evaluation mode.
+        (loss, grads) : array () and dict of str to array
+            With `y`; the loss stays on the device until it is read. Layers then work in training mode, and running
+            statistics move.
+
+        Raises
+        ------
+        ArgumentError
+            If `X` or `y` does not fit.
+        OutOfMemoryError
+            If the device has no memory for so many samples; parameters and state are as they were.
+        """
+        try:
+            return self._loss(X, y)
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory", str(error)):
+                raise  # only torch says so by a RuntimeError
+            raise OutOfMemoryError(
+                f"{self.backend} has not enough memory for {len(X)} samples at once ({error}): take a smaller batch, "
+                "or on a GPU less for convolutions by XPCONV_WORKSPACE, which is now "
+                f"{workspace_bytes(self.backend.library) / 2**20:g}MiB"
+            ) from error
+
+    @on_its_device
+    def _loss(self, X: Array, y: Array | None) -> Any:
+        x = self._prepare(X)
+        scores, caches, state = self._forward(x, train=y is not None)
+        if y is None:
+            return scores
+        loss, dout = LOSSES[self.loss_name](scores, self.backend.upload("y", y))
+        grads = self._backward(dout, caches)
+        if self.reg:
+            keys = [keys["W"] for keys in self._keys if "W" in keys]
+            loss = ops.add_l2_penalty(loss, [self.params[key] for key in keys], [grads[key] for key in keys], self.reg)
+        self.state.update(state)
+        return loss, grads
+
+    def _prepare(self, X: Array) -> Array:
+        """Bring samples to the model's device, dtype and input shape, and preprocess them."""
+        x = self.backend.upload("X", X, self.dtype)
+        if len(self.input_shape) == 1 and len(x.shape) > 1 and 0 not in x.shape:
+            x = self.backend.xp.reshape(x, (x.shape[0], -1))
+        if tuple(x.shape[1:]) != self.input_shape or 0 in x.shape:
+            raise ArgumentError(
+                f"X has shape {tuple(X.shape)}; expected (N, {str(self.input_shape)[1:].rstrip(',)')}) "
+                f"with N at least 1, as {self.name} was built for"
+            )
+        if self.preprocessing is not None:
+            x = (x - self.preprocessing.mean) / self.preprocessing.std
+        return x
+
+    def _forward(self, x: Array, *, train: bool) -> tuple[Array, list[Any], Arrays]:
+        """Return the scores and, in training, the layers' caches and their new state."""
+        store, caches, state = {**self.params, **self.state}, list[Any](), Arrays()
+        for position, (layer, keys) in enumerate(zip(self.layers, self._keys, strict=True)):
+            x, cache = layer.forward(
+                x,
+                {name: store[key] for name, key in keys.items()},
+                train=train,
+                key=self._mask_key(position) if train else 0,
+            )
+            if train:
+                caches.append(cache)
+                state.update({keys[name]: value for name, value in layer.new_state(cache).items()})
+        return x, caches, state
+
+    def outputs(self, X: Array) -> Iterator[tuple[Layer, Array]]:
+        """Yield each layer with its output for samples; nothing remembers that it was asked.
+
+        Batch norm takes the statistics of these samples, as in training, and dropout keeps everything.
+
+        Parameters
+        ----------
+        X : array (N, ...)
+            As for `loss`.
+
+        Examples
+        --------
+        >>> from xpconv.nn import TwoLayerNet
+        >>> net = TwoLayerNet(input_dim=64, rng=0)
+        >>> [(type(layer).__name__, out.shape) for layer, out in net.outputs(net.backend.xp.ones((5, 64)))]
+        [('Affine', (5, 100)), ('Relu', (5, 100)), ('Affine', (5, 10))]
+        """
+        with self.backend.current():
+            x, store = self._prepare(X), {**self.params, **self.state}
+        for layer, keys in zip(self.layers, self._keys, strict=True):
+            train = not self.state.keys().isdisjoint(keys.values())
+            with self.backend.current():
+                x = layer.forward(x, {name: store[key] for name, key in keys.items()}, train=train, key=0)[0]
+            yield layer, x
+
+    def _backward(self, dout: Array | None, caches: list[Any]) -> Arrays:
+        grads: Arrays = {}
+        first = next((i for i, keys in enumerate(self._keys) if keys), len(self._keys))
+        for position in reversed(range(first, len(self.layers))):
+            dout, own = self.layers[position].backward(dout, caches.pop(), need_dx=position > first)
+            grads.update({self._keys[position][name]: grad for name, grad in own.items()})
+        return grads
+
+    def _mask_key(self, position: int) -> int:
+        if not isinstance(self.layers[position], layer_objects.Dropout):
+            return 0
+        return draw_seed(self.mask_stream) if self.seed is None else self.seed + position
+
+    def config(self) -> dict[str, Any]:
+        """Return what rebuilds the architecture, as plain data for JSON; `from_config` is its inverse."""
+        return {
+            "name": self.name,
+            "input_shape": list(self.input_shape),
+            "dtype": self.dtype,
+            "loss": self.loss_name,
+            "reg": float(self.reg),
+            "class_names": list(self.class_names),
+            "layers": [
+                {
+                    "type": type(layer).__name__,
+                    **{
+                        name: list(value) if isinstance(value, tuple) else value
+                        for name, value in asdict(layer).items()
+                    },
+                }
+                for layer in self.layers
+            ],
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], backend: str | Backend | None = None) -> "Sequential":
+        """Rebuild a model from `config`, with new parameters."""
+        return Sequential(backend=backend, rng=0, **arguments_of(config))
+
+
+def arguments_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a Sequential that `config` describes."""
+    kinds = {kind: getattr(layer_objects, kind) for kind in layer_objects.__all__ if kind != "Layer"}
+    layers = []
+    for position, entry in enumerate(config["layers"]):
+        options = dict(entry)
+        kind = kinds.get(options.pop("type"))
+        if kind is None or not set(options) <= {field.name for field in fields(kind)}:
+            raise ArgumentError(
+                f"layers[{position}] is {entry!r}; expected a type among {', '.join(kinds)} with its own options"
+            )
+        layers.append(kind(**options))
+    return {**config, "layers": layers}
+
+
+def _dtype_name(dtype: Any) -> str:
+    """Return the name of any library's dtype."""
+    name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", str(dtype)).rpartition(".")[2]
+    if name not in ("float32", "float64"):
+        raise ArgumentError(f"dtype is {dtype!r}; expected float32 or float64")
+    return str(name)

@@ -1,0 +1,31 @@
+"""The operations that the array-API standard lacks, each in a portable and, for some libraries, a faster version."""
+
+from xpconv.ops.conv import convolve, convolve_backward
+from xpconv.ops.elementwise import relu, relu_backward
+from xpconv.ops.finite import largest_finite
+from xpconv.ops.loss import add_l2_penalty, softmax_cross_entropy
+from xpconv.ops.norm import normalise, normalise_backward, update_running_average
+from xpconv.ops.pool import max_pool, max_pool_backward
+from xpconv.ops.random_bits import keep_mask, random_integers
+from xpconv.ops.update import adam_step
+from xpconv.ops.windows import fold, unfold
+
+__all__ = [
+    "adam_step",
+    "add_l2_penalty",
+    "convolve",
+    "convolve_backward",
+    "fold",
+    "keep_mask",
+    "largest_finite",
+    "max_pool",
+    "max_pool_backward",
+    "normalise",
+    "normalise_backward",
+    "random_integers",
+    "relu",
+    "relu_backward",
+    "softmax_cross_entropy",
+    "unfold",
+    "update_running_average",
+]

@@ -1,0 +1,61 @@
+"""Convolution as one matrix product a tile of images (im2col).
+
+Letters: N images, C channels, (H, W) image, F filters, (KH, KW) window, (OH, OW) output;
+K = C * KH * KW rows and P = m * OH * OW columns of a tile of m images.
+"""
+
+from math import prod
+
+import array_api_compat
+
+from xpconv.backend import Array
+from xpconv.ops.dispatch import operation
+from xpconv.ops.tiling import for_each_tile, sum_over_tiles
+from xpconv.ops.windows import Pair, fold, output_size, unfold
+
+__all__ = ["convolve", "convolve_backward"]
+
+
+@operation
+def convolve(x: Array, w: Array, b: Array | None, stride: Pair, padding: Pair, algorithm: str) -> Array:
+    """Return the convolution (N, F, OH, OW), tile by tile as one product of filters and columns."""
+    xp = array_api_compat.array_namespace(x)
+    (N, F), (OH, OW) = (x.shape[0], w.shape[0]), output_size(x.shape[2:], w.shape[2:], stride, padding)
+    rows = xp.reshape(w, (F, -1))  # (F, K)
+    out = xp.empty((N, F, OH, OW), dtype=x.dtype, device=array_api_compat.device(x))
+
+    def task(tile: slice) -> None:
+        y = rows @ unfold(x[tile, ...], w.shape[2:], stride, padding)  # (F, K) @ (K, P)
+        if b is not None:
+            y += b[:, None]
+        out[tile, ...] = xp.permute_dims(xp.reshape(y, (F, -1, OH, OW)), (1, 0, 2, 3))
+
+    for_each_tile(task, N, _column_bytes(x, w, OH * OW), like=x)
+    return out
+
+
+@operation
+def convolve_backward(
+    dout: Array, x: Array, w: Array, stride: Pair, padding: Pair, algorithm: str, need_dx: bool
+) -> tuple[Array | None, Array, Array]:
+    """Return the gradients of images (or None), filters and bias, as those of an affine layer on columns."""
+    xp = array_api_compat.array_namespace(x)
+    F, (OH, OW) = w.shape[0], dout.shape[2:]
+    rows = xp.reshape(w, (F, -1))  # (F, K)
+    dx = xp.empty(x.shape, dtype=x.dtype, device=array_api_compat.device(x)) if need_dx else None
+
+    def task(tile: slice) -> tuple[Array, Array]:
+        images = x[tile, ...]  # (m, C, H, W)
+        dy = xp.reshape(xp.permute_dims(dout[tile, ...], (1, 0, 2, 3)), (F, -1))  # (F, P)
+        dw = dy @ unfold(images, w.shape[2:], stride, padding).T  # (F, P) @ (P, K)
+        if dx is not None:
+            dx[tile, ...] = fold(rows.T @ dy, images.shape, w.shape[2:], stride, padding)
+        return dw, xp.sum(dy, axis=1)
+
+    dw, db = sum_over_tiles(task, x.shape[0], 2 * _column_bytes(x, w, OH * OW), like=x)
+    return dx, xp.reshape(dw, w.shape), db
+
+
+def _column_bytes(x: Array, w: Array, places: int) -> int:
+    """Return the size of one image's columns."""
+    return int(prod(w.shape[1:])) * places * (8 if "64" in str(x.dtype) else 4)

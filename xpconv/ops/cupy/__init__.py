@@ -1,0 +1,1 @@
+"""Operations on CuPy arrays: CUDA kernels and matrix products."""

@@ -1,0 +1,95 @@
+"""The table of operations: a portable version of each, and the faster ones that some libraries have.
+
+An operation is written once in standard array API, which every library runs (`operation`). For NumPy and CuPy a faster
+version may be registered under the same name (`accelerate`); ``XPCONV_ACCELERATE=0`` turns all of those off.
+"""
+
+import importlib
+import os
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import Any, TypeVar
+
+from xpconv.backend import Array, library_of
+
+__all__ = ["accelerate", "accelerated_versions", "operation", "portable"]
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_accelerated: dict[tuple[str, str], Callable[..., Any]] = {}  # by operation and library
+_portable: dict[str, Callable[..., Any]] = {}
+_MODULES = {  # which register accelerated versions; those of a library are imported with its first array
+    "numpy": ("_conv", "_elementwise", "_norm", "_pool", "_windows"),
+    "cupy": ("_ops",),
+}
+_import_once = lru_cache(importlib.import_module)
+
+
+def operation(function: _Function) -> _Function:
+    """Make `function` the portable version of the operation of its name.
+
+    The function that is returned looks at the library of its first argument, and calls that library's accelerated
+    version where there is one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> @operation
+    ... def double(x):
+    ...     return 2 * x
+    >>> @accelerate("numpy")
+    ... def double(x):
+    ...     return np.multiply(x, 2)
+    >>> portable("double")(np.ones(2))
+    array([2., 2.])
+    """
+    name = function.__name__
+    _portable[name] = function
+
+    @wraps(function)
+    def dispatch(x: Array, *args: Any, **kwargs: Any) -> Any:
+        accelerated = _find(name, library_of(x)) if os.environ.get("XPCONV_ACCELERATE") != "0" else None
+        return (accelerated or function)(x, *args, **kwargs)
+
+    return dispatch  # type: ignore[return-value]
+
+
+def accelerate(library: str) -> Callable[[_Function], _Function]:
+    """Register the decorated function as the library's version of the operation of its name; see `operation`."""
+
+    def register(function: _Function) -> _Function:
+        _accelerated[function.__name__, library] = function
+        return function
+
+    return register
+
+
+def portable(name: str) -> Callable[..., Any]:
+    """Return the portable version of an operation.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> portable("relu")(np.array([-1.0, 2.0]))[0]
+    array([0., 2.])
+    """
+    return _portable[name]
+
+
+def accelerated_versions(library: str) -> dict[str, tuple[Callable[..., Any], Callable[..., Any]]]:
+    """Return the portable and the accelerated version of each operation that a library accelerates, by name.
+
+    Examples
+    --------
+    >>> "relu" in accelerated_versions("numpy"), accelerated_versions("array_api_strict")
+    (True, {})
+    """
+    _find("", library)
+    return {
+        name: (_portable[name], accelerated) for (name, owner), accelerated in _accelerated.items() if owner == library
+    }
+
+
+def _find(name: str, library: str) -> Callable[..., Any] | None:
+    for module in _MODULES.get(library, ()):
+        _import_once(f"xpconv.ops.{library}.{module}")
+    return _accelerated.get((name, library))

@@ -1,0 +1,1 @@
+"""Operations on NumPy arrays: in tiles that fit the cache, on a pool of threads."""

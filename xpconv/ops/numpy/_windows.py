@@ -1,0 +1,20 @@
+"""Columns of windows on NumPy (im2col)."""
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from xpconv.ops.dispatch import accelerate
+from xpconv.ops.windows import Pair, output_size, pad
+
+Array = np.ndarray
+
+
+@accelerate("numpy")
+def unfold(x: Array, size: Pair, stride: Pair, padding: Pair) -> Array:
+    """Copy one strided view of all windows at once."""
+    N, C, H, W = x.shape
+    OH, OW = output_size((H, W), size, stride, padding)
+    x = pad(x, padding)
+    n, c, h, w = x.strides
+    view = as_strided(x, (C, *size, N, OH, OW), (c, h, w, n, h * stride[0], w * stride[1]), writeable=False)
+    return np.array(view, order="C").reshape(C * size[0] * size[1], N * OH * OW)

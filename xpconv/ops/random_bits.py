@@ -1,0 +1,84 @@
+"""Random masks and integers that a key determines: the same bits on every backend.
+
+Element number i of an array is a hash of i and the key, computed on the device: nothing is drawn, so nothing is moved.
+"""
+
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+from xpconv.backend import Array
+
+__all__ = ["keep_mask", "random_integers"]
+
+
+def keep_mask(key: int, shape: tuple[int, ...], keep: float, like: Array) -> Array:
+    """Return a boolean mask, each element True with probability `keep`: the same bits on every backend.
+
+    Element number i is True where ``hash(i, key) < keep * 2**32``: nothing is drawn, so nothing is moved.
+
+    Parameters
+    ----------
+    key : int
+        From `draw_seed`.
+    shape : tuple of int
+    keep : float
+        Probability of True, 0 to 1.
+    like : array
+        The mask is made by its library on its device.
+
+    Examples
+    --------
+    >>> mask = keep_mask(7, (1000,), 0.8, like=np.zeros(1))
+    >>> mask.dtype, bool(abs(mask.mean() - 0.8) < 0.05)
+    (dtype('bool'), True)
+    """
+    return _shaped(_hash(key, shape, like) < int(keep * 2**32), shape)
+
+
+def random_integers(key: int, shape: tuple[int, ...], high: int, like: Array) -> Array:
+    """Return whole numbers from 0 to `high` - 1, equally likely: the same on every backend.
+
+    Element number i is ``hash(i, key) * high // 2**32``.
+
+    Parameters
+    ----------
+    key : int
+        From `draw_seed`.
+    shape : tuple of int
+    high : int
+        From 1 to 2**16.
+    like : array
+        The numbers are made by its library on its device.
+
+    Returns
+    -------
+    array of int64
+
+    Examples
+    --------
+    >>> random_integers(7, (2, 5), 3, like=np.zeros(1))
+    array([[0, 2, 0, 0, 1],
+           [1, 1, 2, 0, 0]])
+    """
+    return _shaped(_hash(key, shape, like) * high >> 32, shape)
+
+
+def _hash(key: int, shape: tuple[int, ...], like: Array) -> Array:
+    """Return ``hash(i, key)``, 32 bits held in int64, for each element number i of an array of `shape`, in a row."""
+    xp: Any = array_api_compat.array_namespace(like)
+    count = int(np.prod(shape, dtype=np.int64))
+    h = xp.arange(count, dtype=xp.int64, device=array_api_compat.device(like))
+    return _mix(_mix(h ^ key) ^ (key * 0x9E3779B1 & 0xFFFFFFFF))
+
+
+def _shaped(row: Array, shape: tuple[int, ...]) -> Array:
+    return array_api_compat.array_namespace(row).reshape(row, shape)
+
+
+def _mix(h: Array) -> Array:
+    """Scramble 32-bit numbers held in int64 (a finaliser by T. Mueller); products stay below 2**63."""
+    for _ in range(2):
+        h = ((h >> 16) ^ h) * 0x45D9F3B & 0xFFFFFFFF
+    return (h >> 16) ^ h

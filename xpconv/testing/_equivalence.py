@@ -1,0 +1,218 @@
+"""Comparisons between backends; `xpconv.testing` is where one imports them from."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+from xpconv.backend import Array, Backend, get_backend, library_of, to_host, use_backend
+
+__all__ = ["EquivalenceReport", "EquivalenceRow", "check_equivalence"]
+
+_RTOL = {"float64": 1e-10, "float32": 1e-4, "float16": 1e-2}
+
+
+@dataclass(frozen=True)
+class EquivalenceRow:
+    """What one backend's outputs were, and how far they were from the reference's.
+
+    `library`, `device` and `dtypes` list what the outputs have, joined by commas. `max_absolute` is the
+    largest difference; `max_relative` the largest in proportion to its output's largest magnitude.
+
+    Examples
+    --------
+    >>> report = check_equivalence(lambda x: 2 * x, np.ones(3), backends=["numpy"])
+    >>> report.rows[0].library, report.rows[0].dtypes, report.rows[0].max_absolute
+    ('numpy', 'float64', 0.0)
+    """
+
+    backend: str
+    library: str
+    device: str
+    dtypes: str
+    shapes_match: bool
+    max_absolute: float
+    max_relative: float
+
+
+@dataclass(frozen=True)
+class EquivalenceReport:
+    """One row a backend; printing it gives a table.
+
+    Examples
+    --------
+    >>> report = check_equivalence(lambda x: 2 * x, np.ones(3), backends=["numpy"])
+    >>> report.reference, len(report.rows), report.max_difference
+    ('numpy', 1, 0.0)
+    """
+
+    reference: str
+    rows: tuple[EquivalenceRow, ...]
+
+    @property
+    def max_difference(self) -> float:
+        """The largest relative difference of any backend from the reference."""
+        return max(row.max_relative for row in self.rows)
+
+    def __str__(self) -> str:
+        """Return the rows as an aligned table."""
+        cells = [("backend", "library", "device", "dtypes", "shapes", "max abs", "max rel")]
+        for row in self.rows:
+            cells.append(
+                (
+                    row.backend + " (reference)" * (row.backend == self.reference),
+                    row.library,
+                    row.device,
+                    row.dtypes,
+                    "match" if row.shapes_match else "DIFFER",
+                    f"{row.max_absolute:.1e}",
+                    f"{row.max_relative:.1e}",
+                )
+            )
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells
+        )
+
+
+def check_equivalence(
+    fn: Callable[..., Any],
+    *args: Any,
+    backends: Iterable[str | Backend] = ("numpy", "array_api_strict"),
+    reference: str | Backend = "numpy",
+    rtol: float | None = None,
+    atol: float = 0.0,
+) -> EquivalenceReport:
+    """Run a function on several backends and compare all that it returns.
+
+    Parameters
+    ----------
+    fn : callable
+        Runs inside `use_backend`; gives arrays, numbers, None, or nested tuples, lists and dicts of them.
+    *args : object
+        Its arguments. Copies of NumPy arrays, nested ones too, are moved to the backend; others pass as they are.
+    backends : iterable of str or Backend
+        As for `get_backend`.
+    reference : str or Backend
+        What the others are compared with; it is run whether among `backends` or not.
+    rtol, atol : float
+        A difference may be up to ``rtol * (the output's largest magnitude) + atol``. Without an rtol it is
+        1e-10 for float64, 1e-4 for float32, 1e-2 for float16, and 0 for other dtypes.
+
+    Raises
+    ------
+    AssertionError
+        If an output is on another library or device than the inputs, or differs from the reference's in
+        structure, dtype, shape or by too much; the text names each such output and ends with the table.
+
+    Examples
+    --------
+    >>> report = check_equivalence(lambda x: (x + 1, {"twice": 2 * x}), np.ones(3), backends=["numpy"])
+    >>> report.max_difference
+    0.0
+    """
+    chosen = {str(backend): backend for backend in map(get_backend, (reference, *backends))}
+    outputs: dict[str, dict[str, Any]] = {}
+    for name, backend in chosen.items():
+        try:
+            with use_backend(backend):
+                outputs[name] = dict(_leaves("output", fn(*_upload(args, backend))))
+        except Exception as error:
+            error.add_note(f"raised while check_equivalence ran the function on {name}")
+            raise
+    first, problems = next(iter(chosen)), list[str]()
+    rows = tuple(
+        _compare(backend, outputs[name], outputs[first], rtol, atol, problems) for name, backend in chosen.items()
+    )
+    report = EquivalenceReport(first, rows)
+    if problems:
+        raise AssertionError("\n".join([*problems, str(report)]))
+    return report
+
+
+def _upload(tree: Any, backend: Backend) -> Any:
+    if isinstance(tree, np.ndarray):
+        return backend.asarray(tree.copy(order="K"))  # a copy: fn may work in place
+    if isinstance(tree, dict):
+        return {key: _upload(value, backend) for key, value in tree.items()}
+    if isinstance(tree, (tuple, list)):
+        values = [_upload(value, backend) for value in tree]
+        return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)
+    return tree
+
+
+def _leaves(path: str, tree: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what is in nested containers, with a path such as ``output[1].mean``."""
+    if hasattr(tree, "_fields"):
+        parts = {f".{field}": getattr(tree, field) for field in tree._fields}
+    elif isinstance(tree, (dict, tuple, list)):
+        parts = {f"[{key!r}]": value for key, value in (tree.items() if isinstance(tree, dict) else enumerate(tree))}
+    else:
+        yield path, tree
+        return
+    for step, value in parts.items():
+        yield from _leaves(path + step, value)
+
+
+def _compare(
+    backend: Backend,
+    outputs: dict[str, Any],
+    expected: dict[str, Any],
+    rtol: float | None,
+    atol: float,
+    problems: list[str],
+) -> EquivalenceRow:
+    """Return a backend's row and add what is wrong to the list of problems."""
+    home, matching, absolute, relative = f"{backend.library} ({backend.device})", True, 0.0, 0.0
+    if outputs.keys() != expected.keys():
+        matching = False
+        problems.append(f"{backend} gives {', '.join(outputs)}; the reference gives {', '.join(expected)}")
+    for path in [path for path in outputs if path in expected]:
+        got, want = outputs[path], expected[path]
+        if array_api_compat.is_array_api_obj(got) and _place(got) != home:
+            problems.append(f"{backend}: {path} is on {_place(got)}; expected {home}, as the inputs are")
+        if kind_of(got) != kind_of(want):
+            problems.append(f"{backend}: {path} is {kind_of(got)}; the reference gives {kind_of(want)}")
+        a, b = to_host(got), to_host(want)
+        matching &= a.shape == b.shape
+        if a.shape == b.shape and {a.dtype.kind, b.dtype.kind} <= set("biufc"):
+            difference, scale = _difference(a, b)
+        else:  # None and texts are equal or not
+            difference, scale = (0.0 if a.shape == b.shape and got == want else np.inf), 1.0
+        allowed = _RTOL.get(b.dtype.name, 0.0) if rtol is None else rtol
+        if difference > allowed * scale + atol:
+            problems.append(
+                f"{backend}: {path} differs by {difference:.2e}, {difference / scale:.2e} of its "
+                f"largest magnitude; expected at most {allowed:.0e}"
+            )
+        absolute, relative = max(absolute, difference), max(relative, difference / scale)
+    arrays = [leaf for leaf in outputs.values() if array_api_compat.is_array_api_obj(leaf)]
+    library, device, dtypes = (
+        ", ".join(sorted({str(trait(array)) for array in arrays})) or "-"
+        for trait in (library_of, array_api_compat.device, lambda array: to_host(array).dtype)
+    )
+    return EquivalenceRow(str(backend), library, device, dtypes, matching, absolute, relative)
+
+
+def _difference(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """Return the largest absolute difference, where NaNs and equal infinities are equal, and b's magnitude."""
+    exact, equal = np.result_type(a, b, np.float64), a == b
+    a, b = a.astype(exact), b.astype(exact)
+    with np.errstate(invalid="ignore"):
+        apart = np.maximum(np.abs(a - b), np.finfo(exact).tiny)  # of integers that differ, where floats do not
+        apart = np.where(equal | (np.isnan(a) & np.isnan(b)), 0.0, apart)
+    apart[np.isnan(apart)] = np.inf
+    return float(np.max(apart, initial=0.0)), float(np.max(np.abs(b[np.isfinite(b)]), initial=1e-8))
+
+
+def _place(x: Array) -> str:
+    return f"{library_of(x)} ({array_api_compat.device(x)})"
+
+
+def kind_of(x: Any, place: bool = False) -> str:
+    """Return a value's dtype and shape, and its place if wanted, as text."""
+    if not array_api_compat.is_array_api_obj(x):
+        return f"a {type(x).__name__}"
+    return f"{to_host(x).dtype} {to_host(x).shape}" + (f" on {_place(x)}" if place else "")

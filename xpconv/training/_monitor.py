@@ -1,0 +1,86 @@
+"""Signs of how a training goes, measured on its device: how far an update moves the weights, which units are dead."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from xpconv.backend import Array, Backend, backend_of, to_host
+from xpconv.nn import Relu, Sequential
+from xpconv.ops.tiling import sum_in_blocks, sum_of_squares
+
+__all__ = ["TrainingMonitor", "copies"]
+
+
+def copies(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Return copies of arrays of any library.
+
+    Examples
+    --------
+    >>> arrays = {"b1": np.zeros(2)}
+    >>> copies(arrays)["b1"] is arrays["b1"]
+    False
+    """
+    return {name: backend_of(a).xp.asarray(a, copy=True) for name, a in arrays.items()}
+
+
+class TrainingMonitor:
+    """Remember the weights before a step, and measure the step after it.
+
+    Parameters
+    ----------
+    model : Sequential, or any object with ``params``
+        Its weights are the parameters whose names begin with W.
+    backend : Backend
+        Where it is.
+
+    Examples
+    --------
+    >>> from xpconv.nn import TwoLayerNet
+    >>> net = TwoLayerNet(input_dim=4, num_classes=3, rng=0)
+    >>> watch = TrainingMonitor(net, net.backend)
+    >>> net.params["W1"] *= 1.5
+    >>> watch.measure(np.ones((2, 4)))
+    >>> history = {}
+    >>> watch.note(history)
+    >>> {name: [round(value, 3) for value in values] for name, values in history.items()}
+    {'update_ratio_W1': [0.5], 'update_ratio_W2': [0.0], 'dead_relu_1': [0.57]}
+    """
+
+    def __init__(self, model: Any, backend: Backend) -> None:
+        self.model, self.backend = model, backend
+        self._before = copies({name: backend.asarray(w) for name, w in model.params.items() if name.startswith("W")})
+        self._signs: dict[str, Array] = {}
+
+    def measure(self, X: Array) -> None:
+        """Measure the parameters as they are now, without waiting for the device.
+
+        ``update_ratio_W1`` is ``|W - W_before| / |W_before|`` (Euclidean norms), and ``dead_relu_1`` the share of the
+        first ReLU's units that are 0 for each sample of `X`; a unit of a convolution is a filter at all its positions.
+
+        Parameters
+        ----------
+        X : array (N, ...)
+            The minibatch of the step.
+        """
+        xp = self.backend.xp
+        signs = {f"update_ratio_{name}": _ratio(self.model.params[name], w, xp) for name, w in self._before.items()}
+        if isinstance(self.model, Sequential):
+            relus = (out for layer, out in self.model.outputs(X) if isinstance(layer, Relu))
+            for k, out in enumerate(relus, start=1):
+                silent = xp.max(out, axis=(0, *range(2, out.ndim))) == 0
+                signs[f"dead_relu_{k}"] = xp.mean(xp.astype(silent, xp.float64))
+        self._before, self._signs = {}, signs
+
+    def note(self, history: dict[str, list[float]]) -> None:
+        """Wait for the device, and append what was measured to a history."""
+        if self._signs:
+            xp = self.backend.xp
+            row = xp.stack([xp.astype(xp.asarray(sign), xp.float64) for sign in self._signs.values()])
+            for name, value in zip(self._signs, to_host(row).tolist(), strict=True):
+                history.setdefault(name, []).append(value)
+
+
+def _ratio(w: Array, before: Array, xp: Any) -> Array:
+    with np.errstate(all="ignore"):  # of weights that are 0, or no longer finite
+        return xp.sqrt(sum_in_blocks(sum_of_squares, w - before) / sum_in_blocks(sum_of_squares, before))

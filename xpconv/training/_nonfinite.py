@@ -1,0 +1,130 @@
+"""Losses and gradients that are not finite: found without waiting for a device, and told of with their cause."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+from xpconv.backend import Array, backend_of, on_host, to_host
+from xpconv.ops.finite import largest_finite
+from xpconv.ops.tiling import sum_in_blocks, sum_of_squares
+
+__all__ = ["all_finite", "check_finite", "describe_nonfinite", "read_rows", "restore_unless"]
+
+
+def check_finite(loss: Any, grads: Mapping[str, Array], *, tell: bool) -> tuple[Any, Any]:
+    """Return a row of numbers that `read_rows` reads later, and whether loss and gradients are finite.
+
+    Parameters
+    ----------
+    loss : float or array ()
+    grads : mapping of str to array
+    tell : bool
+        Whether to collect what `describe_nonfinite` needs. On a device the second result is then True: the check is
+        deferred to `read_rows`.
+
+    Returns
+    -------
+    row : tuple or array (1 + K,)
+        The loss and numbers, one for each gradient or one for all, with a minus sign where something is not finite.
+    good : bool, or boolean array () on the device
+        True and False come from where reading costs no wait.
+
+    Examples
+    --------
+    >>> check_finite(0.5, {"W": np.ones(3)}, tell=True)
+    ((0.5, 1.0), True)
+    >>> check_finite(0.5, {"W": np.array([3.0, np.inf])}, tell=True)
+    ((0.5, -3.0), False)
+    """
+    sizes = (largest_finite(grad) for grad in grads.values())
+    if isinstance(loss, float | np.generic) or on_host(loss):
+        good = all_finite(loss, grads.values())
+        return (float(loss), *(map(float, sizes) if tell and not good else [1.0 if good else -1.0])), good
+    xp = backend_of(loss).xp
+    if tell:
+        return xp.stack([loss, *sizes]), True
+    good = all_finite(loss, grads.values())
+    return xp.stack([loss, 2 * xp.astype(good, loss.dtype) - 1]), good
+
+
+def read_rows(rows: list[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Wait for rows of `check_finite`, or for losses alone; return losses, the other numbers, and which rows are bad.
+
+    Examples
+    --------
+    >>> read_rows([(0.5, 1.0), (0.4, -1.0), (np.nan, 1.0)])[2]
+    array([1, 2])
+    """
+    on_device = hasattr(rows[0], "shape") and not isinstance(rows[0], np.generic | np.ndarray)
+    table = to_host(backend_of(rows[0]).xp.stack(rows)) if on_device else np.asarray(rows)
+    losses, sizes = np.split(table.reshape(len(rows), -1), [1], axis=1)
+    return losses[:, 0], sizes, np.flatnonzero(~np.isfinite(losses[:, 0]) | np.signbit(sizes).any(axis=1))
+
+
+def all_finite(loss: Any, grads: Iterable[Array]) -> Any:
+    """Return whether the loss and all gradients are finite: True or False where asking costs no wait.
+
+    Parameters
+    ----------
+    loss : float or array ()
+    grads : iterable of array
+
+    Returns
+    -------
+    bool, or a boolean array () on the device
+
+    Examples
+    --------
+    >>> all_finite(0.5, [np.ones(3), np.array([1.0, np.inf])])
+    False
+    """
+    if isinstance(loss, float | np.generic) or on_host(loss):
+        return bool(np.isfinite(float(loss))) and all(_finite_on_host(grad) for grad in grads)
+    xp = array_api_compat.array_namespace(loss)
+    return xp.all(xp.stack([xp.isfinite(loss), *(xp.all(xp.isfinite(grad)) for grad in grads)]))
+
+
+def _finite_on_host(a: Array) -> bool:
+    """Add up squares first, in one pass that needs no memory: the sum is finite unless `a` is not, or is huge."""
+    with np.errstate(all="ignore"):
+        if np.isfinite(float(sum_in_blocks(sum_of_squares, a))):
+            return True
+    xp = array_api_compat.array_namespace(a)
+    return bool(xp.all(xp.isfinite(a)))
+
+
+def restore_unless(good: Array, new: Mapping[str, Array], old: Mapping[str, Array]) -> None:
+    """Write the old arrays over the new ones unless `good`, a boolean on their device."""
+    for name, a in new.items():
+        a[...] = array_api_compat.array_namespace(a).where(good, a, old[name])
+
+
+def describe_nonfinite(loss: float, iteration: int, names: Iterable[str], sizes: np.ndarray) -> str:
+    """Tell what went wrong and which gradient is the cause, given `largest_finite` of each, if there is.
+
+    Examples
+    --------
+    >>> describe_nonfinite(0.5, 9, ["W1", "b1"], np.array([2.0, -7.0]))
+    'the gradient of b1 stopped being finite at iteration 9 (its largest finite value is 7.00e+00)'
+    >>> describe_nonfinite(np.inf, 9, ["W1", "b1"], np.array([8.0, 7.0]))
+    'the loss became inf at iteration 9 (the largest gradient is that of W1, up to 8.00e+00)'
+    >>> describe_nonfinite(np.inf, 9, ["W1", "b1"], np.array([8.0, -7.0]))
+    'the loss became inf at iteration 9 (the gradient of b1 is not finite, its largest finite value is 7.00e+00)'
+    """
+    if not sizes.size:
+        return f"the loss became {loss} at iteration {iteration}"
+    bad = np.signbit(sizes)
+    worst = int(np.argmax(bad if bad.any() else sizes))
+    name, size = list(names)[worst], f"{abs(sizes[worst]):.2e}"
+    if np.isfinite(loss):
+        return (
+            f"the gradient of {name} stopped being finite at iteration {iteration} (its largest finite value is {size})"
+        )
+    cause = (
+        f"the gradient of {name} is not finite, its largest finite value is {size}"
+        if bad.any()
+        else f"the largest gradient is that of {name}, up to {size}"
+    )
+    return f"the loss became {loss} at iteration {iteration} ({cause})"

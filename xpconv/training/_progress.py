@@ -1,0 +1,120 @@
+"""What a training run shows: a live bar on a terminal, plain lines elsewhere."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import Any
+
+__all__ = ["Progress", "outlasting_output", "show_progress"]
+
+
+class Progress:
+    """Plain lines on standard output: the form for logs, notebooks and pipes."""
+
+    def line(self, text: str) -> None:
+        """Show a line that stays."""
+        print(text, flush=True)
+
+    def loss(self, text: str, value: float) -> None:
+        """Show the loss of an iteration."""
+        self.line(text)
+
+    def advance(self) -> None:
+        """Count one more iteration."""
+
+
+class _Silent(Progress):
+    def line(self, text: str) -> None:
+        pass
+
+
+class _Bar(Progress):
+    """A bar of `rich` with iteration, loss, images per second and the time left."""
+
+    def __init__(self, bar: Any, total: int, batch_size: int, done: int) -> None:
+        self._bar, self._batch_size = bar, batch_size
+        self._task = bar.add_task("training", total=total, completed=done, loss="-", speed="-")
+        self._start, self._done = time.perf_counter(), 0
+
+    def line(self, text: str) -> None:
+        self._bar.console.print(text, highlight=False, markup=False)
+
+    def loss(self, text: str, value: float) -> None:
+        self._bar.update(self._task, loss=f"{value:.4f}")
+
+    def advance(self) -> None:
+        self._done += 1
+        rate = self._done * self._batch_size / (time.perf_counter() - self._start)
+        self._bar.update(self._task, advance=1, speed=f"{rate:,.0f}")
+
+
+@contextmanager
+def show_progress(total: int, batch_size: int, *, verbose: bool, done: int = 0) -> Iterator[Progress]:
+    """Choose how to show a run of `total` iterations, some of them `done`, and end the bar, if any, with the block.
+
+    Examples
+    --------
+    >>> with show_progress(3, 100, verbose=True) as progress:
+    ...     progress.line("hello")
+    hello
+    """
+    if not verbose:
+        yield _Silent()
+    elif not sys.stdout.isatty():
+        yield Progress()
+    else:
+        from rich import progress as rich
+
+        columns = (
+            rich.TextColumn("iteration"),
+            rich.MofNCompleteColumn(),
+            rich.BarColumn(),
+            rich.TextColumn("loss {task.fields[loss]}"),
+            rich.TextColumn("{task.fields[speed]} images/s"),
+            rich.TimeRemainingColumn(),
+            rich.TextColumn("left"),
+        )
+        with rich.Progress(*columns) as bar:
+            yield _Bar(bar, total, batch_size, done)
+
+
+@contextmanager
+def outlasting_output() -> Iterator[None]:
+    """Let what is printed inside go nowhere once its reader has gone, as ``| head`` does, instead of raising an error.
+
+    Examples
+    --------
+    >>> with outlasting_output():
+    ...     print("hello")
+    hello
+    """
+    with redirect_stdout(_Outlasting(sys.stdout)):
+        yield
+
+
+class _Outlasting:
+    """A stream of text that is written to as long as somebody reads it."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return int(self._try(lambda: self._stream.write(text)))
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, do: Callable[[], Any]) -> Any:
+        try:
+            return do()
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+            print("xpconv: nobody reads this output any more; training goes on, until Ctrl-C", file=sys.stderr)
+            return do()

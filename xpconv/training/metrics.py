@@ -1,0 +1,109 @@
+"""What a model makes of samples: its accuracy and its probabilities, in batches."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from xpconv.backend import Array, Backend, backend_of, to_host
+from xpconv.errors import ArgumentError
+
+__all__ = ["accuracy", "probabilities", "since_best", "take"]
+
+
+def accuracy(
+    model: Any, X: Array, y: Array, backend: Backend, batch_size: int = 100, rows: np.ndarray | None = None
+) -> float:
+    """Return the share of samples whose highest score is their label's.
+
+    Hits are counted on the device; the host waits once.
+
+    Parameters
+    ----------
+    model : object
+        Its ``loss(X)`` gives scores (N, C).
+    X : array (N, ...)
+    y : array (N,) of integers
+    backend : Backend
+        Where the model is.
+    batch_size : int
+        How many to compute at once.
+    rows : array (M,) of integers, optional
+        Take these samples instead of all.
+
+    Returns
+    -------
+    float
+        0 to 1.
+
+    Examples
+    --------
+    >>> from xpconv.nn import TwoLayerNet
+    >>> net = TwoLayerNet(input_dim=4, num_classes=3, rng=0)
+    >>> X = np.ones((6, 4))
+    >>> accuracy(net, X, np.full(6, int(np.argmax(net.loss(X)[0]))), net.backend)
+    1.0
+    """
+    if X.shape[0] != y.shape[0]:
+        raise ArgumentError(f"X has {X.shape[0]} samples but y has {y.shape[0]} labels; expected one label for each")
+    if rows is not None:
+        X, y = take(X, rows), take(y, rows)
+    xp, N, correct = backend.xp, X.shape[0], None
+    for start in range(0, N, batch_size):
+        scores = model.loss(X[start : min(start + batch_size, N), ...])
+        labels = backend.asarray(y[start : min(start + batch_size, N)])
+        hits = xp.sum(xp.astype(xp.argmax(scores, axis=1) == xp.astype(labels, xp.int64), xp.int64))
+        correct = hits if correct is None else correct + hits
+    return float(int(to_host(correct)) / N)
+
+
+def take(a: Array, rows: np.ndarray) -> Array:
+    """Return some rows of an array, where it lives.
+
+    Examples
+    --------
+    >>> take(np.array([1.5, 2.5, 3.5]), np.array([2, 0]))
+    array([3.5, 1.5])
+    """
+    backend = backend_of(a)
+    return backend.xp.take(a, backend.asarray(rows), axis=0)
+
+
+def since_best(accuracies: Sequence[float]) -> int:
+    """Return how many checks of the accuracy have come after the first of the best.
+
+    Examples
+    --------
+    >>> since_best([0.1, 0.7, 0.6, 0.7]), since_best([])
+    (2, 0)
+    """
+    return len(accuracies) - 1 - accuracies.index(max(accuracies)) if accuracies else 0
+
+
+def probabilities(model: Any, X: Array, batch_size: int = 500) -> np.ndarray:
+    """Return the softmax of a model's scores, in host memory.
+
+    Parameters
+    ----------
+    model : object
+        Its ``loss(X)`` gives scores (N, C).
+    X : array (N, ...)
+    batch_size : int
+        How many to compute at once.
+
+    Returns
+    -------
+    numpy.ndarray (N, C)
+        float64, each row's sum is 1.
+
+    Examples
+    --------
+    >>> from xpconv.nn import TwoLayerNet
+    >>> probabilities(TwoLayerNet(input_dim=4, num_classes=3, rng=0), np.zeros((1, 4))).round(3)
+    array([[0.333, 0.333, 0.333]])
+    """
+    N = X.shape[0]
+    scores = [to_host(model.loss(X[start : min(start + batch_size, N), ...])) for start in range(0, N, batch_size)]
+    together = np.concatenate(scores).astype(np.float64)
+    odds = np.exp(together - together.max(axis=1, keepdims=True))
+    return np.asarray(odds / odds.sum(axis=1, keepdims=True))

@@ -1,0 +1,250 @@
+"""Update rules: each a function ``rule(w, dw, config) -> (next_w, config)``, also able to work in place.
+
+`config` is a dict that holds the rule's options and what it remembers; missing entries get defaults. A rule that is
+given ``where``, a boolean array () on the device, leaves parameter and `config` as they were if that is False.
+"""
+
+from collections.abc import Callable, Mapping, MutableMapping
+from functools import wraps
+from numbers import Real
+from typing import Any
+
+import array_api_compat
+
+from xpconv.backend import Array, array_namespace
+from xpconv.errors import ArgumentError, ArgumentTypeError
+from xpconv.ops.dispatch import portable
+from xpconv.ops.tiling import for_each_block
+from xpconv.ops.update import adam_step
+
+__all__ = ["UPDATE_RULES", "adam", "check_rule", "rmsprop", "sgd", "sgd_momentum"]
+
+Config = MutableMapping[str, Any]
+Rule = Callable[..., tuple[Array, Config]]
+
+
+def _update_rule(*memory: str, **defaults: float) -> Callable[[Callable[[Config], Callable[..., None]]], Rule]:
+    """Make a rule of a function that takes the config and returns the update of w, dw and the `memory` arrays."""
+
+    def decorate(step: Callable[[Config], Callable[..., None]]) -> Rule:
+        @wraps(step, assigned=("__module__", "__name__", "__qualname__", "__doc__"))
+        def rule(
+            w: Array, dw: Array, config: Config | None = None, *, in_place: bool = False, where: Array | None = None
+        ) -> tuple[Array, Config]:
+            config = {} if config is None else config
+            xp = array_namespace(w=w, dw=dw)
+            if tuple(w.shape) != tuple(dw.shape):
+                raise ArgumentError(f"dw has shape {tuple(dw.shape)}; expected that of w, {tuple(w.shape)}")
+            for name, value in defaults.items():
+                config[name] = _option(name, config.get(name, value))
+            for name in memory:
+                if config.get(name) is None:
+                    config[name] = xp.zeros_like(w)
+                elif not in_place:
+                    config[name] = xp.asarray(config[name], copy=True)
+            if not in_place:
+                w = xp.asarray(w, copy=True)
+            arrays = [w, *(config[name] for name in memory)]
+            before = [xp.asarray(a, copy=True) for a in arrays] if where is not None else []
+            counts = {name: config[name] for name in defaults}
+            for_each_block(step(config), w, dw, *arrays[1:])
+            for a, old in zip(arrays, before, strict=False):
+                a[...] = xp.where(where, a, old)
+            if where is not None:
+                for name, old in counts.items():
+                    if config[name] is not old:  # a count, on the device from now on
+                        config[name] = old + (config[name] - old) * xp.astype(where, xp.float64)
+            return w, config
+
+        del rule.__wrapped__  # help would show the step's arguments
+        rule.options = (*defaults, *memory)  # type: ignore[attr-defined]
+        return rule
+
+    return decorate
+
+
+def check_rule(update_rule: str | Callable[..., Any], config: Mapping[str, Any]) -> None:
+    """Raise ArgumentError if there is no rule of that name, or it has no such options.
+
+    Examples
+    --------
+    >>> check_rule("sgd", {"learning_rate": 0.1})
+    """
+    if not isinstance(update_rule, str):
+        return
+    if update_rule not in UPDATE_RULES:
+        raise ArgumentError(
+            f"update_rule is {update_rule!r}; expected one of {', '.join(UPDATE_RULES)} "
+            "or a function rule(w, dw, config)"
+        )
+    known = UPDATE_RULES[update_rule].options  # type: ignore[attr-defined]
+    if unknown := [name for name in config if name not in known]:
+        raise ArgumentError(
+            f"optim_config has {', '.join(map(repr, unknown))}; expected options of {update_rule}: {', '.join(known)}"
+        )
+
+
+def _option(name: str, value: Any) -> Any:
+    """Check a number of a config and return it as Python's; one that a step `where` has put on a device is not read."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        if array_api_compat.is_array_api_obj(value):
+            return value
+        raise ArgumentTypeError(f"{name} is {value!r}; expected a number")
+    if name in ("momentum", "decay_rate", "beta1", "beta2") and not 0 <= float(value) < 1:
+        raise ArgumentError(f"{name} is {value!r}; expected 0 or more and below 1")
+    if name in ("epsilon", "t") and float(value) < 0:
+        raise ArgumentError(f"{name} is {value!r}; expected 0 or more")
+    return value.item() if hasattr(value, "item") else value
+
+
+@_update_rule(learning_rate=1e-2)
+def sgd(config: Config) -> Callable[..., None]:
+    """Step down the gradient: ``w -= learning_rate * dw``.
+
+    Parameters
+    ----------
+    w, dw : array of one shape
+        Parameter and gradient.
+    config : dict, optional
+        ``learning_rate`` (1e-2).
+    in_place : bool
+        Write to `w` and to the arrays in `config`; otherwise they are copied first.
+
+    Returns
+    -------
+    next_w : array
+    config : dict
+        The one that was given, updated.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> sgd(np.ones(2), np.ones(2), {"learning_rate": 0.25})[0]
+    array([0.75, 0.75])
+    """
+
+    def update(w: Array, dw: Array) -> None:
+        w -= config["learning_rate"] * dw
+
+    return update
+
+
+@_update_rule("velocity", learning_rate=1e-2, momentum=0.9)
+def sgd_momentum(config: Config) -> Callable[..., None]:
+    """Step along a decaying sum of gradients: ``v = momentum * v - learning_rate * dw; w += v``.
+
+    Parameters
+    ----------
+    w, dw : array of one shape
+        Parameter and gradient.
+    config : dict, optional
+        ``learning_rate`` (1e-2), ``momentum`` (0.9), ``velocity`` (zeros).
+    in_place : bool
+        Write to `w` and to the arrays in `config`; otherwise they are copied first.
+
+    Returns
+    -------
+    next_w : array
+    config : dict
+        The one that was given, updated.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> w, config = sgd_momentum(np.ones(2), np.ones(2), {"learning_rate": 0.25})
+    >>> config["velocity"]
+    array([-0.25, -0.25])
+    """
+
+    def update(w: Array, dw: Array, velocity: Array) -> None:
+        velocity *= config["momentum"]
+        velocity -= config["learning_rate"] * dw
+        w += velocity
+
+    return update
+
+
+@_update_rule("cache", learning_rate=1e-2, decay_rate=0.99, epsilon=1e-8)
+def rmsprop(config: Config) -> Callable[..., None]:
+    """Divide the step by the gradient's recent size: ``w -= learning_rate * dw / (sqrt(cache) + epsilon)``.
+
+    ``cache = decay_rate * cache + (1 - decay_rate) * dw**2`` comes first (Tieleman and Hinton, 2012).
+
+    Parameters
+    ----------
+    w, dw : array of one shape
+        Parameter and gradient.
+    config : dict, optional
+        ``learning_rate`` (1e-2), ``decay_rate`` (0.99), ``epsilon`` (1e-8), ``cache`` (zeros).
+    in_place : bool
+        Write to `w` and to the arrays in `config`; otherwise they are copied first.
+
+    Returns
+    -------
+    next_w : array
+    config : dict
+        The one that was given, updated.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rmsprop(np.ones(2), np.ones(2))[0].round(3)
+    array([0.9, 0.9])
+    """
+
+    def update(w: Array, dw: Array, cache: Array) -> None:
+        xp = array_api_compat.array_namespace(w)
+        cache *= config["decay_rate"]
+        cache += (1 - config["decay_rate"]) * dw * dw
+        w -= config["learning_rate"] * dw / (xp.sqrt(cache) + config["epsilon"])
+
+    return update
+
+
+@_update_rule("m", "v", learning_rate=1e-3, beta1=0.9, beta2=0.999, epsilon=1e-8, t=0)
+def adam(config: Config) -> Callable[..., None]:
+    """Step along the gradient's mean, divided by its size, both corrected for their start at zero.
+
+    ``m = beta1 * m + (1 - beta1) * dw``, ``v = beta2 * v + (1 - beta2) * dw**2``,
+    ``w -= learning_rate * (m / (1 - beta1**t)) / (sqrt(v / (1 - beta2**t)) + epsilon)`` (Kingma and Ba, 2015).
+
+    Parameters
+    ----------
+    w, dw : array of one shape
+        Parameter and gradient.
+    config : dict, optional
+        ``learning_rate`` (1e-3), ``beta1`` (0.9), ``beta2`` (0.999), ``epsilon`` (1e-8), ``m`` and ``v`` (zeros),
+        ``t`` (0), the number of steps taken.
+    in_place : bool
+        Write to `w` and to the arrays in `config`; otherwise they are copied first.
+
+    Returns
+    -------
+    next_w : array
+    config : dict
+        The one that was given, updated.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> w, config = adam(np.ones(2), np.ones(2))
+    >>> w.round(6), config["t"]
+    (array([0.999, 0.999]), 1)
+    """
+    config["t"] = config["t"] + 1
+    beta1, beta2, t = config["beta1"], config["beta2"], config["t"]
+    # Both corrections as one factor of the step and one of epsilon: fewer passes over the arrays.
+    root = (1 - beta2**t) ** 0.5
+    step, epsilon = config["learning_rate"] * root / (1 - beta1**t), config["epsilon"] * root
+
+    def update(w: Array, dw: Array, m: Array, v: Array) -> None:
+        adam_step(w, dw, m, v, beta1, beta2, step, epsilon)
+
+    def update_by_arrays(w: Array, dw: Array, m: Array, v: Array) -> None:
+        astype = array_api_compat.array_namespace(w).astype
+        portable("adam_step")(w, dw, m, v, beta1, beta2, astype(step, w.dtype), astype(epsilon, w.dtype))
+
+    return update_by_arrays if array_api_compat.is_array_api_obj(t) else update  # an array after a step `where`
+
+
+UPDATE_RULES: dict[str, Rule] = {"sgd": sgd, "sgd_momentum": sgd_momentum, "rmsprop": rmsprop, "adam": adam}

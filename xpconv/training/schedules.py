@@ -1,0 +1,157 @@
+"""Learning-rate schedules: each a function from the number of steps done to a factor of the learning rate."""
+
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from math import cos, pi
+from numbers import Real
+from typing import Any, TypeAlias
+
+from xpconv._validation import check_count
+from xpconv.errors import ArgumentError
+
+__all__ = ["Schedule", "check_schedule", "constant", "cosine", "decay", "step_decay", "warmup"]
+
+Schedule: TypeAlias = Callable[[int], float]
+
+
+def constant(step: int) -> float:
+    """Leave the learning rate as it is: 1.0 at every step.
+
+    Examples
+    --------
+    >>> constant(7)
+    1.0
+    """
+    return 1.0
+
+
+def step_decay(every: int, factor: float = 0.1) -> Schedule:
+    """Multiply the learning rate by `factor` after each `every` steps: ``factor ** (step // every)``.
+
+    Parameters
+    ----------
+    every : int
+        Steps, 1 or more.
+    factor : float
+        0 or more.
+
+    Raises
+    ------
+    ArgumentError
+        If either is not.
+
+    Examples
+    --------
+    >>> schedule = step_decay(3, 0.5)
+    >>> [schedule(step) for step in range(7)]
+    [1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.25]
+    """
+    check_count("every", every, 1)
+    if not factor >= 0:
+        raise ArgumentError(f"factor is {factor!r}; expected 0 or more")
+    return _named(f"step_decay({every}, {factor})", lambda step: float(factor) ** (step // every))
+
+
+def cosine(total: int, final: float = 0.0) -> Schedule:
+    """Lower the learning rate along half a cosine: ``final + (1 - final) * (1 + cos(pi * step / total)) / 2``.
+
+    Parameters
+    ----------
+    total : int
+        Steps until `final` is reached, 1 or more; it stays after them.
+    final : float
+        The last factor, 0 to 1.
+
+    Raises
+    ------
+    ArgumentError
+        If either is not.
+
+    References
+    ----------
+    Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", 2017 (here without restarts).
+
+    Examples
+    --------
+    >>> schedule = cosine(4)
+    >>> [round(schedule(step), 3) for step in range(6)]
+    [1.0, 0.854, 0.5, 0.146, 0.0, 0.0]
+    """
+    check_count("total", total, 1)
+    if not 0 <= final <= 1:
+        raise ArgumentError(f"final is {final!r}; expected 0 to 1")
+    return _named(
+        f"cosine({total}, {final})", lambda step: final + (1 - final) * (1 + cos(pi * min(step, total) / total)) / 2
+    )
+
+
+def warmup(steps: int, then: Schedule = constant) -> Schedule:
+    """Raise the learning rate from near 0 in equal parts: ``min((step + 1) / steps, 1) * then(step)``.
+
+    Parameters
+    ----------
+    steps : int
+        Until the whole learning rate is reached, 0 or more.
+    then : callable
+        The schedule that it multiplies.
+
+    Raises
+    ------
+    ArgumentError
+        If `steps` is negative.
+
+    References
+    ----------
+    Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", 2017, section 2.2.
+
+    Examples
+    --------
+    >>> schedule = warmup(4, step_decay(5, 0.5))
+    >>> [schedule(step) for step in range(7)]
+    [0.25, 0.5, 0.75, 1.0, 1.0, 0.5, 0.5]
+    """
+    check_count("steps", steps, 0)
+    return _named(
+        f"warmup({steps}, {getattr(then, '__qualname__', then)})",
+        lambda step: min((step + 1) / max(steps, 1), 1.0) * then(step),
+    )
+
+
+def check_schedule(schedule: Schedule | None, lr_decay: float, optim_config: Mapping[str, Any]) -> None:
+    """Raise ArgumentError if a Solver cannot follow the schedule beside its other options.
+
+    Examples
+    --------
+    >>> check_schedule(cosine(100), 1.0, {"learning_rate": 0.1})
+    """
+    if not _is(Real, lr_decay) or not lr_decay >= 0:
+        raise ArgumentError(f"lr_decay is {lr_decay!r}; expected a number, 0 or more")
+    if schedule is not None and (lr_decay != 1 or "learning_rate" not in optim_config):
+        raise ArgumentError(
+            f"schedule is given, with lr_decay {lr_decay!r} and optim_config {optim_config!r}; "
+            "expected lr_decay 1 and a learning_rate in optim_config, which the schedule multiplies"
+        )
+
+
+def decay(configs: Iterable[MutableMapping[str, Any]], factor: float) -> None:
+    """Multiply the learning rates in these options of an update rule.
+
+    Examples
+    --------
+    >>> config = {"learning_rate": 0.5, "t": 3}
+    >>> decay([config], 0.5)
+    >>> config
+    {'learning_rate': 0.25, 't': 3}
+    """
+    for config in configs:
+        if "learning_rate" in config:
+            config["learning_rate"] = config["learning_rate"] * factor  # of an array, the configs share it
+
+
+def _named(name: str, schedule: Schedule) -> Schedule:
+    """Return the schedule under a name that says what it is, by which checkpoints know it again."""
+    schedule.__qualname__ = name
+    return schedule
+
+
+def _is(kind: type, value: object) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)

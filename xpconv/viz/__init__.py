@@ -1,0 +1,7 @@
+"""Pictures of filters, trainings and predictions, written as PNG files and never shown."""
+
+from xpconv.viz._curves import save_comparison, save_curves
+from xpconv.viz._filters import save_filters, visualize_grid
+from xpconv.viz._predictions import save_confusion, save_mistakes
+
+__all__ = ["save_comparison", "save_confusion", "save_curves", "save_filters", "save_mistakes", "visualize_grid"]
