@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from xpconv.backend import LIBRARIES, Backend, Diagnosis, diagnose, get_backend, library_of, to_host
+from xpconv.ops.windows import output_size
 
 BACKENDS = [
     "numpy",
@@ -78,6 +79,26 @@ def read_only(backend, host):
 
 
 LAYOUTS = [contiguous, every_second_element, negative_strides, fortran_ordered, read_only]
+
+
+# ---- values
+
+
+def draw(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def columns_by_loops(x, size, stride, padding, value=0.0):
+    """Return every window as one column, (C, KH * KW, N, OH, OW)."""
+    (N, C, *image), (PH, PW) = x.shape, padding
+    OH, OW = output_size(tuple(image), size, stride, padding)
+    padded = np.pad(x, ((0, 0), (0, 0), (PH, PH), (PW, PW)), constant_values=value)
+    out = np.empty((C, size[0] * size[1], N, OH, OW))
+    for i in range(OH):
+        for j in range(OW):
+            window = padded[:, :, i * stride[0] : i * stride[0] + size[0], j * stride[1] : j * stride[1] + size[1]]
+            out[..., i, j] = window.reshape(N, C, -1).transpose(1, 2, 0)
+    return out
 
 
 # ---- comparison

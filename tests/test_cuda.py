@@ -1,6 +1,6 @@
 """CuPy's kernels on a GPU: right on large shapes, repeatable, never waiting, and clear where memory ends.
 
-On small shapes of every kind tests/test_primitives.py compares each kernel with the portable version.
+On small shapes of every kind tests/test_ops_parity.py compares each kernel with the portable version.
 """
 
 import re
@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import xpconv
-from tests.helpers import assert_array, contiguous, fortran_ordered
+from tests.helpers import assert_array, contiguous, draw, fortran_ordered
 from tests.helpers import find_backend as find
-from tests.test_primitives import ARGUMENTS, WRITTEN, _arrays, draw
+from tests.operation_table import ARGUMENTS, WRITTEN, arrays_in
 from xpconv import Solver, layers
 from xpconv.backend import Backend, to_host
 from xpconv.backend._memory import peak_bytes
@@ -123,7 +123,7 @@ def test_kernels_equal_the_portable_versions_on_shapes_of_many_blocks(
             options = last if isinstance(last, dict) else {}
             given += [] if isinstance(last, dict) else [last]
             result = version(*given, **options)
-            results.append([*_arrays(result), *_arrays(given[WRITTEN.get(name, slice(0))])])
+            results.append([*arrays_in(result), *arrays_in(given[WRITTEN.get(name, slice(0))])])
         for one, other in zip(*results, strict=True):
             expected = to_host(one)
             tolerance = 1e-4 if expected.dtype == np.float32 else 1e-11

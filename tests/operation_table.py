@@ -1,0 +1,114 @@
+"""How to call each operation: arguments made from an image and a window, for every registered operation."""
+
+import numpy as np
+
+from tests.helpers import columns_by_loops, draw
+from xpconv.ops.norm import normalise
+from xpconv.ops.pool import max_pool
+from xpconv.ops.windows import output_size
+
+
+def arguments_of_unfold(place, x, size, stride, padding):
+    return place(x), size, stride, padding
+
+
+def arguments_of_fold(place, x, size, stride, padding):
+    cols = columns_by_loops(x, size, stride, padding)
+    return place(cols.reshape(x.shape[1] * size[0] * size[1], -1)), x.shape, size, stride, padding
+
+
+def arguments_of_max_pool_backward(place, x, size, stride, padding):
+    out, winners = max_pool(place(x), size, stride, padding)
+    return place(draw(*out.shape, seed=1)), winners, x.shape, size, stride, padding
+
+
+def arguments_of_convolve(place, x, size, stride, padding):
+    w = draw(3, x.shape[1], *size, seed=2).astype(x.dtype)
+    return place(x), place(w), place(draw(3, seed=3).astype(x.dtype)), stride, padding, "im2col"
+
+
+def arguments_of_convolve_gradients(place, x, size, stride, padding):
+    w = draw(3, x.shape[1], *size, seed=2).astype(x.dtype)
+    dout = draw(len(x), 3, *output_size(x.shape[2:], size, stride, padding), seed=3).astype(x.dtype)
+    return place(dout), place(x), place(w), stride, padding, "im2col", True
+
+
+def arguments_of_normalise(place, x, size, stride, padding):
+    gamma, beta = draw(2, 1, x.shape[1], 1, 1, seed=2).astype(x.dtype)
+    axes, along = ((0, 2, 3), 1) if stride[0] % 2 else ((1, 2, 3), 0)
+    return place(x), place(gamma), place(beta), {"axes": axes, "along": along, "eps": 1e-2}
+
+
+def arguments_of_normalise_backward(place, x, size, stride, padding):
+    *most, options = arguments_of_normalise(place, x, size, stride, padding)
+    _, mean, _, inv_std = normalise(*most, **options)
+    sums = (0, 2, 3) if options["along"] == 1 else (2, 3) if size[0] % 2 else (1, 2, 3)
+    dout = draw(*x.shape, seed=4).astype(x.dtype)
+    return (
+        place(dout),
+        most[0],
+        mean,
+        inv_std,
+        most[1],
+        {"axes": options["axes"], "along": options["along"], "sums": sums},
+    )
+
+
+def arguments_of_softmax(place, x, size, stride, padding):
+    scores = x.reshape(x.shape[0], -1)
+    return place(scores), place(np.arange(len(scores)) % scores.shape[1], np.int64)
+
+
+def arguments_of_relu(place, x, size, stride, padding):
+    return (place(x), {})
+
+
+def arguments_of_relu_backward(place, x, size, stride, padding):
+    return place(x), place(draw(*x.shape, seed=2) > 0, bool)
+
+
+def arguments_of_update_running_average(place, x, size, stride, padding):
+    return place(x), place(draw(*x.shape, seed=2)), 0.9
+
+
+def arguments_of_add_l2_penalty(place, x, size, stride, padding):
+    weights = [place(draw(*shape, seed=2)) for shape in ((3, 4), x.shape, (x.size,))]
+    grads = [place(draw(*W.shape, seed=3)) for W in weights]
+    return place(np.asarray(1.5)), weights, grads, 0.1
+
+
+def arguments_of_largest_finite(place, x, size, stride, padding):
+    return place(np.where(draw(*x.shape, seed=2) > 2 - stride[0] / 2, np.nan, x)), {}
+
+
+def arguments_of_adam_step(place, x, size, stride, padding):
+    return place(x), place(draw(*x.shape, seed=2)), place(draw(*x.shape, seed=3)), place(x * x), 0.9, 0.99, 0.1, 1e-8
+
+
+ARGUMENTS = {
+    "convolve": arguments_of_convolve,
+    "convolve_backward": arguments_of_convolve_gradients,
+    "normalise": arguments_of_normalise,
+    "normalise_backward": arguments_of_normalise_backward,
+    "softmax_cross_entropy": arguments_of_softmax,
+    "relu": arguments_of_relu,
+    "relu_backward": arguments_of_relu_backward,
+    "adam_step": arguments_of_adam_step,
+    "update_running_average": arguments_of_update_running_average,
+    "add_l2_penalty": arguments_of_add_l2_penalty,
+    "largest_finite": arguments_of_largest_finite,
+    "unfold": arguments_of_unfold,
+    "fold": arguments_of_fold,
+    "max_pool": arguments_of_unfold,
+    "max_pool_backward": arguments_of_max_pool_backward,
+}
+
+
+WRITTEN = {"adam_step": slice(0, 4), "add_l2_penalty": slice(2, 3)}  # arguments that are written to
+
+
+def arrays_in(result):
+    """Return the arrays among nested results."""
+    if isinstance(result, tuple | list):
+        return [array for part in result for array in arrays_in(part)]
+    return [] if result is None else [result]

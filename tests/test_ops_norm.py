@@ -1,0 +1,56 @@
+"""Normalisation where float32 is short of digits: far from zero, and huge values."""
+
+import numpy as np
+import pytest
+
+from tests.helpers import draw
+from xpconv import layers
+
+
+@pytest.mark.parametrize("kind", ["contiguous", "reversed", "every other"])
+@pytest.mark.parametrize("mean", [0, 100, 1e4])
+def test_norms_of_long_rows_are_right_far_from_zero(kind, mean):
+    whole = (mean + draw(1, 2, 2, 400_000)).astype("float32")
+    x = {"contiguous": whole, "reversed": whole[..., ::-1], "every other": whole[..., ::2]}[kind]
+    one, precise = np.ones(2, np.float32), x.astype(float)
+    out, cache = layers.groupnorm_forward(x, one, 0 * one, groups=2)
+    expected, exactly = layers.groupnorm_forward(precise, np.ones(2), np.zeros(2), groups=2)
+    np.testing.assert_allclose(out, expected, atol=2e-5 + 2e-7 * mean)
+    dout = draw(*x.shape[:-1], x.shape[-1] + 1)[..., 1:].astype("float32")
+    for mine, theirs in zip(
+        layers.groupnorm_backward(dout, cache), layers.groupnorm_backward(dout.astype(float), exactly), strict=True
+    ):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5 * np.abs(theirs).max() + 3e-5 * mean)
+
+
+@pytest.mark.parametrize(("size", "gradient"), [(1e16, 1e-9), (1e18, 1e-4), (1e18, 1e-6)])
+def test_small_gradients_of_norms_of_huge_values_do_not_vanish(size, gradient):
+    x, dout, one = draw(64, 4) * size, draw(65, 4)[1:] * gradient, np.ones(4)
+    expected = layers.batchnorm_backward(dout, layers.batchnorm_forward(x, one, one, train=True)[1])[0]
+    x, dout, one = (a.astype("float32") for a in (x, dout, one))
+    dx = layers.batchnorm_backward(dout, layers.batchnorm_forward(x, one, one, train=True)[1])[0]
+    np.testing.assert_allclose(dx, expected, rtol=1e-4, atol=1e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("scale", [1e18, 1e19, 1e25, 1e30])
+@pytest.mark.parametrize("shape", [(64, 4), (256, 4), (600, 64), (32, 8, 16, 16)])
+@pytest.mark.parametrize("accelerated", ["1", "0"])
+def test_norms_of_huge_values_raise_no_floating_point_error(scale, shape, accelerated, monkeypatch):
+    monkeypatch.setenv("XPCONV_ACCELERATE", accelerated)
+    x, ones = (draw(*shape) * scale).astype("float32"), np.ones(shape[1], np.float32)
+    with np.errstate(over="raise", invalid="raise", divide="raise"):
+        for out, _ in (
+            layers.batchnorm_forward(x, ones, 0 * ones, train=True),
+            layers.groupnorm_forward(x, ones, 0 * ones, groups=2),
+        ):
+            assert float(np.std(out.astype("float64"))) == pytest.approx(1, rel=1e-3)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e10, 1e15, 1e18])
+def test_the_gradient_of_norms_is_right_for_huge_values(scale):
+    x, dout = (draw(64, 4, seed=seed).astype("float32") for seed in (0, 1))
+    ones, zeros = np.ones(4, np.float32), np.zeros(4, np.float32)
+    dx = layers.batchnorm_backward(dout, layers.batchnorm_forward(x, ones, zeros, train=True, eps=1e-30)[1])[0]
+    x *= np.float32(scale)
+    scaled = layers.batchnorm_backward(dout, layers.batchnorm_forward(x, ones, zeros, train=True, eps=1e-30)[1])[0]
+    np.testing.assert_allclose(scaled * np.float32(scale), dx, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,48 @@
+"""Every accelerated operation against its portable version."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.helpers import LAYOUTS, assert_array, contiguous, draw, find_backend, read_only
+from tests.operation_table import ARGUMENTS, WRITTEN, arrays_in
+from xpconv.ops.dispatch import accelerated_versions
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(data=st.data())
+@pytest.mark.parametrize("spec", ["numpy", pytest.param("cupy", marks=pytest.mark.gpu)])
+def test_every_fast_version_equals_its_portable_one(spec, data):
+    backend = find_backend(spec)
+    few = st.integers(1, 4)
+    size, stride = data.draw(st.tuples(few, few)), data.draw(st.tuples(few, few))
+    padding = data.draw(st.tuples(*(st.integers(0, k - 1) for k in size)))
+    image = data.draw(st.tuples(*(st.integers(max(1, k - 2 * p), 9) for k, p in zip(size, padding, strict=True))))
+    x = draw(data.draw(few), data.draw(few), *image).astype(data.draw(st.sampled_from(["float32", "float64"])))
+    if data.draw(st.booleans()):
+        x = np.sign(x)  # ties
+    layout = data.draw(st.sampled_from(LAYOUTS))
+    for name, (portable, fast) in accelerated_versions(backend.library).items():
+        assert name in ARGUMENTS, f"say in ARGUMENTS how to call {name}"
+        results = []
+        place = contiguous if name in WRITTEN and layout is read_only else layout
+        for version in (portable, fast):
+            *given_arguments, last = ARGUMENTS[name](
+                lambda a, dtype=x.dtype, place=place: place(backend, a.astype(dtype)), x, size, stride, padding
+            )
+            options = last if isinstance(last, dict) else {}
+            given_arguments += [] if isinstance(last, dict) else [last]
+            result = version(*given_arguments, **options)
+            results.append([*arrays_in(result), *arrays_in(given_arguments[WRITTEN.get(name, slice(0))])])
+        for one, other in zip(*results, strict=True):
+            dtype = str(backend.to_host(one).dtype)
+            assert_array(other, backend.to_host(one), backend, dtype, tolerance=1e-5 if dtype == "float32" else 1e-12)
+
+
+def test_numpy_has_fast_versions():
+    assert {"convolve", "unfold", "max_pool"} <= set(accelerated_versions("numpy"))
+
+
+def test_libraries_without_fast_versions_run_the_portable_ones():
+    assert accelerated_versions("array_api_strict") == {}

@@ -1,0 +1,77 @@
+"""Windows, their adjoints and pooling against loops, on every backend."""
+
+import numpy as np
+import pytest
+
+from tests.helpers import assert_array, columns_by_loops, draw
+from xpconv import layers
+from xpconv.ops.pool import max_pool, max_pool_backward
+from xpconv.ops.windows import fold, unfold
+
+GEOMETRIES = {  # image, size, stride, padding
+    "tiling": ((6, 4), (2, 2), (2, 2), (0, 0)),
+    "overlapping": ((6, 5), (3, 2), (1, 1), (0, 0)),
+    "not tiling": ((7, 5), (2, 3), (3, 2), (0, 1)),
+    "padded": ((4, 5), (3, 3), (2, 1), (1, 2)),
+    "gaps": ((5, 7), (1, 2), (3, 3), (0, 0)),
+    "one window": ((3, 4), (3, 4), (1, 1), (0, 0)),
+}
+
+
+every_geometry = pytest.mark.parametrize(("image", "size", "stride", "padding"), GEOMETRIES.values(), ids=GEOMETRIES)
+
+
+@every_geometry
+def test_unfold_lays_every_window_out_as_a_column(backend, image, size, stride, padding):
+    x = draw(2, 3, *image)
+    expected = columns_by_loops(x, size, stride, padding)
+    cols = unfold(backend.asarray(x), size, stride, padding)
+    assert_array(cols, expected.reshape(3 * size[0] * size[1], -1), backend, "float64", tolerance=0)
+
+
+@pytest.mark.parametrize(("shape", "size"), [((1, 2, 3, 4), (1, 1)), ((1, 1, 3, 3), (3, 3)), ((2, 2, 3, 4), (1, 1))])
+def test_what_is_written_to_columns_leaves_the_image_alone(shape, size, backend):
+    x = backend.asarray(draw(*shape))
+    before = backend.to_host(x).copy()
+    cols = unfold(x, size, (1, 1), (0, 0))
+    cols += 1
+    assert_array(x, before, backend, "float64", tolerance=0)
+
+
+@every_geometry
+def test_fold_is_the_adjoint_of_unfold(backend, image, size, stride, padding):
+    x = draw(2, 3, *image)
+    cols = columns_by_loops(x, size, stride, padding).reshape(3 * size[0] * size[1], -1)
+    other = draw(*cols.shape, seed=1)
+    back = fold(backend.asarray(other), x.shape, size, stride, padding)
+    assert tuple(back.shape) == x.shape
+    assert np.sum(backend.to_host(back) * x) == pytest.approx(np.sum(other * cols), rel=1e-12)
+
+
+@every_geometry
+@pytest.mark.parametrize("tied", [False, True])
+def test_max_pool_finds_the_first_maximum_and_unpool_is_its_adjoint(backend, image, size, stride, padding, tied):
+    x = np.sign(draw(2, 3, *image)) if tied else draw(2, 3, *image)
+    padding = tuple(min(p, k - 1) for p, k in zip(padding, size, strict=True))
+    cols = columns_by_loops(x, size, stride, padding, -np.inf)
+    out, place = max_pool(backend.asarray(x), size, stride, padding)
+    assert_array(out, cols.max(axis=1).swapaxes(0, 1), backend, "float64", tolerance=0)
+    assert backend.to_host(place).tolist() == cols.argmax(axis=1).swapaxes(0, 1).tolist()
+    dout = draw(*out.shape, seed=1)
+    back = max_pool_backward(backend.asarray(dout), place, x.shape, size, stride, padding)
+    assert tuple(back.shape) == x.shape
+    assert np.sum(backend.to_host(back) * x) == pytest.approx(np.sum(dout * backend.to_host(out)), rel=1e-12)
+
+
+def test_places_in_large_windows_do_not_wrap(backend):
+    x = np.zeros((1, 1, 20, 20))
+    x[..., 19, 18] = 1.0
+    _, place = max_pool(backend.asarray(x), (20, 20), (1, 1), (0, 0))
+    assert backend.to_host(place).tolist() == [[[[19 * 20 + 18]]]]
+
+
+def test_nan_pixels_are_not_lost_in_a_convolution(backend):
+    x = draw(1, 1, 4, 4)
+    x[0, 0, 1, 1] = np.nan
+    out, _ = layers.conv_forward(backend.asarray(x), backend.asarray(draw(1, 1, 2, 2)), None)
+    assert np.isnan(backend.to_host(out)).tolist() == [[[[True, True, False], [True, True, False], [False] * 3]]]
