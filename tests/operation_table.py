@@ -35,14 +35,14 @@ def arguments_of_convolve_gradients(place, x, size, stride, padding):
 
 def arguments_of_normalise(place, x, size, stride, padding):
     gamma, beta = draw(2, 1, x.shape[1], 1, 1, seed=2).astype(x.dtype)
-    axes, along = ((0, 2, 3), 1) if stride[0] % 2 else ((1, 2, 3), 0)
-    return place(x), place(gamma), place(beta), {"axes": axes, "along": along, "eps": 1e-2}
+    axes, tile_axis = ((0, 2, 3), 1) if stride[0] % 2 else ((1, 2, 3), 0)
+    return place(x), place(gamma), place(beta), {"axes": axes, "tile_axis": tile_axis, "eps": 1e-2}
 
 
 def arguments_of_normalise_backward(place, x, size, stride, padding):
     *most, options = arguments_of_normalise(place, x, size, stride, padding)
     _, mean, _, inv_std = normalise(*most, **options)
-    sums = (0, 2, 3) if options["along"] == 1 else (2, 3) if size[0] % 2 else (1, 2, 3)
+    param_axes = (0, 2, 3) if options["tile_axis"] == 1 else (2, 3) if size[0] % 2 else (1, 2, 3)
     dout = draw(*x.shape, seed=4).astype(x.dtype)
     return (
         place(dout),
@@ -50,7 +50,7 @@ def arguments_of_normalise_backward(place, x, size, stride, padding):
         mean,
         inv_std,
         most[1],
-        {"axes": options["axes"], "along": options["along"], "sums": sums},
+        {"axes": options["axes"], "tile_axis": options["tile_axis"], "param_axes": param_axes},
     )
 
 

@@ -54,11 +54,11 @@ def test_max_pool_finds_the_first_maximum_and_unpool_is_its_adjoint(backend, ima
     x = np.sign(draw(2, 3, *image)) if tied else draw(2, 3, *image)
     padding = tuple(min(p, k - 1) for p, k in zip(padding, size, strict=True))
     cols = columns_by_loops(x, size, stride, padding, -np.inf)
-    out, place = max_pool(backend.asarray(x), size, stride, padding)
+    out, argmax = max_pool(backend.asarray(x), size, stride, padding)
     assert_array(out, cols.max(axis=1).swapaxes(0, 1), backend, "float64", tolerance=0)
-    assert backend.to_host(place).tolist() == cols.argmax(axis=1).swapaxes(0, 1).tolist()
+    assert backend.to_host(argmax).tolist() == cols.argmax(axis=1).swapaxes(0, 1).tolist()
     dout = draw(*out.shape, seed=1)
-    back = max_pool_backward(backend.asarray(dout), place, x.shape, size, stride, padding)
+    back = max_pool_backward(backend.asarray(dout), argmax, x.shape, size, stride, padding)
     assert tuple(back.shape) == x.shape
     assert np.sum(backend.to_host(back) * x) == pytest.approx(np.sum(dout * backend.to_host(out)), rel=1e-12)
 
@@ -66,8 +66,8 @@ def test_max_pool_finds_the_first_maximum_and_unpool_is_its_adjoint(backend, ima
 def test_places_in_large_windows_do_not_wrap(backend):
     x = np.zeros((1, 1, 20, 20))
     x[..., 19, 18] = 1.0
-    _, place = max_pool(backend.asarray(x), (20, 20), (1, 1), (0, 0))
-    assert backend.to_host(place).tolist() == [[[[19 * 20 + 18]]]]
+    _, argmax = max_pool(backend.asarray(x), (20, 20), (1, 1), (0, 0))
+    assert backend.to_host(argmax).tolist() == [[[[19 * 20 + 18]]]]
 
 
 def test_nan_pixels_are_not_lost_in_a_convolution(backend):

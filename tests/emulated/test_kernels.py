@@ -237,18 +237,18 @@ def statistics(rng):
     rest = any_of(rng, (), (D,), (D, 2), (1, D))
     return any_of(
         rng,
-        ((N, C, D), (1, C, 1), {"axes": (0, 2), "along": 1}, (0, 2)),  # batch norm
-        ((N, C, *rest), (1, C, *rest), {"axes": tuple(range(1, 2 + len(rest))), "along": 0}, None),  # layer norm
-        ((N, G, C // G, D), (1, G, C // G, 1), {"axes": (2, 3), "along": 0}, (3,)),  # group norm
-        ((N, C, 1, D), (1, C, 1, 1), {"axes": (2, 3), "along": 0}, (3,)),  # instance norm
-        ((N, C, D, 2), (1, C, 1, 1), {"axes": (1, 2, 3), "along": 0}, any_of(rng, (2, 3), (1, 2, 3))),
+        ((N, C, D), (1, C, 1), {"axes": (0, 2), "tile_axis": 1}, (0, 2)),  # batch norm
+        ((N, C, *rest), (1, C, *rest), {"axes": tuple(range(1, 2 + len(rest))), "tile_axis": 0}, None),  # layer norm
+        ((N, G, C // G, D), (1, G, C // G, 1), {"axes": (2, 3), "tile_axis": 0}, (3,)),  # group norm
+        ((N, C, 1, D), (1, C, 1, 1), {"axes": (2, 3), "tile_axis": 0}, (3,)),  # instance norm
+        ((N, C, D, 2), (1, C, 1, 1), {"axes": (1, 2, 3), "tile_axis": 0}, any_of(rng, (2, 3), (1, 2, 3))),
     )
 
 
 @every_dtype
 def test_normalise_and_its_gradients(monkeypatch, dtype):
     for rng in cases(monkeypatch, 5):
-        shape, channels, options, sums = statistics(rng)
+        shape, channels, options, param_axes = statistics(rng)
         x = place(rng, any_of(rng, 1, 0.01, 100) * rng.standard_normal(shape) + any_of(rng, 0, 0, 1, -3), dtype)
         gamma, beta = (place(rng, rng.standard_normal(channels), dtype) for _ in range(2))
         options["eps"] = any_of(rng, 1e-1, 1e-5)
@@ -266,7 +266,7 @@ def test_normalise_and_its_gradients(monkeypatch, dtype):
         check(
             "normalise_backward",
             [dout, x, mean, inv_std, gamma],
-            {"sums": sums or options["axes"], **options},
+            {"param_axes": param_axes or options["axes"], **options},
             dtype,
             10 * TOLERANCE[dtype],
             [largest(dout) * largest(gamma) * largest(inv_std), largest(dout) * largest((x - mean) * inv_std)],
@@ -276,7 +276,7 @@ def test_normalise_and_its_gradients(monkeypatch, dtype):
 def normalised(x):
     """Return the results for x (N, C, L), over its images and pixels."""
     gamma, beta = (cupy.asarray(np.full((1, x.shape[1], 1), value), x.dtype) for value in (1, 0))
-    return cuda.normalise(x, gamma, beta, axes=(0, 2), along=1, eps=1e-5)
+    return cuda.normalise(x, gamma, beta, axes=(0, 2), tile_axis=1, eps=1e-5)
 
 
 @pytest.mark.parametrize("value", [1e3, 1e5, 1e6])
@@ -410,10 +410,12 @@ def test_as_many_blocks_as_share_a_reduction(dtype):
     rng = np.random.default_rng(12)
     x = cupy.asarray(rng.standard_normal((4, 2, 181, 383)), dtype)
     gamma = cupy.asarray(rng.standard_normal((1, 2, 1)), dtype)
-    flat, options = x.reshape(4, 2, -1), {"axes": (0, 2), "along": 1}
+    flat, options = x.reshape(4, 2, -1), {"axes": (0, 2), "tile_axis": 1}
     _, (_, mean, _, inv_std) = check("normalise", [flat, gamma, gamma], {"eps": 1e-5, **options}, dtype, 1e-5)
     mean, inv_std = (cupy.asarray(a, dtype) for a in (mean, inv_std))
-    check("normalise_backward", [flat[::-1], flat, mean, inv_std, gamma], {"sums": (0, 2), **options}, dtype, 1e-5)
+    check(
+        "normalise_backward", [flat[::-1], flat, mean, inv_std, gamma], {"param_axes": (0, 2), **options}, dtype, 1e-5
+    )
     actual, expected = check("largest_finite", [x], {}, dtype, 1e-7)
     assert actual == pytest.approx(expected, rel=1e-7)
     check("max_pool", [x, (3, 3), (2, 2), (1, 1)], {}, dtype, tolerance=0)

@@ -157,7 +157,7 @@ def normalise_batch(
     momentum, eps = check_fraction("momentum", momentum), check_eps(eps)
     flat, scale, shift = xp.reshape(x, (x.shape[0], C, -1)), *(xp.reshape(a, (1, C, 1)) for a in (gamma, beta))
     if train:
-        out, mean, var, inv_std = normalise(flat, scale, shift, axes=(0, 2), along=1, eps=eps)
+        out, mean, var, inv_std = normalise(flat, scale, shift, axes=(0, 2), tile_axis=1, eps=eps)
         running = RunningStats(
             *(
                 update_running_average(old, xp.reshape(new, (C,)), momentum)
@@ -200,7 +200,7 @@ def batchnorm_backward(dout: Array, cache: BatchNormCache) -> tuple[Array, Array
     xp, dout, x, gamma = _flattened(dout, cache)
     if cache.train:
         dx, dgamma, dbeta = normalise_backward(
-            dout, x, cache.mean, cache.inv_std, gamma, axes=(0, 2), sums=(0, 2), along=1
+            dout, x, cache.mean, cache.inv_std, gamma, axes=(0, 2), param_axes=(0, 2), tile_axis=1
         )
     else:  # mean and inv_std are constants
         dx, xhat = dout * (gamma * cache.inv_std), (x - cache.mean) * cache.inv_std
@@ -290,7 +290,7 @@ def layernorm_forward(x: Array, gamma: Array, beta: Array, *, eps: float = 1e-5)
     check_shape("gamma", gamma, x.shape[1:])
     check_shape("beta", beta, x.shape[1:])
     axes, eps = tuple(range(1, len(x.shape))), check_eps(eps)
-    out, mean, _, inv_std = normalise(x, gamma[None, ...], beta[None, ...], axes=axes, along=0, eps=eps)
+    out, mean, _, inv_std = normalise(x, gamma[None, ...], beta[None, ...], axes=axes, tile_axis=0, eps=eps)
     return out, LayerNormCache(x, mean, inv_std, gamma)
 
 
@@ -318,7 +318,7 @@ def layernorm_backward(dout: Array, cache: LayerNormCache) -> tuple[Array, Array
     check_backward(dout, cache, LayerNormCache)
     x, mean, inv_std, gamma = cache
     axes = tuple(range(1, len(dout.shape)))
-    dx, _, _ = normalise_backward(dout, x, mean, inv_std, gamma[None, ...], axes=axes, sums=axes, along=0)
+    dx, _, _ = normalise_backward(dout, x, mean, inv_std, gamma[None, ...], axes=axes, param_axes=axes, tile_axis=0)
     return dx, sum_rows(dout * ((x - mean) * inv_std)), sum_rows(dout)
 
 
@@ -377,7 +377,7 @@ def groupnorm_forward(
         xp.reshape(gamma, per_channel),
         xp.reshape(beta, per_channel),
         axes=(2, 3),
-        along=0,
+        tile_axis=0,
         eps=eps,
     )
     return xp.reshape(out, x.shape), GroupNormCache(x, mean, inv_std, gamma)
@@ -415,8 +415,8 @@ def groupnorm_backward(dout: Array, cache: GroupNormCache) -> tuple[Array, Array
         inv_std,
         xp.reshape(gamma, (1, groups, -1, 1)),
         axes=(2, 3),
-        sums=(3,),
-        along=0,
+        param_axes=(3,),
+        tile_axis=0,
     )
     dgamma, dbeta = (xp.reshape(sum_rows(a), gamma.shape) for a in (dgamma, dbeta))
     return xp.reshape(dx, x.shape), dgamma, dbeta

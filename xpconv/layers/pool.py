@@ -29,17 +29,17 @@ __all__ = [
 
 
 class MaxPoolCache(NamedTuple):
-    """What the backward pass of max pooling needs: the winners' places in their windows.
+    """What the backward pass of max pooling needs: which pixel of each window is its maximum.
 
     Examples
     --------
     >>> import numpy as np
     >>> out, cache = max_pool_forward(np.asarray([[[[1.0, 2.0], [4.0, 3.0]]]]), size=2)
-    >>> cache.place.item(), cache.stride
+    >>> cache.argmax.item(), cache.stride
     (2, (2, 2))
     """
 
-    place: Array
+    argmax: Array
     shape: tuple[int, int, int, int]
     size: Pair
     stride: Pair
@@ -115,8 +115,8 @@ def max_pool_forward(
     """
     check_arrays(x=x)
     size, stride, padding, _ = _geometry(x, size, stride, padding)
-    out, place = ops.max_pool(x, size, stride, padding)
-    return out, MaxPoolCache(place, tuple(x.shape), size, stride, padding)
+    out, argmax = ops.max_pool(x, size, stride, padding)
+    return out, MaxPoolCache(argmax, tuple(x.shape), size, stride, padding)
 
 
 def max_pool_backward(dout: Array, cache: MaxPoolCache) -> Array:
@@ -144,8 +144,8 @@ def max_pool_backward(dout: Array, cache: MaxPoolCache) -> Array:
     """
     check_cache(cache, MaxPoolCache)
     check_arrays(dout=dout)
-    array_namespace(dout=dout, place=cache.place)
-    check_gradient_shape(dout, cache.place.shape)
+    array_namespace(dout=dout, argmax=cache.argmax)
+    check_gradient_shape(dout, cache.argmax.shape)
     return ops.max_pool_backward(dout, *cache)
 
 

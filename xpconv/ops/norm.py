@@ -1,7 +1,7 @@
 """What all normalisation layers have in common: ``out = gamma * (x - mean) / sqrt(var + eps) + beta``.
 
-Arrays have the same number of axes; mean and variance are taken over `axes`, which they keep, of size 1. Whatever is
-`along` one axis is independent, and so may be cut into tiles.
+Arrays have the same number of axes; mean and variance are taken over `axes`, which they keep, of size 1. Slices along
+`tile_axis` are independent, so arrays may be cut there into tiles.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ _HUGE = 1e15  # float32 has a place for its square
 
 @operation
 def normalise(
-    x: Array, gamma: Array, beta: Array, *, axes: Sequence[int], along: int, eps: float
+    x: Array, gamma: Array, beta: Array, *, axes: Sequence[int], tile_axis: int, eps: float
 ) -> tuple[Array, Array, Array, Array]:
     """Return out, mean, var and 1 / sqrt(var + eps)."""
 
@@ -37,7 +37,7 @@ def normalise(
         out += beta
         return out, mean, var, inv_std
 
-    out, mean, var, inv_std = map_tiles(tile, along, x, gamma, beta)
+    out, mean, var, inv_std = map_tiles(tile, tile_axis, x, gamma, beta)
     return out, mean, var, inv_std
 
 
@@ -65,16 +65,16 @@ def normalise_backward(
     gamma: Array,
     *,
     axes: Sequence[int],
-    sums: Sequence[int],
-    along: int,
+    param_axes: Sequence[int],
+    tile_axis: int,
 ) -> tuple[Array, Array, Array]:
-    """Return the gradients of x, and of gamma and beta summed over `sums`, which they keep."""
+    """Return the gradients of x, and of gamma and beta summed over `param_axes`, which they keep."""
 
     def tile(dout: Array, x: Array, mean: Array, inv_std: Array, gamma: Array) -> tuple[Array, Array, Array]:
         xp = array_api_compat.array_namespace(dout)
         xhat = (x - mean) * inv_std
         product = dout * xhat
-        dgamma, dbeta = xp.sum(product, axis=sums, keepdims=True), xp.sum(dout, axis=sums, keepdims=True)
+        dgamma, dbeta = xp.sum(product, axis=param_axes, keepdims=True), xp.sum(dout, axis=param_axes, keepdims=True)
         product *= gamma
         dx = dout * gamma
         center = xp.mean(dx, axis=axes, keepdims=True)
@@ -83,7 +83,7 @@ def normalise_backward(
         dx *= inv_std
         return dx, dgamma, dbeta
 
-    dx, dgamma, dbeta = map_tiles(tile, along, dout, x, mean, inv_std, gamma)
+    dx, dgamma, dbeta = map_tiles(tile, tile_axis, dout, x, mean, inv_std, gamma)
     return dx, dgamma, dbeta
 
 

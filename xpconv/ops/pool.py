@@ -11,12 +11,12 @@ from xpconv.backend import Array
 from xpconv.ops.dispatch import operation
 from xpconv.ops.windows import Pair, output_size, pad, windows
 
-__all__ = ["first_places", "max_pool", "max_pool_backward"]
+__all__ = ["initial_argmax", "max_pool", "max_pool_backward"]
 
 
 @operation
 def max_pool(x: Array, size: Pair, stride: Pair, padding: Pair) -> tuple[Array, Array]:
-    """Return the maximum of each window and its place in the window, the first one of equals; NaN exceeds all.
+    """Return the maximum of each window and where in the window it is: the first of tied maxima. NaN exceeds all.
 
     Parameters
     ----------
@@ -27,24 +27,24 @@ def max_pool(x: Array, size: Pair, stride: Pair, padding: Pair) -> tuple[Array, 
     Returns
     -------
     out : array (N, C, OH, OW)
-    place : array (N, C, OH, OW) of integers
+    argmax : array (N, C, OH, OW) of integers
         Row-major in the window, 0 to KH * KW - 1, and never in the padding.
     """
     xp = array_api_compat.array_namespace(x)
     output = output_size(x.shape[2:], size, stride, padding)
     views = windows(pad(x, padding, -float("inf")), size, stride, output)
-    best = xp.asarray(next(views), copy=True)
-    start = first_places(xp, size, stride, padding, output, device=array_api_compat.device(x))
-    place = xp.asarray(xp.broadcast_to(start, best.shape), copy=True)
+    out = xp.asarray(next(views), copy=True)
+    start = initial_argmax(xp, size, stride, padding, output, device=array_api_compat.device(x))
+    argmax = xp.asarray(xp.broadcast_to(start, out.shape), copy=True)
     for k, view in enumerate(views, start=1):
-        better = (view > best) | (xp.isnan(view) & ~xp.isnan(best))
-        place = xp.where(better, xp.full_like(place, k), place)
-        best = xp.maximum(best, view)
-    return best, place
+        better = (view > out) | (xp.isnan(view) & ~xp.isnan(out))
+        argmax = xp.where(better, xp.full_like(argmax, k), argmax)
+        out = xp.maximum(out, view)
+    return out, argmax
 
 
-def first_places(xp: Any, size: Pair, stride: Pair, padding: Pair, output: Pair, device: Any = None) -> Array:
-    """Return the place in each window (OH, OW) of its first pixel: at the upper and left edge, padding precedes it."""
+def initial_argmax(xp: Any, size: Pair, stride: Pair, padding: Pair, output: Pair, device: Any = None) -> Array:
+    """Return the index in each window (OH, OW) of its first pixel: at the upper and left edge, padding precedes it."""
     rows, columns = (
         xp.asarray([max(p - s * i, 0) for i in range(count)], dtype=xp.int64, device=device)
         for s, p, count in zip(stride, padding, output, strict=True)
@@ -54,14 +54,14 @@ def first_places(xp: Any, size: Pair, stride: Pair, padding: Pair, output: Pair,
 
 @operation
 def max_pool_backward(
-    dout: Array, place: Array, shape: tuple[int, int, int, int], size: Pair, stride: Pair, padding: Pair
+    dout: Array, argmax: Array, shape: tuple[int, int, int, int], size: Pair, stride: Pair, padding: Pair
 ) -> Array:
-    """Add each gradient to the place that won its window: the adjoint of `max_pool`.
+    """Add each gradient to the maximum of its window: the adjoint of `max_pool`.
 
     Parameters
     ----------
     dout : array (N, C, OH, OW)
-    place : array (N, C, OH, OW)
+    argmax : array (N, C, OH, OW)
         As returned by `max_pool`.
     shape : (N, C, H, W)
         The shape of the images.
@@ -77,5 +77,5 @@ def max_pool_backward(
     padded = xp.zeros((N, C, H + 2 * PH, W + 2 * PW), dtype=dout.dtype, device=device)
     zero = xp.zeros((), dtype=dout.dtype, device=device)
     for k, view in enumerate(windows(padded, size, stride, dout.shape[2:])):
-        view[...] = view + xp.where(place == k, dout, zero)
+        view[...] = view + xp.where(argmax == k, dout, zero)
     return padded[:, :, PH : PH + H, PW : PW + W]

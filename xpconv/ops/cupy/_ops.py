@@ -33,14 +33,14 @@ _REAL = {"f": "float", "d": "double"}
 
 
 @lru_cache
-def _kernel(name: str, dtype: str, place: str = "uint8") -> Any:
-    return _module(_REAL[dtype], place).get_function(name)
+def _kernel(name: str, dtype: str, index: str = "uint8") -> Any:
+    return _module(_REAL[dtype], index).get_function(name)
 
 
 @lru_cache
-def _module(real: str, place: str) -> Any:
+def _module(real: str, index: str) -> Any:
     source = Path(__file__).with_name("kernels.cu").read_text(encoding="utf-8")
-    return cupy.RawModule(code=source, options=("-std=c++17", f"-DReal={real}", f"-DPlace={place}"))
+    return cupy.RawModule(code=source, options=("-std=c++17", f"-DReal={real}", f"-DIndex={index}"))
 
 
 def _struct(*numbers: int) -> np.ndarray:
@@ -105,19 +105,19 @@ def _fold_into(x: Array, cols: Array, size: Pair, stride: Pair, padding: Pair) -
 def max_pool(x: Array, size: Pair, stride: Pair, padding: Pair) -> tuple[Array, Array]:
     """Let each thread search one window."""
     output, windows, grid, _ = _windows(x.shape, size, stride, padding)
-    shape, place = (*x.shape[:2], *output), "uint8" if size[0] * size[1] <= 256 else "int64"
-    best, places = cupy.empty(shape, x.dtype), cupy.empty(shape, place)
-    _kernel("max_pool", x.dtype.char, place)(*grid, (cupy.ascontiguousarray(x), best, places, windows))
-    return best, places
+    shape, index = (*x.shape[:2], *output), "uint8" if size[0] * size[1] <= 256 else "int64"
+    out, argmax = cupy.empty(shape, x.dtype), cupy.empty(shape, index)
+    _kernel("max_pool", x.dtype.char, index)(*grid, (cupy.ascontiguousarray(x), out, argmax, windows))
+    return out, argmax
 
 
 @accelerate("cupy")
-def max_pool_backward(dout: Array, place: Array, shape: Shape, size: Pair, stride: Pair, padding: Pair) -> Array:
+def max_pool_backward(dout: Array, argmax: Array, shape: Shape, size: Pair, stride: Pair, padding: Pair) -> Array:
     """Let each thread ask the windows that see one pixel."""
     _, windows, _, grid = _windows(shape, size, stride, padding)
     dx = cupy.empty(shape, dout.dtype)
-    _kernel("max_pool_backward", dout.dtype.char, place.dtype.name)(
-        *grid, (cupy.ascontiguousarray(dout), cupy.ascontiguousarray(place), dx, windows)
+    _kernel("max_pool_backward", dout.dtype.char, argmax.dtype.name)(
+        *grid, (cupy.ascontiguousarray(dout), cupy.ascontiguousarray(argmax), dx, windows)
     )
     return dx
 
@@ -197,7 +197,7 @@ def _groups(shape: Shape, scale: Shape, axes: tuple[int, ...], pieces: int = 0) 
 
 @accelerate("cupy")
 def normalise(
-    x: Array, gamma: Array, beta: Array, *, axes: Sequence[int], along: int, eps: float
+    x: Array, gamma: Array, beta: Array, *, axes: Sequence[int], tile_axis: int, eps: float
 ) -> tuple[Array, Array, Array, Array]:
     """Sum pieces of x, then of its squared deviations from the mean; scale and shift in a third kernel."""
     grid, groups, shape = _groups(x.shape, gamma.shape, tuple(axes))
@@ -222,11 +222,11 @@ def normalise_backward(
     gamma: Array,
     *,
     axes: Sequence[int],
-    sums: Sequence[int],
-    along: int,
+    param_axes: Sequence[int],
+    tile_axis: int,
 ) -> tuple[Array, Array, Array]:
     """Take all sums in one kernel, one for each value of dgamma; a second one adds them up where groups are larger."""
-    fine, rows, shape = _groups(x.shape, gamma.shape, tuple(sums))
+    fine, rows, shape = _groups(x.shape, gamma.shape, tuple(param_axes))
     grid, groups, _ = _groups(x.shape, gamma.shape, tuple(axes), fine[0][1])
     dout, x, mean, inv_std, gamma = (cupy.ascontiguousarray(a) for a in (dout, x, mean, inv_std, gamma))
     dtype, share = x.dtype, fine[0][0] // grid[0][0]

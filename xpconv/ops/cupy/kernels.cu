@@ -73,7 +73,7 @@ extern "C" __global__ void fold(const T* __restrict__ cols, T* __restrict__ x, W
     }
 }
 
-extern "C" __global__ void max_pool(const T* __restrict__ x, T* __restrict__ best, Place* __restrict__ place,
+extern "C" __global__ void max_pool(const T* __restrict__ x, T* __restrict__ out, Index* __restrict__ argmax,
                                     Windows g) {
     FOR_EACH(p, g.N * g.output.d) {
         const unsigned n = p / g.output, l = p % g.output;
@@ -87,12 +87,12 @@ extern "C" __global__ void max_pool(const T* __restrict__ x, T* __restrict__ bes
                 if (value > most || value != value && most == most) winner = i * g.KW + j;
                 if (exceeds(value, most)) most = value;
             }
-        best[plane(g, n) * g.output.d + l] = most;
-        place[plane(g, n) * g.output.d + l] = winner;
+        out[plane(g, n) * g.output.d + l] = most;
+        argmax[plane(g, n) * g.output.d + l] = winner;
     }
 }
 
-extern "C" __global__ void max_pool_backward(const T* __restrict__ dout, const Place* __restrict__ place, T* __restrict__ dx,
+extern "C" __global__ void max_pool_backward(const T* __restrict__ dout, const Index* __restrict__ argmax, T* __restrict__ dx,
                                       Windows g) {
     FOR_EACH(e, g.N * g.image.d) {
         const unsigned n = e / g.image, pixel = e % g.image;
@@ -102,7 +102,7 @@ extern "C" __global__ void max_pool_backward(const T* __restrict__ dout, const P
         for (int i = rows.first; i <= rows.last; ++i)
             for (int j = columns.first; j <= columns.last; ++j) {
                 const size_t window = plane(g, n) * g.output.d + i * g.OW + j;
-                if (place[window] == (h - i * g.SH) * g.KW + w - j * g.SW) sum += dout[window];
+                if (argmax[window] == (h - i * g.SH) * g.KW + w - j * g.SW) sum += dout[window];
             }
         dx[plane(g, n) * g.image.d + pixel] = sum;
     }

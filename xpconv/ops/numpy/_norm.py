@@ -30,7 +30,9 @@ _NEAR_ZERO = 4  # mean**2 / var up to which E[x**2] - mean**2 loses less than on
 
 
 @accelerate("numpy")
-def normalise(x: Array, gamma: Array, beta: Array, *, axes: Sequence[int], along: int, eps: float) -> tuple[Array, ...]:
+def normalise(
+    x: Array, gamma: Array, beta: Array, *, axes: Sequence[int], tile_axis: int, eps: float
+) -> tuple[Array, ...]:
     """Take both moments before writing anything; then ``out = scale * x + shift``."""
 
     def tile(out: Array, x: Array, gamma: Array, beta: Array) -> tuple[Array, Array, Array]:
@@ -52,7 +54,7 @@ def normalise(x: Array, gamma: Array, beta: Array, *, axes: Sequence[int], along
         return mean, var, inv_std
 
     out, count = np.empty(x.shape, x.dtype), prod(x.shape[axis] for axis in axes)
-    return out, *map_tiles(tile, along, out, x, gamma, beta)
+    return out, *map_tiles(tile, tile_axis, out, x, gamma, beta)
 
 
 @accelerate("numpy")
@@ -64,19 +66,19 @@ def normalise_backward(
     gamma: Array,
     *,
     axes: Sequence[int],
-    sums: Sequence[int],
-    along: int,
+    param_axes: Sequence[int],
+    tile_axis: int,
 ) -> tuple[Array, ...]:
     """Take the sums of dout and dout * x once; what is over `axes` is a sum of those, unless gamma varies."""
-    alike = all(gamma.shape[axis] == 1 for axis in sums)
-    rest = tuple(axis + 1 for axis in axes if axis not in sums)  # of both totals in one array
+    alike = all(gamma.shape[axis] == 1 for axis in param_axes)
+    rest = tuple(axis + 1 for axis in axes if axis not in param_axes)  # of both totals in one array
 
     def tile(dx: Array, dout: Array, x: Array, mean: Array, inv_std: Array, gamma: Array) -> tuple[Array, Array]:
         as_it_is = ((np.abs(mean) <= sqrt(_NEAR_ZERO) / inv_std) & (inv_std > _TINY)).all()
         middle, width = (mean, inv_std) if as_it_is else (np.zeros_like(mean), np.ones_like(mean))
         if not as_it_is:
             x = (x - mean) * inv_std
-        totals = np.array([_sums(sums, dout), _sums(sums, dout, x)])
+        totals = np.array([_sums(param_axes, dout), _sums(param_axes, dout, x)])
         if alike:
             center, slope = (totals * gamma).sum(axis=rest, keepdims=True)
             scale = inv_std * gamma
@@ -89,7 +91,7 @@ def normalise_backward(
         return (totals[1] - middle * totals[0]) * width, totals[0]
 
     dx, count = np.empty(x.shape, x.dtype), prod(x.shape[axis] for axis in axes)
-    return dx, *map_tiles(tile, along, dx, dout, x, mean, inv_std, gamma)
+    return dx, *map_tiles(tile, tile_axis, dx, dout, x, mean, inv_std, gamma)
 
 
 def _sums(axes: Sequence[int], *factors: Array) -> Array:

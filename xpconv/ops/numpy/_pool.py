@@ -5,7 +5,7 @@ import numpy as np
 from xpconv.ops.dispatch import accelerate, portable
 from xpconv.ops.numpy._elementwise import keep_where_mask
 from xpconv.ops.numpy._scratch import scratch
-from xpconv.ops.pool import first_places
+from xpconv.ops.pool import initial_argmax
 from xpconv.ops.tiling import for_each_tile
 from xpconv.ops.windows import Pair, output_size, pad, windows
 
@@ -16,13 +16,13 @@ Array = np.ndarray
 def max_pool(x: Array, size: Pair, stride: Pair, padding: Pair) -> tuple[Array, Array]:
     """Compare contiguous copies of the views, image by image on all threads."""
     output = output_size(x.shape[2:], size, stride, padding)
-    best, start = np.empty((*x.shape[:2], *output), x.dtype), first_places(np, size, stride, padding, output)
-    place = np.empty(best.shape, start.dtype)
+    best, start = np.empty((*x.shape[:2], *output), x.dtype), initial_argmax(np, size, stride, padding, output)
+    argmax = np.empty(best.shape, start.dtype)
 
     def task(tile: slice) -> None:
-        mine, where = best[tile], place[tile]
+        mine, where = best[tile], argmax[tile]
         view, better = scratch("view", mine.shape, x.dtype), scratch("better", mine.shape, bool)
-        index = scratch("index", mine.shape, place.dtype)
+        index = scratch("index", mine.shape, argmax.dtype)
         for k, strided in enumerate(windows(pad(x[tile], padding, -np.inf), size, stride, output)):
             if k == 0:
                 mine[...], where[...] = strided, start
@@ -30,18 +30,18 @@ def max_pool(x: Array, size: Pair, stride: Pair, padding: Pair) -> tuple[Array, 
             view[...] = strided
             np.greater(view, mine, out=better)
             np.maximum(mine, view, out=mine)
-            np.multiply(better.view(np.uint8), place.dtype.type(k), out=index)  # 0 or k, which exceeds all so far
+            np.multiply(better.view(np.uint8), argmax.dtype.type(k), out=index)  # 0 or k, which exceeds all so far
             np.maximum(where, index, out=where)
         if np.isnan(mine).any():  # which exceeds nothing
             where[...] = portable("max_pool")(x[tile], size, stride, padding)[1]
 
     for_each_tile(task, x.shape[0], x[0].nbytes, x)
-    return best, place
+    return best, argmax
 
 
 @accelerate("numpy")
 def max_pool_backward(
-    dout: Array, place: Array, shape: tuple[int, int, int, int], size: Pair, stride: Pair, padding: Pair
+    dout: Array, argmax: Array, shape: tuple[int, int, int, int], size: Pair, stride: Pair, padding: Pair
 ) -> Array:
     """Write where windows tile the image, add elsewhere, image by image on all threads."""
     (N, C, H, W), (PH, PW), output = shape, padding, dout.shape[2:]
@@ -54,7 +54,7 @@ def max_pool_backward(
         if not tiled:
             into[...] = 0
         for k, view in enumerate(windows(into, size, stride, output)):
-            keep_where_mask(dout[tile], place[tile] == k, gradient)
+            keep_where_mask(dout[tile], argmax[tile] == k, gradient)
             if tiled:
                 view[...] = gradient
             else:
