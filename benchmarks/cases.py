@@ -57,9 +57,15 @@ def _conv(name: str, x: tuple[int, ...], w: tuple[int, ...], stride: int, paddin
     return Case(name, "conv", shapes, {"stride": stride, "padding": padding}, **options)
 
 
-def _pool(name: str, x: tuple[int, ...], size: int, stride: int, **options: Any) -> Case:
-    side = 1 + (x[2] - size) // stride
-    return Case(name, "max_pool", {"x": x, "dout": (*x[:2], side, side)}, {"size": size, "stride": stride}, **options)
+def _pool(name: str, x: tuple[int, ...], kernel_size: int, stride: int, **options: Any) -> Case:
+    side = 1 + (x[2] - kernel_size) // stride
+    return Case(
+        name,
+        "max_pool",
+        {"x": x, "dout": (*x[:2], side, side)},
+        {"kernel_size": kernel_size, "stride": stride},
+        **options,
+    )
 
 
 _IMAGES = (64, 64, 32, 32)

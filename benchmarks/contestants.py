@@ -151,8 +151,8 @@ class Torch:
     def conv(self, a: dict[str, Any], **options: Any) -> Passes:
         return self._layer(lambda x, w, b: self.F.conv2d(x, w, b, **options), [a["x"], a["w"], a["b"]], a["dout"])
 
-    def max_pool(self, a: dict[str, Any], size: int, stride: int) -> Passes:
-        return self._layer(lambda x: self.F.max_pool2d(x, size, stride), [a["x"]], a["dout"])
+    def max_pool(self, a: dict[str, Any], kernel_size: int, stride: int) -> Passes:
+        return self._layer(lambda x: self.F.max_pool2d(x, kernel_size, stride), [a["x"]], a["dout"])
 
     def batchnorm(self, a: dict[str, Any]) -> Passes:
         mean, var = self.torch.zeros_like(a["gamma"]), self.torch.zeros_like(a["gamma"])
@@ -209,7 +209,9 @@ class Torch:
             if kind in ("Conv", "Affine"):
                 number += 1
                 if kind == "Conv":
-                    module = nn.Conv2d(shape[0], layer.filters, layer.size, padding=layer.size // 2, bias=layer.bias)
+                    module = nn.Conv2d(
+                        shape[0], layer.filters, layer.kernel_size, padding=layer.kernel_size // 2, bias=layer.bias
+                    )
                 else:
                     modules += [nn.Flatten()] if len(shape) > 1 else []
                     module = nn.Linear(int(np.prod(shape)), layer.units)

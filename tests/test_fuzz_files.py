@@ -287,7 +287,7 @@ HUGE = {
     "units": lambda d: d["layers"][-1].update(units=10**12),
     "many digits": lambda d: d["layers"][-1].update(units=10**4000),
     "filters": lambda d: d["layers"][0].update(filters=10**9),
-    "window": lambda d: d["layers"][0].update(size=10**9, padding=10**9),
+    "window": lambda d: d["layers"][0].update(kernel_size=10**9, padding=10**9),
     "images": lambda d: d.update(input_shape=[3, 10**9, 10**9]),
     "dimensions": lambda d: d.update(input_shape=[1] * 100_000),
     "classes": lambda d: d.update(class_names=["a"] * 200_000),

@@ -42,8 +42,8 @@ TOLERANCE = {"float64": 1e-9, "float32": 1e-3}
 SAID_AS = {
     "running": "running_mean|running_var",
     "w": "window",
-    "size": "window",
-    "pool_size": "size|window",
+    "kernel_size": "window",
+    "pool_size": "kernel_size|window",
     "pool_stride": "stride",
 }
 

@@ -17,16 +17,16 @@ from xpconv.nn import ConvNet, Sequential, ThreeLayerConvNet
 
 TORCH = {
     nn.Affine: lambda t, a, shape: [*[t.Flatten()] * (len(shape) > 1), t.Linear(int(np.prod(shape)), a.units, a.bias)],
-    nn.AvgPool: lambda t, a, shape: [t.AvgPool2d(a.size, a.stride, a.padding)],
+    nn.AvgPool: lambda t, a, shape: [t.AvgPool2d(a.kernel_size, a.stride, a.padding)],
     nn.BatchNorm: lambda t, a, shape: [
         (t.BatchNorm1d, None, t.BatchNorm2d)[len(shape) - 1](shape[0], a.eps, 1 - a.momentum)
     ],
-    nn.Conv: lambda t, a, shape: [t.Conv2d(shape[0], a.filters, a.size, a.stride, a._padding, bias=a.bias)],
+    nn.Conv: lambda t, a, shape: [t.Conv2d(shape[0], a.filters, a.kernel_size, a.stride, a._padding, bias=a.bias)],
     nn.Dropout: lambda t, a, shape: [t.Dropout(1 - a.keep)],
     nn.GlobalAvgPool: lambda t, a, shape: [t.AdaptiveAvgPool2d(1), t.Flatten()],
     nn.GroupNorm: lambda t, a, shape: [t.GroupNorm(a.groups, shape[0], a.eps)],
     nn.LayerNorm: lambda t, a, shape: [t.LayerNorm(shape, a.eps)],
-    nn.MaxPool: lambda t, a, shape: [t.MaxPool2d(a.size, a.stride, a.padding)],
+    nn.MaxPool: lambda t, a, shape: [t.MaxPool2d(a.kernel_size, a.stride, a.padding)],
     nn.Relu: lambda t, a, shape: [t.ReLU()],
 }
 DETERMINISTIC = [name for name in NETS if "dropout" not in name and name != "every layer"]

@@ -170,12 +170,12 @@ small = st.integers(1, 4)
 
 
 @st.composite
-def geometries(draw, most_padding=lambda size: 3):
-    """Draw an image and the pairs size, stride and padding, such that at least one window fits."""
-    size, stride = (draw(small), draw(small)), (draw(small), draw(small))
-    padding = tuple(draw(st.integers(0, most_padding(k))) for k in size)
-    image = tuple(draw(st.integers(max(1, k - 2 * p), 8)) for k, p in zip(size, padding, strict=True))
-    return image, size, stride, padding
+def geometries(draw, most_padding=lambda k: 3):
+    """Draw an image and the pairs kernel_size, stride and padding, such that at least one window fits."""
+    kernel_size, stride = (draw(small), draw(small)), (draw(small), draw(small))
+    padding = tuple(draw(st.integers(0, most_padding(k))) for k in kernel_size)
+    image = tuple(draw(st.integers(max(1, k - 2 * p), 8)) for k, p in zip(kernel_size, padding, strict=True))
+    return image, kernel_size, stride, padding
 
 
 def compare(forward, backward, loop_forward, loop_backward, *inputs, **options):
@@ -192,14 +192,14 @@ def compare(forward, backward, loop_forward, loop_backward, *inputs, **options):
 @few_examples
 @given(geometry=geometries(), N=small, C=small, F=small)
 def test_conv_equals_its_loop_version_for_any_geometry(geometry, N, C, F):
-    image, size, stride, padding = geometry
+    image, kernel_size, stride, padding = geometry
     compare(
         layers.conv_forward,
         layers.conv_backward,
         reference.conv_forward,
         reference.conv_backward,
         (N, C, *image),
-        (F, C, *size),
+        (F, C, *kernel_size),
         (F,),
         stride=stride,
         padding=padding,
@@ -207,10 +207,10 @@ def test_conv_equals_its_loop_version_for_any_geometry(geometry, N, C, F):
 
 
 @few_examples
-@given(geometry=geometries(most_padding=lambda size: size - 1), N=small, C=small)
+@given(geometry=geometries(most_padding=lambda k: k - 1), N=small, C=small)
 @pytest.mark.parametrize("kind", ["max", "avg"])
 def test_pool_equals_its_loop_version_for_any_geometry(kind, geometry, N, C):
-    image, size, stride, padding = geometry
+    image, kernel_size, stride, padding = geometry
     forward, backward = f"{kind}_pool_forward", f"{kind}_pool_backward"
     compare(
         getattr(layers, forward),
@@ -218,7 +218,7 @@ def test_pool_equals_its_loop_version_for_any_geometry(kind, geometry, N, C):
         getattr(reference, forward),
         getattr(reference, backward),
         (N, C, *image),
-        size=size,
+        kernel_size=kernel_size,
         stride=stride,
         padding=padding,
     )
@@ -267,7 +267,11 @@ def test_gradient_of_a_pool_goes_to_a_pixel_whatever_the_values(backend, values,
     """NaN wins; where all are minus infinity it is the first pixel, not the padding before it."""
     monkeypatch.setenv("XPCONV_ACCELERATE", accelerated)
     rng = np.random.default_rng(0)
-    for options in ({"size": 2, "padding": 1}, {"size": (3, 2), "stride": (2, 1), "padding": (2, 1)}, {"size": 2}):
+    for options in (
+        {"kernel_size": 2, "padding": 1},
+        {"kernel_size": (3, 2), "stride": (2, 1), "padding": (2, 1)},
+        {"kernel_size": 2},
+    ):
         x = rng.choice(values, (2, 3, 6, 4))
         (out, cache), (wanted, own) = (
             pool(a, **options)
@@ -287,7 +291,7 @@ def test_gradients_that_are_not_let_through_are_0_though_they_be_infinite(backen
     _, cache = layers.relu_forward(backend.asarray(np.array([-1.0, 2.0, -3.0]), dtype))
     dx = layers.relu_backward(backend.asarray(np.array([np.inf, -np.inf, np.nan]), dtype), cache)
     assert backend.to_host(dx).tolist() == [0, -np.inf, 0]
-    _, cache = layers.max_pool_forward(backend.asarray(np.arange(4.0).reshape(1, 1, 2, 2), dtype), size=2)
+    _, cache = layers.max_pool_forward(backend.asarray(np.arange(4.0).reshape(1, 1, 2, 2), dtype), kernel_size=2)
     dx = layers.max_pool_backward(backend.asarray(np.full((1, 1, 1, 1), np.inf), dtype), cache)
     assert backend.to_host(dx).tolist() == [[[[0, 0], [0, np.inf]]]]
 
@@ -326,14 +330,14 @@ def test_stepwise_batchnorm_is_right_where_the_cube_of_inv_std_is_too_small():
 
 
 def test_tied_maxima_give_their_gradient_to_the_first(backend):
-    _, cache = layers.max_pool_forward(backend.asarray(np.zeros((1, 1, 2, 4))), size=2)
+    _, cache = layers.max_pool_forward(backend.asarray(np.zeros((1, 1, 2, 4))), kernel_size=2)
     dx = layers.max_pool_backward(backend.asarray(np.array([[[[3.0, 5.0]]]])), cache)
     assert_array(dx, [[[[3, 0, 5, 0], [0, 0, 0, 0]]]], backend, "float64")
 
 
 def test_padding_never_wins_a_max_pool(backend):
     x = backend.asarray(np.full((1, 1, 2, 2), -1e300))
-    out, cache = layers.max_pool_forward(x, size=2, stride=1, padding=1)
+    out, cache = layers.max_pool_forward(x, kernel_size=2, stride=1, padding=1)
     assert_array(out, np.full((1, 1, 3, 3), -1e300), backend, "float64")
     dx = layers.max_pool_backward(backend.asarray(np.ones((1, 1, 3, 3))), cache)
     assert_array(dx, [[[[4, 2], [2, 1]]]], backend, "float64")
@@ -556,22 +560,22 @@ BAD_SHAPES = {
         "algorithm is 'fft'; expected",
     ),
     "max pool rank": (
-        lambda: layers.max_pool_forward(zeros(3, 5, 5), size=2),
+        lambda: layers.max_pool_forward(zeros(3, 5, 5), kernel_size=2),
         "x has shape (3, 5, 5); expected (N, C, H, W)",
     ),
-    "max pool size 0": (lambda: layers.max_pool_forward(images, size=0), "size is 0; expected 1 or more"),
-    "max pool window": (lambda: layers.max_pool_forward(images, size=6), "the window's height is 6"),
+    "max pool size 0": (lambda: layers.max_pool_forward(images, kernel_size=0), "kernel_size is 0; expected 1 or more"),
+    "max pool window": (lambda: layers.max_pool_forward(images, kernel_size=6), "the window's height is 6"),
     "max pool padding": (
-        lambda: layers.max_pool_forward(images, size=2, padding=2),
-        "padding is (2, 2); expected less than the window's size (2, 2)",
+        lambda: layers.max_pool_forward(images, kernel_size=2, padding=2),
+        "padding is (2, 2); expected less than kernel_size (2, 2)",
     ),
     "avg pool rank": (
-        lambda: layers.avg_pool_forward(zeros(5, 5), size=2),
+        lambda: layers.avg_pool_forward(zeros(5, 5), kernel_size=2),
         "x has shape (5, 5); expected (N, C, H, W)",
     ),
     "avg pool padding": (
-        lambda: layers.avg_pool_forward(images, size=(3, 1), padding=(0, 1)),
-        "padding is (0, 1); expected less than the window's size (3, 1)",
+        lambda: layers.avg_pool_forward(images, kernel_size=(3, 1), padding=(0, 1)),
+        "padding is (0, 1); expected less than kernel_size (3, 1)",
     ),
     "global avg pool rank": (
         lambda: layers.global_avg_pool_forward(zeros(3, 5)),
@@ -658,7 +662,10 @@ BAD_TYPES = {
         lambda: layers.conv_forward(images, filters, None, padding="same"),
         "padding is 'same'; expected an int or a pair of ints",
     ),
-    "pool size bool": (lambda: layers.max_pool_forward(images, size=True), "size is True; expected an int or a pair"),
+    "pool size bool": (
+        lambda: layers.max_pool_forward(images, kernel_size=True),
+        "kernel_size is True; expected an int or a pair",
+    ),
     "batchnorm train": (
         lambda: layers.batchnorm_forward(images, zeros(3), zeros(3), train="test"),
         "train is 'test'; expected True or False",

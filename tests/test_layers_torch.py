@@ -33,11 +33,11 @@ class Torch:
     def conv(self, x, w, b, stride=1, padding=0, algorithm=None):
         return self.F.conv2d(x, w, b, stride=as_pair(stride), padding=as_pair(padding))
 
-    def max_pool(self, x, size, stride=None, padding=0):
-        return self.F.max_pool2d(x, as_pair(size), stride and as_pair(stride), as_pair(padding))
+    def max_pool(self, x, kernel_size, stride=None, padding=0):
+        return self.F.max_pool2d(x, as_pair(kernel_size), stride and as_pair(stride), as_pair(padding))
 
-    def avg_pool(self, x, size, stride=None, padding=0):
-        return self.F.avg_pool2d(x, as_pair(size), stride and as_pair(stride), as_pair(padding))
+    def avg_pool(self, x, kernel_size, stride=None, padding=0):
+        return self.F.avg_pool2d(x, as_pair(kernel_size), stride and as_pair(stride), as_pair(padding))
 
     def global_avg_pool(self, x):
         return self.F.adaptive_avg_pool2d(x, 1).flatten(1)
@@ -82,8 +82,8 @@ def as_pair(value):
 
 def in_torch(row):
     """Whether PyTorch has the layer: it has no dropout with a given mask, nor more padding than half a window."""
-    padding, size = as_pair(row.options.get("padding", 0)), as_pair(row.options.get("size", 9))
-    return hasattr(Torch, row.layer) and all(2 * p <= k for p, k in zip(padding, size, strict=True))
+    padding, kernel_size = as_pair(row.options.get("padding", 0)), as_pair(row.options.get("kernel_size", 9))
+    return hasattr(Torch, row.layer) and all(2 * p <= k for p, k in zip(padding, kernel_size, strict=True))
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])

@@ -101,7 +101,7 @@ def test_three_layer_net_is_its_loop_layers_in_a_row(batch):
     p = net.params
     out, conv = reference.conv_forward(X, p["W1"], p["b1"], padding=1)
     out, relu1 = reference.relu_forward(out)
-    out, pool = reference.max_pool_forward(out, size=2)
+    out, pool = reference.max_pool_forward(out, kernel_size=2)
     out, affine1 = reference.affine_forward(out, p["W2"], p["b2"])
     out, relu2 = reference.relu_forward(out)
     scores, affine2 = reference.affine_forward(out, p["W3"], p["b3"])

@@ -27,9 +27,9 @@ def scores(torch, net, params, x):
             case nn.GroupNorm():
                 x = F.group_norm(x, layer.groups, p["gamma"], p["beta"], eps=layer.eps)
             case nn.AvgPool():  # a MaxPool in Python's eyes, so it comes first
-                x = F.avg_pool2d(x, layer.size, layer.stride)
+                x = F.avg_pool2d(x, layer.kernel_size, layer.stride)
             case nn.MaxPool():
-                x = F.max_pool2d(x, layer.size, layer.stride)
+                x = F.max_pool2d(x, layer.kernel_size, layer.stride)
             case nn.GlobalAvgPool():
                 x = x.mean((2, 3))
             case nn.Relu():

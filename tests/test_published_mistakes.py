@@ -44,13 +44,13 @@ def test_running_variance_takes_no_eps_in(backend, eps):
 def test_max_pool_adds_gradients_where_windows_overlap(backend):
     x = np.zeros((1, 1, 3, 3))
     x[0, 0, 1, 1] = 1.0
-    out, cache = layers.max_pool_forward(backend.asarray(x), size=2, stride=1)
+    out, cache = layers.max_pool_forward(backend.asarray(x), kernel_size=2, stride=1)
     dx = layers.max_pool_backward(backend.xp.ones_like(out), cache)
     assert_array(dx, 4 * x, backend, "float64")
 
 
 def test_max_pool_gives_the_gradient_to_the_first_of_tied_maxima(backend):
-    out, cache = layers.max_pool_forward(backend.asarray(np.full((1, 1, 2, 2), 7.0)), size=2)
+    out, cache = layers.max_pool_forward(backend.asarray(np.full((1, 1, 2, 2), 7.0)), kernel_size=2)
     dx = layers.max_pool_backward(backend.xp.ones_like(out), cache)
     assert_array(dx, [[[[1, 0], [0, 0]]]], backend, "float64")
 
@@ -88,7 +88,7 @@ def test_strides_need_not_tile_the_image(backend, layer):
         out, cache = layers.conv_forward(x, backend.asarray(np.ones((1, 1, 3, 3))), None, stride=2)
         dx = layers.conv_backward(out, cache)[0]
     else:
-        out, cache = getattr(layers, f"{layer}_forward")(x, size=3, stride=2)
+        out, cache = getattr(layers, f"{layer}_forward")(x, kernel_size=3, stride=2)
         dx = getattr(layers, f"{layer}_backward")(out, cache)
     assert tuple(out.shape) == (1, 1, 2, 3)
     assert tuple(dx.shape) == (1, 1, 6, 7)
@@ -109,7 +109,7 @@ def test_float32_in_gives_float32_out(row, backend):
 
 def test_fast_pool_works_for_windows_that_do_not_tile(backend):
     x = np.arange(25.0).reshape(1, 1, 5, 5)
-    out, _ = layers.max_pool_forward(backend.asarray(x), size=(2, 3), stride=(2, 1), padding=(1, 0))
+    out, _ = layers.max_pool_forward(backend.asarray(x), kernel_size=(2, 3), stride=(2, 1), padding=(1, 0))
     assert_array(out, [[[[2, 3, 4], [12, 13, 14], [22, 23, 24]]]], backend, "float64")
 
 

@@ -30,11 +30,11 @@ CASES = {
     "conv": ([draw(4, 3, 5, 5), draw(2, 3, 3, 3, seed=1), draw(2, seed=2)], {"padding": 1}),
     "conv, pairs": ([X4, draw(2, 3, 2, 3, seed=1), draw(2, seed=2)], {"stride": (2, 3), "padding": (1, 2)}),
     "conv, strides that do not tile": ([X4, draw(2, 3, 2, 2, seed=1), draw(2, seed=2)], {"stride": 2}),
-    "max_pool": ([X4], {"size": 2}),
-    "max_pool, overlapping": ([X4], {"size": 3, "stride": 1}),
-    "max_pool, pairs": ([X4], {"size": (3, 2), "stride": (2, 1), "padding": (1, 1)}),
-    "avg_pool": ([X4], {"size": 2}),
-    "avg_pool, pairs": ([X4], {"size": (3, 2), "stride": (1, 3), "padding": (1, 0)}),
+    "max_pool": ([X4], {"kernel_size": 2}),
+    "max_pool, overlapping": ([X4], {"kernel_size": 3, "stride": 1}),
+    "max_pool, pairs": ([X4], {"kernel_size": (3, 2), "stride": (2, 1), "padding": (1, 1)}),
+    "avg_pool": ([X4], {"kernel_size": 2}),
+    "avg_pool, pairs": ([X4], {"kernel_size": (3, 2), "stride": (1, 3), "padding": (1, 0)}),
     "global_avg_pool": ([X4], {}),
     "batchnorm, train": ([X2, draw(5, seed=1), draw(5, seed=2)], {"running": None, "train": True}),
     "batchnorm, eval": ([X2, draw(5, seed=1), draw(5, seed=2)], {"running": running(5), "train": False}),
@@ -156,7 +156,7 @@ def test_max_pool_gives_the_published_values():
             ],
         ]
     )
-    out, _ = ref.max_pool_forward(linspace(-0.3, 0.4, 2, 3, 4, 4), size=2, stride=2)
+    out, _ = ref.max_pool_forward(linspace(-0.3, 0.4, 2, 3, 4, 4), kernel_size=2, stride=2)
     assert rel_error(out, expected) < 5e-8
 
 
@@ -251,25 +251,25 @@ def test_relu_gives_no_gradient_at_exactly_zero():
 def test_nan_is_not_hidden_by_relu_or_max_pool():
     x = np.array([[[[np.nan, 1.0], [2.0, 3.0]]]])
     assert np.isnan(ref.relu_forward(x)[0][0, 0, 0, 0])
-    assert np.isnan(ref.max_pool_forward(x, size=2)[0]).all()
+    assert np.isnan(ref.max_pool_forward(x, kernel_size=2)[0]).all()
 
 
 def test_tied_maxima_give_the_gradient_to_the_first():
-    _, cache = ref.max_pool_forward(np.ones((1, 1, 2, 4)), size=2)
+    _, cache = ref.max_pool_forward(np.ones((1, 1, 2, 4)), kernel_size=2)
     assert ref.max_pool_backward(np.ones((1, 1, 1, 2)), cache).tolist() == [[[[1, 0, 1, 0], [0, 0, 0, 0]]]]
 
 
 def test_overlapping_windows_add_their_gradients():
     x = np.zeros((1, 1, 3, 3))
     x[0, 0, 1, 1] = 1
-    _, cache = ref.max_pool_forward(x, size=2, stride=1)
+    _, cache = ref.max_pool_forward(x, kernel_size=2, stride=1)
     assert ref.max_pool_backward(np.ones((1, 1, 2, 2)), cache)[0, 0].tolist() == [[0, 0, 0], [0, 4, 0], [0, 0, 0]]
 
 
 def test_max_pool_padding_is_minus_infinity_and_avg_pool_padding_counts_as_zeros():
     x = -np.ones((1, 1, 2, 2))
-    assert ref.max_pool_forward(x, size=2, padding=1)[0].tolist() == [[[[-1, -1], [-1, -1]]]]
-    assert ref.avg_pool_forward(x, size=2, padding=1)[0].tolist() == [[[[-0.25, -0.25], [-0.25, -0.25]]]]
+    assert ref.max_pool_forward(x, kernel_size=2, padding=1)[0].tolist() == [[[[-1, -1], [-1, -1]]]]
+    assert ref.avg_pool_forward(x, kernel_size=2, padding=1)[0].tolist() == [[[[-0.25, -0.25], [-0.25, -0.25]]]]
 
 
 def test_output_sizes_floor_and_leftover_pixels_get_no_gradient():
@@ -326,7 +326,7 @@ def test_dropout_keeps_the_mask_scales_and_leaves_evaluation_alone():
         (lambda: ref.conv_forward(X4, draw(2, 1, 3, 3), None), r"w has shape \(2, 1, 3, 3\); expected \(2, 3, 3, 3\)"),
         (lambda: ref.conv_forward(X4, draw(2, 3, 3, 3), draw(1)), r"b has shape \(1,\); expected \(2,\)"),
         (lambda: ref.conv_forward(X4, draw(2, 3, 7, 3), None), "window is 7 but the padded image 5: pad it more"),
-        (lambda: ref.max_pool_forward(X4, size=2, stride=0), "stride 0.*expected >= 1"),
+        (lambda: ref.max_pool_forward(X4, kernel_size=2, stride=0), "stride 0.*expected >= 1"),
         (
             lambda: ref.batchnorm_forward(X2, np.ones(5), np.zeros(5), None, train=False),
             "running is None with train=False",
@@ -354,4 +354,4 @@ def test_bad_input_is_named(call, text):
 
 def test_integers_are_refused_with_the_cast_that_helps():
     with pytest.raises(ArgumentTypeError, match="x has dtype int64; expected floats: cast it"):
-        ref.max_pool_forward(np.ones((1, 1, 2, 2), np.int64), size=2)
+        ref.max_pool_forward(np.ones((1, 1, 2, 2), np.int64), kernel_size=2)

@@ -63,7 +63,7 @@ def max_pool_forward_fast(x: Array, pool_param: Options) -> tuple[Array, F.MaxPo
     """
     height, width, stride = options("pool_param", pool_param, "pool_height", "pool_width", "stride")
     (x,) = floats(x=x)
-    return F.max_pool_forward(x, size=(height, width), stride=stride)
+    return F.max_pool_forward(x, kernel_size=(height, width), stride=stride)
 
 
 def max_pool_backward_fast(dout: Array, cache: F.MaxPoolCache) -> Array:

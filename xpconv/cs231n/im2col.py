@@ -69,9 +69,9 @@ def im2col_indices(x: Array, field_height: int, field_width: int, padding: int =
     array([[0., 4., 1., 5.],
            [2., 6., 3., 7.]])
     """
-    size = field_height, field_width
-    window_output(x.shape, size, stride, padding)
-    cols = unfold(x, size, (stride, stride), (padding, padding))
+    kernel_size = field_height, field_width
+    window_output(x.shape, kernel_size, stride, padding)
+    cols = unfold(x, kernel_size, (stride, stride), (padding, padding))
     return cols.reshape(len(cols), len(x), -1).transpose(0, 2, 1).reshape(len(cols), -1)
 
 
@@ -98,7 +98,7 @@ def col2im_indices(
            [2., 4., 2.],
            [1., 2., 1.]])
     """
-    (N, C, H, W), size = x_shape, (field_height, field_width)
-    window_output(x_shape, size, stride, padding)
+    (N, C, H, W), kernel_size = x_shape, (field_height, field_width)
+    window_output(x_shape, kernel_size, stride, padding)
     own = np.ascontiguousarray(cols.reshape(len(cols), -1, N).transpose(0, 2, 1)).reshape(len(cols), -1)
-    return fold(own, (N, C, H, W), size, (stride, stride), (padding, padding))
+    return fold(own, (N, C, H, W), kernel_size, (stride, stride), (padding, padding))

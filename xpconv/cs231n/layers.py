@@ -209,7 +209,7 @@ def max_pool_forward_naive(x: Array, pool_param: Options) -> tuple[Array, refere
     (x,) = floats(x=x)
     check_shape("x", x, ("N", "C", "H", "W"))
     window_output(x.shape, (height, width), stride, 0)
-    return reference.max_pool_forward(x, size=(height, width), stride=stride)
+    return reference.max_pool_forward(x, kernel_size=(height, width), stride=stride)
 
 
 def max_pool_backward_naive(dout: Array, cache: reference.Cache) -> Array:

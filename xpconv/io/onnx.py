@@ -124,15 +124,15 @@ def _affine(g: Graph, layer: nn.Affine, x: str, shape: Shape, p: dict[str, str])
 
 
 def _conv(g: Graph, layer: nn.Conv, x: str, shape: Shape, p: dict[str, str]) -> str:
-    return g.node("Conv", x, *p.values(), **_windows(layer.size, layer.stride, layer._padding))
+    return g.node("Conv", x, *p.values(), **_windows(layer.kernel_size, layer.stride, layer._padding))
 
 
 def _max_pool(g: Graph, layer: nn.MaxPool, x: str, shape: Shape, p: dict[str, str]) -> str:
-    return g.node("MaxPool", x, **_windows(layer.size, layer.stride, layer.padding))
+    return g.node("MaxPool", x, **_windows(layer.kernel_size, layer.stride, layer.padding))
 
 
 def _avg_pool(g: Graph, layer: nn.AvgPool, x: str, shape: Shape, p: dict[str, str]) -> str:
-    return g.node("AveragePool", x, count_include_pad=1, **_windows(layer.size, layer.stride, layer.padding))
+    return g.node("AveragePool", x, count_include_pad=1, **_windows(layer.kernel_size, layer.stride, layer.padding))
 
 
 def _global_avg_pool(g: Graph, layer: nn.GlobalAvgPool, x: str, shape: Shape, p: dict[str, str]) -> str:
@@ -184,11 +184,11 @@ state in the order in which the layer declares them. A layer of your own is expo
 """
 
 
-def _windows(size: Size, stride: Size | None, padding: Size) -> dict[str, Any]:
+def _windows(kernel_size: Size, stride: Size | None, padding: Size) -> dict[str, Any]:
     """Return the attributes of an operator with windows; padding is given for the starts, then for the ends."""
     return {
-        "kernel_shape": check_pair("size", size, 1),
-        "strides": check_pair("stride", size if stride is None else stride, 1),
+        "kernel_shape": check_pair("kernel_size", kernel_size, 1),
+        "strides": check_pair("stride", kernel_size if stride is None else stride, 1),
         "pads": 2 * check_pair("padding", padding, 0),
     }
 

@@ -86,15 +86,15 @@ def check_backward(dout: Array, cache: Any, kind: type) -> Any:
 
 
 def window_output(
-    shape: Sequence[int], size: int | Sequence[int], stride: int | Sequence[int], padding: int | Sequence[int]
+    shape: Sequence[int], kernel_size: int | Sequence[int], stride: int | Sequence[int], padding: int | Sequence[int]
 ) -> tuple[int, int]:
     """Check that a window fits on the padded images (..., H, W); return how many do, down and across."""
-    size, stride, padding = (
-        check_pair("size", size, 1),
+    kernel_size, stride, padding = (
+        check_pair("kernel_size", kernel_size, 1),
         check_pair("stride", stride, 1),
         check_pair("padding", padding, 0),
     )
-    for axis, extent, k, p in zip(("height", "width"), shape[-2:], size, padding, strict=True):
+    for axis, extent, k, p in zip(("height", "width"), shape[-2:], kernel_size, padding, strict=True):
         if k > extent + 2 * p:
             raise ArgumentError(
                 f"the window's {axis} is {k} but the padded image's is {extent} + 2*{p}: "
@@ -104,7 +104,7 @@ def window_output(
         raise ArgumentError(
             f"padding is {padding}; expected less, since with it an image has at most {MOST_PIXELS} pixels"
         )
-    return output_size((shape[-2], shape[-1]), size, stride, padding)
+    return output_size((shape[-2], shape[-1]), kernel_size, stride, padding)
 
 
 def check_labels(y: Array, N: int, C: int, xp: Any) -> None:

@@ -34,14 +34,14 @@ class MaxPoolCache(NamedTuple):
     Examples
     --------
     >>> import numpy as np
-    >>> out, cache = max_pool_forward(np.asarray([[[[1.0, 2.0], [4.0, 3.0]]]]), size=2)
+    >>> out, cache = max_pool_forward(np.asarray([[[[1.0, 2.0], [4.0, 3.0]]]]), kernel_size=2)
     >>> cache.argmax.item(), cache.stride
     (2, (2, 2))
     """
 
     argmax: Array
     shape: tuple[int, int, int, int]
-    size: Pair
+    kernel_size: Pair
     stride: Pair
     padding: Pair
 
@@ -52,13 +52,13 @@ class AvgPoolCache(NamedTuple):
     Examples
     --------
     >>> import numpy as np
-    >>> out, cache = avg_pool_forward(np.ones((1, 1, 4, 4)), size=2)
-    >>> cache.shape, cache.size
+    >>> out, cache = avg_pool_forward(np.ones((1, 1, 4, 4)), kernel_size=2)
+    >>> cache.shape, cache.kernel_size
     ((1, 1, 4, 4), (2, 2))
     """
 
     shape: tuple[int, int, int, int]
-    size: Pair
+    kernel_size: Pair
     stride: Pair
     padding: Pair
 
@@ -78,7 +78,11 @@ class GlobalAvgPoolCache(NamedTuple):
 
 
 def max_pool_forward(
-    x: Array, *, size: int | Sequence[int], stride: int | Sequence[int] | None = None, padding: int | Sequence[int] = 0
+    x: Array,
+    *,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
 ) -> tuple[Array, MaxPoolCache]:
     """Take the maximum of each window: ``out[n, c, i, j] = max(window of x[n, c] at (i, j))``.
 
@@ -86,12 +90,12 @@ def max_pool_forward(
     ----------
     x : array (N, C, H, W)
         Images.
-    size : int or (int, int)
+    kernel_size : int or (int, int)
         Height and width of the window.
     stride : int or (int, int), optional
-        Pixels from one window to the next; by default `size`, so that windows tile the image.
+        Pixels from one window to the next; by default `kernel_size`, so that windows tile the image.
     padding : int or (int, int)
-        Minus infinities put around the images; smaller than `size`.
+        Minus infinities put around the images; smaller than `kernel_size`.
 
     Returns
     -------
@@ -109,14 +113,14 @@ def max_pool_forward(
     --------
     >>> import numpy as np
     >>> x = np.reshape(np.arange(16.0), (1, 1, 4, 4))
-    >>> max_pool_forward(x, size=2)[0]
+    >>> max_pool_forward(x, kernel_size=2)[0]
     array([[[[ 5.,  7.],
              [13., 15.]]]])
     """
     check_arrays(x=x)
-    size, stride, padding, _ = _geometry(x, size, stride, padding)
-    out, argmax = ops.max_pool(x, size, stride, padding)
-    return out, MaxPoolCache(argmax, tuple(x.shape), size, stride, padding)
+    kernel_size, stride, padding, _ = _geometry(x, kernel_size, stride, padding)
+    out, argmax = ops.max_pool(x, kernel_size, stride, padding)
+    return out, MaxPoolCache(argmax, tuple(x.shape), kernel_size, stride, padding)
 
 
 def max_pool_backward(dout: Array, cache: MaxPoolCache) -> Array:
@@ -137,7 +141,7 @@ def max_pool_backward(dout: Array, cache: MaxPoolCache) -> Array:
     Examples
     --------
     >>> import numpy as np
-    >>> out, cache = max_pool_forward(np.zeros((1, 1, 2, 2)), size=2)
+    >>> out, cache = max_pool_forward(np.zeros((1, 1, 2, 2)), kernel_size=2)
     >>> max_pool_backward(np.ones((1, 1, 1, 1)), cache)
     array([[[[1., 0.],
              [0., 0.]]]])
@@ -150,7 +154,11 @@ def max_pool_backward(dout: Array, cache: MaxPoolCache) -> Array:
 
 
 def avg_pool_forward(
-    x: Array, *, size: int | Sequence[int], stride: int | Sequence[int] | None = None, padding: int | Sequence[int] = 0
+    x: Array,
+    *,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
 ) -> tuple[Array, AvgPoolCache]:
     """Take the mean of each window: ``out[n, c, i, j] = sum(window of x[n, c] at (i, j)) / (KH * KW)``.
 
@@ -158,7 +166,7 @@ def avg_pool_forward(
     ----------
     x : array (N, C, H, W)
         Images.
-    size, stride, padding : int or (int, int)
+    kernel_size, stride, padding : int or (int, int)
         As for `max_pool_forward`, but the padding counts as zeros.
 
     Returns
@@ -175,16 +183,16 @@ def avg_pool_forward(
     Examples
     --------
     >>> import numpy as np
-    >>> avg_pool_forward(np.reshape(np.arange(4.0), (1, 1, 2, 2)), size=2)[0]
+    >>> avg_pool_forward(np.reshape(np.arange(4.0), (1, 1, 2, 2)), kernel_size=2)[0]
     array([[[[1.5]]]])
     """
     check_arrays(x=x)
-    size, stride, padding, output = _geometry(x, size, stride, padding)
-    views = windows(pad(x, padding), size, stride, output)
+    kernel_size, stride, padding, output = _geometry(x, kernel_size, stride, padding)
+    views = windows(pad(x, padding), kernel_size, stride, output)
     total = next(views) + 0.0
     for view in views:
         total += view
-    return total / (size[0] * size[1]), AvgPoolCache(tuple(x.shape), size, stride, padding)
+    return total / (kernel_size[0] * kernel_size[1]), AvgPoolCache(tuple(x.shape), kernel_size, stride, padding)
 
 
 def avg_pool_backward(dout: Array, cache: AvgPoolCache) -> Array:
@@ -204,19 +212,19 @@ def avg_pool_backward(dout: Array, cache: AvgPoolCache) -> Array:
     Examples
     --------
     >>> import numpy as np
-    >>> out, cache = avg_pool_forward(np.zeros((1, 1, 2, 2)), size=2)
+    >>> out, cache = avg_pool_forward(np.zeros((1, 1, 2, 2)), kernel_size=2)
     >>> avg_pool_backward(np.ones((1, 1, 1, 1)), cache)
     array([[[[0.25, 0.25],
              [0.25, 0.25]]]])
     """
     check_cache(cache, AvgPoolCache)
     xp = check_arrays(dout=dout)
-    (N, C, H, W), size, stride, (PH, PW) = cache
-    output = output_size((H, W), size, stride, (PH, PW))
+    (N, C, H, W), kernel_size, stride, (PH, PW) = cache
+    output = output_size((H, W), kernel_size, stride, (PH, PW))
     check_gradient_shape(dout, (N, C, *output))
-    share = dout / (size[0] * size[1])
+    share = dout / (kernel_size[0] * kernel_size[1])
     padded = xp.zeros((N, C, H + 2 * PH, W + 2 * PW), dtype=dout.dtype, device=array_api_compat.device(dout))
-    for view in windows(padded, size, stride, output):
+    for view in windows(padded, kernel_size, stride, output):
         view += share
     return padded[:, :, PH : PH + H, PW : PW + W]
 
@@ -281,15 +289,18 @@ def global_avg_pool_backward(dout: Array, cache: GlobalAvgPoolCache) -> Array:
 
 
 def _geometry(
-    x: Array, size: int | Sequence[int], stride: int | Sequence[int] | None, padding: int | Sequence[int]
+    x: Array, kernel_size: int | Sequence[int], stride: int | Sequence[int] | None, padding: int | Sequence[int]
 ) -> tuple[Pair, Pair, Pair, Pair]:
-    """Check the options of a pooling layer and return size, stride, padding and output size as pairs."""
+    """Check the options of a pooling layer and return kernel_size, stride, padding and output size as pairs."""
     check_shape("x", x, ("N", "C", "H", "W"))
-    size = check_pair("size", size, 1)
-    stride, padding = check_pair("stride", size if stride is None else stride, 1), check_pair("padding", padding, 0)
-    output = window_output(x.shape, size, stride, padding)
-    if padding[0] >= size[0] or padding[1] >= size[1]:
+    kernel_size = check_pair("kernel_size", kernel_size, 1)
+    stride, padding = (
+        check_pair("stride", kernel_size if stride is None else stride, 1),
+        check_pair("padding", padding, 0),
+    )
+    output = window_output(x.shape, kernel_size, stride, padding)
+    if padding[0] >= kernel_size[0] or padding[1] >= kernel_size[1]:
         raise ArgumentError(
-            f"padding is {padding}; expected less than the window's size {size}, since a window must see a pixel"
+            f"padding is {padding}; expected less than kernel_size {kernel_size}, since a window must see a pixel"
         )
-    return size, stride, padding, output
+    return kernel_size, stride, padding, output

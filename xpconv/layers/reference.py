@@ -115,16 +115,16 @@ def conv_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array | None
     return dpadded[:, :, ph : ph + H, pw : pw + W], dw, None if b is None else db.astype(b.dtype)
 
 
-def max_pool_forward(x: Array, *, size: Pair, stride: Pair | None = None, padding: Pair = 0) -> Result:
-    """Take the maximum of each window of x (N, C, H, W), padded with minus infinity; stride defaults to size.
+def max_pool_forward(x: Array, *, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0) -> Result:
+    """Take the maximum of each window of x (N, C, H, W), padded with minus infinity; stride defaults to kernel_size.
 
     Examples
     --------
-    >>> max_pool_forward(np.arange(16.0).reshape(1, 1, 4, 4), size=2)[0].tolist()
+    >>> max_pool_forward(np.arange(16.0).reshape(1, 1, 4, 4), kernel_size=2)[0].tolist()
     [[[[5.0, 7.0], [13.0, 15.0]]]]
     """
-    (N, C, H, W), (KH, KW) = x.shape, _pair(size)
-    (sh, sw), (ph, pw) = _pair(size if stride is None else stride), _pair(padding)
+    (N, C, H, W), (KH, KW) = x.shape, _pair(kernel_size)
+    (sh, sw), (ph, pw) = _pair(kernel_size if stride is None else stride), _pair(padding)
     OH, OW = _output_length(H, KH, sh, ph), _output_length(W, KW, sw, pw)
     out, padded = _zeros((N, C, OH, OW), x), _pad(x, ph, pw, -np.inf)
     for n in range(N):
@@ -150,10 +150,10 @@ def max_pool_backward(dout: Array, cache: Cache) -> Array:
     return dx
 
 
-def avg_pool_forward(x: Array, *, size: Pair, stride: Pair | None = None, padding: Pair = 0) -> Result:
+def avg_pool_forward(x: Array, *, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0) -> Result:
     """Take the mean of each window of x (N, C, H, W); padded zeros count, so it divides by KH * KW always."""
-    (N, C, H, W), (KH, KW) = x.shape, _pair(size)
-    (sh, sw), (ph, pw) = _pair(size if stride is None else stride), _pair(padding)
+    (N, C, H, W), (KH, KW) = x.shape, _pair(kernel_size)
+    (sh, sw), (ph, pw) = _pair(kernel_size if stride is None else stride), _pair(padding)
     OH, OW = _output_length(H, KH, sh, ph), _output_length(W, KW, sw, pw)
     out, padded = _zeros((N, C, OH, OW), x), _pad(x, ph, pw, 0)
     for n in range(N):
@@ -181,7 +181,7 @@ def avg_pool_backward(dout: Array, cache: Cache) -> Array:
 
 def global_avg_pool_forward(x: Array) -> Result:
     """Take the mean of each image's channel: x (N, C, H, W) gives (N, C)."""
-    out, cache = avg_pool_forward(x, size=x.shape[2:])
+    out, cache = avg_pool_forward(x, kernel_size=x.shape[2:])
     return out[:, :, 0, 0], cache
 
 

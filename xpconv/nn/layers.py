@@ -105,18 +105,18 @@ class Affine(Layer):
 class Conv(Layer):
     """`filters` filters: parameters W (filters, C, KH, KW) and b (filters,).
 
-    Without `padding` the output keeps the image's size at stride 1, if the window's size is odd.
+    Without `padding` the output keeps the image's size at stride 1, if kernel_size is odd.
 
     Examples
     --------
-    >>> Conv(16).output_shape((3, 8, 8)), Conv(16, size=5, stride=2, padding=0).output_shape((3, 8, 8))
+    >>> Conv(16).output_shape((3, 8, 8)), Conv(16, kernel_size=5, stride=2, padding=0).output_shape((3, 8, 8))
     ((16, 8, 8), (16, 2, 2))
     >>> Conv(16, bias=False).parameters((3, 8, 8))
     {'W': ((16, 3, 3, 3), None)}
     """
 
     filters: int
-    size: Size = 3
+    kernel_size: Size = 3
     stride: Size = 1
     padding: Size | None = None
     bias: bool = True
@@ -124,16 +124,16 @@ class Conv(Layer):
 
     def __post_init__(self) -> None:
         check_count("filters", self.filters)
-        _check_window(self.size, self.stride, self.padding)
+        _check_window(self.kernel_size, self.stride, self.padding)
         check_flag("bias", self.bias)
         if self.algorithm not in ("auto", "im2col"):
             raise ArgumentError(f"algorithm is {self.algorithm!r}; expected auto or im2col")
 
     def output_shape(self, shape: Shape) -> Shape:
-        return (self.filters, *window_output(shape, self.size, self.stride, self._padding))
+        return (self.filters, *window_output(shape, self.kernel_size, self.stride, self._padding))
 
     def parameters(self, shape: Shape) -> dict[str, tuple[Shape, float | None]]:
-        return _weights((self.filters, shape[0], *_both(self.size)), self.filters, self.bias)
+        return _weights((self.filters, shape[0], *_both(self.kernel_size)), self.filters, self.bias)
 
     def forward(self, x: Array, p: Arrays, *, train: bool, key: int) -> tuple[Array, Any]:
         return F.conv_forward(
@@ -148,7 +148,7 @@ class Conv(Layer):
     def _padding(self) -> Size:
         if self.padding is not None:
             return self.padding
-        height, width = _both(self.size)
+        height, width = _both(self.kernel_size)
         return (height - 1) // 2, (width - 1) // 2
 
 
@@ -213,20 +213,20 @@ class MaxPool(_Plain):
     ((16, 4, 4), (16, 6, 6))
     """
 
-    size: Size = 2
+    kernel_size: Size = 2
     stride: Size | None = None
     padding: Size = 0
     _gradient: ClassVar[Callable[..., Any]] = staticmethod(F.max_pool_backward)
 
     def __post_init__(self) -> None:
-        _check_window(self.size, self.stride, self.padding)
+        _check_window(self.kernel_size, self.stride, self.padding)
 
     def output_shape(self, shape: Shape) -> Shape:
-        stride = self.size if self.stride is None else self.stride
-        return (shape[0], *window_output(shape, self.size, stride, self.padding))
+        stride = self.kernel_size if self.stride is None else self.stride
+        return (shape[0], *window_output(shape, self.kernel_size, stride, self.padding))
 
     def forward(self, x: Array, p: Arrays, *, train: bool, key: int) -> tuple[Array, Any]:
-        return F.max_pool_forward(x, size=self.size, stride=self.stride, padding=self.padding)
+        return F.max_pool_forward(x, kernel_size=self.kernel_size, stride=self.stride, padding=self.padding)
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ class AvgPool(MaxPool):
     _gradient: ClassVar[Callable[..., Any]] = staticmethod(F.avg_pool_backward)
 
     def forward(self, x: Array, p: Arrays, *, train: bool, key: int) -> tuple[Array, Any]:
-        return F.avg_pool_forward(x, size=self.size, stride=self.stride, padding=self.padding)
+        return F.avg_pool_forward(x, kernel_size=self.kernel_size, stride=self.stride, padding=self.padding)
 
 
 @dataclass(frozen=True)
@@ -351,8 +351,8 @@ class GroupNorm(_Norm):
         return F.groupnorm_forward(x, p["gamma"], p["beta"], groups=self.groups, eps=self.eps)
 
 
-def _check_window(size: Size, stride: Size | None, padding: Size | None) -> None:
-    check_pair("size", size, 1)
+def _check_window(kernel_size: Size, stride: Size | None, padding: Size | None) -> None:
+    check_pair("kernel_size", kernel_size, 1)
     if stride is not None:
         check_pair("stride", stride, 1)
     if padding is not None:

@@ -15,11 +15,11 @@ __all__ = ["Pair", "fold", "output_size", "pad", "unfold", "windows"]
 Pair = tuple[int, int]
 
 
-def output_size(image: Pair, size: Pair, stride: Pair, padding: Pair) -> Pair:
+def output_size(image: Pair, kernel_size: Pair, stride: Pair, padding: Pair) -> Pair:
     """Return how many windows fit below and beside each other; what is left over is not covered."""
     return (
-        1 + (image[0] + 2 * padding[0] - size[0]) // stride[0],
-        1 + (image[1] + 2 * padding[1] - size[1]) // stride[1],
+        1 + (image[0] + 2 * padding[0] - kernel_size[0]) // stride[0],
+        1 + (image[1] + 2 * padding[1] - kernel_size[1]) // stride[1],
     )
 
 
@@ -34,10 +34,10 @@ def pad(x: Array, padding: Pair, value: float = 0.0) -> Array:
     return out
 
 
-def windows(padded: Array, size: Pair, stride: Pair, output: Pair) -> Iterator[Array]:
+def windows(padded: Array, kernel_size: Pair, stride: Pair, output: Pair) -> Iterator[Array]:
     """Yield, for each place in the window row by row, the view (N, C, OH, OW) of what all windows see there."""
-    for i in range(size[0]):
-        for j in range(size[1]):
+    for i in range(kernel_size[0]):
+        for j in range(kernel_size[1]):
             yield padded[
                 :,
                 :,
@@ -47,13 +47,13 @@ def windows(padded: Array, size: Pair, stride: Pair, output: Pair) -> Iterator[A
 
 
 @operation
-def unfold(x: Array, size: Pair, stride: Pair, padding: Pair) -> Array:
+def unfold(x: Array, kernel_size: Pair, stride: Pair, padding: Pair) -> Array:
     """Lay the windows of images out as columns (im2col).
 
     Parameters
     ----------
     x : array (N, C, H, W)
-    size, stride, padding : (int, int)
+    kernel_size, stride, padding : (int, int)
 
     Returns
     -------
@@ -61,15 +61,15 @@ def unfold(x: Array, size: Pair, stride: Pair, padding: Pair) -> Array:
     """
     xp = array_api_compat.array_namespace(x)
     N, C, H, W = x.shape
-    OH, OW = output_size((H, W), size, stride, padding)
-    cols = xp.empty((C, size[0] * size[1], N, OH, OW), dtype=x.dtype, device=array_api_compat.device(x))
-    for k, view in enumerate(windows(pad(x, padding), size, stride, (OH, OW))):
+    OH, OW = output_size((H, W), kernel_size, stride, padding)
+    cols = xp.empty((C, kernel_size[0] * kernel_size[1], N, OH, OW), dtype=x.dtype, device=array_api_compat.device(x))
+    for k, view in enumerate(windows(pad(x, padding), kernel_size, stride, (OH, OW))):
         cols[:, k, ...] = xp.permute_dims(view, (1, 0, 2, 3))
-    return xp.reshape(cols, (C * size[0] * size[1], N * OH * OW))
+    return xp.reshape(cols, (C * kernel_size[0] * kernel_size[1], N * OH * OW))
 
 
 @operation
-def fold(cols: Array, shape: tuple[int, int, int, int], size: Pair, stride: Pair, padding: Pair) -> Array:
+def fold(cols: Array, shape: tuple[int, int, int, int], kernel_size: Pair, stride: Pair, padding: Pair) -> Array:
     """Add columns back to where `unfold` took them from (col2im): its adjoint.
 
     Parameters
@@ -77,7 +77,7 @@ def fold(cols: Array, shape: tuple[int, int, int, int], size: Pair, stride: Pair
     cols : array (C * KH * KW, N * OH * OW)
     shape : (N, C, H, W)
         The shape of the images.
-    size, stride, padding : (int, int)
+    kernel_size, stride, padding : (int, int)
 
     Returns
     -------
@@ -85,9 +85,9 @@ def fold(cols: Array, shape: tuple[int, int, int, int], size: Pair, stride: Pair
     """
     xp = array_api_compat.array_namespace(cols)
     (N, C, H, W), (PH, PW) = shape, padding
-    OH, OW = output_size((H, W), size, stride, padding)
-    places = xp.reshape(cols, (C, size[0] * size[1], N, OH, OW))
+    OH, OW = output_size((H, W), kernel_size, stride, padding)
+    places = xp.reshape(cols, (C, kernel_size[0] * kernel_size[1], N, OH, OW))
     padded = xp.zeros((N, C, H + 2 * PH, W + 2 * PW), dtype=cols.dtype, device=array_api_compat.device(cols))
-    for k, view in enumerate(windows(padded, size, stride, (OH, OW))):
+    for k, view in enumerate(windows(padded, kernel_size, stride, (OH, OW))):
         view[...] = view + xp.permute_dims(places[:, k, ...], (1, 0, 2, 3))
     return padded[:, :, PH : PH + H, PW : PW + W]

@@ -66,55 +66,57 @@ def _grid(rows: int, count: int, most: int = _MOST) -> Grid:
 
 
 @lru_cache(maxsize=4096)
-def _windows(shape: Shape, size: Pair, stride: Pair, padding: Pair) -> tuple[Pair, np.ndarray, Grid, Grid]:
+def _windows(shape: Shape, kernel_size: Pair, stride: Pair, padding: Pair) -> tuple[Pair, np.ndarray, Grid, Grid]:
     """Return the output's size, the struct Windows, and the grids over outputs and over pixels."""
     N, C, H, W = shape
-    output = output_size((H, W), size, stride, padding)
+    output = output_size((H, W), kernel_size, stride, padding)
     divisors = (H * W, W, prod(output), output[1], *stride)
     return (
         output,
-        _struct(*shape, *size, *stride, *padding, *output, *chain.from_iterable(map(_divisor, divisors))),
+        _struct(*shape, *kernel_size, *stride, *padding, *output, *chain.from_iterable(map(_divisor, divisors))),
         _grid(C, N * prod(output)),
         _grid(C, N * H * W),
     )
 
 
 @accelerate("cupy")
-def unfold(x: Array, size: Pair, stride: Pair, padding: Pair) -> Array:
+def unfold(x: Array, kernel_size: Pair, stride: Pair, padding: Pair) -> Array:
     """Let each thread copy one window."""
-    output, windows, grid, _ = _windows(x.shape, size, stride, padding)
-    cols = cupy.empty((x.shape[1] * size[0] * size[1], x.shape[0] * output[0] * output[1]), x.dtype)
+    output, windows, grid, _ = _windows(x.shape, kernel_size, stride, padding)
+    cols = cupy.empty((x.shape[1] * kernel_size[0] * kernel_size[1], x.shape[0] * output[0] * output[1]), x.dtype)
     _kernel("unfold", x.dtype.char)(*grid, (cupy.ascontiguousarray(x), cols, windows))
     return cols
 
 
 @accelerate("cupy")
-def fold(cols: Array, shape: Shape, size: Pair, stride: Pair, padding: Pair) -> Array:
+def fold(cols: Array, shape: Shape, kernel_size: Pair, stride: Pair, padding: Pair) -> Array:
     """Let each thread add up what belongs to one pixel."""
     x = cupy.empty(shape, cols.dtype)
-    _fold_into(x, cols, size, stride, padding)
+    _fold_into(x, cols, kernel_size, stride, padding)
     return x
 
 
-def _fold_into(x: Array, cols: Array, size: Pair, stride: Pair, padding: Pair) -> None:
-    _, windows, _, grid = _windows(x.shape, size, stride, padding)
+def _fold_into(x: Array, cols: Array, kernel_size: Pair, stride: Pair, padding: Pair) -> None:
+    _, windows, _, grid = _windows(x.shape, kernel_size, stride, padding)
     _kernel("fold", x.dtype.char)(*grid, (cupy.ascontiguousarray(cols), x, windows))
 
 
 @accelerate("cupy")
-def max_pool(x: Array, size: Pair, stride: Pair, padding: Pair) -> tuple[Array, Array]:
+def max_pool(x: Array, kernel_size: Pair, stride: Pair, padding: Pair) -> tuple[Array, Array]:
     """Let each thread search one window."""
-    output, windows, grid, _ = _windows(x.shape, size, stride, padding)
-    shape, index = (*x.shape[:2], *output), "uint8" if size[0] * size[1] <= 256 else "int64"
+    output, windows, grid, _ = _windows(x.shape, kernel_size, stride, padding)
+    shape, index = (*x.shape[:2], *output), "uint8" if kernel_size[0] * kernel_size[1] <= 256 else "int64"
     out, argmax = cupy.empty(shape, x.dtype), cupy.empty(shape, index)
     _kernel("max_pool", x.dtype.char, index)(*grid, (cupy.ascontiguousarray(x), out, argmax, windows))
     return out, argmax
 
 
 @accelerate("cupy")
-def max_pool_backward(dout: Array, argmax: Array, shape: Shape, size: Pair, stride: Pair, padding: Pair) -> Array:
+def max_pool_backward(
+    dout: Array, argmax: Array, shape: Shape, kernel_size: Pair, stride: Pair, padding: Pair
+) -> Array:
     """Let each thread ask the windows that see one pixel."""
-    _, windows, _, grid = _windows(shape, size, stride, padding)
+    _, windows, _, grid = _windows(shape, kernel_size, stride, padding)
     dx = cupy.empty(shape, dout.dtype)
     _kernel("max_pool_backward", dout.dtype.char, argmax.dtype.name)(
         *grid, (cupy.ascontiguousarray(dout), cupy.ascontiguousarray(argmax), dx, windows)
@@ -128,14 +130,14 @@ def max_pool_backward(dout: Array, argmax: Array, shape: Shape, size: Pair, stri
 @accelerate("cupy")
 def convolve(x: Array, w: Array, b: Array | None, stride: Pair, padding: Pair, algorithm: str) -> Array:
     """Multiply the filters with the columns of as many images as the workspace holds."""
-    (F, *_), size = w.shape, w.shape[2:]
-    output = output_size(x.shape[2:], size, stride, padding)
+    (F, *_), kernel_size = w.shape, w.shape[2:]
+    output = output_size(x.shape[2:], kernel_size, stride, padding)
     L, filters = prod(output), w.reshape(F, -1)
     out = cupy.empty((x.shape[0], F, *output), x.dtype)
     bias = None if b is None else cupy.ascontiguousarray(b)
 
     def task(tile: slice) -> None:
-        y = filters.dot(unfold(x[tile], size, stride, padding))
+        y = filters.dot(unfold(x[tile], kernel_size, stride, padding))
         grid, groups, _ = _groups((tile.stop - tile.start, F, L), (), (0, 2))
         _kernel("to_images", x.dtype.char)(*grid, (y, bias, out[tile], groups))
 
@@ -148,15 +150,15 @@ def convolve_backward(
     dout: Array, x: Array, w: Array, stride: Pair, padding: Pair, algorithm: str, need_dx: bool
 ) -> tuple[Array | None, Array, Array]:
     """Multiply the gradient's rows with the columns for the filters, and with the filters for the columns."""
-    (F, *_), size, L = w.shape, w.shape[2:], prod(dout.shape[2:])
+    (F, *_), kernel_size, L = w.shape, w.shape[2:], prod(dout.shape[2:])
     filters = w.reshape(F, -1)
     dx = cupy.empty(x.shape, x.dtype) if need_dx else None
 
     def task(tile: slice) -> tuple[Array, Array]:
         dy, db = _rows(dout[tile])
-        dw = dy.dot(unfold(x[tile], size, stride, padding).T)
+        dw = dy.dot(unfold(x[tile], kernel_size, stride, padding).T)
         if dx is not None:
-            _fold_into(dx[tile], filters.T.dot(dy), size, stride, padding)
+            _fold_into(dx[tile], filters.T.dot(dy), kernel_size, stride, padding)
         return dw, db
 
     dw, db = sum_over_tiles(task, x.shape[0], (2 * w[0].size + F) * L * x.itemsize, x)

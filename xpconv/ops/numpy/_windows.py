@@ -10,11 +10,11 @@ Array = np.ndarray
 
 
 @accelerate("numpy")
-def unfold(x: Array, size: Pair, stride: Pair, padding: Pair) -> Array:
+def unfold(x: Array, kernel_size: Pair, stride: Pair, padding: Pair) -> Array:
     """Copy one strided view of all windows at once."""
     N, C, H, W = x.shape
-    OH, OW = output_size((H, W), size, stride, padding)
+    OH, OW = output_size((H, W), kernel_size, stride, padding)
     x = pad(x, padding)
     n, c, h, w = x.strides
-    view = as_strided(x, (C, *size, N, OH, OW), (c, h, w, n, h * stride[0], w * stride[1]), writeable=False)
-    return np.array(view, order="C").reshape(C * size[0] * size[1], N * OH * OW)
+    view = as_strided(x, (C, *kernel_size, N, OH, OW), (c, h, w, n, h * stride[0], w * stride[1]), writeable=False)
+    return np.array(view, order="C").reshape(C * kernel_size[0] * kernel_size[1], N * OH * OW)
