@@ -76,5 +76,5 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def benchmarks(session: nox.Session) -> None:
     """Measure speed against PyTorch and the loop versions; further arguments go to the command."""
-    session.install("torch==2.13.0", ".")
+    session.install("torch==2.13.0", ".[train]")
     session.run("python", "-m", "benchmarks", *session.posargs)

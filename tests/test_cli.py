@@ -24,6 +24,7 @@ from xpconv.cli._info import diagnose
 from xpconv.data import load_digits
 from xpconv.data.images import read_image
 from xpconv.errors import DatasetError
+from xpconv.training._progress import show_progress
 from xpconv.training.solver import Solver
 
 SHORT = ("train", "--num-train", 100, "--epochs", 2, "--augment", "none")
@@ -562,7 +563,7 @@ def test_missing_matplotlib_is_told_before_training(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     result = call(*SHORT, "--out", tmp_path / "run")
     assert result.exit_code == 1
-    assert "pip install matplotlib" in result.stderr
+    assert 'pip install "xpconv[train]"' in result.stderr
     assert "Iteration" not in result.stdout
     assert not (tmp_path / "run").exists()
 
@@ -571,7 +572,7 @@ def test_missing_pillow_is_told(bare, monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
     result = call("predict", bare.model, "digit.png")
     assert result.exit_code == 1
-    assert "pip install pillow" in result.stderr
+    assert 'pip install "xpconv[train]"' in result.stderr
 
 
 # ---- info, help, start
@@ -592,7 +593,7 @@ def test_info_shows_wrong_settings_instead_of_failing_on_them(monkeypatch):
     assert rows["selected backend"].startswith("error: backend is 'jax'; expected auto or one of numpy")
     assert rows["threads"].startswith("error: XPCONV_NUM_THREADS is 'x'")
     assert rows["XP_BACKEND"] == "jax"
-    assert "pip install pooch" in rows["data cache"]
+    assert 'pip install "xpconv[train]"' in rows["data cache"]
 
 
 def test_info_is_a_table_on_a_terminal(monkeypatch):
@@ -601,6 +602,16 @@ def test_info_is_a_table_on_a_terminal(monkeypatch):
     assert "\t" not in shown
     assert "backend numpy" in shown
     assert max(map(len, shown.splitlines())) == min(map(len, shown.splitlines()))
+
+
+def test_without_rich_a_terminal_shows_plain_lines(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "rich", None)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    _tables.print_table([("numpy", "1.5")], header=("backend", "step, ms"))
+    with show_progress(1, 100, verbose=True) as progress:
+        progress.line("hello")
+        progress.advance()
+    assert capsys.readouterr().out == "backend\tstep, ms\nnumpy\t1.5\nhello\n"
 
 
 COMMANDS = [command.name or command.callback.__name__ for command in _app.app.registered_commands]
@@ -719,6 +730,13 @@ def plain_environment():
 def test_program_starts_as_a_module_and_as_a_command(program):
     run = subprocess.run([*program, "--version"], env=plain_environment(), capture_output=True, text=True, check=True)
     assert run.stdout == f"xpconv {xpconv.__version__}\n"
+
+
+def test_program_without_typer_says_what_to_install():
+    code = "import runpy, sys; sys.modules['typer'] = None; runpy.run_module('xpconv', run_name='__main__')"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    message = 'xpconv: error: the command line needs typer: pip install "xpconv[train]"\n'
+    assert (run.returncode, run.stdout, run.stderr) == (1, "", message)
 
 
 def test_starting_loads_nothing_that_only_training_needs():

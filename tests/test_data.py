@@ -55,7 +55,7 @@ def test_digits_split_follows_the_seed():
 
 def test_missing_scikit_learn_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(DatasetError, match=r"come with scikit-learn, which.*pip install scikit-learn"):
+    with pytest.raises(DatasetError, match=r"come with scikit-learn, which.*pip install \"xpconv\[train\]\""):
         load_digits()
 
 
@@ -255,7 +255,7 @@ def test_offline_it_says_where_to_put_the_files(tmp_path, nowhere, monkeypatch, 
 
 def test_missing_pooch_matters_only_where_the_files_are_not_at_hand(tmp_path, nowhere, monkeypatch):
     monkeypatch.setitem(sys.modules, "pooch", None)
-    with pytest.raises(DatasetError, match=r"needs pooch.*pip install pooch"):
+    with pytest.raises(DatasetError, match=r"needs pooch.*pip install \"xpconv\[train\]\""):
         find_cifar10()
     folder, *_ = write_cifar10(tmp_path, "py")
     monkeypatch.setenv("XPCONV_DATA", str(tmp_path))

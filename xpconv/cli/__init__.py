@@ -3,6 +3,10 @@
 
 def main() -> None:
     """Run the command line."""
-    from xpconv.cli._app import app
-
+    try:
+        from xpconv.cli._app import app
+    except ModuleNotFoundError as error:
+        if error.name != "typer":
+            raise
+        raise SystemExit('xpconv: error: the command line needs typer: pip install "xpconv[train]"') from error
     app(prog_name="xpconv")

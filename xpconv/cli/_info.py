@@ -71,7 +71,7 @@ def _selected() -> str:
 
 def _cache() -> str:
     if find_spec("pooch") is None:
-        return "unknown without pooch: pip install pooch"
+        return 'unknown without pooch: pip install "xpconv[train]"'
     import pooch
 
     return str(pooch.os_cache("xpconv"))

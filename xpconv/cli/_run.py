@@ -216,7 +216,7 @@ def require_matplotlib() -> None:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise XpconvError(
-            f"drawing the curves needs matplotlib, which cannot be imported ({error}): pip install matplotlib"
+            f'drawing the curves needs matplotlib, which cannot be imported ({error}): pip install "xpconv[train]"'
         ) from error
 
 

@@ -2,12 +2,13 @@
 
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 __all__ = ["print_table"]
 
 
 def print_table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> None:
-    """Print a table: ruled on a terminal, with tabs in a pipe.
+    """Print a table: ruled on a terminal, tab-separated in a pipe or without `rich`.
 
     Examples
     --------
@@ -18,7 +19,7 @@ def print_table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> No
     >>> pipe.getvalue().splitlines()[1].split()
     ['numpy', '1.5']
     """
-    if not sys.stdout.isatty():
+    if not sys.stdout.isatty() or find_spec("rich") is None:
         for row in [header, *rows] if header else rows:
             print("\t".join(row))
         return

@@ -131,7 +131,7 @@ def _cache() -> Path:
     except ImportError as error:
         raise DatasetError(
             f"looking for CIFAR-10 needs pooch, which cannot be imported ({error}): "
-            "pip install pooch, or give the folder that holds it"
+            'pip install "xpconv[train]", or give the folder that holds it'
         ) from error
     return Path(pooch.os_cache("xpconv"))
 

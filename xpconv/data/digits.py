@@ -43,7 +43,7 @@ def load_digits(seed: int = 0) -> Dataset:
         from sklearn.model_selection import train_test_split
     except ImportError as error:
         raise DatasetError(
-            f"the digits come with scikit-learn, which cannot be imported ({error}): pip install scikit-learn"
+            f'the digits come with scikit-learn, which cannot be imported ({error}): pip install "xpconv[train]"'
         ) from error
     bundled = datasets.load_digits()
     X = np.rint(bundled.images[:, None] * (255 / 16)).astype(np.uint8)

@@ -55,7 +55,7 @@ def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray
         from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError as error:
         raise DatasetError(
-            f"reading images needs Pillow, which cannot be imported ({error}): pip install pillow"
+            f'reading images needs Pillow, which cannot be imported ({error}): pip install "xpconv[train]"'
         ) from error
     channels, height, width = shape
     try:

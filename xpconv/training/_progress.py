@@ -1,10 +1,11 @@
-"""What a training run shows: a live bar on a terminal, plain lines elsewhere."""
+"""Progress of a training run: a live bar on a terminal, plain lines in a pipe or without `rich`."""
 
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from importlib.util import find_spec
 from typing import Any
 
 __all__ = ["Progress", "outlasting_output", "show_progress"]
@@ -62,7 +63,7 @@ def show_progress(total: int, batch_size: int, *, verbose: bool, done: int = 0) 
     """
     if not verbose:
         yield _Silent()
-    elif not sys.stdout.isatty():
+    elif not sys.stdout.isatty() or find_spec("rich") is None:
         yield Progress()
     else:
         from rich import progress as rich
