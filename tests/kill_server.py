@@ -51,7 +51,7 @@ def main():
     from xpconv.cli import _run
 
     _run.viz.save_curves = _run.viz.save_filters = no_picture
-    _run.viz.save_confusion = _run.viz.save_mistakes = no_picture
+    _run.viz.save_confusion_matrix = _run.viz.save_mistakes = no_picture
     print("ready", flush=True)
     for line in sys.stdin:
         order = json.loads(line)

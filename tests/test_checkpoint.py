@@ -237,7 +237,7 @@ def test_arrays_of_any_byte_order_and_layout_come_back(tmp_path):
     }
     write_arrays(tmp_path / "a", "example", {}, arrays)
     file = ArrayFile(tmp_path / "a", "example")
-    again = file.read(file.entries)
+    again = file.read(file.specs)
     assert again.keys() == arrays.keys()
     for name, array in arrays.items():
         np.testing.assert_array_equal(again[name], array)

@@ -336,13 +336,13 @@ def batch_threads():
     return [thread for thread in threading.enumerate() if thread.name.startswith("xpconv-batches")]
 
 
-@pytest.mark.parametrize("ahead", [0, 1, 2, 5])
+@pytest.mark.parametrize("prefetch", [0, 1, 2, 5])
 @pytest.mark.parametrize("resident", [False, True])
-def test_batches_come_in_the_order_of_draws_on_the_device(backend, rows, resident, ahead):
+def test_batches_come_in_the_order_of_draws_on_the_device(backend, rows, resident, prefetch):
     X, y = rows
     data = (backend.asarray(X), backend.asarray(y)) if resident else rows
     draws = Draws()
-    with Batches(*data, draws, backend, ahead=ahead) as batches:
+    with Batches(*data, draws, backend, prefetch=prefetch) as batches:
         for indices, (X_batch, y_batch) in zip(draws.all[:6], batches, strict=False):
             for batch, expected in ((X_batch, X[indices]), (y_batch, y[indices])):
                 assert type(batch) is type(backend.asarray(expected))
@@ -354,7 +354,7 @@ def test_batches_come_in_the_order_of_draws_on_the_device(backend, rows, residen
 
 def test_nothing_is_drawn_early_without_ahead(rows):
     draws = Draws()
-    with Batches(*rows, draws, get_backend("numpy"), ahead=0) as batches:
+    with Batches(*rows, draws, get_backend("numpy"), prefetch=0) as batches:
         for taken in range(1, 5):
             next(batches)
             assert draws.taken == taken
@@ -363,7 +363,7 @@ def test_nothing_is_drawn_early_without_ahead(rows):
 
 def test_as_many_as_asked_are_drawn_ahead(rows):
     draws = Draws()
-    with Batches(*rows, draws, get_backend("numpy"), ahead=2) as batches:
+    with Batches(*rows, draws, get_backend("numpy"), prefetch=2) as batches:
         assert draws.taken == 0
         next(batches)
         assert draws.taken == 3
@@ -386,7 +386,7 @@ def test_draws_are_made_in_the_thread_that_iterates(rows):
 @pytest.mark.parametrize("error", [StopIteration, ValueError, KeyboardInterrupt])
 def test_no_thread_is_left_after_the_block(rows, error):
     def consume():
-        with Batches(*rows, Draws(), get_backend("numpy"), ahead=5) as batches:
+        with Batches(*rows, Draws(), get_backend("numpy"), prefetch=5) as batches:
             next(batches)
             assert batch_threads()
             raise error
@@ -396,11 +396,11 @@ def test_no_thread_is_left_after_the_block(rows, error):
     assert not batch_threads()
 
 
-@pytest.mark.parametrize("ahead", [0, 2])
-def test_error_while_gathering_reaches_the_consumer(rows, ahead):
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_error_while_gathering_reaches_the_consumer(rows, prefetch):
     with (
         pytest.raises(IndexError, match="out of bounds"),
-        Batches(*rows, lambda: np.array([99]), get_backend("numpy"), ahead=ahead) as batches,
+        Batches(*rows, lambda: np.array([99]), get_backend("numpy"), prefetch=prefetch) as batches,
     ):
         next(batches)
     assert not batch_threads()
@@ -422,5 +422,5 @@ def test_labels_of_another_length_are_refused(rows):
 
 
 def test_negative_ahead_is_refused(rows):
-    with pytest.raises(ArgumentError, match="ahead is -1; expected 0 or more"):
-        Batches(*rows, Draws(), get_backend("numpy"), ahead=-1)
+    with pytest.raises(ArgumentError, match="prefetch is -1; expected an int, 0 or more"):
+        Batches(*rows, Draws(), get_backend("numpy"), prefetch=-1)

@@ -101,13 +101,13 @@ class Negate(Relu):
 
 def test_export_to_onnx_runs_as_its_page_says(tmp_path, monkeypatch, capsys):
     pytest.importorskip("onnxruntime")
-    monkeypatch.setattr(xpconv.io.onnx, "RULES", dict(xpconv.io.onnx.RULES))
+    monkeypatch.setattr(xpconv.io.onnx, "CONVERTERS", dict(xpconv.io.onnx.CONVERTERS))
     names = {"net": xpconv.TwoLayerNet(input_dim=4, rng=0), "Negate": Negate}
     run_page("export.md", tmp_path, monkeypatch, names, lambda code: "torch" not in code)
     guesses, labels = capsys.readouterr().out.split("] [")
     assert len(guesses.split()) == len(labels.split()) == 5
     assert {"digits.onnx", "net.onnx"} <= {path.name for path in tmp_path.iterdir()}
-    assert Negate in xpconv.io.onnx.RULES
+    assert Negate in xpconv.io.onnx.CONVERTERS
 
 
 @pytest.mark.torch

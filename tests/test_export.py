@@ -143,7 +143,7 @@ FLAT = (nn.Affine, nn.BatchNorm, nn.Dropout, nn.GroupNorm, nn.LayerNorm, nn.Relu
 
 def test_every_layer_has_a_rule_and_is_tried():
     kinds = {getattr(nn, name) for name in nn.layers.__all__} - {nn.Layer}
-    assert kinds == set(export.RULES), "say how the layer is written in ONNX, in xpconv.io.onnx.RULES"
+    assert kinds == set(export.CONVERTERS), "say how the layer is written in ONNX, in xpconv.io.onnx.CONVERTERS"
     assert kinds == set(LAYERS), "say how to draw the layer, in LAYERS"
 
 
@@ -203,7 +203,7 @@ def test_layer_of_ones_own_is_exported_once_it_has_a_rule(tmp_path, monkeypatch)
     with pytest.raises(ArgumentError, match=r"layers\[1\] is Negate\(\).*add a function for Negate to xpconv.io.onnx"):
         export.to_onnx(net, tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())
-    monkeypatch.setitem(export.RULES, Negate, lambda g, layer, x, shape, p: g.node("Neg", x))
+    monkeypatch.setitem(export.CONVERTERS, Negate, lambda g, layer, x, shape, p: g.node("Neg", x))
     assert_same_scores(net, tmp_path / "net.onnx", rng)
 
 

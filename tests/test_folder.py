@@ -19,25 +19,25 @@ from xpconv.errors import ArgumentError, DatasetError
 
 
 @st.composite
-def labels_and_shares(draw):
+def labels_and_fractions(draw):
     weights = draw(st.lists(st.integers(1, 50), min_size=1, max_size=4))
     counts = draw(st.lists(st.integers(len(weights), 40), min_size=1, max_size=5))
     y = np.repeat(np.arange(len(counts)) * 3, counts)
     return draw(st.permutations(y.tolist())), [weight / sum(weights) for weight in weights]
 
 
-@given(labels_and_shares(), st.integers(0, 100))
+@given(labels_and_fractions(), st.integers(0, 100))
 def test_parts_are_whole_disjoint_and_hold_every_class_in_its_share(case, seed):
-    y, shares = np.array(case[0]), case[1]
-    parts = stratified_split(y, shares, seed)
+    y, fractions = np.array(case[0]), case[1]
+    parts = stratified_split(y, fractions, seed)
     assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(y)))
     assert all(part.dtype == np.int64 for part in parts)
     for label in np.unique(y):
         n = np.sum(y == label)
         counts = [np.sum(y[part] == label) for part in parts]
         assert min(counts) >= 1
-        if min(shares) * n >= 1:
-            assert all(abs(count - share * n) <= 1 for count, share in zip(counts, shares, strict=True))
+        if min(fractions) * n >= 1:
+            assert all(abs(count - fraction * n) <= 1 for count, fraction in zip(counts, fractions, strict=True))
 
 
 def test_split_follows_the_seed_and_mixes_the_classes():
@@ -49,18 +49,22 @@ def test_split_follows_the_seed_and_mixes_the_classes():
 
 
 @pytest.mark.parametrize(
-    ("y", "shares", "message"),
+    ("y", "fractions", "message"),
     [
-        ([[0, 1]], (0.5, 0.5), r"y has shape \(1, 2\) and shares are \(0.5, 0.5\); expected labels \(N,\) and shares"),
-        ([0, 1], (0.5, 0.4), "whose sum is 1"),
-        ([0, 1], (1.5, -0.5), "shares above 0"),
-        ([0, 1], (), "shares above 0"),
+        (
+            [[0, 1]],
+            (0.5, 0.5),
+            r"y has shape \(1, 2\) and fractions is \(0.5, 0.5\); expected labels \(N,\) and fractions",
+        ),
+        ([0, 1], (0.5, 0.4), "that add up to 1"),
+        ([0, 1], (1.5, -0.5), "fractions above 0"),
+        ([0, 1], (), "fractions above 0"),
         ([0, 0, 7], (0.5, 0.5), "class 7 has 1 samples; expected 2 or more, one for each part"),
     ],
 )
-def test_split_refuses_what_it_cannot_do(y, shares, message):
+def test_split_refuses_what_it_cannot_do(y, fractions, message):
     with pytest.raises(ArgumentError, match=message):
-        stratified_split(np.array(y), shares)
+        stratified_split(np.array(y), fractions)
 
 
 # ---- folders

@@ -19,7 +19,7 @@ import pytest
 
 from xpconv.cli._run import FILES
 from xpconv.errors import FolderInUseError
-from xpconv.io._atomic import hold_folder
+from xpconv.io._lock import lock_folder
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes to kill are forked")
 ROOT = Path(__file__).parents[1]
@@ -147,7 +147,7 @@ def test_ctrl_c_and_sigterm_save_a_checkpoint_and_exit_by_convention(server, who
 def test_a_folder_in_use_is_refused_and_one_of_a_killed_run_is_not(server, tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
     assert server([*RUN, "--out", run], log, "(Iteration 5 /") == -signal.SIGKILL
-    with hold_folder(run):
+    with lock_folder(run):
         for words in (["--resume", run], ["--out", run]):
             assert server(words, log) == 1
             assert f"{run} is in use by another run: wait until it has ended" in log.read_text()
@@ -183,16 +183,16 @@ def test_without_a_checkpoint_a_run_starts_over(server, whole, tmp_path):
 
 
 def test_the_lock_is_on_a_file_that_goes_with_it(tmp_path):
-    with hold_folder(tmp_path):
+    with lock_folder(tmp_path):
         assert os.listdir(tmp_path) == [".lock"]
         with (
             pytest.raises(FolderInUseError, match="is in use by another run: wait until it has ended"),
-            hold_folder(tmp_path),
+            lock_folder(tmp_path),
         ):
             pytest.fail("held twice")
     assert not os.listdir(tmp_path)
     fcntl = pytest.importorskip("fcntl")
     with (tmp_path / ".lock").open("ab") as left:  # by a process that was killed: nobody holds it
-        with hold_folder(tmp_path):
+        with lock_folder(tmp_path):
             pass
         fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)

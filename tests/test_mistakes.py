@@ -8,7 +8,7 @@ from PIL import Image
 
 from xpconv.backend import get_backend
 from xpconv.errors import ArgumentError
-from xpconv.viz import save_confusion, save_mistakes
+from xpconv.viz import save_confusion_matrix, save_mistakes
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def matrix_of(figure):
 
 def test_confusion_counts_true_classes_down_and_predicted_ones_across(tmp_path, drawn):
     y, predicted = [0, 0, 0, 1, 2, 2], [0, 1, 1, 1, 0, 2]
-    save_confusion(y, predicted, ["cat", "dog", "emu"], tmp_path / "confusion.png")
+    save_confusion_matrix(y, predicted, ["cat", "dog", "emu"], tmp_path / "confusion.png")
     counts, shares = matrix_of(drawn[0])
     assert counts.tolist() == [[1, 2, 0], [0, 1, 0], [1, 0, 1]]
     np.testing.assert_allclose(shares, [[1 / 3, 2 / 3, 0], [0, 1, 0], [0.5, 0, 0.5]])
@@ -53,7 +53,7 @@ def overlaps(texts, figure):
 def test_numbers_and_names_do_not_overlap(tmp_path, drawn, classes):
     y = np.repeat(np.arange(classes), 3000)
     predicted = np.where(np.arange(len(y)) % 2, y, np.random.default_rng(0).integers(0, classes, len(y)))
-    save_confusion(y, predicted, [f"class {i}" for i in range(classes)], tmp_path / "confusion.png")
+    save_confusion_matrix(y, predicted, [f"class {i}" for i in range(classes)], tmp_path / "confusion.png")
     axes = drawn[0].axes[0]
     assert not overlaps(axes.texts, drawn[0])
     assert not overlaps(axes.get_yticklabels(), drawn[0])
@@ -64,14 +64,14 @@ def test_numbers_and_names_do_not_overlap(tmp_path, drawn, classes):
 def test_confusion_takes_arrays_of_any_device(tmp_path, drawn):
     pytest.importorskip("array_api_strict")
     move = get_backend("array_api_strict:device1").asarray
-    save_confusion(move(np.array([0, 1])), move(np.array([1, 1])), ["a", "b"], tmp_path / "confusion.png")
+    save_confusion_matrix(move(np.array([0, 1])), move(np.array([1, 1])), ["a", "b"], tmp_path / "confusion.png")
     assert matrix_of(drawn[0])[0].tolist() == [[0, 1], [0, 1]]
 
 
 @pytest.mark.parametrize(("y", "predicted"), [([0, 1], [0]), ([], []), ([0, 2], [0, 1]), ([0, 1], [0, -1])])
 def test_confusion_refuses_labels_that_do_not_fit(tmp_path, y, predicted):
     with pytest.raises(ArgumentError, match=r"expected labels \(N,\) from 0 to 1 in both, N at least 1"):
-        save_confusion(y, predicted, ["a", "b"], tmp_path / "confusion.png")
+        save_confusion_matrix(y, predicted, ["a", "b"], tmp_path / "confusion.png")
     assert not list(tmp_path.iterdir())
 
 
@@ -116,7 +116,7 @@ def test_mistakes_refuse_shapes_that_do_not_fit(tmp_path, X, y, odds):
 
 def test_names_of_classes_are_no_formulas(tmp_path):
     names = ["$\\frac$", "b$", "^_{"]
-    save_confusion([0, 1, 2], [1, 1, 2], names, tmp_path / "confusion.png")
+    save_confusion_matrix([0, 1, 2], [1, 1, 2], names, tmp_path / "confusion.png")
     images = np.zeros((3, 1, 4, 4), np.uint8)
     save_mistakes(images, np.arange(3), np.eye(3), names, tmp_path / "mistakes.png")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["confusion.png", "mistakes.png"]

@@ -15,7 +15,7 @@ from xpconv.cli import _app
 from xpconv.cs231n.classifiers.fc_net import FullyConnectedNet as CourseNet
 from xpconv.cs231n.solver import Solver as CourseSolver
 from xpconv.data import load_digits
-from xpconv.data.augment import augmentation
+from xpconv.data.augment import parse_augmentation
 from xpconv.errors import ArgumentError, PreflightError
 from xpconv.random import state_of
 from xpconv.training import preflight
@@ -300,7 +300,7 @@ def test_training_has_the_same_bits_with_the_checks_and_without(digits, where, r
             num_val_samples=20,
             verbose=False,
             rng=rng,
-            augment=augmentation("crop-flip")[1],
+            augment=parse_augmentation("crop-flip")[1],
             preflight=wanted,
         )
         solver.train()

@@ -11,11 +11,11 @@ from tests.helpers import assert_copies, find_backend
 from xpconv import FullyConnectedNet, Preprocessing, Solver
 from xpconv.cs231n.classifiers.fc_net import FullyConnectedNet as CourseNet
 from xpconv.cs231n.solver import Solver as CourseSolver
-from xpconv.data.augment import augmentation
+from xpconv.data.augment import parse_augmentation
 from xpconv.errors import CheckpointError, NonFiniteLossError
 from xpconv.io._safetensors import ArrayFile, write_arrays
 from xpconv.nn import Affine, BatchNorm, Conv, Dropout, Relu, Sequential
-from xpconv.training.checkpoint import FORM, CheckpointFolder
+from xpconv.training.checkpoint import FILE_FORMAT, CheckpointFolder
 
 HISTORIES = ("loss_history", "learning_rate_history", "train_acc_history", "val_acc_history", "health_history")
 
@@ -48,7 +48,7 @@ def make_solver(data, *, backend="numpy", dtype="float64", filters=3, **options)
         "num_val_samples": 10,
         "verbose": False,
         "rng": 5,
-        "augment": augmentation("crop-flip")[1],
+        "augment": parse_augmentation("crop-flip")[1],
     }
     return Solver(net, data, **{**defaults, **options})
 
@@ -322,10 +322,10 @@ def test_another_net_of_the_same_kind_is_refused_by_its_arrays(data, tmp_path):
 
 def changed(path, change):
     """Change what a checkpoint says as one who knows the format would."""
-    file = ArrayFile(path, FORM)
-    arrays = file.read(file.entries, any_value=HISTORIES)
+    file = ArrayFile(path, FILE_FORMAT)
+    arrays = file.read(file.specs, allow_nonfinite=HISTORIES)
     change(file.description, arrays)
-    write_arrays(path, FORM, file.description, arrays)
+    write_arrays(path, FILE_FORMAT, file.description, arrays)
 
 
 @pytest.mark.parametrize(

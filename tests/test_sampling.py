@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xpconv.backend import get_backend
-from xpconv.data.batches import Batches, Sampler
-from xpconv.data.sampling import SAMPLINGS, EpochSampler
+from xpconv.data import Batches
+from xpconv.data.sampling import SAMPLERS, EpochSampler, ReplacementSampler
 
 COUNTS = st.integers(1, 40)
 
@@ -33,7 +33,7 @@ def test_every_row_comes_in_time_and_every_epoch_has_its_own_order():
 
 
 @pytest.mark.parametrize("make", [lambda: np.random.default_rng(3), lambda: np.random.RandomState(3)])
-@pytest.mark.parametrize("kind", SAMPLINGS.values())
+@pytest.mark.parametrize("kind", SAMPLERS.values())
 @given(COUNTS, COUNTS, st.integers(0, 30))
 def test_state_of_plain_data_gives_the_same_draws_again(kind, make, count, size, before):
     first, second = kind(make(), count, size), kind(make(), count, size)
@@ -44,7 +44,7 @@ def test_state_of_plain_data_gives_the_same_draws_again(kind, make, count, size,
         np.testing.assert_array_equal(first(), second())
 
 
-@pytest.mark.parametrize("kind", SAMPLINGS.values())
+@pytest.mark.parametrize("kind", SAMPLERS.values())
 def test_draws_made_ahead_are_made_again_after_an_interruption(kind):
     X, y = np.arange(20.0)[:, None], np.arange(20)
     whole = kind(np.random.default_rng(0), 20, 3)
@@ -52,10 +52,10 @@ def test_draws_made_ahead_are_made_again_after_an_interruption(kind):
     sampler = kind(np.random.default_rng(0), 20, 3)
     drawn = []
     for _ in range(3):
-        with Batches(X, y, sampler, get_backend("numpy"), ahead=2) as batches:
+        with Batches(X, y, sampler, get_backend("numpy"), prefetch=2) as batches:
             drawn += [next(batches)[1] for _ in range(5)]
     np.testing.assert_array_equal(drawn, expected)
 
 
 def test_names_of_samplings():
-    assert {"replacement": Sampler, "epoch": EpochSampler} == SAMPLINGS
+    assert {"replacement": ReplacementSampler, "epoch": EpochSampler} == SAMPLERS

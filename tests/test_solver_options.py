@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from tests.helpers import assert_copies, find_backend
 from xpconv import Solver, ThreeLayerConvNet
 from xpconv.cli import _app
-from xpconv.data.augment import augmentation, random_crop
+from xpconv.data.augment import parse_augmentation, random_crop
 from xpconv.errors import ArgumentError, ArgumentTypeError, CheckpointError
 from xpconv.random import draw_seed, spawn
 from xpconv.training.schedules import cosine, step_decay, warmup
@@ -176,7 +176,9 @@ def test_minibatches_are_changed_on_the_device_by_a_stream_of_their_own(data, wh
 def test_augmented_training_is_the_same_on_every_backend(data, backend):
     histories = []
     for where in ("numpy", backend):
-        solver = make_solver(data, where, augment=augmentation("crop-flip")[1], sampling="epoch", schedule=cosine(16))
+        solver = make_solver(
+            data, where, augment=parse_augmentation("crop-flip")[1], sampling="epoch", schedule=cosine(16)
+        )
         solver.train()
         histories.append(solver.loss_history)
     np.testing.assert_allclose(*histories, rtol=1e-8)
@@ -188,7 +190,7 @@ def test_resumed_training_is_the_same_to_the_bit(data, tmp_path, stop):
         return make_solver(
             data,
             update_rule="adam",
-            augment=augmentation("crop-flip")[1],
+            augment=parse_augmentation("crop-flip")[1],
             sampling="epoch",
             schedule=warmup(3, cosine(16)),
             patience=2,
@@ -214,11 +216,11 @@ def test_resumed_training_is_the_same_to_the_bit(data, tmp_path, stop):
     [
         ({"schedule": cosine(17)}, r"schedule = cosine\(16, 0\.0\), but this one has cosine\(17, 0\.0\)"),
         ({"sampling": "replacement"}, "sampling = epoch, but this one has replacement"),
-        ({"augment": augmentation("flip")[1]}, "augment = crop-flip, but this one has flip"),
+        ({"augment": parse_augmentation("flip")[1]}, "augment = crop-flip, but this one has flip"),
     ],
 )
 def test_checkpoint_of_other_options_is_refused(data, tmp_path, change, message):
-    options = {"augment": augmentation("crop-flip")[1], "sampling": "epoch", "schedule": cosine(16)}
+    options = {"augment": parse_augmentation("crop-flip")[1], "sampling": "epoch", "schedule": cosine(16)}
     make_solver(data, **options).save(tmp_path / "checkpoint.safetensors")
     with pytest.raises(CheckpointError, match=message):
         make_solver(data, **{**options, **change}).resume(tmp_path / "checkpoint.safetensors")

@@ -97,8 +97,8 @@ class FolderInUseError(XpconvError, OSError):
     Examples
     --------
     >>> import tempfile
-    >>> from xpconv.io._atomic import hold_folder
-    >>> with tempfile.TemporaryDirectory() as folder, hold_folder(folder), hold_folder(folder):
+    >>> from xpconv.io._lock import lock_folder
+    >>> with tempfile.TemporaryDirectory() as folder, lock_folder(folder), lock_folder(folder):
     ...     pass
     Traceback (most recent call last):
     xpconv.errors.FolderInUseError: ... is in use by another run: wait until it has ended, or take another folder
@@ -147,12 +147,12 @@ class OutOfMemoryError(XpconvError, MemoryError):
     """
 
 
-def legible(value: object, most: int = 300) -> str:
+def printable(value: object, most: int = 300) -> str:
     r"""Return text that came from a file as part of a message: printable, and not long.
 
     Examples
     --------
-    >>> legible("clear the screen: \x1b[2J"), legible("x" * 1000, most=5)
+    >>> printable("clear the screen: \x1b[2J"), printable("x" * 1000, most=5)
     ('clear the screen: \\x1b[2J', 'xxxxx...')
     """
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value)[: most + 1])

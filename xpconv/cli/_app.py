@@ -20,9 +20,9 @@ from xpconv.cli._compare import differences, read_run, summary
 from xpconv.cli._info import environment
 from xpconv.cli._tables import print_table
 from xpconv.data import DATASETS, load_dataset
-from xpconv.data.augment import AUGMENTATIONS, augmentation
+from xpconv.data.augment import AUGMENTATIONS, parse_augmentation
 from xpconv.data.images import read_image
-from xpconv.data.sampling import SAMPLINGS
+from xpconv.data.sampling import SAMPLERS
 from xpconv.errors import ArgumentError, XpconvError
 from xpconv.io import load_model
 from xpconv.training._progress import outlasting_output
@@ -124,7 +124,7 @@ def _images(text: str) -> Any:
 def _augment(value: str | None) -> str | None:
     """Return the words if each means something."""
     try:
-        augmentation(value or "none")
+        parse_augmentation(value or "none")
     except ArgumentError as error:
         raise typer.BadParameter(str(error)) from error
     return value
@@ -231,7 +231,7 @@ def train(
     seed: Annotated[int, _number("Determines weights, minibatches and dropout.", 0)] = 0,
     num_train: Annotated[int | None, _number("Train on the first so many images.", 1)] = None,
     sampling: Annotated[
-        str, _one_of(SAMPLINGS, "Draw each minibatch from all images, or each image once an epoch.")
+        str, _one_of(SAMPLERS, "Draw each minibatch from all images, or each image once an epoch.")
     ] = "replacement",
     patience: Annotated[
         int | None, _number("Stop after so many epochs without a better validation accuracy.", 1, "never")

@@ -18,7 +18,7 @@ from xpconv import viz
 from xpconv._validation import check_choice, check_count
 from xpconv.backend import get_backend, to_host
 from xpconv.data import DATASETS, Dataset, load_dataset
-from xpconv.data.augment import augmentation
+from xpconv.data.augment import parse_augmentation
 from xpconv.errors import ArgumentError, ArgumentTypeError, XpconvError
 from xpconv.io._atomic import write_bytes
 from xpconv.io.model import save_model
@@ -74,7 +74,7 @@ class Settings:
     num_train : int, optional
         Train on the first so many samples only.
     augment : str
-        Which images to add to those, and how to change each minibatch, as for `xpconv.data.augment.augmentation`.
+        Which images to add to those, and how to change each minibatch, as for `xpconv.data.augment.parse_augmentation`.
     image_size : int, optional
         Height and width to which the images of a folder are brought.
     schedule : {"step", "cosine", "constant"}
@@ -236,7 +236,7 @@ def build_solver(settings: Settings, dataset: Dataset, *, print_every: int = 100
             f"num_train is {count}; expected 1 to {len(dataset.y_train)}, as many samples as "
             f"{dataset.name} has to train on"
         )
-    extend, change = augmentation(settings.augment)
+    extend, change = parse_augmentation(settings.augment)
     X, y = extend(dataset.X_train[:count], dataset.y_train[:count])
     stream = np.random.default_rng(settings.seed)
     model = build_model(settings, dataset, X, stream)
@@ -312,7 +312,7 @@ def save_run(folder: Path, settings: Settings, solver: Solver, dataset: Dataset)
     kind = "filters" if len(model.params["W1"].shape) == 4 else "weights"
     viz.save_filters(after, filters_path, f"first-layer {kind}", before=before)
     odds = metrics.probabilities(model, dataset.X_test)
-    viz.save_confusion(dataset.y_test, odds.argmax(axis=1), dataset.class_names, confusion_path)
+    viz.save_confusion_matrix(dataset.y_test, odds.argmax(axis=1), dataset.class_names, confusion_path)
     viz.save_mistakes(dataset.X_test, dataset.y_test, odds, dataset.class_names, mistakes_path)
     save_config(config_path.parent, settings, solver, dataset, finished=not solver.interrupted)
     return paths

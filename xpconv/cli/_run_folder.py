@@ -13,7 +13,8 @@ from pathlib import Path
 from xpconv.cli._run import FILES, Settings, save_config
 from xpconv.data import Dataset
 from xpconv.errors import ArgumentError
-from xpconv.io._atomic import hold_folder, remove_temporaries
+from xpconv.io._atomic import remove_temporary_files
+from xpconv.io._lock import lock_folder
 from xpconv.training.checkpoint import CheckpointFolder
 from xpconv.training.solver import Solver
 
@@ -66,7 +67,7 @@ def run_folder(out: Path | None, *, resume: bool = False) -> Iterator[Path]:
             str(error.filename),
         ) from error
     try:
-        with hold_folder(folder):
+        with lock_folder(folder):
             held = [name for name in (*FILES, CHECKPOINTS) if os.path.lexists(folder / name)]
             if held and not resume:
                 hint = "" if is_finished(folder) or CONFIG not in held else "; --resume goes on with it"
@@ -75,7 +76,7 @@ def run_folder(out: Path | None, *, resume: bool = False) -> Iterator[Path]:
                     f"move that run away{hint}"
                 )
             for part in (folder, folder / CHECKPOINTS):
-                remove_temporaries(part)
+                remove_temporary_files(part)
             yield folder
     except BaseException:
         if new:

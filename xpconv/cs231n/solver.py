@@ -100,7 +100,7 @@ class Solver(solver.Solver):
         if X is not None and y is not None:
             super()._step(X, y)
             return
-        with Batches(self.X_train, self.y_train, self.sampler, self.backend, ahead=0) as batches:
+        with Batches(self.X_train, self.y_train, self.sampler, self.backend, prefetch=0) as batches:
             super()._step(*next(batches))
         self._read_losses()
 

@@ -2,17 +2,16 @@
 
 from collections.abc import Mapping
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 
 from xpconv.backend import Array, backend_of, to_host
 from xpconv.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["check_part", "checksum", "digest"]
+__all__ = ["check_split"]
 
 
-def check_part(splits: Mapping[str, Array], part: str, classes: Any = None, shape: Any = None) -> tuple[Array, Array]:
+def check_split(splits: Mapping[str, Array], part: str, classes: Any = None, shape: Any = None) -> tuple[Array, Array]:
     """Return the images and labels of one part of a data set if a net can work with them.
 
     Parameters
@@ -35,7 +34,7 @@ def check_part(splits: Mapping[str, Array], part: str, classes: Any = None, shap
 
     Examples
     --------
-    >>> check_part({"X_val": np.zeros((1, 3)), "y_val": [7]}, "val", 5)
+    >>> check_split({"X_val": np.zeros((1, 3)), "y_val": [7]}, "val", 5)
     Traceback (most recent call last):
     xpconv.errors.ArgumentError: y_val has labels from 7 to 7; expected 0 to 4
     """
@@ -65,26 +64,3 @@ def check_part(splits: Mapping[str, Array], part: str, classes: Any = None, shap
             f"X_{part}[{first}] holds NaN or infinite values; expected finite images: drop or mend such samples first"
         )
     return X, y
-
-
-def digest(X: Array, y: Array) -> dict[str, Any]:
-    """Return the shape of images and checksums of some and of their labels, by which to tell one data set from another.
-
-    Examples
-    --------
-    >>> digest(np.zeros((2, 3)), np.array([0, 1]))
-    {'shape': [2, 3], 'images': 4069045141, 'labels': 538004427}
-    """
-    some = X[:: max(X.shape[0] // 16, 1)]
-    return {"shape": list(X.shape), "images": checksum(some), "labels": crc32(to_host(y).astype("<i8").tobytes())}
-
-
-def checksum(a: Array) -> int:
-    """Return a number that tells these values from others, whatever their library, dtype and layout.
-
-    Examples
-    --------
-    >>> checksum(np.ones(2)) == checksum(np.ones(2, np.float32))
-    True
-    """
-    return crc32(np.ascontiguousarray(to_host(a), "<f8").tobytes())

@@ -1,4 +1,4 @@
-"""More training images, made from those there are: copies beforehand, or random changes of each minibatch."""
+"""More training images, made from those there are: expansions beforehand, or random transforms of each minibatch."""
 
 from collections.abc import Callable
 
@@ -11,13 +11,20 @@ from xpconv.ops.random_bits import keep_mask, random_integers
 from xpconv.ops.windows import pad
 from xpconv.random import split_seed
 
-__all__ = ["AUGMENTATIONS", "augmentation", "random_crop", "random_flip", "with_mirrored", "with_shifted"]
+__all__ = [
+    "AUGMENTATIONS",
+    "add_mirrored_copies",
+    "add_shifted_copies",
+    "parse_augmentation",
+    "random_crop",
+    "random_flip",
+]
 
-Extend = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-Change = Callable[[Array, int], Array]
+Expansion = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+Transform = Callable[[Array, int], Array]
 
 
-def with_shifted(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def add_shifted_copies(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Add each image moved by one pixel up, down, left and right; what comes in from outside is 0.
 
     Parameters
@@ -34,7 +41,7 @@ def with_shifted(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Examples
     --------
-    >>> X, y = with_shifted(np.array([[[[1, 2, 3]]]]), np.array([7]))
+    >>> X, y = add_shifted_copies(np.array([[[[1, 2, 3]]]]), np.array([7]))
     >>> X[3, 0, 0], X[4, 0, 0], y
     (array([2, 3, 0]), array([0, 1, 2]), array([7, 7, 7, 7, 7]))
     """
@@ -45,7 +52,7 @@ def with_shifted(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(moved), np.tile(y, len(corners))
 
 
-def with_mirrored(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def add_mirrored_copies(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Add each image with left and right exchanged.
 
     Parameters
@@ -62,13 +69,13 @@ def with_mirrored(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
     Examples
     --------
-    >>> with_mirrored(np.array([[[[1, 2, 3]]]]), np.array([7]))[0][1]
+    >>> add_mirrored_copies(np.array([[[[1, 2, 3]]]]), np.array([7]))[0][1]
     array([[[3, 2, 1]]])
     """
     return np.concatenate([X, X[:, :, :, ::-1]]), np.tile(y, 2)
 
 
-def random_crop(x: Array, padding: int, key: int) -> Array:
+def random_crop(x: Array, padding: int, seed: int) -> Array:
     """Surround each image with zeros and cut its own size out again, at a random place.
 
     ``out[n, :, i, j] = padded[n, :, i + top[n], j + left[n]]``, with top and left from 0 to ``2 * padding``.
@@ -79,7 +86,7 @@ def random_crop(x: Array, padding: int, key: int) -> Array:
         Images of any dtype that the library can index; torch cannot do so with uint16, uint32 and uint64.
     padding : int
         By how many pixels an image may move each way, 0 or more.
-    key : int
+    seed : int
         From `xpconv.random.draw_seed`: it alone determines the places, the same on every backend.
 
     Returns
@@ -98,7 +105,7 @@ def random_crop(x: Array, padding: int, key: int) -> Array:
 
     Examples
     --------
-    >>> random_crop(np.arange(1, 7).reshape(2, 1, 1, 3), 1, key=10)[:, 0, 0]
+    >>> random_crop(np.arange(1, 7).reshape(2, 1, 1, 3), 1, seed=10)[:, 0, 0]
     array([[2, 3, 0],
            [0, 4, 5]])
     """
@@ -109,7 +116,7 @@ def random_crop(x: Array, padding: int, key: int) -> Array:
     N, C, H, W = x.shape
     padded = pad(x, (padding, padding))
     height, width = padded.shape[2:]
-    corners = random_integers(key, (2, N, 1, 1, 1), 2 * padding + 1, like=x)
+    corners = random_integers(seed, (2, N, 1, 1, 1), 2 * padding + 1, like=x)
 
     def axis(size: int, *shape: int) -> Array:
         return xp.reshape(xp.arange(size, dtype=xp.int64, device=device), shape)
@@ -119,14 +126,14 @@ def random_crop(x: Array, padding: int, key: int) -> Array:
     return xp.reshape(xp.take(xp.reshape(padded, (-1,)), xp.reshape(pixels, (-1,)), axis=0), x.shape)
 
 
-def random_flip(x: Array, key: int) -> Array:
+def random_flip(x: Array, seed: int) -> Array:
     """Exchange left and right in about every second image.
 
     Parameters
     ----------
     x : array (N, C, H, W)
         Images of any dtype that the library can index; torch cannot do so with uint16, uint32 and uint64.
-    key : int
+    seed : int
         From `xpconv.random.draw_seed`: it alone determines which, the same on every backend.
 
     Returns
@@ -141,13 +148,13 @@ def random_flip(x: Array, key: int) -> Array:
 
     Examples
     --------
-    >>> random_flip(np.arange(6).reshape(2, 1, 1, 3), key=6)[:, 0, 0]
+    >>> random_flip(np.arange(6).reshape(2, 1, 1, 3), seed=6)[:, 0, 0]
     array([[0, 1, 2],
            [5, 4, 3]])
     """
     _check_images(x)
     xp = array_api_compat.array_namespace(x)
-    return xp.where(keep_mask(key, (x.shape[0], 1, 1, 1), 0.5, like=x), x, xp.flip(x, axis=-1))
+    return xp.where(keep_mask(seed, (x.shape[0], 1, 1, 1), 0.5, like=x), x, xp.flip(x, axis=-1))
 
 
 def _check_images(x: Array) -> None:
@@ -155,19 +162,19 @@ def _check_images(x: Array) -> None:
         raise ArgumentError(f"x has shape {tuple(x.shape)}; expected images (N, C, H, W)")
 
 
-def _crop_an_eighth(x: Array, key: int) -> Array:
-    return random_crop(x, max(min(x.shape[2:]) // 8, 1), key)
+def _crop_an_eighth(x: Array, seed: int) -> Array:
+    return random_crop(x, max(min(x.shape[2:]) // 8, 1), seed)
 
 
-COPIES: dict[str, Extend] = {"shift": with_shifted, "mirror": with_mirrored}
-CHANGES: dict[str, Change] = {"crop": _crop_an_eighth, "flip": random_flip}
+EXPANSIONS: dict[str, Expansion] = {"shift": add_shifted_copies, "mirror": add_mirrored_copies}
+TRANSFORMS: dict[str, Transform] = {"crop": _crop_an_eighth, "flip": random_flip}
 
-AUGMENTATIONS: tuple[str, ...] = ("none", *COPIES, *CHANGES)
-"""The words that `augmentation` knows."""
+AUGMENTATIONS: tuple[str, ...] = ("none", *EXPANSIONS, *TRANSFORMS)
+"""The words that `parse_augmentation` knows."""
 
 
-def augmentation(spec: str) -> tuple[Extend, Change | None]:
-    """Return what the words of `spec`, joined by ``-``, mean: copies to add beforehand, and changes of minibatches.
+def parse_augmentation(spec: str) -> tuple[Expansion, Transform | None]:
+    """Return the two functions that `spec`, words joined by ``-``, stands for.
 
     ``shift`` adds each image moved by a pixel each way, ``mirror`` each mirrored; ``crop`` moves the images of each
     minibatch by up to an eighth of their size (`random_crop`), ``flip`` mirrors some (`random_flip`); ``none`` does
@@ -180,10 +187,10 @@ def augmentation(spec: str) -> tuple[Extend, Change | None]:
 
     Returns
     -------
-    extend : callable
-        ``extend(X, y) -> (X, y)``, on the host.
-    change : callable or None
-        ``change(X, key) -> X``, on any device: the `augment` of a Solver.
+    expand : callable
+        ``expand(X, y) -> (X, y)``, on the host.
+    transform : callable or None
+        ``transform(X, seed) -> X``, on any device: the `augment` of a Solver.
 
     Raises
     ------
@@ -192,9 +199,9 @@ def augmentation(spec: str) -> tuple[Extend, Change | None]:
 
     Examples
     --------
-    >>> extend, change = augmentation("mirror-crop-flip")
-    >>> X, y = extend(np.ones((2, 1, 8, 8), np.uint8), np.array([0, 1]))
-    >>> X.shape, change(X, 7).shape
+    >>> expand, transform = parse_augmentation("mirror-crop-flip")
+    >>> X, y = expand(np.ones((2, 1, 8, 8), np.uint8), np.array([0, 1]))
+    >>> X.shape, transform(X, 7).shape
     ((4, 1, 8, 8), (4, 1, 8, 8))
     """
     words = spec.split("-")
@@ -202,18 +209,18 @@ def augmentation(spec: str) -> tuple[Extend, Change | None]:
         raise ArgumentError(
             f"augment is {spec!r}; expected {', '.join(AUGMENTATIONS)}, or several joined by -, such as crop-flip"
         )
-    copies = [COPIES[word] for word in words if word in COPIES]
-    changes = [CHANGES[word] for word in words if word in CHANGES]
+    expansions = [EXPANSIONS[word] for word in words if word in EXPANSIONS]
+    transforms = [TRANSFORMS[word] for word in words if word in TRANSFORMS]
 
-    def extend(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        for copy in copies:
+    def expand(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        for copy in expansions:
             X, y = copy(X, y)
         return X, y
 
-    def change(X: Array, key: int) -> Array:
-        for one, own_key in zip(changes, split_seed(key, len(changes)), strict=True):
-            X = one(X, own_key)
+    def transform(X: Array, seed: int) -> Array:
+        for one, own_seed in zip(transforms, split_seed(seed, len(transforms)), strict=True):
+            X = one(X, own_seed)
         return X
 
-    change.__qualname__ = spec  # by which checkpoints know it again
-    return extend, change if changes else None
+    transform.__qualname__ = spec  # by which checkpoints know it again
+    return expand, transform if transforms else None

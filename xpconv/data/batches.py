@@ -7,46 +7,11 @@ from typing import Any, Self
 
 import numpy as np
 
+from xpconv._validation import check_count
 from xpconv.backend import Array, Backend, to_host
 from xpconv.errors import ArgumentError
-from xpconv.random import RandomStream, restore, state_of
 
-__all__ = ["Batches", "Sampler"]
-
-
-class Sampler:
-    """Draw the rows of minibatches with replacement.
-
-    Parameters
-    ----------
-    stream : Generator or RandomState
-    count : int
-        How many rows there are.
-    size : int
-        How many to draw for a minibatch.
-
-    Examples
-    --------
-    >>> sampler = Sampler(np.random.default_rng(0), 100, 4)
-    >>> sampler()
-    array([85, 63, 51, 26])
-    """
-
-    def __init__(self, stream: RandomStream, count: int, size: int) -> None:
-        self.stream, self.count, self.size = stream, count, size
-
-    def __call__(self) -> np.ndarray:
-        """Return the indices (size,) of the next minibatch."""
-        return self.stream.choice(self.count, self.size)
-
-    @property
-    def state(self) -> Any:
-        """What the following draws depend on, as plain data for JSON; assign it to have them again."""
-        return state_of(self.stream)
-
-    @state.setter
-    def state(self, state: Any) -> None:
-        restore(self.stream, state)
+__all__ = ["Batches"]
 
 
 class Batches:
@@ -67,14 +32,14 @@ class Batches:
         minibatches that nobody asked for are made again.
     backend : Backend
         Where the batches are wanted.
-    ahead : int
+    prefetch : int
         How many minibatches to draw and prepare before they are asked for. With 0 each is drawn when it is
         asked for and not earlier, as is needed where other draws of the same stream come between.
 
     Raises
     ------
     ArgumentError
-        If `X` and `y` differ in length or `ahead` is negative.
+        If `X` and `y` differ in length or `prefetch` is negative.
 
     Examples
     --------
@@ -86,18 +51,18 @@ class Batches:
      [0. 1.]] [2 0]
     """
 
-    def __init__(self, X: Array, y: Array, draw: Callable[[], np.ndarray], backend: Backend, *, ahead: int = 2) -> None:
+    def __init__(
+        self, X: Array, y: Array, draw: Callable[[], np.ndarray], backend: Backend, *, prefetch: int = 2
+    ) -> None:
         if X.shape[0] != y.shape[0]:
             raise ArgumentError(f"X has {X.shape[0]} rows but y has {y.shape[0]}: give each row one label")
-        if ahead < 0:
-            raise ArgumentError(f"ahead is {ahead}; expected 0 or more")
         self._on_host, self._stream = isinstance(X, np.ndarray), backend.stream()
         place = to_host if self._on_host else backend.asarray
         self._arrays = place(X), place(y)
-        self._draw, self._backend, self._ahead = draw, backend, ahead
+        self._draw, self._backend, self._prefetch = draw, backend, check_count("prefetch", prefetch, 0)
         self._ready: deque[tuple[Any, Future[tuple[Array, Array]]]] = deque()  # and the state before its draw
         # On the device a gather is one short launch, and the device selected is a property of the thread.
-        self._pool = ThreadPoolExecutor(1, "xpconv-batches") if self._on_host and ahead else None
+        self._pool = ThreadPoolExecutor(1, "xpconv-batches") if self._on_host and self._prefetch else None
 
     def __iter__(self) -> Self:
         return self
@@ -105,7 +70,7 @@ class Batches:
     def __next__(self) -> tuple[Array, Array]:
         if self._pool is None:
             return self._gather(self._draw())
-        while len(self._ready) <= self._ahead:
+        while len(self._ready) <= self._prefetch:
             state = getattr(self._draw, "state", None)
             self._ready.append((state, self._pool.submit(self._gather, self._draw())))
         return self._ready.popleft()[1].result()

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from xpconv.data.dataset import Dataset
-from xpconv.errors import ArgumentError, DatasetError, legible
+from xpconv.errors import ArgumentError, DatasetError, printable
 
 __all__ = ["find_cifar10", "load_batch", "load_cifar10", "read_cifar10"]
 
@@ -108,7 +108,7 @@ def find_cifar10(root: str | os.PathLike[str] | None = None, *, download: bool =
             try:
                 return _download(cache)
             except Exception as error:  # a damaged archive may raise anything
-                reason = f", and downloading it failed ({legible(error)})"
+                reason = f", and downloading it failed ({printable(error)})"
     told = " or ".join(str(place) if place.is_dir() else f"{place} (no such folder)" for place in places)
     raise DatasetError(
         f"CIFAR-10 is not in {told}{reason}: extract {URL} so that "
@@ -155,7 +155,7 @@ def _unpack(archive: str, folder: str) -> None:
             known = member.isfile() and member.name in MEMBERS and member.size <= MEMBER_BYTES
             if not known and not (member.isdir() and member.name == FOLDERS[0]):
                 raise ValueError(
-                    f"the archive holds {legible(member.name)}, of {member.size} bytes, which that of CIFAR-10 does not"
+                    f"the archive holds {printable(member.name)}, of {member.size} bytes, which is not part of CIFAR-10"
                 )
             tar.extract(member, folder, filter="data")
 
@@ -238,7 +238,7 @@ def load_batch(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
         raise DatasetError(f"cannot read the CIFAR-10 batch {path}: {error.strerror or error}") from error
     except Exception as error:  # a damaged pickle may raise anything
         raise DatasetError(
-            f"{path} is no whole CIFAR-10 batch ({type(error).__name__}: {legible(error)}): "
+            f"{path} is no whole CIFAR-10 batch ({type(error).__name__}: {printable(error)}): "
             "extract the published archive again"
         ) from error
     return images.reshape(-1, *IMAGE_SHAPE), labels

@@ -1,27 +1,80 @@
-"""Which rows make the next minibatch: drawn with replacement, or each once an epoch."""
+"""Samplers: which rows make the next minibatch, drawn with replacement or each once an epoch."""
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
 
-from xpconv.data.batches import Sampler
 from xpconv.random import RandomStream, restore, state_of
 
-__all__ = ["SAMPLINGS", "EpochSampler"]
+__all__ = ["SAMPLERS", "EpochSampler", "ReplacementSampler", "Sampler"]
 
 
-class EpochSampler(Sampler):
-    """Draw the rows of minibatches without replacement: each epoch is a new random order, cut in pieces.
-
-    The rows that are left over when an epoch's pieces are full, fewer than `size`, wait for another epoch.
+class Sampler(ABC):
+    """Draws the rows of one minibatch after another.
 
     Parameters
     ----------
     stream : Generator or RandomState
-    count : int
-        How many rows there are.
-    size : int
-        How many to draw for a minibatch; where it is more than `count`, each minibatch is all rows.
+        Where the random numbers come from.
+    num_rows : int
+        Number of rows to draw from.
+    batch_size : int
+        Number of rows in a minibatch.
+
+    Examples
+    --------
+    >>> sampler = SAMPLERS["epoch"](np.random.default_rng(0), 5, 2)
+    >>> isinstance(sampler, Sampler), sampler()
+    (True, array([2, 4]))
+    """
+
+    def __init__(self, stream: RandomStream, num_rows: int, batch_size: int) -> None:
+        self.stream, self.num_rows, self.batch_size = stream, num_rows, batch_size
+
+    @abstractmethod
+    def __call__(self) -> np.ndarray:
+        """Return the indices of the next minibatch's rows."""
+
+    @property
+    def state(self) -> Any:
+        """The sampler's position as plain data for JSON; assign it to repeat the draws that follow."""
+        return state_of(self.stream)
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        restore(self.stream, state)
+
+
+class ReplacementSampler(Sampler):
+    """Draws rows with replacement: every draw may return any row.
+
+    Parameters
+    ----------
+    stream, num_rows, batch_size
+        As for `Sampler`.
+
+    Examples
+    --------
+    >>> sampler = ReplacementSampler(np.random.default_rng(0), 100, 4)
+    >>> sampler()
+    array([85, 63, 51, 26])
+    """
+
+    def __call__(self) -> np.ndarray:
+        """Return the indices (batch_size,) of the next minibatch's rows."""
+        return self.stream.choice(self.num_rows, self.batch_size)
+
+
+class EpochSampler(Sampler):
+    """Draws rows without replacement: each epoch is a new random order, cut into minibatches.
+
+    Rows that do not fill a last minibatch are left out of that epoch.
+
+    Parameters
+    ----------
+    stream, num_rows, batch_size
+        As for `Sampler`; if `batch_size` exceeds `num_rows`, each minibatch holds all rows.
 
     Examples
     --------
@@ -30,36 +83,36 @@ class EpochSampler(Sampler):
     (array([2, 4]), array([3, 0]), array([4, 1]))
     """
 
-    def __init__(self, stream: RandomStream, count: int, size: int) -> None:
-        super().__init__(stream, count, size)
-        self._done = 0  # minibatches of this epoch
-        self._start: dict[str, Any] = {}  # the stream's state when the order was drawn
+    def __init__(self, stream: RandomStream, num_rows: int, batch_size: int) -> None:
+        super().__init__(stream, num_rows, batch_size)
+        self._num_drawn = 0  # minibatches of this epoch
+        self._epoch_state: dict[str, Any] = {}  # the stream's state before this epoch's order was drawn
         self._order = np.empty(0, np.int64)
 
     def __call__(self) -> np.ndarray:
-        """Return the indices (size,) of the next minibatch."""
-        if self._done == 0:
+        """Return the indices (min(batch_size, num_rows),) of the next minibatch's rows."""
+        if self._num_drawn == 0:
             self._shuffle()
-        rows = self._order[self._done * self.size : (self._done + 1) * self.size]
-        self._done = (self._done + 1) % max(self.count // self.size, 1)
-        return rows
+        start = self._num_drawn * self.batch_size
+        self._num_drawn = (self._num_drawn + 1) % max(self.num_rows // self.batch_size, 1)
+        return self._order[start : start + self.batch_size]
 
     def _shuffle(self) -> None:
-        self._start = state_of(self.stream)
-        self._order = self.stream.permutation(self.count)
+        self._epoch_state = state_of(self.stream)
+        self._order = self.stream.permutation(self.num_rows)
 
     @property
     def state(self) -> Any:
-        """What the following draws depend on, as plain data for JSON; assign it to have them again."""
-        return {"stream": self._start if self._done else state_of(self.stream), "done": self._done}
+        """The sampler's position as plain data for JSON; assign it to repeat the draws that follow."""
+        return {"stream": self._epoch_state if self._num_drawn else state_of(self.stream), "done": self._num_drawn}
 
     @state.setter
     def state(self, state: Any) -> None:
         restore(self.stream, state["stream"])
-        self._done = state["done"]
-        if self._done:
+        self._num_drawn = state["done"]
+        if self._num_drawn:
             self._shuffle()
 
 
-SAMPLINGS: dict[str, type[Sampler]] = {"replacement": Sampler, "epoch": EpochSampler}
-"""The ways to draw minibatches by name."""
+SAMPLERS: dict[str, type[Sampler]] = {"replacement": ReplacementSampler, "epoch": EpochSampler}
+"""The samplers by name."""

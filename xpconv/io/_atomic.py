@@ -1,19 +1,12 @@
 """Files that are either the old one or the new one, whole, whatever happens; folders that one process holds."""
 
-import errno
 import os
 import secrets
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
-from xpconv.errors import FolderInUseError
-
-__all__ = ["atomic_path", "hold_folder", "remove_temporaries", "write_bytes"]
-
-LOCK = ".lock"
+__all__ = ["atomic_path", "remove_temporary_files", "write_bytes"]
 
 
 @contextmanager
@@ -80,7 +73,7 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def remove_temporaries(folder: str | os.PathLike[str]) -> None:
+def remove_temporary_files(folder: str | os.PathLike[str]) -> None:
     """Remove what writers left that were killed; call it where no other process writes, as in a held folder.
 
     Examples
@@ -88,72 +81,12 @@ def remove_temporaries(folder: str | os.PathLike[str]) -> None:
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     Path(folder, ".0123456789abcdef.tmp").touch()
-    ...     remove_temporaries(folder)
+    ...     remove_temporary_files(folder)
     ...     os.listdir(folder)
     []
     """
     for path in Path(folder).glob(f".{'[0-9a-f]' * 16}.tmp"):
         path.unlink(missing_ok=True)
-
-
-@contextmanager
-def hold_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Hold a folder until the block ends, or the process does, however it dies.
-
-    Parameters
-    ----------
-    folder : str or path
-        The lock is on a file ``.lock`` in it, which is there for as long as the block, or until the next holder.
-
-    Raises
-    ------
-    FolderInUseError
-        If another process holds it, or this one does already.
-    OSError
-        If the folder is missing or cannot be written to.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder, hold_folder(folder), hold_folder(folder):
-    ...     pass
-    Traceback (most recent call last):
-    xpconv.errors.FolderInUseError: ... is in use by another run: wait until it has ended, or take another folder
-    """
-    path = Path(folder, LOCK)
-    while True:
-        file = path.open("ab")
-        try:
-            _lock(file)
-        except OSError as error:
-            file.close()
-            if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
-                raise
-            raise FolderInUseError(
-                f"{os.fspath(folder)} is in use by another run: wait until it has ended, or take another folder"
-            ) from error
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                break
-        file.close()  # its last holder removed it after we had opened it
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # while it is open, Windows keeps it
-            path.unlink()
-        file.close()
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _lock(file: IO[bytes]) -> None:
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-else:
-    import fcntl
-
-    def _lock(file: IO[bytes]) -> None:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _sync_folder(folder: Path) -> None:

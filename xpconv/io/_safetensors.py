@@ -15,10 +15,18 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from xpconv.errors import CheckpointError, legible
+from xpconv.errors import CheckpointError, XpconvError, printable
 from xpconv.io._atomic import write_bytes
 
-__all__ = ["ArrayFile", "Entry", "check_entries", "check_values", "write_arrays"]
+__all__ = [
+    "DESCRIPTION_ERRORS",
+    "DTYPES",
+    "ArrayFile",
+    "ArraySpec",
+    "check_finite_arrays",
+    "check_specs",
+    "write_arrays",
+]
 
 VERSION = 1
 KEY = "xpconv"  # of the JSON text in the metadata
@@ -39,9 +47,19 @@ DTYPES = {
 }
 UNKNOWN = "0" * 64  # stands for the checksum while it is computed
 CHUNK = 1 << 20
+DESCRIPTION_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    XpconvError,
+)
+"""What building something from a malformed description raises."""
 
 
-class Entry(NamedTuple):
+class ArraySpec(NamedTuple):
     """The shape and the dtype of an array in a file."""
 
     shape: tuple[int, ...]
@@ -113,7 +131,7 @@ class ArrayFile:
     ----------
     description : dict
         What was given to `write_arrays`.
-    entries : dict of str to Entry
+    specs : dict of str to ArraySpec
         The arrays' shapes and dtypes.
 
     Raises
@@ -139,8 +157,8 @@ class ArrayFile:
                 document = self._document(file, form)
             with safe_open(self.path, "numpy") as tensors:
                 parts = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
-                self.entries = {
-                    name: Entry(tuple(part.get_shape()), DTYPES[part.get_dtype()]) for name, part in parts.items()
+                self.specs = {
+                    name: ArraySpec(tuple(part.get_shape()), DTYPES[part.get_dtype()]) for name, part in parts.items()
                 }
         except (SafetensorError, OSError, KeyError) as error:
             raise self._damaged(error) from error
@@ -160,7 +178,7 @@ class ArrayFile:
             raise self._damaged("it does not describe itself as a file of xpconv") from error
         if found != (form, VERSION):
             raise CheckpointError(
-                f"{self.path} has format {legible(repr(found[0]))}, version {legible(found[1])}; "
+                f"{self.path} has format {printable(repr(found[0]))}, version {printable(found[1])}; "
                 f"expected {form!r}, version {VERSION}"
             )
         digest = hashlib.sha256(size.to_bytes(8, "little") + header.replace(checksum, UNKNOWN.encode()))
@@ -172,16 +190,16 @@ class ArrayFile:
 
     def _damaged(self, why: object) -> CheckpointError:
         return CheckpointError(
-            f"{self.path} is damaged or no safetensors file of xpconv ({legible(why)}): take another copy of it"
+            f"{self.path} is damaged or no safetensors file of xpconv ({printable(why)}): take another copy of it"
         )
 
-    def read(self, wanted: Mapping[str, Entry], *, any_value: Collection[str] = ()) -> dict[str, np.ndarray]:
+    def read(self, wanted: Mapping[str, ArraySpec], *, allow_nonfinite: Collection[str] = ()) -> dict[str, np.ndarray]:
         """Return the arrays, if they are the ones wanted and their values are finite.
 
         Parameters
         ----------
-        wanted : mapping of str to Entry
-        any_value : collection of str
+        wanted : mapping of str to ArraySpec
+        allow_nonfinite : collection of str
             Which of them may have NaN and infinite values.
 
         Raises
@@ -189,30 +207,30 @@ class ArrayFile:
         CheckpointError
             If an array is missing, unknown, of another shape or dtype, or has values that are not finite.
         """
-        check_entries(self.path, self.entries, wanted)
+        check_specs(self.path, self.specs, wanted)
         try:
             with safe_open(self.path, "numpy") as tensors:
                 arrays = {name: tensors.get_tensor(name) for name in wanted}
         except (SafetensorError, OSError) as error:
             raise self._damaged(error) from error
-        check_values(self.path, {name: array for name, array in arrays.items() if name not in any_value})
+        check_finite_arrays(self.path, {name: array for name, array in arrays.items() if name not in allow_nonfinite})
         return arrays
 
 
-def check_entries(owner: str, entries: Mapping[str, Entry], wanted: Mapping[str, Entry]) -> None:
+def check_specs(owner: str, specs: Mapping[str, ArraySpec], wanted: Mapping[str, ArraySpec]) -> None:
     """Raise a CheckpointError unless the arrays of `owner` have the names, shapes and dtypes wanted."""
-    for name in sorted(entries.keys() | wanted.keys()):
-        found, expected = entries.get(name), wanted.get(name)
+    for name in sorted(specs.keys() | wanted.keys()):
+        found, expected = specs.get(name), wanted.get(name)
         if found != expected:
-            raise CheckpointError(f"{owner} has {legible(name)} = {_told(found)}; expected {_told(expected)}")
+            raise CheckpointError(f"{owner} has {printable(name)} = {_told(found)}; expected {_told(expected)}")
 
 
-def check_values(owner: str, arrays: Mapping[str, np.ndarray]) -> None:
+def check_finite_arrays(owner: str, arrays: Mapping[str, np.ndarray]) -> None:
     """Raise a CheckpointError if an array has values that are not finite."""
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise CheckpointError(f"{owner} has NaN or infinite values in {name}: take an earlier file")
 
 
-def _told(entry: Entry | None) -> str:
-    return "nothing" if entry is None else f"{entry.dtype} {legible(entry.shape)}"
+def _told(entry: ArraySpec | None) -> str:
+    return "nothing" if entry is None else f"{entry.dtype} {printable(entry.shape)}"

@@ -6,8 +6,15 @@ from math import isfinite
 from typing import Any
 
 from xpconv.backend import Array, Backend, get_backend, to_host
-from xpconv.errors import CheckpointError, XpconvError, legible
-from xpconv.io._safetensors import ArrayFile, Entry, check_entries, check_values, write_arrays
+from xpconv.errors import CheckpointError, printable
+from xpconv.io._safetensors import (
+    DESCRIPTION_ERRORS,
+    ArrayFile,
+    ArraySpec,
+    check_finite_arrays,
+    check_specs,
+    write_arrays,
+)
 from xpconv.nn import Preprocessing, Sequential
 from xpconv.nn.layers import Shape
 from xpconv.nn.sequential import arguments_of
@@ -15,9 +22,7 @@ from xpconv.random import RandomStream
 
 __all__ = ["load_model", "save_model"]
 
-FORM = "xpconv-model"
-MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, XpconvError)
-"""What plain data of the wrong form makes functions raise."""
+FILE_FORMAT = "xpconv-model"
 
 
 def save_model(model: Sequential, path: str | os.PathLike[str]) -> None:
@@ -52,16 +57,16 @@ def save_model(model: Sequential, path: str | os.PathLike[str]) -> None:
     if model.preprocessing is not None:
         stores["preprocessing"] = {"mean": model.preprocessing.mean, "std": model.preprocessing.std}
     arrays = {f"{kind}.{name}": to_host(a) for kind, store in stores.items() for name, a in store.items()}
-    description, entries = model.config(), {name: Entry(a.shape, a.dtype.name) for name, a in arrays.items()}
+    description, specs = model.config(), {name: ArraySpec(a.shape, a.dtype.name) for name, a in arrays.items()}
     try:
-        wanted = _wanted("the model", description, entries)
-    except MALFORMED as error:
+        wanted = _wanted("the model", description, specs)
+    except DESCRIPTION_ERRORS as error:
         raise CheckpointError(
-            f"load_model could not read the model's file, so {os.fspath(path)} is not written: {legible(error)}"
+            f"load_model could not read the model's file, so {os.fspath(path)} is not written: {printable(error)}"
         ) from error
-    check_entries("the model", entries, wanted)
-    check_values("the model", arrays)
-    write_arrays(path, FORM, description, arrays)
+    check_specs("the model", specs, wanted)
+    check_finite_arrays("the model", arrays)
+    write_arrays(path, FILE_FORMAT, description, arrays)
 
 
 def load_model(path: str | os.PathLike[str], backend: str | Backend | None = None) -> Sequential:
@@ -92,13 +97,13 @@ def load_model(path: str | os.PathLike[str], backend: str | Backend | None = Non
     xpconv.errors.CheckpointError: there is no file no-such-file.safetensors...
     """
     backend = get_backend(backend)
-    file = ArrayFile(path, FORM)
+    file = ArrayFile(path, FILE_FORMAT)
     try:
-        wanted = _wanted(file.path, file.description, file.entries)
+        wanted = _wanted(file.path, file.description, file.specs)
     except CheckpointError:
         raise
-    except MALFORMED as error:
-        raise CheckpointError(f"{file.path} describes no model ({legible(error)})") from error
+    except DESCRIPTION_ERRORS as error:
+        raise CheckpointError(f"{file.path} describes no model ({printable(error)})") from error
     arrays = file.read(wanted)
     model = Sequential.from_config(file.description, backend)
     model.params = {name: backend.asarray(arrays[f"params.{name}"]) for name in model.params}
@@ -109,7 +114,7 @@ def load_model(path: str | os.PathLike[str], backend: str | Backend | None = Non
 
 
 class _Outline(Sequential):
-    """A model that has entries in place of arrays: what an architecture needs, before memory is taken for it."""
+    """A model that has specs in place of arrays: what an architecture needs, before memory is taken for it."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(backend="numpy", rng=0, **arguments)
@@ -117,29 +122,29 @@ class _Outline(Sequential):
     def _initial(self, shape: Shape, value: float | None, stream: RandomStream) -> Array:
         if not all(type(size) is int and size > 0 for size in shape):
             raise ValueError(f"an array of shape {shape}")
-        return Entry(shape, self.dtype)
+        return ArraySpec(shape, self.dtype)
 
 
-def _wanted(owner: str, description: Mapping[str, Any], entries: Mapping[str, Entry]) -> dict[str, Entry]:
-    """Return the arrays of a model that is described so; of `entries` only those of the preprocessing matter."""
+def _wanted(owner: str, description: Mapping[str, Any], specs: Mapping[str, ArraySpec]) -> dict[str, ArraySpec]:
+    """Return the arrays of a model that is described so; of `specs` only those of the preprocessing matter."""
     outline = _Outline(**arguments_of(description))
     if outline.config() != description or not isfinite(outline.reg):
         raise ValueError(f"it comes out as {outline.config()}")
     return {
         **_named("params", outline.params),
         **_named("state", outline.state),
-        **_preprocessing(owner, entries, outline),
+        **_preprocessing(owner, specs, outline),
     }
 
 
-def _named(kind: str, entries: Mapping[str, Entry]) -> dict[str, Entry]:
-    return {f"{kind}.{name}": entry for name, entry in entries.items()}
+def _named(kind: str, specs: Mapping[str, ArraySpec]) -> dict[str, ArraySpec]:
+    return {f"{kind}.{name}": entry for name, entry in specs.items()}
 
 
-def _preprocessing(owner: str, entries: Mapping[str, Entry], outline: Sequential) -> dict[str, Entry]:
-    """Return the entries of mean and deviation: both or neither are there, in shapes that fit a sample."""
+def _preprocessing(owner: str, specs: Mapping[str, ArraySpec], outline: Sequential) -> dict[str, ArraySpec]:
+    """Return the specs of mean and deviation: both or neither are there, in shapes that fit a sample."""
     names = ("preprocessing.mean", "preprocessing.std")
-    shapes = {name: entries[name].shape for name in names if name in entries}
+    shapes = {name: specs[name].shape for name in names if name in specs}
     for name, shape in shapes.items():
         if len(shape) > len(outline.input_shape) or not all(
             size in (1, whole) for size, whole in zip(shape[::-1], outline.input_shape[::-1], strict=False)
@@ -147,4 +152,4 @@ def _preprocessing(owner: str, entries: Mapping[str, Entry], outline: Sequential
             raise CheckpointError(
                 f"{owner} has {name} of shape {shape}; expected one that fits samples of shape {outline.input_shape}"
             )
-    return {name: Entry(shapes.get(name, ()), outline.dtype) for name in names} if shapes else {}
+    return {name: ArraySpec(shapes.get(name, ()), outline.dtype) for name in names} if shapes else {}

@@ -17,7 +17,7 @@ from xpconv.io._atomic import write_bytes
 from xpconv.nn import Sequential
 from xpconv.nn.layers import Layer, Shape, Size
 
-__all__ = ["RULES", "Graph", "Rule", "require_onnx", "to_onnx"]
+__all__ = ["CONVERTERS", "Converter", "Graph", "require_onnx", "to_onnx"]
 
 OPSET = 17  # of 2022, the first with LayerNormalization, so that older runtimes read the files too
 LIMIT = 2**31 - 2**20  # bytes of weights: a protobuf message holds 2 GiB
@@ -42,7 +42,7 @@ def to_onnx(model: Sequential, path: str | os.PathLike[str]) -> None:
     XpconvError
         If onnx is not installed.
     ArgumentError
-        If a layer has no entry in RULES, or the weights are more than an ONNX file holds.
+        If a layer has no entry in CONVERTERS, or the weights are more than an ONNX file holds.
     OSError
         If the file cannot be written; one that was there stays.
 
@@ -116,7 +116,7 @@ class Graph:
         return name
 
 
-Rule = Callable[[Graph, Any, str, Shape, dict[str, str]], str]
+Converter = Callable[[Graph, Any, str, Shape, dict[str, str]], str]
 
 
 def _affine(g: Graph, layer: nn.Affine, x: str, shape: Shape, p: dict[str, str]) -> str:
@@ -165,7 +165,7 @@ def _dropout(g: Graph, layer: nn.Dropout, x: str, shape: Shape, p: dict[str, str
     return x
 
 
-RULES: dict[type[Layer], Rule] = {
+CONVERTERS: dict[type[Layer], Converter] = {
     nn.Affine: _affine,
     nn.AvgPool: _avg_pool,
     nn.BatchNorm: _batch_norm,
@@ -206,13 +206,13 @@ def _build(model: Sequential) -> Any:
         mean, std = (to_host(a).astype(np.float32) for a in (model.preprocessing.mean, model.preprocessing.std))
         x = g.node("Div", g.node("Sub", x, g.constant(mean, "mean")), g.constant(std, "std"))
     for position, (layer, keys) in enumerate(zip(model.layers, model._keys, strict=True)):
-        if type(layer) not in RULES:
+        if type(layer) not in CONVERTERS:
             raise ArgumentError(
                 f"layers[{position}] is {layer!r}, and how that is written in ONNX is not known: "
-                f"add a function for {type(layer).__name__} to xpconv.io.onnx.RULES"
+                f"add a function for {type(layer).__name__} to xpconv.io.onnx.CONVERTERS"
             )
         p = {name: g.constant(weights[key], key) for name, key in keys.items()}
-        x, shape = RULES[type(layer)](g, layer, x, shape, p), layer.output_shape(shape)
+        x, shape = CONVERTERS[type(layer)](g, layer, x, shape, p), layer.output_shape(shape)
     g.node("Identity", x, output="scores")
     graph = helper.make_graph(
         g.nodes,

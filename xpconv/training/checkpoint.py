@@ -10,10 +10,9 @@ import array_api_compat
 import numpy as np
 
 from xpconv.backend import to_host
-from xpconv.data._checks import checksum, digest
-from xpconv.errors import CheckpointError, NonFiniteLossError, legible
-from xpconv.io._safetensors import DTYPES, ArrayFile, Entry, write_arrays
-from xpconv.io.model import MALFORMED
+from xpconv.data._fingerprint import checksum, fingerprint
+from xpconv.errors import CheckpointError, NonFiniteLossError, printable
+from xpconv.io._safetensors import DESCRIPTION_ERRORS, DTYPES, ArrayFile, ArraySpec, write_arrays
 from xpconv.nn import Sequential
 from xpconv.random import RandomStream, restore, state_of
 from xpconv.training.optim import UPDATE_RULES
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CheckpointFolder", "resume", "save"]
 
-FORM = "xpconv-checkpoint"
+FILE_FORMAT = "xpconv-checkpoint"
 HISTORIES = ("loss_history", "learning_rate_history", "train_acc_history", "val_acc_history")
 COUNTS = ("epoch", "iteration", "skipped", "round_start", "round_checks")
 
@@ -63,18 +62,18 @@ def save(solver: "Solver", path: str | os.PathLike[str]) -> None:
         "streams": {name: state_of(stream) for name, stream in _streams(solver).items()},
         "sampler": solver.sampler.state if solver._batches is None else solver._batches.state,
     }
-    write_arrays(path, FORM, description, arrays)
+    write_arrays(path, FILE_FORMAT, description, arrays)
 
 
 def resume(solver: "Solver", path: str | os.PathLike[str]) -> None:
     """Take over what `save` wrote; see `Solver.resume`."""
-    file = ArrayFile(path, FORM)
+    file = ArrayFile(path, FILE_FORMAT)
     try:
         _take_over(solver, file)
     except CheckpointError:
         raise
-    except MALFORMED as error:
-        raise CheckpointError(f"{file.path} describes no training ({legible(error)})") from error
+    except DESCRIPTION_ERRORS as error:
+        raise CheckpointError(f"{file.path} describes no training ({printable(error)})") from error
 
 
 def _take_over(solver: "Solver", file: ArrayFile) -> None:
@@ -84,18 +83,18 @@ def _take_over(solver: "Solver", file: ArrayFile) -> None:
     if difference is not None:
         where, theirs, ours = difference
         raise CheckpointError(
-            f"{file.path} is of a training with {legible(where)} = {legible(theirs)}, but this one "
-            f"has {legible(ours)}: "
+            f"{file.path} is of a training with {printable(where)} = {printable(theirs)}, but this one "
+            f"has {printable(ours)}: "
             "make the Solver and its model as they were made then"
         )
     counts = {name: told[name] for name in COUNTS}
     if not all(type(count) is int and count >= 0 for count in counts.values()):
         raise ValueError(f"counts of {counts}")
-    best_val_acc, checks = float(told["best_val_acc"]), file.entries[HISTORIES[2]].shape
+    best_val_acc, checks = float(told["best_val_acc"]), file.specs[HISTORIES[2]].shape
 
     stores = _stores(solver)
     own = {kind: {name: _entry(a) for name, a in store.items()} for kind, store in stores.items()}
-    if any(name.startswith("best_params.") for name in file.entries):
+    if any(name.startswith("best_params.") for name in file.specs):
         own |= {"best_params": own["params"], "best_state": own["state"]}
     else:
         own |= {"best_params": {}, "best_state": {}}
@@ -103,11 +102,11 @@ def _take_over(solver: "Solver", file: ArrayFile) -> None:
     for parameter, memory in told["memory"].items():
         for key in memory["arrays"]:
             name = f"memory.{key}.{parameter}"
-            wanted[name] = own["params"][parameter] if isinstance(solver.update_rule, str) else file.entries[name]
+            wanted[name] = own["params"][parameter] if isinstance(solver.update_rule, str) else file.specs[name]
     shapes = (counts["iteration"],), (counts["iteration"],), checks, checks
-    wanted |= {name: Entry(shape, "float64") for name, shape in zip(HISTORIES, shapes, strict=True)}
-    wanted |= {f"health.{name}": Entry(checks, "float64") for name in told["health"]}
-    arrays = file.read(wanted, any_value=[*HISTORIES[:2], *(f"health.{name}" for name in told["health"])])
+    wanted |= {name: ArraySpec(shape, "float64") for name, shape in zip(HISTORIES, shapes, strict=True)}
+    wanted |= {f"health.{name}": ArraySpec(checks, "float64") for name in told["health"]}
+    arrays = file.read(wanted, allow_nonfinite=[*HISTORIES[:2], *(f"health.{name}" for name in told["health"])])
     memories = {
         parameter: {key: _value(value) for key, value in told["memory"][parameter]["values"].items()}
         | {key: backend.asarray(arrays[f"memory.{key}.{parameter}"]) for key in told["memory"][parameter]["arrays"]}
@@ -155,8 +154,8 @@ def _configuration(solver: "Solver") -> dict[str, Any]:
             name: None if (function := getattr(solver, name)) is None else _name_of(function)
             for name in ("augment", "schedule")
         },
-        "train": digest(solver.X_train, solver.y_train),
-        "val": digest(solver.X_val, solver.y_val),
+        "train": fingerprint(solver.X_train, solver.y_train),
+        "val": fingerprint(solver.X_val, solver.y_val),
     }
     plain: dict[str, Any] = json.loads(json.dumps(configuration, default=str))
     return plain
@@ -200,7 +199,7 @@ def _restore_all(solver: "Solver", states: Mapping[str, Any], sampler: Any) -> N
         for name, stream in streams.items():
             restore(stream, states[name])
         solver.sampler.state = sampler
-    except MALFORMED:
+    except DESCRIPTION_ERRORS:
         for name, stream in streams.items():
             restore(stream, before[0][name])
         solver.sampler.state = before[1]
@@ -211,8 +210,8 @@ def _is_array(value: Any) -> bool:
     return bool(array_api_compat.is_array_api_obj(value)) and not isinstance(value, np.generic)
 
 
-def _entry(a: Any) -> Entry:
-    return Entry(tuple(a.shape), to_host(a).dtype.name)
+def _entry(a: Any) -> ArraySpec:
+    return ArraySpec(tuple(a.shape), to_host(a).dtype.name)
 
 
 def _plain(value: Any) -> Any:
@@ -224,7 +223,7 @@ def _plain(value: Any) -> Any:
         isinstance(plain, list) and all(isinstance(part, str | int | float | None) for part in plain)
     ):
         raise CheckpointError(
-            f"the update rule remembers {legible(repr(plain))}, for which a checkpoint has no place; "
+            f"the update rule remembers {printable(repr(plain))}, for which a checkpoint has no place; "
             "expected arrays, numbers, texts or lists of those"
         )
     return plain
@@ -276,7 +275,7 @@ class CheckpointFolder:
         self.path.mkdir(exist_ok=True)
         path = self.path / f"iteration-{solver.iteration:09d}.safetensors"
         solver.save(path)
-        ArrayFile(path, FORM)
+        ArrayFile(path, FILE_FORMAT)
         self.prune(path)
         return path
 
@@ -291,7 +290,7 @@ class CheckpointFolder:
         """Return the newest checkpoint that is whole, or None; `note` is told of those that are not."""
         for path in reversed(self.files()):
             try:
-                ArrayFile(path, FORM)
+                ArrayFile(path, FILE_FORMAT)
             except CheckpointError as error:
                 note(f"passing over a checkpoint: {error}")
             else:

@@ -12,8 +12,8 @@ from typing import Any, Self
 from xpconv._validation import check_choice, check_count
 from xpconv.backend import Array, backend_of, on_its_device, to_host
 from xpconv.data import Batches, Dataset
-from xpconv.data._checks import check_part
-from xpconv.data.sampling import SAMPLINGS
+from xpconv.data._checks import check_split
+from xpconv.data.sampling import SAMPLERS
 from xpconv.errors import NonFiniteLossError
 from xpconv.random import RandomStream, Rng, draw_seed, spawn
 from xpconv.training import checkpoint, metrics
@@ -61,8 +61,8 @@ class Solver:
         Determines the minibatches, the samples of checks, the dropout masks and the changes of images, each from a
         stream of its own.
     augment : callable, optional
-        ``augment(X, key) -> X`` changes the images of a minibatch on the device, as `xpconv.data.augment` has them;
-        the key is a new random number each time.
+        ``augment(X, seed) -> X`` changes the images of a minibatch on the device, as `xpconv.data.augment` has them;
+        the seed is a new random number each time.
     on_nonfinite : {"stop", "skip"}
         What to do about a loss or a gradient with NaN or infinite values: raise an error, or pass over that minibatch
         and leave everything as it was, which the device decides without waiting.
@@ -134,7 +134,7 @@ class Solver:
             if value is not None:
                 check_count(name, value)
         check_choice("on_nonfinite", on_nonfinite, ("stop", "skip"))
-        check_choice("sampling", sampling, SAMPLINGS)
+        check_choice("sampling", sampling, SAMPLERS)
         check_rule(update_rule, optim_config or {})
         check_schedule(schedule, lr_decay, optim_config or {})
         self.schedule, self.sampling, self.patience = schedule, sampling, patience
@@ -145,10 +145,10 @@ class Solver:
         self.print_every, self.verbose = check_count("print_every", print_every), verbose
         self.backend = getattr(model, "backend", None) or backend_of(next(iter(model.params.values())))
         splits, classes = data.splits() if isinstance(data, Dataset) else data, getattr(model, "num_classes", None)
-        self.X_train, self.y_train = check_part(splits, "train", classes)
-        self.X_val, self.y_val = check_part(splits, "val", classes, self.X_train.shape[1:])
+        self.X_train, self.y_train = check_split(splits, "train", classes)
+        self.X_val, self.y_val = check_split(splits, "val", classes, self.X_train.shape[1:])
         self.streams = self._spawn_streams(rng)
-        self.sampler = SAMPLINGS[sampling](self.streams["batches"], self.X_train.shape[0], self.batch_size)
+        self.sampler = SAMPLERS[sampling](self.streams["batches"], self.X_train.shape[0], self.batch_size)
         self._ahead = 2
         self._reset()
 
@@ -213,7 +213,7 @@ class Solver:
         try:
             with (
                 postpone_signals() as postponed,
-                Batches(self.X_train, self.y_train, self.sampler, self.backend, ahead=self._ahead) as batches,
+                Batches(self.X_train, self.y_train, self.sampler, self.backend, prefetch=self._ahead) as batches,
                 self._show(total, done) as progress,
             ):
                 self._batches = batches

@@ -9,10 +9,10 @@ from xpconv.backend import Array, to_host
 from xpconv.errors import ArgumentError
 from xpconv.viz._figure import new_figure, numbers, write_figure
 
-__all__ = ["save_confusion", "save_mistakes"]
+__all__ = ["save_confusion_matrix", "save_mistakes"]
 
 
-def save_confusion(y: Array, predicted: Array, class_names: Sequence[str], path: str | os.PathLike[str]) -> None:
+def save_confusion_matrix(y: Array, predicted: Array, class_names: Sequence[str], path: str | os.PathLike[str]) -> None:
     """Draw how often images of each class were taken for each class and write a PNG.
 
     Parameters
@@ -33,7 +33,7 @@ def save_confusion(y: Array, predicted: Array, class_names: Sequence[str], path:
     --------
     >>> import os, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save_confusion([0, 0, 1], [0, 1, 1], ["cat", "dog"], os.path.join(folder, "confusion.png"))
+    ...     save_confusion_matrix([0, 0, 1], [0, 1, 1], ["cat", "dog"], os.path.join(folder, "confusion.png"))
     ...     os.listdir(folder)
     ['confusion.png']
     """
