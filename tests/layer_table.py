@@ -114,8 +114,8 @@ def loss(function):
 
 conv = (lambda algorithm="auto", **arguments: reference.conv_forward(**arguments), reference.conv_backward)
 dropout = (
-    lambda x, *, keep, mask_key, train: reference.dropout_forward(
-        x, keep=keep, mask=keep_mask(mask_key, x.shape, keep, like=x), train=train
+    lambda x, *, keep_prob, seed, train: reference.dropout_forward(
+        x, keep_prob=keep_prob, mask=keep_mask(seed, x.shape, keep_prob, like=x), train=train
     ),
     reference.dropout_backward,
 )
@@ -190,8 +190,8 @@ ROWS = [
     Row("groupnorm", "one_group", _image_norm, {"groups": 1, "eps": 1e-3}),
     Row("groupnorm", "group_per_channel", _image_norm, {"groups": 4}),
     Row("groupnorm", "flat", _flat_norm, {"groups": 2}),
-    Row("dropout", "training", _images, {"keep": 0.7, "mask_key": 5, "train": True}, oracle=dropout),
-    Row("dropout", "evaluation", _images, {"keep": 0.7, "mask_key": 5, "train": False}, oracle=dropout),
+    Row("dropout", "training", _images, {"keep_prob": 0.7, "seed": 5, "train": True}, oracle=dropout),
+    Row("dropout", "evaluation", _images, {"keep_prob": 0.7, "seed": 5, "train": False}, oracle=dropout),
     Row(
         "softmax_loss",
         "scores",

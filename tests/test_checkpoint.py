@@ -125,7 +125,7 @@ def test_values_that_are_not_finite_are_refused(saved, value):
 
 
 class Negate(nn.Relu):
-    def forward(self, x, p, *, train, key):
+    def forward(self, x, p, *, train, seed):
         return -x, None
 
 

@@ -40,7 +40,7 @@ def test_two_layer_net_is_float64():
 def test_positions_of_arguments_are_the_courses():
     net = FullyConnectedNet([20, 30], 15, 10, 0.5, "layernorm", 0.1, 5e-2, np.float64, 123)
     assert (net.reg, net.dtype, net.seed) == (0.1, "float64", 123)
-    assert [layer.keep for layer in net.layers if isinstance(layer, Dropout)] == [0.5, 0.5]
+    assert [layer.keep_prob for layer in net.layers if isinstance(layer, Dropout)] == [0.5, 0.5]
     assert sum(isinstance(layer, LayerNorm) for layer in net.layers) == 2
     assert net.params["gamma2"].shape == (30,)
     conv = ThreeLayerConvNet((3, 8, 8), 4, 3, 5, 6, 1e-2, 0.2, np.float64)
@@ -70,7 +70,7 @@ def test_spellings_of_nothing_extra(options):
 )
 def test_both_spellings_of_dropout(options):
     (dropout,) = [layer for layer in FullyConnectedNet([6], **options).layers if isinstance(layer, Dropout)]
-    assert dropout.keep == 0.25
+    assert dropout.keep_prob == 0.25
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,7 @@ def test_norms_keep_their_digits_where_the_mean_is_large(norm, tmp_path):
 
 @dataclass(frozen=True)
 class Negate(nn.Layer):
-    def forward(self, x, p, *, train, key):
+    def forward(self, x, p, *, train, seed):
         return -x, None
 
 

@@ -372,7 +372,7 @@ def test_norms_stay_finite_and_right_on_values_whose_squares_overflow(row, backe
 
 def test_dropout_keeps_everything_at_probability_one(backend):
     x = np.random.default_rng(0).standard_normal((4, 5))
-    out, _ = layers.dropout_forward(backend.asarray(x), keep=1, mask_key=3, train=True)
+    out, _ = layers.dropout_forward(backend.asarray(x), keep_prob=1, seed=3, train=True)
     assert_array(out, x, backend, "float64", tolerance=0)
 
 
@@ -626,12 +626,12 @@ BAD_SHAPES = {
         "groups is 0; expected an int, 1 or more",
     ),
     "dropout keeps nothing": (
-        lambda: layers.dropout_forward(images, keep=0, mask_key=1, train=True),
-        "keep is 0; expected a probability above 0 and at most 1",
+        lambda: layers.dropout_forward(images, keep_prob=0, seed=1, train=True),
+        "keep_prob is 0; expected a probability above 0 and at most 1",
     ),
     "dropout keeps too much": (
-        lambda: layers.dropout_forward(images, keep=1.5, mask_key=1, train=True),
-        "keep is 1.5; expected a probability above 0 and at most 1",
+        lambda: layers.dropout_forward(images, keep_prob=1.5, seed=1, train=True),
+        "keep_prob is 1.5; expected a probability above 0 and at most 1",
     ),
     "scores of one sample": (lambda: layers.softmax_loss(zeros(4), right), "x has shape (4,); expected (N, C)"),
     "label count": (lambda: layers.softmax_loss(scores, np.array([0, 1])), "y has shape (2,); expected (3,)"),
@@ -674,9 +674,9 @@ BAD_TYPES = {
         lambda: layers.groupnorm_forward(images, zeros(3), zeros(3), groups=1.0),
         "groups is 1.0; expected an int",
     ),
-    "dropout keep": (
-        lambda: layers.dropout_forward(images, keep="0.5", mask_key=1, train=True),
-        "keep is '0.5'; expected a probability",
+    "dropout keep_prob": (
+        lambda: layers.dropout_forward(images, keep_prob="0.5", seed=1, train=True),
+        "keep_prob is '0.5'; expected a probability",
     ),
     "labels float": (
         lambda: layers.softmax_loss(scores, np.array([0.0, 1.0, 2.0])),

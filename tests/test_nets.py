@@ -20,7 +20,7 @@ NETS = {
         [6, 7], input_dim=144, num_classes=5, weight_scale=0.3, normalization="batchnorm", **o
     ),
     "deep layernorm dropout": lambda **o: FullyConnectedNet(
-        [6, 7], input_dim=144, num_classes=5, weight_scale=0.3, normalization="layernorm", keep=0.7, seed=1, **o
+        [6, 7], input_dim=144, num_classes=5, weight_scale=0.3, normalization="layernorm", keep_prob=0.7, seed=1, **o
     ),
     "three layers": lambda **o: ThreeLayerConvNet(
         input_dim=IMAGE, num_filters=3, filter_size=3, hidden_dim=7, num_classes=5, weight_scale=0.1, **o
@@ -187,7 +187,7 @@ def test_regularisation_may_be_set_later_and_counts_weights_only(batch):
 
 def test_scores_do_not_move_running_statistics_or_drop_anything(batch):
     X, y = batch
-    net = FullyConnectedNet([6], input_dim=144, normalization="batchnorm", keep=0.5, rng=0, backend="numpy")
+    net = FullyConnectedNet([6], input_dim=144, normalization="batchnorm", keep_prob=0.5, rng=0, backend="numpy")
     first = net.loss(X)
     assert np.array_equal(first, net.loss(X))
     assert not net.state["running_var1"].any()
@@ -199,7 +199,7 @@ def test_dropout_draws_new_masks_unless_seeded(batch):
     X, y = batch
     losses = {}
     for seed in (None, 7):
-        net = FullyConnectedNet([50], input_dim=144, keep=0.5, weight_scale=0.3, rng=0, seed=seed, backend="numpy")
+        net = FullyConnectedNet([50], input_dim=144, keep_prob=0.5, weight_scale=0.3, rng=0, seed=seed, backend="numpy")
         losses[seed] = {float(net.loss(X, y)[0]) for _ in range(3)}
     assert len(losses[None]) == 3
     assert len(losses[7]) == 1
@@ -291,7 +291,7 @@ def test_layers_that_only_remember_have_a_state_each(batch):
         def state(self, shape):
             return {"seen": ((1,), 0.0)}
 
-        def forward(self, x, p, *, train, key):
+        def forward(self, x, p, *, train, seed):
             return x, p["seen"] + 1
 
         def backward(self, dout, cache, *, need_dx):

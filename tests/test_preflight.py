@@ -34,7 +34,7 @@ def digits():
 def net_of(kind, **options):
     makers = {
         "two-layer": lambda: TwoLayerNet(input_dim=64, **options),
-        "fc": lambda: FullyConnectedNet([40, 40], input_dim=64, keep=0.8, **options),
+        "fc": lambda: FullyConnectedNet([40, 40], input_dim=64, keep_prob=0.8, **options),
         "fc, batchnorm": lambda: FullyConnectedNet([30] * 3, input_dim=64, normalization="batchnorm", **options),
         "fc, layernorm": lambda: FullyConnectedNet([30] * 3, input_dim=64, normalization="layernorm", **options),
         "three-layer": lambda: ThreeLayerConvNet(input_dim=SHAPE, num_filters=8, filter_size=3, **options),
@@ -285,7 +285,7 @@ def test_training_has_the_same_bits_with_the_checks_and_without(digits, where, r
             [20],
             input_dim=64,
             normalization="batchnorm",
-            keep=0.8,
+            keep_prob=0.8,
             rng=rng,
             reg=1e-3,
             backend=find_backend(where),

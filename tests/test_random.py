@@ -9,8 +9,8 @@ from xpconv.ops.random_bits import keep_mask
 from xpconv.random import as_random_stream, draw_seed, spawn
 
 
-def host_mask(key, shape, keep):
-    return keep_mask(key, shape, keep, like=np.zeros(1))
+def host_mask(seed, shape, keep_prob):
+    return keep_mask(seed, shape, keep_prob, like=np.zeros(1))
 
 
 # ---- streams
@@ -68,27 +68,27 @@ def test_keys_are_new_each_time_and_can_be_had_again(make):
 # ---- masks
 
 
-@pytest.mark.parametrize("key", [0, 1, 123456789, 2**31 - 1])
-def test_mask_has_the_same_bits_on_every_backend(backend, key):
+@pytest.mark.parametrize("seed", [0, 1, 123456789, 2**31 - 1])
+def test_mask_has_the_same_bits_on_every_backend(backend, seed):
     like = backend.asarray(np.zeros(1, dtype=np.float32))
-    mask = keep_mask(key, (3, 4, 50), 0.3, like=like)
-    assert_array(mask, host_mask(key, (3, 4, 50), 0.3), backend, "bool", tolerance=0)
+    mask = keep_mask(seed, (3, 4, 50), 0.3, like=like)
+    assert_array(mask, host_mask(seed, (3, 4, 50), 0.3), backend, "bool", tolerance=0)
 
 
-def test_mask_of_a_key_never_changes():
+def test_mask_of_a_seed_never_changes():
     assert "".join(str(int(bit)) for bit in host_mask(7, (24,), 0.5)) == "101101001110100011111100"
 
 
-@pytest.mark.parametrize("keep", [0.05, 0.5, 0.9])
-def test_mask_keeps_the_share_that_was_asked_for(keep):
+@pytest.mark.parametrize("keep_prob", [0.05, 0.5, 0.9])
+def test_mask_keeps_the_requested_fraction(keep_prob):
     n = 200_000
-    for key in (0, 1, 2**31 - 1):
-        assert abs(host_mask(key, (n,), keep).mean() - keep) < 5 * np.sqrt(keep * (1 - keep) / n)
+    for seed in (0, 1, 2**31 - 1):
+        assert abs(host_mask(seed, (n,), keep_prob).mean() - keep_prob) < 5 * np.sqrt(keep_prob * (1 - keep_prob) / n)
 
 
-def test_masks_know_nothing_of_their_neighbours_or_of_other_keys():
+def test_masks_of_neighbours_and_of_other_seeds_are_independent():
     n = 100_000
-    masks = [host_mask(key, (n,), 0.5) for key in (0, 1, 2, 3, 1 << 30)]
+    masks = [host_mask(seed, (n,), 0.5) for seed in (0, 1, 2, 3, 1 << 30)]
     for i, mask in enumerate(masks):
         for other in [mask[1:], mask[2:], mask[64:], *masks[:i]]:
             agreement = np.mean(mask[: len(other)] == other)

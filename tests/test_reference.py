@@ -45,8 +45,8 @@ CASES = {
     "groupnorm": ([X5, draw(4, seed=1), draw(4, seed=2)], {"groups": 2}),
     "groupnorm, one group": ([X5, draw(4, seed=1), draw(4, seed=2)], {"groups": 1}),
     "groupnorm, a group each channel": ([X5, draw(4, seed=1), draw(4, seed=2)], {"groups": 4}),
-    "dropout": ([draw(3, 4)], {"keep": 0.7, "mask": MASK, "train": True}),
-    "dropout, eval": ([draw(3, 4)], {"keep": 0.7, "mask": MASK, "train": False}),
+    "dropout": ([draw(3, 4)], {"keep_prob": 0.7, "mask": MASK, "train": True}),
+    "dropout, eval": ([draw(3, 4)], {"keep_prob": 0.7, "mask": MASK, "train": False}),
 }
 
 
@@ -311,8 +311,8 @@ def test_running_averages_keep_float32():
 
 def test_dropout_keeps_the_mask_scales_and_leaves_evaluation_alone():
     x = np.ones((3, 4))
-    np.testing.assert_array_equal(ref.dropout_forward(x, keep=0.5, mask=MASK, train=True)[0], 2 * MASK)
-    np.testing.assert_array_equal(ref.dropout_forward(x, keep=0.5, mask=MASK, train=False)[0], x)
+    np.testing.assert_array_equal(ref.dropout_forward(x, keep_prob=0.5, mask=MASK, train=True)[0], 2 * MASK)
+    np.testing.assert_array_equal(ref.dropout_forward(x, keep_prob=0.5, mask=MASK, train=False)[0], x)
 
 
 # ---- bad input
@@ -338,10 +338,13 @@ def test_dropout_keeps_the_mask_scales_and_leaves_evaluation_alone():
             "groups is 2; expected a divisor of the 3",
         ),
         (
-            lambda: ref.dropout_forward(X2, keep=0.5, mask=MASK, train=True),
+            lambda: ref.dropout_forward(X2, keep_prob=0.5, mask=MASK, train=True),
             r"mask has shape \(3, 4\); expected \(4, 5\)",
         ),
-        (lambda: ref.dropout_forward(draw(3, 4), keep=0, mask=MASK, train=True), "keep is 0; expected a probability"),
+        (
+            lambda: ref.dropout_forward(draw(3, 4), keep_prob=0, mask=MASK, train=True),
+            "keep_prob is 0; expected a probability",
+        ),
         (lambda: ref.softmax_loss(X2, np.array([0, 1, 2, 5])), "y has labels from 0 to 5; expected 0 to 4"),
         (lambda: ref.svm_loss(X2, np.array([0, 1, 2, -1])), "y has labels from -1 to 2; expected 0 to 4"),
         (lambda: ref.svm_loss(X2, np.array([0, 1])), r"y has shape \(2,\); expected \(4,\)"),

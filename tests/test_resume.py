@@ -446,7 +446,7 @@ def test_net_of_the_library_takes_no_random_draws_when_resumed(data, tmp_path):
     for place in ("numpy", "array_api_strict:device1"):
         nets = [
             FullyConnectedNet(
-                [9], input_dim=16, num_classes=3, keep=0.5, dtype="float64", rng=0, backend=find_backend(place)
+                [9], input_dim=16, num_classes=3, keep_prob=0.5, dtype="float64", rng=0, backend=find_backend(place)
             )
             for _ in range(2)
         ]

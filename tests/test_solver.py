@@ -50,7 +50,7 @@ def test_twenty_iterations_give_the_same_losses_on_every_backend(data, backend):
             input_dim=16,
             num_classes=3,
             normalization="batchnorm",
-            keep=0.8,
+            keep_prob=0.8,
             weight_scale=None,
             dtype="float64",
             rng=0,

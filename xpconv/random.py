@@ -107,7 +107,7 @@ def _plain(value: Any) -> Any:
 
 
 def draw_seed(stream: RandomStream) -> int:
-    """Draw a key for `keep_mask` and `integers`, 0 to 2**31 - 1.
+    """Draw a seed for `keep_mask` and `random_integers`, 0 to 2**31 - 1.
 
     Examples
     --------
@@ -119,12 +119,12 @@ def draw_seed(stream: RandomStream) -> int:
     return int(stream.randint(2**31, dtype=np.int64))
 
 
-def split_seed(key: int, count: int) -> list[int]:
-    """Return `count` keys that `key` determines, for uses that must know nothing of each other.
+def split_seed(seed: int, count: int) -> list[int]:
+    """Return `count` seeds that `seed` determines, for independent uses.
 
     Examples
     --------
     >>> len({7, *split_seed(7, 3)})
     4
     """
-    return [int(word) >> 1 for word in np.random.SeedSequence(key).generate_state(count)]
+    return [int(word) >> 1 for word in np.random.SeedSequence(seed).generate_state(count)]

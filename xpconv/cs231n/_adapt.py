@@ -42,10 +42,10 @@ def options(name: str, param: Mapping[str, Any], *keys: str) -> tuple[Any, ...]:
     return tuple(int(v) if isinstance(v, np.integer) else v for v in (param[key] for key in keys))
 
 
-def draw_mask(shape: tuple[int, ...], keep: float, seed: int | None) -> np.ndarray:
+def draw_mask(shape: tuple[int, ...], keep_prob: float, seed: int | None) -> np.ndarray:
     """Draw which elements stay, as the course does: from NumPy's global state, which a `seed` resets first."""
-    if not 0 < keep <= 1:
-        raise ArgumentError(f"p is {keep!r}; expected the probability of keeping a value, above 0 and at most 1")
+    if not 0 < keep_prob <= 1:
+        raise ArgumentError(f"p is {keep_prob!r}; expected the probability of keeping a value, above 0 and at most 1")
     if seed is not None:
         np.random.seed(seed)
-    return np.asarray(np.random.rand(*shape) < keep)
+    return np.asarray(np.random.rand(*shape) < keep_prob)

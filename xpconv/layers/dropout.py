@@ -18,25 +18,25 @@ class DropoutCache(NamedTuple):
     Examples
     --------
     >>> import numpy as np
-    >>> out, cache = dropout_forward(np.ones((2, 3)), keep=0.5, mask_key=0, train=True)
-    >>> cache.keep, cache.mask.shape
+    >>> out, cache = dropout_forward(np.ones((2, 3)), keep_prob=0.5, seed=0, train=True)
+    >>> cache.keep_prob, cache.mask.shape
     (0.5, (2, 3))
     """
 
     mask: Array | None
-    keep: float
+    keep_prob: float
     shape: tuple[int, ...]
 
 
-def dropout_forward(x: Array, *, keep: float, mask_key: int, train: bool) -> tuple[Array, DropoutCache]:
-    """Keep each element with probability `keep`: ``out = x * mask / keep`` in training, ``out = x`` else.
+def dropout_forward(x: Array, *, keep_prob: float, seed: int, train: bool) -> tuple[Array, DropoutCache]:
+    """Keep each element with probability `keep_prob`: ``out = x * mask / keep_prob`` in training, ``out = x`` else.
 
     Parameters
     ----------
     x : array of any shape
-    keep : float
+    keep_prob : float
         Probability that an element stays, above 0 and at most 1.
-    mask_key : int
+    seed : int
         The mask is a function of this number alone, the same on every backend; 0 to 2**32 - 1.
     train : bool
         Whether to drop anything.
@@ -50,7 +50,7 @@ def dropout_forward(x: Array, *, keep: float, mask_key: int, train: bool) -> tup
     Raises
     ------
     ArgumentError
-        If `keep` is no such probability, or `mask_key` out of range.
+        If `keep_prob` is no such probability, or `seed` out of range.
 
     References
     ----------
@@ -59,23 +59,23 @@ def dropout_forward(x: Array, *, keep: float, mask_key: int, train: bool) -> tup
     Examples
     --------
     >>> import numpy as np
-    >>> out, cache = dropout_forward(np.ones(8), keep=0.5, mask_key=1, train=True)
+    >>> out, cache = dropout_forward(np.ones(8), keep_prob=0.5, seed=1, train=True)
     >>> sorted(set(out.tolist()))
     [0.0, 2.0]
     """
     xp = check_arrays(x=x)
-    keep = check_probability("keep", keep)
+    keep_prob = check_probability("keep_prob", keep_prob)
     check_flag("train", train)
-    mask_key = check_count("mask_key", mask_key, 0, 2**32 - 1)
+    seed = check_count("seed", seed, 0, 2**32 - 1)
     shape = tuple(x.shape)
     if not train:
-        return xp.asarray(x, copy=True), DropoutCache(None, keep, shape)
-    mask = keep_mask(mask_key, shape, keep, like=x)
-    return _drop(xp, x, mask, keep), DropoutCache(mask, keep, shape)
+        return xp.asarray(x, copy=True), DropoutCache(None, keep_prob, shape)
+    mask = keep_mask(seed, shape, keep_prob, like=x)
+    return _drop(xp, x, mask, keep_prob), DropoutCache(mask, keep_prob, shape)
 
 
 def dropout_backward(dout: Array, cache: DropoutCache) -> Array:
-    """Compute ``dx = dout * mask / keep`` in training, ``dx = dout`` else.
+    """Compute ``dx = dout * mask / keep_prob`` in training, ``dx = dout`` else.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ def dropout_backward(dout: Array, cache: DropoutCache) -> Array:
     Examples
     --------
     >>> import numpy as np
-    >>> out, cache = dropout_forward(np.ones(8), keep=0.5, mask_key=1, train=True)
+    >>> out, cache = dropout_forward(np.ones(8), keep_prob=0.5, seed=1, train=True)
     >>> bool(np.all(dropout_backward(np.ones(8), cache) == out))
     True
     """
@@ -98,9 +98,9 @@ def dropout_backward(dout: Array, cache: DropoutCache) -> Array:
     xp = check_arrays(dout=dout)
     array_namespace(dout=dout, mask=cache.mask)
     check_gradient_shape(dout, cache.shape)
-    return xp.asarray(dout, copy=True) if cache.mask is None else _drop(xp, dout, cache.mask, cache.keep)
+    return xp.asarray(dout, copy=True) if cache.mask is None else _drop(xp, dout, cache.mask, cache.keep_prob)
 
 
-def _drop(xp: object, x: Array, mask: Array, keep: float) -> Array:
+def _drop(xp: object, x: Array, mask: Array, keep_prob: float) -> Array:
     zero = xp.zeros((), dtype=x.dtype, device=array_api_compat.device(x))  # type: ignore[attr-defined]
-    return xp.where(mask, x / float(keep), zero)  # type: ignore[attr-defined]
+    return xp.where(mask, x / float(keep_prob), zero)  # type: ignore[attr-defined]

@@ -302,24 +302,24 @@ def groupnorm_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
     return dx, dgamma, dbeta
 
 
-def dropout_forward(x: Array, *, keep: float, mask: Array, train: bool) -> Result:
-    """Compute ``x * mask / keep`` while training, x otherwise; mask is boolean, of x's shape.
+def dropout_forward(x: Array, *, keep_prob: float, mask: Array, train: bool) -> Result:
+    """Compute ``x * mask / keep_prob`` while training, x otherwise; mask is boolean, of x's shape.
 
     Source: Srivastava et al., Dropout, 2014, in the inverted form that leaves evaluation alone.
     """
     _check_shapes(x.shape, mask=mask)
-    if not 0 < keep <= 1:
-        raise ArgumentError(f"keep is {keep}; expected a probability above 0 and up to 1")
+    if not 0 < keep_prob <= 1:
+        raise ArgumentError(f"keep_prob is {keep_prob}; expected a probability above 0 and up to 1")
     out = _zeros(x.shape, x)
     for index in np.ndindex(x.shape):
-        out[index] = x[index] * float(mask[index]) / keep if train else x[index]
-    return out, (keep, mask, train)
+        out[index] = x[index] * float(mask[index]) / keep_prob if train else x[index]
+    return out, (keep_prob, mask, train)
 
 
 def dropout_backward(dout: Array, cache: Cache) -> Array:
     """Return dx: what was dropped gets no gradient, what was kept was scaled and so is its gradient."""
-    keep, mask, train = cache
-    return dropout_forward(dout, keep=keep, mask=mask, train=train)[0]
+    keep_prob, mask, train = cache
+    return dropout_forward(dout, keep_prob=keep_prob, mask=mask, train=train)[0]
 
 
 def softmax_loss(x: Array, y: Array) -> tuple[float, Array]:

@@ -37,7 +37,7 @@ class Layer:
     Examples
     --------
     >>> class Double(Layer):
-    ...     def forward(self, x, p, *, train, key):
+    ...     def forward(self, x, p, *, train, seed):
     ...         return 2 * x, None
     ...     def backward(self, dout, cache, *, need_dx):
     ...         return 2 * dout, {}
@@ -57,7 +57,7 @@ class Layer:
         """Return the shape and initial value of what the layer remembers but does not learn."""
         return {}
 
-    def forward(self, x: Array, p: Arrays, *, train: bool, key: int) -> tuple[Array, Any]:
+    def forward(self, x: Array, p: Arrays, *, train: bool, seed: int) -> tuple[Array, Any]:
         """Return the output and the cache; `p` holds parameters and state under their own names."""
         raise NotImplementedError
 
@@ -93,7 +93,7 @@ class Affine(Layer):
     def parameters(self, shape: Shape) -> dict[str, tuple[Shape, float | None]]:
         return _weights((prod(shape), self.units), self.units, self.bias)
 
-    def forward(self, x: Array, p: Arrays, *, train: bool, key: int) -> tuple[Array, Any]:
+    def forward(self, x: Array, p: Arrays, *, train: bool, seed: int) -> tuple[Array, Any]:
         return F.affine_forward(x, p["W"], p.get("b"))
 
     def backward(self, dout: Array, cache: Any, *, need_dx: bool) -> tuple[Array | None, Arrays]:
@@ -135,7 +135,7 @@ class Conv(Layer):
     def parameters(self, shape: Shape) -> dict[str, tuple[Shape, float | None]]:
         return _weights((self.filters, shape[0], *_both(self.kernel_size)), self.filters, self.bias)
 
-    def forward(self, x: Array, p: Arrays, *, train: bool, key: int) -> tuple[Array, Any]:
+    def forward(self, x: Array, p: Arrays, *, train: bool, seed: int) -> tuple[Array, Any]:
         return F.conv_forward(
             x, p["W"], p.get("b"), stride=self.stride, padding=self._padding, algorithm=self.algorithm
         )
@@ -169,38 +169,38 @@ class Relu(_Plain):
     Examples
     --------
     >>> import numpy as np
-    >>> out, cache = Relu().forward(np.asarray([-1.0, 2.0]), {}, train=True, key=0)
+    >>> out, cache = Relu().forward(np.asarray([-1.0, 2.0]), {}, train=True, seed=0)
     >>> out
     array([0., 2.])
     """
 
     _gradient: ClassVar[Callable[..., Any]] = staticmethod(F.relu_backward)
 
-    def forward(self, x: Array, p: Arrays, *, train: bool, key: int) -> tuple[Array, Any]:
+    def forward(self, x: Array, p: Arrays, *, train: bool, seed: int) -> tuple[Array, Any]:
         return F.relu_forward(x)
 
 
 @dataclass(frozen=True)
 class Dropout(_Plain):
-    """Keep each element with probability `keep` in training.
+    """Keep each element with probability `keep_prob` in training.
 
     Examples
     --------
     >>> import numpy as np
-    >>> out, cache = Dropout(keep=0.5).forward(np.ones((2, 3)), {}, train=False, key=0)
+    >>> out, cache = Dropout(keep_prob=0.5).forward(np.ones((2, 3)), {}, train=False, seed=0)
     >>> float(out.min())
     1.0
     """
 
-    keep: float = 0.5
+    keep_prob: float = 0.5
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "keep", check_probability("keep", self.keep))
+        object.__setattr__(self, "keep_prob", check_probability("keep_prob", self.keep_prob))
 
     _gradient: ClassVar[Callable[..., Any]] = staticmethod(F.dropout_backward)
 
-    def forward(self, x: Array, p: Arrays, *, train: bool, key: int) -> tuple[Array, Any]:
-        return F.dropout_forward(x, keep=self.keep, mask_key=key, train=train)
+    def forward(self, x: Array, p: Arrays, *, train: bool, seed: int) -> tuple[Array, Any]:
+        return F.dropout_forward(x, keep_prob=self.keep_prob, seed=seed, train=train)
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ class MaxPool(_Plain):
         stride = self.kernel_size if self.stride is None else self.stride
         return (shape[0], *window_output(shape, self.kernel_size, stride, self.padding))
 
-    def forward(self, x: Array, p: Arrays, *, train: bool, key: int) -> tuple[Array, Any]:
+    def forward(self, x: Array, p: Arrays, *, train: bool, seed: int) -> tuple[Array, Any]:
         return F.max_pool_forward(x, kernel_size=self.kernel_size, stride=self.stride, padding=self.padding)
 
 
@@ -236,13 +236,13 @@ class AvgPool(MaxPool):
     Examples
     --------
     >>> import numpy as np
-    >>> AvgPool(2).forward(np.asarray([[[[1.0, 2.0], [3.0, 4.0]]]]), {}, train=True, key=0)[0].item()
+    >>> AvgPool(2).forward(np.asarray([[[[1.0, 2.0], [3.0, 4.0]]]]), {}, train=True, seed=0)[0].item()
     2.5
     """
 
     _gradient: ClassVar[Callable[..., Any]] = staticmethod(F.avg_pool_backward)
 
-    def forward(self, x: Array, p: Arrays, *, train: bool, key: int) -> tuple[Array, Any]:
+    def forward(self, x: Array, p: Arrays, *, train: bool, seed: int) -> tuple[Array, Any]:
         return F.avg_pool_forward(x, kernel_size=self.kernel_size, stride=self.stride, padding=self.padding)
 
 
@@ -261,7 +261,7 @@ class GlobalAvgPool(_Plain):
     def output_shape(self, shape: Shape) -> Shape:
         return shape[:1]
 
-    def forward(self, x: Array, p: Arrays, *, train: bool, key: int) -> tuple[Array, Any]:
+    def forward(self, x: Array, p: Arrays, *, train: bool, seed: int) -> tuple[Array, Any]:
         return F.global_avg_pool_forward(x)
 
 
@@ -303,7 +303,7 @@ class BatchNorm(_Norm):
     def state(self, shape: Shape) -> dict[str, tuple[Shape, float]]:
         return {"running_mean": (shape[:1], 0.0), "running_var": (shape[:1], 0.0)}
 
-    def forward(self, x: Array, p: Arrays, *, train: bool, key: int) -> tuple[Array, Any]:
+    def forward(self, x: Array, p: Arrays, *, train: bool, seed: int) -> tuple[Array, Any]:
         running = F.RunningStats(p["running_mean"], p["running_var"])
         return F.batchnorm_forward(x, p["gamma"], p["beta"], running, train=train, momentum=self.momentum, eps=self.eps)
 
@@ -326,7 +326,7 @@ class LayerNorm(_Norm):
     def parameters(self, shape: Shape) -> dict[str, tuple[Shape, float | None]]:
         return {"gamma": (shape, 1.0), "beta": (shape, 0.0)}
 
-    def forward(self, x: Array, p: Arrays, *, train: bool, key: int) -> tuple[Array, Any]:
+    def forward(self, x: Array, p: Arrays, *, train: bool, seed: int) -> tuple[Array, Any]:
         return F.layernorm_forward(x, p["gamma"], p["beta"], eps=self.eps)
 
 
@@ -347,7 +347,7 @@ class GroupNorm(_Norm):
         super().__post_init__()
         check_count("groups", self.groups)
 
-    def forward(self, x: Array, p: Arrays, *, train: bool, key: int) -> tuple[Array, Any]:
+    def forward(self, x: Array, p: Arrays, *, train: bool, seed: int) -> tuple[Array, Any]:
         return F.groupnorm_forward(x, p["gamma"], p["beta"], groups=self.groups, eps=self.eps)
 
 

@@ -20,7 +20,7 @@ class FullyConnectedNet(Sequential):
     input_dim : int
         Values of a sample, which may have any shape.
     num_classes : int
-    keep : float
+    keep_prob : float
         Probability that dropout keeps a value; 1 is no dropout.
     normalization : {None, "batchnorm", "layernorm"}
     weight_scale : float or None
@@ -40,14 +40,14 @@ class FullyConnectedNet(Sequential):
         *,
         input_dim: int = 3 * 32 * 32,
         num_classes: int = 10,
-        keep: float = 1.0,
+        keep_prob: float = 1.0,
         normalization: str | None = None,
         weight_scale: float | None = 1e-2,
         **options: Any,
     ) -> None:
         norms = {None: [], "batchnorm": [BatchNorm()], "layernorm": [LayerNorm()]}
         norm: list[Layer] = list(_choose("normalization", normalization, norms))
-        dropout: list[Layer] = [Dropout(keep)] if keep != 1 else []
+        dropout: list[Layer] = [Dropout(keep_prob)] if keep_prob != 1 else []
         layers: list[Layer] = []
         for units in hidden_dims:
             layers += [Affine(units), *norm, Relu(), *dropout]

@@ -228,7 +228,7 @@ class Sequential:
                 x,
                 {name: store[key] for name, key in keys.items()},
                 train=train,
-                key=self._mask_key(position) if train else 0,
+                seed=self._layer_seed(position) if train else 0,
             )
             if train:
                 caches.append(cache)
@@ -257,7 +257,7 @@ class Sequential:
         for layer, keys in zip(self.layers, self._keys, strict=True):
             train = not self.state.keys().isdisjoint(keys.values())
             with self.backend.current():
-                x = layer.forward(x, {name: store[key] for name, key in keys.items()}, train=train, key=0)[0]
+                x = layer.forward(x, {name: store[key] for name, key in keys.items()}, train=train, seed=0)[0]
             yield layer, x
 
     def _backward(self, dout: Array | None, caches: list[Any]) -> Arrays:
@@ -268,7 +268,7 @@ class Sequential:
             grads.update({self._keys[position][name]: grad for name, grad in own.items()})
         return grads
 
-    def _mask_key(self, position: int) -> int:
+    def _layer_seed(self, position: int) -> int:
         if not isinstance(self.layers[position], layer_objects.Dropout):
             return 0
         return draw_seed(self.mask_stream) if self.seed is None else self.seed + position

@@ -1,6 +1,6 @@
-"""Random masks and integers that a key determines: the same bits on every backend.
+"""Random masks and integers that a seed determines: the same bits on every backend.
 
-Element number i of an array is a hash of i and the key, computed on the device: nothing is drawn, so nothing is moved.
+Element number i of an array is a hash of i and the seed, computed on the device: nothing is drawn, so nothing is moved.
 """
 
 from typing import Any
@@ -13,17 +13,17 @@ from xpconv.backend import Array
 __all__ = ["keep_mask", "random_integers"]
 
 
-def keep_mask(key: int, shape: tuple[int, ...], keep: float, like: Array) -> Array:
-    """Return a boolean mask, each element True with probability `keep`: the same bits on every backend.
+def keep_mask(seed: int, shape: tuple[int, ...], keep_prob: float, like: Array) -> Array:
+    """Return a boolean mask, each element True with probability `keep_prob`: the same bits on every backend.
 
-    Element number i is True where ``hash(i, key) < keep * 2**32``: nothing is drawn, so nothing is moved.
+    Element number i is True where ``hash(i, seed) < keep_prob * 2**32``: nothing is drawn, so nothing is moved.
 
     Parameters
     ----------
-    key : int
-        From `draw_seed`.
+    seed : int
+        0 to 2**32 - 1, such as one from `draw_seed`.
     shape : tuple of int
-    keep : float
+    keep_prob : float
         Probability of True, 0 to 1.
     like : array
         The mask is made by its library on its device.
@@ -34,18 +34,18 @@ def keep_mask(key: int, shape: tuple[int, ...], keep: float, like: Array) -> Arr
     >>> mask.dtype, bool(abs(mask.mean() - 0.8) < 0.05)
     (dtype('bool'), True)
     """
-    return _shaped(_hash(key, shape, like) < int(keep * 2**32), shape)
+    return _shaped(_hash(seed, shape, like) < int(keep_prob * 2**32), shape)
 
 
-def random_integers(key: int, shape: tuple[int, ...], high: int, like: Array) -> Array:
+def random_integers(seed: int, shape: tuple[int, ...], high: int, like: Array) -> Array:
     """Return whole numbers from 0 to `high` - 1, equally likely: the same on every backend.
 
-    Element number i is ``hash(i, key) * high // 2**32``.
+    Element number i is ``hash(i, seed) * high // 2**32``.
 
     Parameters
     ----------
-    key : int
-        From `draw_seed`.
+    seed : int
+        0 to 2**32 - 1, such as one from `draw_seed`.
     shape : tuple of int
     high : int
         From 1 to 2**16.
@@ -62,15 +62,15 @@ def random_integers(key: int, shape: tuple[int, ...], high: int, like: Array) ->
     array([[0, 2, 0, 0, 1],
            [1, 1, 2, 0, 0]])
     """
-    return _shaped(_hash(key, shape, like) * high >> 32, shape)
+    return _shaped(_hash(seed, shape, like) * high >> 32, shape)
 
 
-def _hash(key: int, shape: tuple[int, ...], like: Array) -> Array:
-    """Return ``hash(i, key)``, 32 bits held in int64, for each element number i of an array of `shape`, in a row."""
+def _hash(seed: int, shape: tuple[int, ...], like: Array) -> Array:
+    """Return ``hash(i, seed)``, 32 bits held in int64, for each element number i of an array of `shape`, in a row."""
     xp: Any = array_api_compat.array_namespace(like)
     count = int(np.prod(shape, dtype=np.int64))
     h = xp.arange(count, dtype=xp.int64, device=array_api_compat.device(like))
-    return _mix(_mix(h ^ key) ^ (key * 0x9E3779B1 & 0xFFFFFFFF))
+    return _mix(_mix(h ^ seed) ^ (seed * 0x9E3779B1 & 0xFFFFFFFF))
 
 
 def _shaped(row: Array, shape: tuple[int, ...]) -> Array:

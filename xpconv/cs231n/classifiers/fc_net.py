@@ -126,7 +126,7 @@ class FullyConnectedNet(CourseNet, nn.FullyConnectedNet):
             hidden_dims,
             input_dim=input_dim,
             num_classes=num_classes,
-            keep=dropout_keep_ratio or 1,
+            keep_prob=dropout_keep_ratio or 1,
             normalization=normalization,
             weight_scale=weight_scale,
             reg=reg,
@@ -134,19 +134,23 @@ class FullyConnectedNet(CourseNet, nn.FullyConnectedNet):
             seed=seed,
             backend=backend,
         )
-        self.layers = tuple(Dropout(layer.keep) if isinstance(layer, nn.Dropout) else layer for layer in self.layers)
+        self.layers = tuple(
+            Dropout(layer.keep_prob) if isinstance(layer, nn.Dropout) else layer for layer in self.layers
+        )
 
-    def _mask_key(self, position: int) -> Any:
+    def _layer_seed(self, position: int) -> Any:
         return self.seed
 
 
 @dataclass(frozen=True)
 class Dropout(nn.Dropout):
-    """Dropout whose masks are drawn as the course draws them; the key is the net's seed."""
+    """Dropout whose masks are drawn as the course draws them; the seed is the net's own."""
 
-    def forward(self, x: Array, p: dict[str, Array], *, train: bool, key: int | None) -> tuple[Array, Any]:
+    def forward(self, x: Array, p: dict[str, Array], *, train: bool, seed: int | None) -> tuple[Array, Any]:
         """Return the output and the cache."""
         if not train:
-            return super().forward(x, p, train=False, key=0)
-        cache = DropoutCache(backend_of(x).asarray(draw_mask(x.shape, self.keep, key)), self.keep, tuple(x.shape))
+            return super().forward(x, p, train=False, seed=0)
+        cache = DropoutCache(
+            backend_of(x).asarray(draw_mask(x.shape, self.keep_prob, seed)), self.keep_prob, tuple(x.shape)
+        )
         return apply_mask(x, cache), cache
