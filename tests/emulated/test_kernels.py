@@ -398,8 +398,7 @@ def test_largest_finite(monkeypatch, dtype):
         a = any_of(rng, 1, 1e-30, -1) * draw(rng, *any_of(rng, (), (1,), (3, 5), (257,), (40, 3, 3, 3), (1025, 5)))
         if rng.integers(4) == 0:
             a = np.full_like(a, any_of(rng, np.nan, np.inf, -np.inf))
-        actual, expected = check("largest_finite", [place(rng, a, dtype)], {}, dtype, 1e-7)
-        assert np.signbit(actual) == np.signbit(expected)
+        check("largest_finite", [place(rng, a, dtype)], {}, dtype, 0)
 
 
 # ---- shapes of many blocks, and numbers
@@ -416,8 +415,7 @@ def test_as_many_blocks_as_share_a_reduction(dtype):
     check(
         "normalise_backward", [flat[::-1], flat, mean, inv_std, gamma], {"param_axes": (0, 2), **options}, dtype, 1e-5
     )
-    actual, expected = check("largest_finite", [x], {}, dtype, 1e-7)
-    assert actual == pytest.approx(expected, rel=1e-7)
+    check("largest_finite", [x], {}, dtype, 0)
     check("max_pool", [x, (3, 3), (2, 2), (1, 1)], {}, dtype, tolerance=0)
 
 

@@ -10,18 +10,25 @@ __all__ = ["largest_finite"]
 
 @operation
 def largest_finite(a: Array) -> Array:
-    """Return the largest magnitude among the finite elements of `a`, with a minus sign if there are others.
+    """Return the largest magnitude among the finite elements of an array, and whether all elements are finite.
 
-    Where nothing is finite it is -0.0.
+    Parameters
+    ----------
+    a : array
+
+    Returns
+    -------
+    array (2,) of the dtype of `a`
+        The magnitude, 0 if no element is finite; then 1 if every element is finite, else 0.
 
     Examples
     --------
     >>> import numpy as np
-    >>> [float(largest_finite(np.array(values))) for values in ([1.0, -3.0], [2.0, np.nan], [np.inf])]
-    [3.0, -2.0, -0.0]
+    >>> [largest_finite(np.array(values)).tolist() for values in ([1.0, -3.0], [2.0, np.nan], [np.inf])]
+    [[3.0, 1.0], [2.0, 0.0], [0.0, 0.0]]
     """
     xp = array_api_compat.array_namespace(a)
     finite = xp.isfinite(a)
     zero = xp.zeros((), dtype=a.dtype, device=array_api_compat.device(a))
     largest = xp.max(xp.where(finite, xp.abs(a), zero))
-    return xp.where(xp.all(finite), largest, -largest)
+    return xp.stack([largest, xp.astype(xp.asarray(xp.all(finite)), a.dtype)])

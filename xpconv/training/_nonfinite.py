@@ -26,41 +26,52 @@ def check_finite(loss: Any, grads: Mapping[str, Array], *, tell: bool) -> tuple[
 
     Returns
     -------
-    row : tuple or array (1 + K,)
-        The loss and numbers, one for each gradient or one for all, with a minus sign where something is not finite.
+    row : tuple or array (1 + 2 * K,)
+        The loss, then the `largest_finite` of each gradient: the magnitude, and 1 if all its elements are finite, else
+        0. Where that is not collected, one pair stands for all gradients, with 0 for the magnitude.
     good : bool, or boolean array () on the device
         True and False come from where reading costs no wait.
 
     Examples
     --------
     >>> check_finite(0.5, {"W": np.ones(3)}, tell=True)
-    ((0.5, 1.0), True)
+    ((0.5, 0.0, 1.0), True)
     >>> check_finite(0.5, {"W": np.array([3.0, np.inf])}, tell=True)
-    ((0.5, -3.0), False)
+    ((0.5, 3.0, 0.0), False)
     """
-    sizes = (largest_finite(grad) for grad in grads.values())
+    figures = (largest_finite(grad) for grad in grads.values())
     if isinstance(loss, float | np.generic) or on_host(loss):
         good = all_finite(loss, grads.values())
-        return (float(loss), *(map(float, sizes) if tell and not good else [1.0 if good else -1.0])), good
+        pairs = (to_host(pair) for pair in figures) if tell and not good else [(0, good)]
+        return (float(loss), *(float(value) for pair in pairs for value in pair)), good
     xp = backend_of(loss).xp
     if tell:
-        return xp.stack([loss, *sizes]), True
+        return xp.concat([xp.reshape(loss, (1,)), *figures]), True
     good = all_finite(loss, grads.values())
-    return xp.stack([loss, 2 * xp.astype(good, loss.dtype) - 1]), good
+    return xp.stack([loss, xp.zeros_like(loss), xp.astype(good, loss.dtype)]), good
 
 
 def read_rows(rows: list[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Wait for rows of `check_finite`, or for losses alone; return losses, the other numbers, and which rows are bad.
+    """Wait for rows of `check_finite`, or for losses alone.
+
+    Returns
+    -------
+    losses : array (R,)
+    figures : array (R, K, 2)
+        The pairs of each row: magnitude, and 1 for finite.
+    bad : array of int
+        The rows in which something is not finite.
 
     Examples
     --------
-    >>> read_rows([(0.5, 1.0), (0.4, -1.0), (np.nan, 1.0)])[2]
+    >>> read_rows([(0.5, 3.0, 1.0), (0.4, 2.0, 0.0), (np.nan, 3.0, 1.0)])[2]
     array([1, 2])
     """
     on_device = hasattr(rows[0], "shape") and not isinstance(rows[0], np.generic | np.ndarray)
     table = to_host(backend_of(rows[0]).xp.stack(rows)) if on_device else np.asarray(rows)
-    losses, sizes = np.split(table.reshape(len(rows), -1), [1], axis=1)
-    return losses[:, 0], sizes, np.flatnonzero(~np.isfinite(losses[:, 0]) | np.signbit(sizes).any(axis=1))
+    table = table.reshape(len(rows), -1)
+    losses, figures = table[:, 0], table[:, 1:].reshape(len(rows), -1, 2)
+    return losses, figures, np.flatnonzero(~(np.isfinite(losses) & figures[..., 1].all(axis=1)))
 
 
 def all_finite(loss: Any, grads: Iterable[Array]) -> Any:
@@ -101,23 +112,23 @@ def restore_unless(good: Array, new: Mapping[str, Array], old: Mapping[str, Arra
         a[...] = array_api_compat.array_namespace(a).where(good, a, old[name])
 
 
-def describe_nonfinite(loss: float, iteration: int, names: Iterable[str], sizes: np.ndarray) -> str:
-    """Tell what went wrong and which gradient is the cause, given `largest_finite` of each, if there is.
+def describe_nonfinite(loss: float, iteration: int, names: Iterable[str], figures: np.ndarray) -> str:
+    """Tell what went wrong and which gradient is the cause, given `largest_finite` of each gradient, or none.
 
     Examples
     --------
-    >>> describe_nonfinite(0.5, 9, ["W1", "b1"], np.array([2.0, -7.0]))
+    >>> describe_nonfinite(0.5, 9, ["W1", "b1"], np.array([[2.0, 1.0], [7.0, 0.0]]))
     'the gradient of b1 stopped being finite at iteration 9 (its largest finite value is 7.00e+00)'
-    >>> describe_nonfinite(np.inf, 9, ["W1", "b1"], np.array([8.0, 7.0]))
+    >>> describe_nonfinite(np.inf, 9, ["W1", "b1"], np.array([[8.0, 1.0], [7.0, 1.0]]))
     'the loss became inf at iteration 9 (the largest gradient is that of W1, up to 8.00e+00)'
-    >>> describe_nonfinite(np.inf, 9, ["W1", "b1"], np.array([8.0, -7.0]))
+    >>> describe_nonfinite(np.inf, 9, ["W1", "b1"], np.array([[8.0, 1.0], [7.0, 0.0]]))
     'the loss became inf at iteration 9 (the gradient of b1 is not finite, its largest finite value is 7.00e+00)'
     """
-    if not sizes.size:
+    if not figures.size:
         return f"the loss became {loss} at iteration {iteration}"
-    bad = np.signbit(sizes)
-    worst = int(np.argmax(bad if bad.any() else sizes))
-    name, size = list(names)[worst], f"{abs(sizes[worst]):.2e}"
+    magnitudes, bad = figures[:, 0], figures[:, 1] == 0
+    worst = int(np.argmax(bad if bad.any() else magnitudes))
+    name, size = list(names)[worst], f"{magnitudes[worst]:.2e}"
     if np.isfinite(loss):
         return (
             f"the gradient of {name} stopped being finite at iteration {iteration} (its largest finite value is {size})"

@@ -393,7 +393,7 @@ class Solver:
         """Wait for the losses on the device, append them to the history and see to those that went wrong."""
         if not self._unread:
             return
-        losses, sizes, bad = read_rows(self._unread)
+        losses, figures, bad = read_rows(self._unread)
         self._unread = []
         first = len(self.loss_history) + 1
         self.loss_history += losses.tolist()
@@ -405,7 +405,7 @@ class Solver:
         self.sound = False
         rates = ", ".join({str(config.get("learning_rate")) for config in self.optim_configs.values()})
         raise NonFiniteLossError(
-            f"{describe_nonfinite(losses[bad[0]], first + int(bad[0]), self.model.params, sizes[bad[0]])}: "
+            f"{describe_nonfinite(losses[bad[0]], first + int(bad[0]), self.model.params, figures[bad[0]])}: "
             f"take a smaller learning_rate (it is {rates}), a smaller weight_scale, or images of "
             "a smaller range"
         )

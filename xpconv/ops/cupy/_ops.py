@@ -305,12 +305,12 @@ def add_l2_penalty(loss: Array, weights: Sequence[Array], grads: Sequence[Array]
 
 @accelerate("cupy")
 def largest_finite(a: Array) -> Array:
-    """Search pieces, then what was found in them."""
-    grid = _grid(1, a.size, _BLOCKS)
-    parts, out = cupy.empty(grid[0][1], a.dtype), cupy.empty((), a.dtype)
-    kernel = _kernel("largest_finite", a.dtype.char)
-    kernel(*grid, (cupy.ascontiguousarray(a), parts, 0, a.size))
-    kernel((1,), (_THREADS,), (parts, out, 1, parts.size))
+    """Reduce the array to one pair a block, then those to one."""
+    grid, dtype = _grid(1, a.size, _BLOCKS), a.dtype
+    blocks = grid[0][1]
+    pieces, out = cupy.empty((2, blocks), dtype), cupy.empty(2, dtype)
+    _kernel("largest_finite", dtype.char)(*grid, (cupy.ascontiguousarray(a), pieces, a.size))
+    _kernel("largest_finite_of_pieces", dtype.char)((1,), (_THREADS,), (pieces, out, blocks))
     return out
 
 

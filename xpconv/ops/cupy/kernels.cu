@@ -290,20 +290,35 @@ extern "C" __global__ void penalty(const T* loss, const T* sums, T* out, double 
     if (threadIdx.x == 0) *out = *loss + T(0.5 * reg) * sum;
 }
 
-// ---- the largest magnitude among finite values, with a minus sign if there are others
+// ---- the largest magnitude among finite values, and whether all values are finite
 
-__device__ T larger(T a, T b) {
-    const T most = max(fabs(a), fabs(b));
-    return signbit(a) || signbit(b) ? -most : most;
+__device__ T larger(T a, T b) { return max(a, b); }
+
+// Each block leaves the largest finite magnitude of its values, and 1 if any of them is not finite: pieces is (2, blocks).
+extern "C" __global__ void largest_finite(const T* __restrict__ x, T* pieces, int64 count) {
+    T largest = 0, nonfinite = 0;
+    #pragma unroll 4
+    FOR_EACH(e, count)
+        if (isfinite(x[e])) largest = larger(largest, fabs(x[e]));
+        else nonfinite = 1;
+    largest = block_join<T, larger>(largest);
+    nonfinite = block_join<T, larger>(nonfinite);
+    if (threadIdx.x > 0) return;
+    pieces[blockIdx.y] = largest;
+    pieces[gridDim.y + blockIdx.y] = nonfinite;
 }
 
-// In pieces; with `pieces` as x and `again` the result of all.
-extern "C" __global__ void largest_finite(const T* __restrict__ x, T* pieces, int64 again, int64 count) {
-    T largest = 0;
-    #pragma unroll 4
-    FOR_EACH(e, count) largest = larger(largest, again ? x[e] : isfinite(x[e]) ? fabs(x[e]) : -T(0));
+extern "C" __global__ void largest_finite_of_pieces(const T* pieces, T* out, int64 count) {
+    T largest = 0, nonfinite = 0;
+    for (unsigned k = threadIdx.x; k < count; k += THREADS) {
+        largest = larger(largest, pieces[k]);
+        nonfinite = larger(nonfinite, pieces[count + k]);
+    }
     largest = block_join<T, larger>(largest);
-    if (threadIdx.x == 0) pieces[blockIdx.y] = largest;
+    nonfinite = block_join<T, larger>(nonfinite);
+    if (threadIdx.x > 0) return;
+    out[0] = largest;
+    out[1] = 1 - nonfinite;
 }
 
 // ---- loss: one warp a sample
