@@ -1,21 +1,55 @@
 """Fixtures: every backend that works on this machine, and every memory layout.
 
 ``XP_BACKEND`` may be set while the tests run: it sets the default backend, nothing else. ``XPCONV_REQUIRE=torch,...``
-turns the skips of those libraries into failures, ``XPCONV_ACCELERATE=0`` tests the portable versions on all of them.
+makes tests of those libraries fail where they cannot run, ``XPCONV_ACCELERATE=0`` tests the portable versions on all
+of them.
 """
 
 import os
 
+import hypothesis
 import pytest
 
-from tests.helpers import BACKENDS, LAYOUTS, find_backend, required_libraries
+from tests.helpers import BACKENDS, LAYOUTS, find_backend, required_libraries, why_not
 
 KEPT = ("XPCONV_ACCELERATE", "XPCONV_DATA", "XPCONV_REQUIRE")  # settings that tell how to test
+MARKED = {"gpu": "cupy", "torch": "torch"}  # mark: the library without which such tests are left out
+LEFT_OUT = pytest.StashKey[dict]()
+
+hypothesis.settings.register_profile("xpconv", deadline=None, database=None)
+hypothesis.settings.load_profile("xpconv")
 
 
 def pytest_configure(config):
     required_libraries()
+    config.stash[LEFT_OUT] = {}
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's waiting threads slow thousands of tiny tests down
+
+
+@pytest.hookimpl(trylast=True)  # after -m and -k
+def pytest_collection_modifyitems(config, items):
+    """Leave out tests of a library that cannot run here: one line in the summary, not a skip for each test."""
+    for mark, library in MARKED.items():
+        marked = [item for item in items if item.get_closest_marker(mark)]
+        if marked and library not in required_libraries() and (reason := why_not(library)):
+            config.stash[LEFT_OUT][mark] = f"{len(marked)} tests marked {mark} are left out: {reason}"
+            config.hook.pytest_deselected(items=marked)
+            items[:] = [item for item in items if not item.get_closest_marker(mark)]
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):  # this is a worker of pytest-xdist, which prints nothing
+        session.config.workeroutput["left_out"] = session.config.stash[LEFT_OUT]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    node.config.stash[LEFT_OUT].update(getattr(node, "workeroutput", {}).get("left_out", {}))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    for line in config.stash[LEFT_OUT].values():
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +63,7 @@ def _default_settings():
 
 @pytest.fixture(params=BACKENDS)
 def backend(request):
-    """Each backend in turn, skipped with its reason where it cannot run."""
+    """Each backend in turn."""
     return find_backend(request.param)
 
 

@@ -1,4 +1,4 @@
-"""What several test modules share: backends, memory layouts, and the comparison of arrays."""
+"""Helpers of several test modules: backends, memory layouts, and the comparison of arrays."""
 
 import os
 from functools import cache
@@ -22,7 +22,7 @@ TOLERANCE = {"float64": 1e-10, "float32": 1e-4}
 
 
 def required_libraries():
-    """Return the libraries that XPCONV_REQUIRE insists on: their tests fail where they would be skipped."""
+    """Return the libraries that XPCONV_REQUIRE names: tests of these fail where they cannot run."""
     names = [name.strip() for name in os.environ.get("XPCONV_REQUIRE", "").split(",") if name.strip()]
     unknown = sorted(set(names) - set(LIBRARIES))
     if unknown:
@@ -32,11 +32,16 @@ def required_libraries():
 
 def find_backend(spec: str) -> Backend:
     """Return the backend, or skip the test with the reason why it cannot run here."""
-    diagnosis = _diagnosis(spec)
-    if not diagnosis.available:
+    if reason := why_not(spec):
         give_up = pytest.fail if spec.partition(":")[0] in required_libraries() else pytest.skip
-        give_up(f"{spec}: {diagnosis.detail}")
+        give_up(reason)
     return get_backend(spec)
+
+
+def why_not(spec: str) -> str:
+    """Return why a backend cannot run here, or "" if it can."""
+    diagnosis = _diagnosis(spec)
+    return "" if diagnosis.available else f"{spec}: {diagnosis.detail}"
 
 
 @cache
@@ -44,7 +49,7 @@ def _diagnosis(spec: str) -> Diagnosis:
     return diagnose(spec)
 
 
-# ---- layouts: the same values, otherwise laid out in memory; each is called with a backend and a NumPy array
+# ---- memory layouts: each function returns the values of a NumPy array as an array of the backend in that layout
 
 
 def contiguous(backend, host):
@@ -52,7 +57,7 @@ def contiguous(backend, host):
 
 
 def every_second_element(backend, host):
-    """Between the elements lies what must not be read."""
+    """The gaps between the elements hold values that no layer may read."""
     gap = {"f": np.nan, "u": 255}.get(host.dtype.kind, -1)
     larger = backend.asarray(np.full([2 * size for size in host.shape], gap, dtype=host.dtype))
     view = (slice(None, None, 2),) * host.ndim
@@ -61,7 +66,7 @@ def every_second_element(backend, host):
 
 
 def negative_strides(backend, host):
-    if backend.library == "torch":  # has none
+    if backend.library == "torch":  # it has no negative strides
         return contiguous(backend, host)
     backwards = (slice(None, None, -1),) * host.ndim
     return contiguous(backend, host[backwards])[backwards]
@@ -73,7 +78,7 @@ def fortran_ordered(backend, host):
 
 def read_only(backend, host):
     x = contiguous(backend, host)
-    if backend.library in ("numpy", "array_api_strict"):  # the others have no such flag
+    if backend.library in ("numpy", "array_api_strict"):  # the other libraries have no such flag
         getattr(x, "_array", x).flags.writeable = False
     return x
 
@@ -105,7 +110,7 @@ def columns_by_loops(x, size, stride, padding, value=0.0):
 
 
 def assert_copies(params, best):
-    """Check that a model has copies of what its Solver keeps."""
+    """Check that the parameters of a model are copies of its Solver's best parameters."""
     assert params.keys() == best.keys()
     for name, kept in best.items():
         np.testing.assert_array_equal(to_host(params[name]), to_host(kept))
@@ -113,9 +118,10 @@ def assert_copies(params, best):
 
 
 def assert_array(actual, expected, backend, dtype, *, tolerance=None):
-    """Check values, shape, dtype, library and device; differences count relative to the largest magnitude.
+    """Check values, shape, dtype, library and device.
 
-    An expected array that is 0 all over has only rounding errors, hence the floor.
+    Differences are relative to the largest expected magnitude, or to 0.1 if that is smaller: where zeros are
+    expected, rounding errors remain.
     """
     expected = np.asarray(expected)
     assert library_of(actual) == backend.library

@@ -108,3 +108,9 @@ def test_no_file_names_a_home_directory():
 
 def test_types_are_announced():
     assert (PACKAGE / "py.typed").is_file()
+
+
+def test_no_test_depends_on_speed():
+    """Hypothesis fails an example that takes longer than a deadline; tests/conftest.py turns that off for all tests."""
+    named = [path.name for path in (ROOT / "tests").rglob("*.py") if re.search(r"\bdeadline\s*=", path.read_text())]
+    assert named == ["conftest.py"]

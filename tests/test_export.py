@@ -158,7 +158,7 @@ def assert_layer_is_exported(layer, shape, seed, folder):
 
 
 @pytest.mark.parametrize("kind", LAYERS, ids=lambda kind: kind.__name__)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_runtime_computes_every_layer_on_images(kind, data, tmp_path_factory):
     channels = data.draw(st.sampled_from([4, 8]) if kind is nn.GroupNorm else st.integers(1, 4))
@@ -169,7 +169,7 @@ def test_runtime_computes_every_layer_on_images(kind, data, tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", FLAT, ids=lambda kind: kind.__name__)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(data=st.data())
 def test_runtime_computes_layers_on_samples_of_one_axis(kind, data, tmp_path_factory):
     shape = (data.draw(st.sampled_from([8, 12]) if kind is nn.GroupNorm else st.integers(3, 9)),)

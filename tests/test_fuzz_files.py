@@ -25,7 +25,7 @@ from xpconv.io._safetensors import KEY, ArrayFile, write_arrays
 from xpconv.nn import Affine, BatchNorm, Conv, Dropout, GroupNorm, LayerNorm, MaxPool, Relu, Sequential
 
 LITTLE = 1 << 23  # bytes: eight times the block that checksums are taken of
-fuzzed = settings(deadline=None, derandomize=True, database=None)
+fuzzed = settings(derandomize=True)
 
 
 @contextlib.contextmanager
@@ -245,7 +245,7 @@ def test_any_description_is_refused_or_describes_what_works(written, tmp_path_fa
 
 
 @pytest.mark.slow
-@settings(deadline=None, database=None, max_examples=3000, print_blob=True)
+@settings(max_examples=3000, print_blob=True)
 @given(data=st.data())
 @every_kind
 def test_thousands_of_descriptions(written, tmp_path_factory, kind, data):

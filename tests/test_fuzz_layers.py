@@ -292,17 +292,14 @@ def largest(values):
     return np.max([0.0, *(np.max(np.abs(a), initial=0.0) for a in host_arrays(values) if a.dtype.kind == "f")])
 
 
-fuzzed = settings(deadline=None, database=None)
-
-
-@settings(fuzzed, max_examples=200, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(call=calls(), data=st.data())
 def test_random_calls_give_what_the_loops_give_or_name_a_bad_argument(call, data):
     check(call, data)
 
 
 @pytest.mark.slow
-@settings(fuzzed, max_examples=10_000, print_blob=True)
+@settings(max_examples=10_000, print_blob=True)
 @given(call=calls(), data=st.data())
 def test_ten_thousand_random_calls(call, data):
     check(call, data)

@@ -165,7 +165,7 @@ def test_loop_versions_keep_float32():
 
 # ---- any shape, stride and padding
 
-few_examples = settings(max_examples=40, deadline=None, derandomize=True, database=None)
+few_examples = settings(max_examples=40, derandomize=True)
 small = st.integers(1, 4)
 
 

@@ -10,7 +10,7 @@ from tests.operation_table import ARGUMENTS, WRITTEN, arrays_in
 from xpconv.ops.dispatch import accelerated_versions
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=60, derandomize=True)
 @given(data=st.data())
 @pytest.mark.parametrize("spec", ["numpy", pytest.param("cupy", marks=pytest.mark.gpu)])
 def test_every_fast_version_equals_its_portable_one(spec, data):

@@ -240,7 +240,7 @@ def check(solver, size):
     return accuracy
 
 
-stateful = settings(deadline=None, database=None, stateful_step_count=8)
+stateful = settings(stateful_step_count=8)
 
 
 class TestTraining(Training.TestCase):

@@ -10,7 +10,7 @@ from xpconv import layers
 from xpconv.ops.numpy import _winograd as winograd
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@settings(max_examples=25, derandomize=True)
 @given(
     st.integers(1, 5),
     st.sampled_from([32, 50]),
