@@ -5,13 +5,11 @@ import pickle
 import sys
 import tarfile
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from xpconv.backend import get_backend
-from xpconv.data import Batches, cifar10, load_cifar10, load_dataset, load_digits
+from xpconv.data import cifar10, load_cifar10, load_dataset, load_digits
 from xpconv.data.cifar10 import BATCHES, CLASS_NAMES, find_cifar10, load_batch, read_cifar10
 from xpconv.errors import ArgumentError, DatasetError
 
@@ -308,119 +306,3 @@ def test_published_files_give_all_images():
     assert (len(data.y_val), len(data.y_test)) == (1000, 10_000)
     assert data.y_train[:10].tolist() == [6, 9, 9, 4, 1, 1, 2, 7, 8, 3]
     assert set(data.y_test.tolist()) == set(range(10))
-
-
-# ---- minibatches
-
-
-class Draws:
-    """Draws that are known beforehand and counted."""
-
-    def __init__(self, num_rows=20, batch_size=5):
-        rng = np.random.default_rng(0)
-        self.all = [rng.choice(num_rows, batch_size) for _ in range(12)]
-        self.taken = 0
-
-    def __call__(self):
-        self.taken += 1
-        return self.all[self.taken - 1]
-
-
-@pytest.fixture
-def rows():
-    rng = np.random.default_rng(0)
-    return rng.integers(0, 256, (20, 3, 4, 4), dtype=np.uint8), rng.integers(0, 10, 20)
-
-
-def batch_threads():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("xpconv-batches")]
-
-
-@pytest.mark.parametrize("prefetch", [0, 1, 2, 5])
-@pytest.mark.parametrize("resident", [False, True])
-def test_batches_come_in_the_order_of_draws_on_the_device(backend, rows, resident, prefetch):
-    X, y = rows
-    data = (backend.asarray(X), backend.asarray(y)) if resident else rows
-    draws = Draws()
-    with Batches(*data, draws, backend, prefetch=prefetch) as batches:
-        for indices, (X_batch, y_batch) in zip(draws.all[:6], batches, strict=False):
-            for batch, expected in ((X_batch, X[indices]), (y_batch, y[indices])):
-                assert type(batch) is type(backend.asarray(expected))
-                assert batch.device == backend.device
-                host = backend.to_host(batch)
-                assert host.dtype == expected.dtype
-                np.testing.assert_array_equal(host, expected)
-
-
-def test_nothing_is_drawn_early_without_ahead(rows):
-    draws = Draws()
-    with Batches(*rows, draws, get_backend("numpy"), prefetch=0) as batches:
-        for taken in range(1, 5):
-            next(batches)
-            assert draws.taken == taken
-        assert not batch_threads()
-
-
-def test_as_many_as_asked_are_drawn_ahead(rows):
-    draws = Draws()
-    with Batches(*rows, draws, get_backend("numpy"), prefetch=2) as batches:
-        assert draws.taken == 0
-        next(batches)
-        assert draws.taken == 3
-        next(batches)
-        assert draws.taken == 4
-
-
-def test_draws_are_made_in_the_thread_that_iterates(rows):
-    threads = []
-
-    def draw():
-        threads.append(threading.current_thread())
-        return np.array([0])
-
-    with Batches(*rows, draw, get_backend("numpy")) as batches:
-        next(batches)
-    assert set(threads) == {threading.current_thread()}
-
-
-@pytest.mark.parametrize("error", [StopIteration, ValueError, KeyboardInterrupt])
-def test_no_thread_is_left_after_the_block(rows, error):
-    def consume():
-        with Batches(*rows, Draws(), get_backend("numpy"), prefetch=5) as batches:
-            next(batches)
-            assert batch_threads()
-            raise error
-
-    with pytest.raises(error):
-        consume()
-    assert not batch_threads()
-
-
-@pytest.mark.parametrize("prefetch", [0, 2])
-def test_error_while_gathering_reaches_the_consumer(rows, prefetch):
-    with (
-        pytest.raises(IndexError, match="out of bounds"),
-        Batches(*rows, lambda: np.array([99]), get_backend("numpy"), prefetch=prefetch) as batches,
-    ):
-        next(batches)
-    assert not batch_threads()
-
-
-def test_two_consumers_do_not_disturb_each_other(rows):
-    def consume(_):
-        with Batches(*rows, Draws(), get_backend("numpy")) as batches:
-            return [next(batches)[1] for _ in range(8)]
-
-    with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(consume, range(2))
-    np.testing.assert_array_equal(first, second)
-
-
-def test_labels_of_another_length_are_refused(rows):
-    with pytest.raises(ArgumentError, match="X has 20 rows but y has 19: give each row one label"):
-        Batches(rows[0], rows[1][:-1], Draws(), get_backend("numpy"))
-
-
-def test_negative_ahead_is_refused(rows):
-    with pytest.raises(ArgumentError, match="prefetch is -1; expected an int, 0 or more"):
-        Batches(*rows, Draws(), get_backend("numpy"), prefetch=-1)
