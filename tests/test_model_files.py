@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.test_nets import IMAGE, NETS
+from tests.nets import IMAGE, NETS
 from xpconv import Preprocessing, Sequential, load_model, nn, save_model
 from xpconv.errors import CheckpointError
 from xpconv.io._safetensors import ArrayFile, write_arrays

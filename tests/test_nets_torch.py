@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import find_backend
-from tests.test_nets import IMAGE, NETS
+from tests.nets import IMAGE, NETS
 from xpconv import nn
 
 pytestmark = pytest.mark.torch

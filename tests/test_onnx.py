@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import xpconv
-from tests.test_nets import IMAGE, NETS
+from tests.nets import IMAGE, NETS
 from xpconv import nn
 from xpconv.cli import _app, _run
 from xpconv.errors import ArgumentError, ArgumentTypeError, XpconvError
