@@ -455,7 +455,7 @@ def test_unreadable_images_are_named_and_the_others_predicted(tmp_path, bare, mo
 
 
 def test_model_of_no_images_cannot_take_files(tmp_path):
-    with pytest.raises(DatasetError, match=r"samples of shape \(64,\), which no image file gives"):
+    with pytest.raises(DatasetError, match=r"samples of shape \(64,\) cannot be read from image files"):
         read_image(tmp_path / "any.png", (64,))
 
 
@@ -531,7 +531,7 @@ def test_wrong_usage_is_told_with_the_choices_and_exits_with_2(words, message):
 def test_failure_is_told_in_one_line_and_exits_with_1(tmp_path, monkeypatch, words, environment, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("xpconv.data.cifar10._download", raising(OSError("offline")))
-    monkeypatch.setattr("xpconv.data.cifar10._cache", lambda: tmp_path / "cache")
+    monkeypatch.setattr("xpconv.data.cifar10._cache_folder", lambda: tmp_path / "cache")
     Path("file").write_text("no run")
     result = call(*words, **environment)
     assert result.exit_code == 1

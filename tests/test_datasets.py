@@ -1,3 +1,5 @@
+"""Data sets: the digits, and CIFAR-10 found, downloaded, checked and read."""
+
 import functools
 import http.server
 import os
@@ -19,23 +21,23 @@ LAYOUTS = ("py", "bin")
 # ---- digits
 
 
-def test_digits_are_split_whole_and_in_proportion():
+def test_digits_are_split_with_equal_class_proportions():
     data = load_digits()
     splits = data.splits()
     assert list(splits) == ["X_train", "y_train", "X_val", "y_val", "X_test", "y_test"]
-    assert [len(splits[f"X_{part}"]) for part in ("train", "val", "test")] == [1297, 200, 300]
-    for part in ("train", "val", "test"):
-        X, y = splits[f"X_{part}"], splits[f"y_{part}"]
+    assert [len(splits[f"X_{split}"]) for split in ("train", "val", "test")] == [1297, 200, 300]
+    for split in ("train", "val", "test"):
+        X, y = splits[f"X_{split}"], splits[f"y_{split}"]
         assert X.shape == (len(y), 1, 8, 8)
         assert (X.dtype, y.dtype) == (np.uint8, np.int64)
         assert (X.min(), X.max()) == (0, 255)
-        shares = np.bincount(y, minlength=10) / len(y)
-        assert abs(shares - 0.1).max() < 0.015
+        fractions = np.bincount(y, minlength=10) / len(y)
+        assert abs(fractions - 0.1).max() < 0.015
     assert data.input_shape == (1, 8, 8)
     assert data.class_names == tuple("0123456789")
 
 
-def test_digits_parts_share_no_image():
+def test_every_digit_is_in_exactly_one_split():
     from sklearn import datasets
 
     data = load_digits()
@@ -45,7 +47,7 @@ def test_digits_parts_share_no_image():
     assert sorted(map(bytes, together)) == sorted(map(bytes, expected))
 
 
-def test_digits_split_follows_the_seed():
+def test_the_split_of_the_digits_follows_the_seed():
     first, again, other = load_digits(), load_digits(0), load_digits(1)
     np.testing.assert_array_equal(first.X_test, again.X_test)
     assert not np.array_equal(first.X_test, other.X_test)
@@ -53,7 +55,7 @@ def test_digits_split_follows_the_seed():
 
 def test_missing_scikit_learn_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(DatasetError, match=r"come with scikit-learn, which.*pip install \"xpconv\[train\]\""):
+    with pytest.raises(DatasetError, match=r"are part of scikit-learn, which.*pip install \"xpconv\[train\]\""):
         load_digits()
 
 
@@ -81,13 +83,13 @@ def write_batch(folder, layout, name, images, labels):
 
 @pytest.fixture
 def small(monkeypatch):
-    """Make four images the published size of a batch."""
+    """Let a batch have four images."""
     monkeypatch.setattr(cifar10, "IMAGES_PER_BATCH", 4)
 
 
 @pytest.fixture
 def nowhere(monkeypatch, tmp_path):
-    """Point every place that is searched, and the download, to nothing."""
+    """Let every folder that is searched and the download address be missing; return the cache's folder."""
     monkeypatch.delenv("XPCONV_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -108,7 +110,7 @@ def write_cifar10(parent, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("count", [1, 3])
-def test_batch_of_any_length_is_read_from_either_layout(tmp_path, layout, count):
+def test_batches_of_any_length_are_read_in_either_layout(tmp_path, layout, count):
     rng = np.random.default_rng(0)
     X, y = rng.integers(0, 256, (count, 3, 32, 32), dtype=np.uint8), rng.integers(0, 10, count)
     images, labels = load_batch(write_batch(tmp_path, layout, "data_batch_1", X, y))
@@ -130,7 +132,7 @@ def test_pickles_of_old_python_and_numpy_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_native_split_takes_the_last_training_images_to_validate(tmp_path, small, layout):
+def test_the_last_training_images_are_the_validation_split(tmp_path, small, layout):
     folder, images, labels = write_cifar10(tmp_path, layout)
     for root in (folder, tmp_path):
         data = load_cifar10(root, num_validation=3)
@@ -147,15 +149,15 @@ def test_native_split_takes_the_last_training_images_to_validate(tmp_path, small
 
 
 @pytest.mark.parametrize("count", [0, 50_000])
-def test_validation_must_leave_images_on_both_sides(tmp_path, count):
-    with pytest.raises(ArgumentError, match=f"num_validation is {count}; expected 1 to 49999"):
+def test_training_and_validation_both_need_images(tmp_path, count):
+    with pytest.raises(ArgumentError, match=f"num_validation is {count}; expected an int from 1 to 49999"):
         load_cifar10(tmp_path, num_validation=count)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_batches_of_another_length_than_the_published_are_refused(tmp_path, layout):
+def test_batches_of_the_wrong_length_are_refused(tmp_path, layout):
     folder, *_ = write_cifar10(tmp_path, layout)
-    with pytest.raises(DatasetError, match=r"data_batch_1.* holds 4 images; a batch of CIFAR-10 has 10000"):
+    with pytest.raises(DatasetError, match=r"data_batch_1.* has 4 images; expected 10000"):
         read_cifar10(folder)
 
 
@@ -173,7 +175,7 @@ def test_truncated_batch_is_named(tmp_path, small, layout, keep):
     folder, *_ = write_cifar10(tmp_path, layout)
     path = next(folder.glob("test_batch*"))
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(DatasetError, match=r"test_batch.* is no whole CIFAR-10 batch .*: extract"):
+    with pytest.raises(DatasetError, match=r"test_batch.* is not a complete CIFAR-10 batch .*: extract"):
         load_cifar10(tmp_path, num_validation=3)
 
 
@@ -182,17 +184,17 @@ def test_truncated_batch_is_named(tmp_path, small, layout, keep):
     [
         ({b"labels": [1]}, "data"),
         ({b"labels": [1], b"data": np.zeros((2, 3072), np.uint8)}, r"uint8 array of shape \(1, 3072\)"),
-        ({b"labels": [10], b"data": np.zeros((1, 3072), np.uint8)}, "whole numbers from 0 to 9"),
+        ({b"labels": [10], b"data": np.zeros((1, 3072), np.uint8)}, "integers from 0 to 9"),
         ({b"labels": [1], b"data": b"pixels"}, "uint8 array"),
         ({b"labels": [1], b"data": np.zeros((1, 3072), np.float32)}, "arrays of 'f4', which no batch needs"),
         ({b"labels": [1], b"data": np.array([[None]], object)}, "arrays of 'O8', which no batch needs"),
         ([], "TypeError"),
     ],
 )
-def test_pickle_of_something_else_is_refused(tmp_path, batch, text):
+def test_pickles_that_are_not_batches_are_refused(tmp_path, batch, text):
     path = tmp_path / "data_batch_1"
     path.write_bytes(pickle.dumps(batch, protocol=2))
-    with pytest.raises(DatasetError, match=rf"data_batch_1 is no whole CIFAR-10 batch .*{text}"):
+    with pytest.raises(DatasetError, match=rf"data_batch_1 is not a complete CIFAR-10 batch .*{text}"):
         load_batch(path)
 
 
@@ -205,7 +207,7 @@ class Call:
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_hostile_pickle_is_refused_and_not_executed(tmp_path, protocol):
+def test_hostile_pickles_are_refused_and_not_executed(tmp_path, protocol):
     path, harmed = tmp_path / "data_batch_1", tmp_path / "harmed"
     for call in (Call(os.system, f"touch {harmed}"), Call(eval, f"open({str(harmed)!r}, 'w')")):
         path.write_bytes(pickle.dumps({b"labels": [1], b"data": call}, protocol))
@@ -214,7 +216,7 @@ def test_hostile_pickle_is_refused_and_not_executed(tmp_path, protocol):
         assert not harmed.exists()
 
 
-def test_folder_in_the_environment_comes_before_the_cache(tmp_path, small, nowhere, monkeypatch):
+def test_the_folder_in_the_environment_comes_before_the_cache(tmp_path, small, nowhere, monkeypatch):
     (tmp_path / "mine").mkdir()
     mine, *_ = write_cifar10(tmp_path / "mine", "bin")
     cached, *_ = write_cifar10(nowhere, "py")
@@ -227,7 +229,7 @@ def test_folder_in_the_environment_comes_before_the_cache(tmp_path, small, nowhe
     assert find_cifar10() == cached
 
 
-def test_folder_that_is_named_is_the_only_one_tried(tmp_path, small, nowhere):
+def test_a_named_folder_is_the_only_one_searched(tmp_path, small, nowhere):
     write_cifar10(nowhere, "py")
     with pytest.raises(
         DatasetError,
@@ -238,20 +240,20 @@ def test_folder_that_is_named_is_the_only_one_tried(tmp_path, small, nowhere):
 
 
 @pytest.mark.parametrize("download", [True, False])
-def test_offline_it_says_where_to_put_the_files(tmp_path, nowhere, monkeypatch, download):
+def test_without_files_the_error_says_where_to_put_them(tmp_path, nowhere, monkeypatch, download):
     monkeypatch.setenv("XPCONV_DATA", str(tmp_path))
     there = "" if download else r" \(no such folder\)"
-    failed = r", and downloading it failed \(.*\)" if download else ""
+    failed = r", and the download failed \(.*\)" if download else ""
     with pytest.raises(DatasetError) as caught:
         find_cifar10(download=download)
     caught.match(
         rf"CIFAR-10 is not in {tmp_path} or {nowhere}{there}{failed}: extract http\S* so that "
         rf"{nowhere}/cifar-10-batches-py/data_batch_1 exists, "
-        "or set XPCONV_DATA to the folder that holds cifar-10-batches-py"
+        "or set XPCONV_DATA to the folder that contains cifar-10-batches-py"
     )
 
 
-def test_missing_pooch_matters_only_where_the_files_are_not_at_hand(tmp_path, nowhere, monkeypatch):
+def test_pooch_is_needed_only_if_the_files_are_not_found(tmp_path, nowhere, monkeypatch):
     monkeypatch.setitem(sys.modules, "pooch", None)
     with pytest.raises(DatasetError, match=r"needs pooch.*pip install \"xpconv\[train\]\""):
         find_cifar10()
@@ -262,7 +264,7 @@ def test_missing_pooch_matters_only_where_the_files_are_not_at_hand(tmp_path, no
 
 @pytest.fixture
 def published(tmp_path, nowhere, monkeypatch):
-    """Serve a small archive at the address that is downloaded from."""
+    """Serve a small archive at the download address."""
     pooch = pytest.importorskip("pooch")
     folder, *_ = write_cifar10(tmp_path / "source", "py")
     archive = tmp_path / "source" / "cifar-10-python.tar.gz"
@@ -284,7 +286,7 @@ def published(tmp_path, nowhere, monkeypatch):
         thread.join()
 
 
-def test_download_is_checked_unpacked_and_kept(published, small, nowhere, monkeypatch):
+def test_a_download_is_checked_unpacked_and_cached(published, small, nowhere, monkeypatch):
     data = load_cifar10(num_validation=3)
     assert data.X_train.shape == (17, 3, 32, 32)
     assert os.listdir(nowhere) == ["cifar-10-batches-py"]
@@ -292,15 +294,15 @@ def test_download_is_checked_unpacked_and_kept(published, small, nowhere, monkey
     assert find_cifar10() == nowhere / "cifar-10-batches-py"
 
 
-def test_download_with_another_checksum_is_refused_and_leaves_nothing(published, nowhere, monkeypatch):
+def test_a_download_with_the_wrong_checksum_is_refused_and_leaves_nothing(published, nowhere, monkeypatch):
     monkeypatch.setattr(cifar10, "CHECKSUM", f"sha256:{'0' * 64}")
-    with pytest.raises(DatasetError, match=r"downloading it failed \(.*hash"):
+    with pytest.raises(DatasetError, match=r"the download failed \(.*hash"):
         find_cifar10()
     assert os.listdir(nowhere) == []
 
 
-@pytest.mark.skipif(not os.environ.get("XPCONV_DATA"), reason="XPCONV_DATA names no folder with CIFAR-10")
-def test_published_files_give_all_images():
+@pytest.mark.skipif(not os.environ.get("XPCONV_DATA"), reason="XPCONV_DATA is not set")
+def test_all_published_images_are_read():
     data = load_cifar10(os.environ["XPCONV_DATA"])
     assert data.X_train.shape == (49_000, 3, 32, 32)
     assert (len(data.y_val), len(data.y_test)) == (1000, 10_000)

@@ -1,4 +1,4 @@
-"""Folders of images as data sets, and the split that every data set can be given."""
+"""Stratified splits, and folders of images as data sets."""
 
 import json
 import shutil
@@ -27,14 +27,14 @@ def labels_and_fractions(draw):
 
 
 @given(labels_and_fractions(), st.integers(0, 100))
-def test_parts_are_whole_disjoint_and_hold_every_class_in_its_share(case, seed):
+def test_splits_are_complete_disjoint_and_stratified(case, seed):
     y, fractions = np.array(case[0]), case[1]
-    parts = stratified_split(y, fractions, seed)
-    assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(y)))
-    assert all(part.dtype == np.int64 for part in parts)
+    splits = stratified_split(y, fractions, seed)
+    assert np.array_equal(np.sort(np.concatenate(splits)), np.arange(len(y)))
+    assert all(split.dtype == np.int64 for split in splits)
     for label in np.unique(y):
         n = np.sum(y == label)
-        counts = [np.sum(y[part] == label) for part in parts]
+        counts = [np.sum(y[split] == label) for split in splits]
         assert min(counts) >= 1
         if min(fractions) * n >= 1:
             assert all(abs(count - fraction * n) <= 1 for count, fraction in zip(counts, fractions, strict=True))
@@ -59,10 +59,10 @@ def test_split_follows_the_seed_and_mixes_the_classes():
         ([0, 1], (0.5, 0.4), "that add up to 1"),
         ([0, 1], (1.5, -0.5), "fractions above 0"),
         ([0, 1], (), "fractions above 0"),
-        ([0, 0, 7], (0.5, 0.5), "class 7 has 1 samples; expected 2 or more, one for each part"),
+        ([0, 0, 7], (0.5, 0.5), "class 7 has 1 samples; expected 2 or more, one for each split"),
     ],
 )
-def test_split_refuses_what_it_cannot_do(y, fractions, message):
+def test_labels_and_fractions_that_cannot_be_split_are_refused(y, fractions, message):
     with pytest.raises(ArgumentError, match=message):
         stratified_split(np.array(y), fractions)
 
@@ -79,13 +79,13 @@ def write_images(folder, colors, size=(12, 9)):
 
 @pytest.fixture
 def flat(tmp_path):
-    """Two classes of 20 and 10 images; each image is known by its grey level, all below 100 in the class dark."""
+    """Return a folder of 20 light and 10 dark images, each of its own grey level; those of dark are below 100."""
     write_images(tmp_path / "light", range(100, 120))
     write_images(tmp_path / "dark", range(10))
     return tmp_path
 
 
-def levels(X):
+def grey_levels(X):
     return sorted(X[:, 0, 0, 0].tolist())
 
 
@@ -93,20 +93,20 @@ def test_each_subfolder_is_a_class_split_in_proportion(flat):
     data = load_folder(flat, (3, 4, 6))
     assert (data.name, data.class_names, data.input_shape) == (str(flat), ("dark", "light"), (3, 4, 6))
     assert [np.bincount(y).tolist() for y in (data.y_train, data.y_val, data.y_test)] == [[7, 14], [2, 3], [1, 3]]
-    assert levels(np.concatenate([data.X_train, data.X_val, data.X_test])) == [*range(10), *range(100, 120)]
-    for part in ("train", "val", "test"):
-        X, y = data.splits()[f"X_{part}"], data.splits()[f"y_{part}"]
+    assert grey_levels(np.concatenate([data.X_train, data.X_val, data.X_test])) == [*range(10), *range(100, 120)]
+    for split in ("train", "val", "test"):
+        X, y = data.splits()[f"X_{split}"], data.splits()[f"y_{split}"]
         assert (X.dtype, y.dtype) == (np.uint8, np.int64)
         np.testing.assert_array_equal(X[:, 0, 0, 0] >= 100, y == 1)
 
 
-def test_part_of_an_image_does_not_depend_on_its_size_and_follows_the_seed(flat):
+def test_the_seed_alone_determines_the_split_of_an_image(flat):
     first, small, other = load_folder(flat), load_folder(flat, (1, 2, 2)), load_folder(flat, seed=1)
     assert first.input_shape == (3, 32, 32)
-    assert levels(first.X_test) == levels(small.X_test) != levels(other.X_test)
+    assert grey_levels(first.X_test) == grey_levels(small.X_test) != grey_levels(other.X_test)
 
 
-def test_hidden_entries_and_files_beside_the_classes_are_passed_over(flat):
+def test_hidden_entries_and_files_beside_the_classes_are_ignored(flat):
     (flat / "README.txt").write_text("about these images")
     (flat / ".cache").mkdir()
     (flat / "dark" / ".DS_Store").write_text("x")
@@ -114,7 +114,7 @@ def test_hidden_entries_and_files_beside_the_classes_are_passed_over(flat):
 
 
 @pytest.mark.parametrize(
-    ("parts", "sizes"),
+    ("splits", "sizes"),
     [
         (("train", "val", "test"), (20, 4, 4)),
         (("train", "test"), (18, 2, 4)),
@@ -122,23 +122,22 @@ def test_hidden_entries_and_files_beside_the_classes_are_passed_over(flat):
         (("train",), (14, 4, 2)),
     ],
 )
-def test_folders_of_parts_are_used_and_missing_parts_are_taken_from_train(tmp_path, parts, sizes):
-    for k, part in enumerate(parts):
+def test_folders_of_splits_are_used_and_missing_ones_are_taken_from_train(tmp_path, splits, sizes):
+    for k, split in enumerate(splits):
         for j, name in enumerate(("a", "b")):
             start = 100 * j + 30 * k
-            write_images(tmp_path / part / name, range(start, start + (10 if part == "train" else 2)))
+            write_images(tmp_path / split / name, range(start, start + (10 if split == "train" else 2)))
     data = load_folder(tmp_path, (1, 2, 2))
     assert tuple(len(y) for y in (data.y_train, data.y_val, data.y_test)) == sizes
-    for part in parts[1:]:
-        k = parts.index(part)
-        X = data.splits()[f"X_{part}"]
-        assert levels(X) == [30 * k, 30 * k + 1, 100 + 30 * k, 101 + 30 * k]
+    for k, split in enumerate(splits[1:], start=1):
+        X = data.splits()[f"X_{split}"]
+        assert grey_levels(X) == [30 * k, 30 * k + 1, 100 + 30 * k, 101 + 30 * k]
     everything = np.concatenate([data.X_train, data.X_val, data.X_test])
     assert len(np.unique(everything[:, 0, 0, 0])) == len(everything)
-    assert len(set(data.y_train[:8])) == 2, "the first so many are of both classes"
+    assert len(set(data.y_train[:8])) == 2, "the first images are of both classes"
 
 
-def test_class_may_be_called_train(tmp_path):
+def test_a_class_may_be_called_train(tmp_path):
     for name in ("train", "plane"):
         write_images(tmp_path / name, range(5))
     assert load_folder(tmp_path).class_names == ("plane", "train")
@@ -153,7 +152,7 @@ def write_file(path, text):
     [
         (
             lambda f: (f / "empty").mkdir(),
-            "{0}/empty holds no images; expected one subfolder of images for each class: fill it or remove it",
+            "{0}/empty has no images; expected one subfolder of images for each class: fill it or remove it",
         ),
         (
             lambda f: (f / "light").rename(f.parent / "elsewhere"),
@@ -161,11 +160,11 @@ def write_file(path, text):
         ),
         (
             lambda f: write_images(f / "rare", range(2)),
-            "{0}/rare holds 2 images; expected 3 or more, one at least for each of train, val, test",
+            "{0}/rare has 2 images; expected 3 or more, at least one for each of train, val, test",
         ),
         (
             lambda f: write_file(f / "dark" / "notes.txt", "x"),
-            "cannot read the image {0}/dark/notes.txt: it is none of BMP, GIF, ",
+            "cannot read the image {0}/dark/notes.txt: expected one of BMP, GIF, ",
         ),
         (lambda f: (f / "dark" / "more").mkdir(), "cannot read the image {0}/dark/more: "),
         (
@@ -174,7 +173,7 @@ def write_file(path, text):
         ),
     ],
 )
-def test_folder_that_cannot_be_used_is_told_with_what_is_expected(tmp_path, change, message):
+def test_errors_about_folders_say_what_is_expected(tmp_path, change, message):
     root = tmp_path / "images"
     write_images(root / "light", range(100, 105))
     write_images(root / "dark", range(5))
@@ -196,7 +195,7 @@ def test_truncated_image_and_decompression_bomb_are_named(flat, monkeypatch):
         load_folder(flat)
 
 
-def test_parts_of_other_classes_are_refused(tmp_path):
+def test_splits_with_different_classes_are_refused(tmp_path):
     for name in ("train/a", "train/b", "test/a", "test/c"):
         write_images(tmp_path / name, range(5))
     with pytest.raises(DatasetError, match=r"test and .*train differ in b, c; expected the same classes in both"):
@@ -213,8 +212,8 @@ def test_missing_folder_is_named(tmp_path, name):
 
 
 @pytest.mark.parametrize("shape", [(3, 0, 4), (2, 4, 4), (64,)])
-def test_shapes_that_no_image_has_are_refused(flat, shape):
-    with pytest.raises(DatasetError, match="which no image file gives"):
+def test_shapes_that_are_not_of_images_are_refused(flat, shape):
+    with pytest.raises(DatasetError, match="cannot be read from image files; expected"):
         load_folder(flat, shape)
 
 
@@ -223,7 +222,7 @@ def test_shapes_that_no_image_has_are_refused(flat, shape):
 
 @pytest.fixture(scope="module")
 def digits_folder(tmp_path_factory):
-    """Three digits as a folder with a blank in its name."""
+    """Return a folder of three digits whose name contains a space."""
     root, digits = tmp_path_factory.mktemp("my digits"), load_digits()
     for label, name in enumerate(("zero", "one", "two")):
         (root / name).mkdir()
@@ -239,7 +238,7 @@ def run(*words):
 
 
 @pytest.mark.parametrize("options", [(), ("--image-size", 10)])
-def test_folder_is_trained_on_evaluated_and_predicted(digits_folder, tmp_path, monkeypatch, options):
+def test_commands_train_evaluate_and_predict_on_a_folder(digits_folder, tmp_path, monkeypatch, options):
     monkeypatch.chdir(digits_folder.parent)
     shown = run(
         "train", "--data", digits_folder.name, "--epochs", 4, "--batch-size", 10, "--out", tmp_path / "run", *options
@@ -257,12 +256,12 @@ def test_folder_is_trained_on_evaluated_and_predicted(digits_folder, tmp_path, m
     assert run("predict", model, image)[0].startswith(f"{image}\ttwo\t")
 
 
-def test_a_run_goes_on_where_its_images_were_moved(digits_folder, tmp_path):
+def test_a_run_resumes_after_its_images_were_moved(digits_folder, tmp_path):
     words = ("--epochs", 2, "--batch-size", 10, "--image-size", 8)
     run("train", "--data", digits_folder, *words, "--out", tmp_path / "whole")
     shutil.copytree(digits_folder, tmp_path / "here")
     run("train", "--data", tmp_path / "here", *words, "--checkpoint-every", 5, "--out", tmp_path / "run")
-    for name in ("config.json", "model.safetensors"):  # as if it had been killed before its end
+    for name in ("config.json", "model.safetensors"):  # as after a kill
         (tmp_path / "run" / name).unlink()
     shutil.copy(tmp_path / "whole" / "config.json", tmp_path / "run")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -286,7 +285,7 @@ def test_a_run_goes_on_where_its_images_were_moved(digits_folder, tmp_path):
         (("--image-size", 3, "--model", "convnet"), "have 3x3 pixels; expected 4x4 or more, which convnet pools"),
     ],
 )
-def test_images_that_are_too_small_for_the_net_are_told(digits_folder, tmp_path, words, message):
+def test_images_that_are_too_small_for_the_net_are_refused(digits_folder, tmp_path, words, message):
     words = ["train", "--data", digits_folder, "--out", tmp_path / "run", *words]
     result = CliRunner().invoke(_app.app, [str(word) for word in words], env={"XP_BACKEND": None})
     assert result.exit_code == 1

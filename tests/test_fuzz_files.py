@@ -431,7 +431,7 @@ def test_archives_that_hold_anything_else_are_refused_and_leave_nothing(tmp_path
     with tarfile.open(tmp_path / "archive.tar.gz", "w:gz") as tar:
         content.seek(0)
         tar.addfile(info, content)
-    with refused(DatasetError, "the archive holds"):
+    with refused(DatasetError, "the archive contains"):
         unpack(tmp_path, monkeypatch, tmp_path / "archive.tar.gz")
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "archive.tar.gz"]
 
@@ -443,7 +443,7 @@ def test_damaged_archives_are_refused_and_leave_nothing(tmp_path, monkeypatch):
     whole = (tmp_path / "archive.tar.gz").read_bytes()
     for content in (b"", whole[:20], whole[:2000], b"<html>"):
         (tmp_path / "archive.tar.gz").write_bytes(content)
-        with refused(DatasetError, "downloading it failed"):
+        with refused(DatasetError, "the download failed"):
             unpack(tmp_path, monkeypatch, tmp_path / "archive.tar.gz")
         assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "archive.tar.gz"]
 

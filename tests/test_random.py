@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.helpers import assert_array
 from xpconv.errors import ArgumentTypeError
-from xpconv.ops.random_bits import keep_mask
-from xpconv.random import as_random_stream, draw_seed, spawn
+from xpconv.ops.random_bits import keep_mask, random_integers
+from xpconv.random import as_random_stream, draw_seed, spawn, split_seed
 
 
 def host_mask(seed, shape, keep_prob):
@@ -105,3 +107,29 @@ def test_mask_may_have_any_shape():
     assert host_mask(9, (2, 3, 4), 0.5).tolist() == flat.reshape(2, 3, 4).tolist()
     assert host_mask(9, (), 0.5).shape == ()
     assert host_mask(9, (0, 3), 0.5).shape == (0, 3)
+
+
+# ---- integers
+
+
+@given(st.integers(0, 2**31 - 1), st.lists(st.integers(0, 5), max_size=3).map(tuple), st.integers(1, 2**16))
+@settings(max_examples=50)
+def test_random_integers_have_the_requested_shape_and_range(seed, shape, high):
+    integers = random_integers(seed, shape, high, like=np.zeros(1))
+    assert (integers.shape, integers.dtype) == (shape, np.int64)
+    assert ((integers >= 0) & (integers < high)).all()
+
+
+@pytest.mark.parametrize("high", [2, 9, 100])
+def test_random_integers_are_uniform_and_the_same_on_every_backend(backend, high):
+    integers = random_integers(11, (100 * high,), high, like=backend.asarray(np.zeros(1, np.float32)))
+    host = random_integers(11, (100 * high,), high, like=np.zeros(1))
+    np.testing.assert_array_equal(backend.to_host(integers), host)
+    assert abs(np.bincount(host, minlength=high) - 100).max() < 50
+
+
+@given(st.integers(0, 2**31 - 1))
+def test_split_seeds_are_seeds_and_differ(seed):
+    seeds = split_seed(seed, 4)
+    assert len({seed, *seeds}) == 5
+    assert all(type(s) is int and 0 <= s < 2**31 for s in seeds)

@@ -314,9 +314,9 @@ def test_unknown_options_are_refused_by_name(data):
         (
             lambda d: d["X_train"].__setitem__((5, 0, 0, 0), np.nan),
             ArgumentError,
-            r"X_train\[5\] holds NaN or infinite",
+            r"X_train\[5\] has NaN or infinite",
         ),
-        (lambda d: d["X_val"].__setitem__((2, 0, 0, 0), np.inf), ArgumentError, r"X_val\[2\] holds NaN or infinite"),
+        (lambda d: d["X_val"].__setitem__((2, 0, 0, 0), np.inf), ArgumentError, r"X_val\[2\] has NaN or infinite"),
     ],
 )
 def test_bad_data_is_refused_before_training(data, change, error, message):

@@ -1,4 +1,4 @@
-"""Data sets and minibatches, all on the host until a batch is asked for."""
+"""Data sets, kept in host memory, and minibatches of them on a device."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,25 +23,25 @@ __all__ = [
 ]
 
 DATASETS: dict[str, Callable[[], Dataset]] = {"digits": load_digits, "cifar10": load_cifar10}
-"""The data sets by name, each with the function that loads it."""
+"""The function that loads each data set, by name."""
 
 
 def load_dataset(name: str, shape: Sequence[int] | None = None) -> Dataset:
-    """Load the data set of that name, or the images of that folder.
+    """Load a data set by its name, or a folder of images by its path.
 
     Parameters
     ----------
     name : str
-        ``digits``, ``cifar10`` or the path of a folder as `load_folder` takes it.
+        ``digits``, ``cifar10`` or the path of a folder, as for `load_folder`.
     shape : (int, int, int), optional
-        The shape to which the images of a folder are brought, 3x32x32 by default; the other data sets have theirs.
+        The shape to which a folder's images are resized, by default (3, 32, 32). Other data sets have fixed shapes.
 
     Raises
     ------
     ArgumentError
         If there is neither a data set of that name nor such a folder.
     DatasetError
-        If its files cannot be had or read.
+        If files are missing, cannot be downloaded or cannot be read.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The checks of options, and of data whose check would later cost waits for a device."""
+"""The check of a data set's splits, made once so that layers need not wait for the device to check values."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,26 +11,28 @@ from xpconv.errors import ArgumentError, ArgumentTypeError
 __all__ = ["check_split"]
 
 
-def check_split(splits: Mapping[str, Array], part: str, classes: Any = None, shape: Any = None) -> tuple[Array, Array]:
-    """Return the images and labels of one part of a data set if a net can work with them.
+def check_split(
+    splits: Mapping[str, Array], split: str, num_classes: Any = None, sample_shape: Any = None
+) -> tuple[Array, Array]:
+    """Return the images and labels of one split of a data set, checked.
 
     Parameters
     ----------
     splits : mapping of str to array
-        ``X_<part>`` (N, ...) and ``y_<part>`` (N,).
-    part : str
+        ``X_<split>`` (N, ...) and ``y_<split>`` (N,).
+    split : str
         Such as ``train``.
-    classes : int, optional
-        Labels are 0 to ``classes - 1``.
-    shape : tuple of int, optional
+    num_classes : int, optional
+        Labels are 0 to ``num_classes - 1``.
+    sample_shape : tuple of int, optional
         The shape of one sample.
 
     Raises
     ------
     ArgumentError
-        If one of them is missing, their shapes do not fit, or their values are not finite or out of range.
+        If an array is missing, shapes do not match, images are not finite, or labels are out of range.
     ArgumentTypeError
-        If the labels are no integers.
+        If the labels are not integers.
 
     Examples
     --------
@@ -38,29 +40,38 @@ def check_split(splits: Mapping[str, Array], part: str, classes: Any = None, sha
     Traceback (most recent call last):
     xpconv.errors.ArgumentError: y_val has labels from 7 to 7; expected 0 to 4
     """
-    for name in (f"X_{part}", f"y_{part}"):
+    for name in (f"X_{split}", f"y_{split}"):
         if name not in splits:
             raise ArgumentError(f"data has no {name!r}; expected X_train, y_train, X_val and y_val")
-    X, y = (a if hasattr(a, "shape") else np.asarray(a) for a in (splits[f"X_{part}"], splits[f"y_{part}"]))
+    X, y = (a if hasattr(a, "shape") else np.asarray(a) for a in (splits[f"X_{split}"], splits[f"y_{split}"]))
     if X.shape[0] == 0 or tuple(y.shape) != (X.shape[0],):
         raise ArgumentError(
-            f"X_{part} has shape {tuple(X.shape)} and y_{part} {tuple(y.shape)}; expected "
+            f"X_{split} has shape {tuple(X.shape)} and y_{split} {tuple(y.shape)}; expected "
             "(N, ...) and (N,) with N at least 1"
         )
-    if shape is not None and tuple(X.shape[1:]) != tuple(shape):
+    if sample_shape is not None and tuple(X.shape[1:]) != tuple(sample_shape):
         raise ArgumentError(
-            f"X_{part} has samples of shape {tuple(X.shape[1:])}; expected {tuple(shape)}, as X_train has"
+            f"X_{split} has samples of shape {tuple(X.shape[1:])}; expected {tuple(sample_shape)}, as X_train has"
         )
+    _check_labels(f"y_{split}", y, num_classes)
+    _check_finite(f"X_{split}", X)
+    return X, y
+
+
+def _check_labels(name: str, y: Array, num_classes: Any) -> None:
     labels = to_host(y)
     if labels.dtype.kind not in "iu":
-        raise ArgumentTypeError(f"y_{part} has dtype {labels.dtype}; expected integer labels")
-    if labels.min() < 0 or (isinstance(classes, int) and labels.max() >= classes):
-        limit = f"0 to {classes - 1}" if isinstance(classes, int) else "0 or more"
-        raise ArgumentError(f"y_{part} has labels from {labels.min()} to {labels.max()}; expected {limit}")
+        raise ArgumentTypeError(f"{name} has dtype {labels.dtype}; expected integer labels")
+    bounded = isinstance(num_classes, int)
+    if labels.min() < 0 or (bounded and labels.max() >= num_classes):
+        expected = f"0 to {num_classes - 1}" if bounded else "0 or more"
+        raise ArgumentError(f"{name} has labels from {labels.min()} to {labels.max()}; expected {expected}")
+
+
+def _check_finite(name: str, X: Array) -> None:
     xp = backend_of(X).xp
     if xp.isdtype(X.dtype, "real floating") and not bool(to_host(xp.all(xp.isfinite(X)))):
         first = int(np.argmin(np.isfinite(to_host(X)).reshape(X.shape[0], -1).all(axis=1)))
         raise ArgumentError(
-            f"X_{part}[{first}] holds NaN or infinite values; expected finite images: drop or mend such samples first"
+            f"{name}[{first}] has NaN or infinite values; expected finite images: remove or repair such samples first"
         )
-    return X, y

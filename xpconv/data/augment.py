@@ -1,10 +1,11 @@
-"""More training images, made from those there are: expansions beforehand, or random transforms of each minibatch."""
+"""Augmentation: copies of training images that are added beforehand, or random transforms of each minibatch."""
 
 from collections.abc import Callable
 
 import array_api_compat
 import numpy as np
 
+from xpconv._validation import check_count
 from xpconv.backend import Array
 from xpconv.errors import ArgumentError
 from xpconv.ops.random_bits import keep_mask, random_integers
@@ -25,7 +26,7 @@ Transform = Callable[[Array, int], Array]
 
 
 def add_shifted_copies(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Add each image moved by one pixel up, down, left and right; what comes in from outside is 0.
+    """Add four copies of each image, shifted by one pixel up, down, left and right; the uncovered pixels are 0.
 
     Parameters
     ----------
@@ -37,7 +38,7 @@ def add_shifted_copies(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.nda
     Returns
     -------
     X, y : numpy.ndarray
-        (5*N, C, H, W) and (5*N,), the given ones first.
+        (5*N, C, H, W) and (5*N,), the originals first.
 
     Examples
     --------
@@ -48,12 +49,12 @@ def add_shifted_copies(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.nda
     height, width = X.shape[2:]
     padded = np.pad(X, ((0, 0), (0, 0), (1, 1), (1, 1)))
     corners = (1, 1), (2, 1), (0, 1), (1, 2), (1, 0)
-    moved = [padded[:, :, top : top + height, left : left + width] for top, left in corners]
-    return np.concatenate(moved), np.tile(y, len(corners))
+    copies = [padded[:, :, top : top + height, left : left + width] for top, left in corners]
+    return np.concatenate(copies), np.tile(y, len(corners))
 
 
 def add_mirrored_copies(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Add each image with left and right exchanged.
+    """Add a copy of each image with left and right exchanged.
 
     Parameters
     ----------
@@ -65,7 +66,7 @@ def add_mirrored_copies(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.nd
     Returns
     -------
     X, y : numpy.ndarray
-        (2*N, C, H, W) and (2*N,), the given ones first.
+        (2*N, C, H, W) and (2*N,), the originals first.
 
     Examples
     --------
@@ -76,28 +77,30 @@ def add_mirrored_copies(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def random_crop(x: Array, padding: int, seed: int) -> Array:
-    """Surround each image with zeros and cut its own size out again, at a random place.
+    """Pad each image with zeros and crop it to its size at a random position.
 
     ``out[n, :, i, j] = padded[n, :, i + top[n], j + left[n]]``, with top and left from 0 to ``2 * padding``.
 
     Parameters
     ----------
     x : array (N, C, H, W)
-        Images of any dtype that the library can index; torch cannot do so with uint16, uint32 and uint64.
+        Images of any dtype that the library can index; torch cannot index uint16, uint32 and uint64.
     padding : int
-        By how many pixels an image may move each way, 0 or more.
+        The largest shift in each direction, in pixels, 0 or more.
     seed : int
-        From `xpconv.random.draw_seed`: it alone determines the places, the same on every backend.
+        From `xpconv.random.draw_seed`; it determines the positions, which are the same on every backend.
 
     Returns
     -------
     array (N, C, H, W)
-        Of the dtype and on the device of `x`.
+        With the dtype and the device of `x`.
 
     Raises
     ------
     ArgumentError
-        If `x` is no batch of images or `padding` is negative.
+        If `x` is not a batch of images or `padding` is negative.
+    ArgumentTypeError
+        If `padding` is not an integer.
 
     References
     ----------
@@ -110,8 +113,7 @@ def random_crop(x: Array, padding: int, seed: int) -> Array:
            [0, 4, 5]])
     """
     _check_images(x)
-    if padding < 0:
-        raise ArgumentError(f"padding is {padding}; expected 0 or more pixels")
+    padding = check_count("padding", padding, 0)
     xp, device = array_api_compat.array_namespace(x), array_api_compat.device(x)
     N, C, H, W = x.shape
     padded = pad(x, (padding, padding))
@@ -127,24 +129,24 @@ def random_crop(x: Array, padding: int, seed: int) -> Array:
 
 
 def random_flip(x: Array, seed: int) -> Array:
-    """Exchange left and right in about every second image.
+    """Exchange left and right in each image with probability 1/2.
 
     Parameters
     ----------
     x : array (N, C, H, W)
-        Images of any dtype that the library can index; torch cannot do so with uint16, uint32 and uint64.
+        Images of any dtype that the library can index; torch cannot index uint16, uint32 and uint64.
     seed : int
-        From `xpconv.random.draw_seed`: it alone determines which, the same on every backend.
+        From `xpconv.random.draw_seed`; it determines which images are flipped, the same on every backend.
 
     Returns
     -------
     array (N, C, H, W)
-        Of the dtype and on the device of `x`.
+        With the dtype and the device of `x`.
 
     Raises
     ------
     ArgumentError
-        If `x` is no batch of images.
+        If `x` is not a batch of images.
 
     Examples
     --------
@@ -162,40 +164,40 @@ def _check_images(x: Array) -> None:
         raise ArgumentError(f"x has shape {tuple(x.shape)}; expected images (N, C, H, W)")
 
 
-def _crop_an_eighth(x: Array, seed: int) -> Array:
+def _crop_by_an_eighth(x: Array, seed: int) -> Array:
     return random_crop(x, max(min(x.shape[2:]) // 8, 1), seed)
 
 
 EXPANSIONS: dict[str, Expansion] = {"shift": add_shifted_copies, "mirror": add_mirrored_copies}
-TRANSFORMS: dict[str, Transform] = {"crop": _crop_an_eighth, "flip": random_flip}
+TRANSFORMS: dict[str, Transform] = {"crop": _crop_by_an_eighth, "flip": random_flip}
 
 AUGMENTATIONS: tuple[str, ...] = ("none", *EXPANSIONS, *TRANSFORMS)
-"""The words that `parse_augmentation` knows."""
+"""The words that `parse_augmentation` takes."""
 
 
 def parse_augmentation(spec: str) -> tuple[Expansion, Transform | None]:
-    """Return the two functions that `spec`, words joined by ``-``, stands for.
+    """Return the functions that augment training images as `spec` says.
 
-    ``shift`` adds each image moved by a pixel each way, ``mirror`` each mirrored; ``crop`` moves the images of each
-    minibatch by up to an eighth of their size (`random_crop`), ``flip`` mirrors some (`random_flip`); ``none`` does
-    nothing.
+    Before training, ``shift`` adds copies of each image shifted by one pixel in each direction, and ``mirror`` adds
+    mirrored copies. In each minibatch, ``crop`` shifts images at random by up to an eighth of their size
+    (`random_crop`), and ``flip`` mirrors images at random (`random_flip`). ``none`` changes nothing.
 
     Parameters
     ----------
     spec : str
-        Such as ``crop-flip``.
+        One of these words, or several joined by ``-``, such as ``crop-flip``.
 
     Returns
     -------
     expand : callable
-        ``expand(X, y) -> (X, y)``, on the host.
+        ``expand(X, y) -> (X, y)`` adds the copies, on the host.
     transform : callable or None
-        ``transform(X, seed) -> X``, on any device: the `augment` of a Solver.
+        ``transform(X, seed) -> X`` changes a minibatch, on any device; it is the `augment` of a Solver.
 
     Raises
     ------
     ArgumentError
-        If a word means nothing.
+        If a word is unknown.
 
     Examples
     --------
@@ -213,14 +215,14 @@ def parse_augmentation(spec: str) -> tuple[Expansion, Transform | None]:
     transforms = [TRANSFORMS[word] for word in words if word in TRANSFORMS]
 
     def expand(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        for copy in expansions:
-            X, y = copy(X, y)
+        for expansion in expansions:
+            X, y = expansion(X, y)
         return X, y
 
-    def transform(X: Array, seed: int) -> Array:
-        for one, own_seed in zip(transforms, split_seed(seed, len(transforms)), strict=True):
-            X = one(X, own_seed)
+    def transform_all(X: Array, seed: int) -> Array:
+        for transform, transform_seed in zip(transforms, split_seed(seed, len(transforms)), strict=True):
+            X = transform(X, transform_seed)
         return X
 
-    transform.__qualname__ = spec  # by which checkpoints know it again
-    return expand, transform if transforms else None
+    transform_all.__qualname__ = spec  # checkpoints compare it
+    return expand, transform_all if transforms else None

@@ -1,4 +1,4 @@
-"""Minibatches, gathered and moved to the device while the one before is still computed on."""
+"""Minibatches, gathered and moved to the device while earlier ones are computed."""
 
 from collections import deque
 from collections.abc import Callable
@@ -17,29 +17,31 @@ __all__ = ["Batches"]
 class Batches:
     """Endless minibatches on a backend's device, in the order in which they were drawn.
 
-    Data on the host is gathered and moved by one background thread. Data that is not on the host stays on the
-    device, and only the drawn indices travel.
+    One background thread gathers rows of host arrays and moves them to the device. Other arrays stay on the device,
+    and only the indices of the rows move.
 
     Parameters
     ----------
     X : Array
-        Images or features (N, ...), in the dtype that the batches shall have.
+        Images or features (N, ...), in the dtype that minibatches have.
     y : Array
         Labels (N,).
-    draw : callable
-        Takes nothing and returns the indices (B,) of the next minibatch, on the host. It is called in the
-        thread that iterates. One that has a `state`, as `Sampler`, is put back at the end of the block: draws of
-        minibatches that nobody asked for are made again.
+    sampler : callable
+        Takes no arguments and returns the indices (B,) of the next minibatch, on the host. It is called in the thread
+        that iterates. If it has a `state`, as a `Sampler` has, the end of the block restores the state that follows
+        the last minibatch taken, so that prefetched minibatches are drawn again.
     backend : Backend
-        Where the batches are wanted.
+        Where the minibatches go.
     prefetch : int
-        How many minibatches to draw and prepare before they are asked for. With 0 each is drawn when it is
-        asked for and not earlier, as is needed where other draws of the same stream come between.
+        Number of minibatches to draw and prepare in advance. With 0, each is drawn when it is taken, as is needed
+        when other code draws from the same random stream.
 
     Raises
     ------
     ArgumentError
         If `X` and `y` differ in length or `prefetch` is negative.
+    ArgumentTypeError
+        If `prefetch` is not an integer.
 
     Examples
     --------
@@ -52,16 +54,17 @@ class Batches:
     """
 
     def __init__(
-        self, X: Array, y: Array, draw: Callable[[], np.ndarray], backend: Backend, *, prefetch: int = 2
+        self, X: Array, y: Array, sampler: Callable[[], np.ndarray], backend: Backend, *, prefetch: int = 2
     ) -> None:
         if X.shape[0] != y.shape[0]:
             raise ArgumentError(f"X has {X.shape[0]} rows but y has {y.shape[0]}: give each row one label")
         self._on_host, self._stream = isinstance(X, np.ndarray), backend.stream()
-        place = to_host if self._on_host else backend.asarray
-        self._arrays = place(X), place(y)
-        self._draw, self._backend, self._prefetch = draw, backend, check_count("prefetch", prefetch, 0)
-        self._ready: deque[tuple[Any, Future[tuple[Array, Array]]]] = deque()  # and the state before its draw
-        # On the device a gather is one short launch, and the device selected is a property of the thread.
+        convert = to_host if self._on_host else backend.asarray
+        self._arrays = convert(X), convert(y)
+        self._sampler, self._backend, self._prefetch = sampler, backend, check_count("prefetch", prefetch, 0)
+        # Minibatches that are being prepared, each with the sampler's state before it was drawn.
+        self._pending: deque[tuple[Any, Future[tuple[Array, Array]]]] = deque()
+        # On a device a gather is one short launch, and each thread selects its own current device: no thread for that.
         self._pool = ThreadPoolExecutor(1, "xpconv-batches") if self._on_host and self._prefetch else None
 
     def __iter__(self) -> Self:
@@ -69,16 +72,16 @@ class Batches:
 
     def __next__(self) -> tuple[Array, Array]:
         if self._pool is None:
-            return self._gather(self._draw())
-        while len(self._ready) <= self._prefetch:
-            state = getattr(self._draw, "state", None)
-            self._ready.append((state, self._pool.submit(self._gather, self._draw())))
-        return self._ready.popleft()[1].result()
+            return self._gather(self._sampler())
+        while len(self._pending) <= self._prefetch:
+            state = getattr(self._sampler, "state", None)
+            self._pending.append((state, self._pool.submit(self._gather, self._sampler())))
+        return self._pending.popleft()[1].result()
 
     @property
     def state(self) -> Any:
-        """The state of `draw` as if no minibatch but those asked for had been drawn, or None if it has none."""
-        return self._ready[0][0] if self._ready else getattr(self._draw, "state", None)
+        """The sampler's state after the last minibatch taken, or None if the sampler has no state."""
+        return self._pending[0][0] if self._pending else getattr(self._sampler, "state", None)
 
     def __enter__(self) -> Self:
         return self
@@ -86,15 +89,15 @@ class Batches:
     def __exit__(self, *exception: object) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
-        if self._ready and self.state is not None:
-            self._draw.state = self.state  # type: ignore[attr-defined]
-        self._ready.clear()
+        if self._pending and self.state is not None:
+            self._sampler.state = self.state  # type: ignore[attr-defined]
+        self._pending.clear()
 
     def _gather(self, indices: np.ndarray) -> tuple[Array, Array]:
         X, y = self._arrays
         if self._on_host:
             images, labels = X[indices], y[indices]
-            with self._backend.current(self._stream):  # in the order of what is computed with them
+            with self._backend.current(self._stream):  # the stream on which the minibatch is used
                 return self._backend.asarray(images), self._backend.asarray(labels)
         indices = self._backend.asarray(indices)
         take = self._backend.xp.take

@@ -1,4 +1,4 @@
-"""CIFAR-10, read from either of its published layouts.
+"""CIFAR-10, in either of its published layouts (pickled or binary).
 
 Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images (2009),
 https://www.cs.toronto.edu/~kriz/cifar.html
@@ -15,8 +15,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from xpconv._validation import check_count
 from xpconv.data.dataset import Dataset
-from xpconv.errors import ArgumentError, DatasetError, printable
+from xpconv.errors import DatasetError, printable
 
 __all__ = ["find_cifar10", "load_batch", "load_cifar10", "read_cifar10"]
 
@@ -29,7 +30,7 @@ IMAGES_PER_BATCH = 10_000
 IMAGE_SHAPE = (3, 32, 32)
 IMAGE_BYTES = 3 * 32 * 32
 MEMBERS = {f"{FOLDERS[0]}/{name}" for name in (*BATCHES, "batches.meta", "readme.html")}
-MEMBER_BYTES = 1 << 25  # a batch has 31 million
+MAX_MEMBER_BYTES = 1 << 25  # a batch has 31 million
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -38,7 +39,7 @@ def load_cifar10(
 ) -> Dataset:
     """Return CIFAR-10: 60,000 colour images of 32 by 32 pixels in ten classes, uint8.
 
-    The validation part is the last `num_validation` of the 50,000 training images, as in the course.
+    The last `num_validation` of the 50,000 training images are for validation, as in the course.
 
     Parameters
     ----------
@@ -50,9 +51,11 @@ def load_cifar10(
     Raises
     ------
     DatasetError
-        If the files are nowhere to be had, or one is missing, cut short or not what was published.
+        If the files are not found and cannot be downloaded, or one is missing, truncated or not as published.
     ArgumentError
-        If `num_validation` leaves a part empty.
+        If `num_validation` leaves no images for training or for validation.
+    ArgumentTypeError
+        If `num_validation` is not an integer.
 
     Examples
     --------
@@ -61,32 +64,28 @@ def load_cifar10(
     xpconv.errors.DatasetError: CIFAR-10 is not in no/such/folder (no such folder): ...
     """
     num_training = 5 * IMAGES_PER_BATCH
-    if not 1 <= num_validation < num_training:
-        raise ArgumentError(
-            f"num_validation is {num_validation}; expected 1 to {num_training - 1}, "
-            "so that images are left to train on and to validate on"
-        )
+    num_validation = check_count("num_validation", num_validation, 1, num_training - 1)
     X, y, X_test, y_test = read_cifar10(find_cifar10(root, download=download))
     cut = num_training - num_validation
     return Dataset("cifar10", X[:cut], y[:cut], X[cut:], y[cut:], X_test, y_test, CLASS_NAMES)
 
 
 def find_cifar10(root: str | os.PathLike[str] | None = None, *, download: bool = True) -> Path:
-    """Return the folder that holds the batches, downloading them to the user's cache where they are missing.
+    """Return the folder of the batches; if there is none, download them to the user's cache.
 
     Parameters
     ----------
     root : str or path, optional
-        A folder of batches, or one that holds ``cifar-10-batches-py`` or ``cifar-10-batches-bin``; no other
-        place is tried then. Without it the environment variable ``XPCONV_DATA`` names such a folder, after it
-        comes the user's cache, and last the published address.
+        A folder of batches, or one that contains ``cifar-10-batches-py`` or ``cifar-10-batches-bin``; it is the only
+        folder searched. Without `root`, the folder named by the environment variable ``XPCONV_DATA`` and then the
+        user's cache are searched, and last the files are downloaded.
     download : bool
-        Whether to fetch what is not found.
+        Whether to download files that are not found.
 
     Raises
     ------
     DatasetError
-        If no place has them; the text says where they may be put.
+        If they are not found; the message says where to put them.
 
     Examples
     --------
@@ -94,50 +93,50 @@ def find_cifar10(root: str | os.PathLike[str] | None = None, *, download: bool =
     Traceback (most recent call last):
     xpconv.errors.DatasetError: CIFAR-10 is not in no/such/folder (no such folder): ...
     """
-    given = os.environ.get("XPCONV_DATA") or None if root is None else root
-    places = [] if given is None else [Path(given)]
-    if places and (folder := _batches_in(places[0])):
+    configured = os.environ.get("XPCONV_DATA") or None if root is None else root
+    searched = [] if configured is None else [Path(configured)]
+    if searched and (folder := _batches_folder(searched[0])):
         return folder
-    reason = ""
+    download_failure = ""
     if root is None:
-        cache = _cache()
-        places.append(cache)
-        if folder := _batches_in(cache):
+        cache = _cache_folder()
+        searched.append(cache)
+        if folder := _batches_folder(cache):
             return folder
         if download:
             try:
                 return _download(cache)
             except Exception as error:  # a damaged archive may raise anything
-                reason = f", and downloading it failed ({printable(error)})"
-    told = " or ".join(str(place) if place.is_dir() else f"{place} (no such folder)" for place in places)
+                download_failure = f", and the download failed ({printable(error)})"
+    names = " or ".join(str(folder) if folder.is_dir() else f"{folder} (no such folder)" for folder in searched)
     raise DatasetError(
-        f"CIFAR-10 is not in {told}{reason}: extract {URL} so that "
-        f"{places[-1] / FOLDERS[0] / BATCHES[0]} exists, "
-        f"or set XPCONV_DATA to the folder that holds {FOLDERS[0]}"
+        f"CIFAR-10 is not in {names}{download_failure}: extract {URL} so that "
+        f"{searched[-1] / FOLDERS[0] / BATCHES[0]} exists, "
+        f"or set XPCONV_DATA to the folder that contains {FOLDERS[0]}"
     )
 
 
-def _batches_in(place: Path) -> Path | None:
-    """Return `place` or its published subfolder, whichever holds at least one of the batches."""
-    for folder in (place, *(place / name for name in FOLDERS)):
+def _batches_folder(root: Path) -> Path | None:
+    """Return `root` or one of its published subfolders, whichever contains at least one batch."""
+    for folder in (root, *(root / name for name in FOLDERS)):
         if any((folder / f"{name}{suffix}").is_file() for name in BATCHES for suffix in ("", ".bin")):
             return folder
     return None
 
 
-def _cache() -> Path:
+def _cache_folder() -> Path:
     try:
         import pooch
     except ImportError as error:
         raise DatasetError(
             f"looking for CIFAR-10 needs pooch, which cannot be imported ({error}): "
-            'pip install "xpconv[train]", or give the folder that holds it'
+            'pip install "xpconv[train]", or name the folder that contains it'
         ) from error
     return Path(pooch.os_cache("xpconv"))
 
 
 def _download(cache: Path) -> Path:
-    """Fetch, check and unpack the archive; the folder appears in the cache whole or not at all."""
+    """Download, check and unpack the archive; the folder appears in the cache complete or not at all."""
     import pooch
 
     cache.mkdir(parents=True, exist_ok=True)
@@ -149,24 +148,24 @@ def _download(cache: Path) -> Path:
 
 
 def _unpack(archive: str, folder: str) -> None:
-    """Unpack the files that the published archive has, and refuse one that has others."""
+    """Unpack an archive that contains nothing but the published files."""
     with tarfile.open(archive, "r:gz") as tar:
         for member in tar:
-            known = member.isfile() and member.name in MEMBERS and member.size <= MEMBER_BYTES
+            known = member.isfile() and member.name in MEMBERS and member.size <= MAX_MEMBER_BYTES
             if not known and not (member.isdir() and member.name == FOLDERS[0]):
                 raise ValueError(
-                    f"the archive holds {printable(member.name)}, of {member.size} bytes, which is not part of CIFAR-10"
+                    f"the archive contains {printable(member.name)}, {member.size} bytes; it is not part of CIFAR-10"
                 )
             tar.extract(member, folder, filter="data")
 
 
 def read_cifar10(folder: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Read the six batches of one folder, of either layout.
+    """Read the six batches of a folder, in either layout.
 
     Parameters
     ----------
     folder : str or path
-        Holds ``data_batch_1`` to ``data_batch_5`` and ``test_batch``, all with or all without ``.bin``.
+        It contains ``data_batch_1`` to ``data_batch_5`` and ``test_batch``, all with or all without ``.bin``.
 
     Returns
     -------
@@ -176,7 +175,7 @@ def read_cifar10(folder: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray
     Raises
     ------
     DatasetError
-        If a batch is missing or does not hold its 10,000 images.
+        If a batch is missing or does not have 10,000 images.
 
     Examples
     --------
@@ -192,7 +191,7 @@ def read_cifar10(folder: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray
         X, y = load_batch(path)
         if len(y) != IMAGES_PER_BATCH:
             raise DatasetError(
-                f"{path} holds {len(y)} images; a batch of CIFAR-10 has {IMAGES_PER_BATCH}: "
+                f"{path} has {len(y)} images; expected {IMAGES_PER_BATCH}, as in each batch of CIFAR-10: "
                 "extract the published archive again"
             )
         images[i], labels[i] = X, y
@@ -200,7 +199,7 @@ def read_cifar10(folder: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray
 
 
 def load_batch(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Read one batch file; the layout is binary if its name ends in ``.bin``, else pickled.
+    """Read one batch file, binary if its name ends in ``.bin``, else pickled.
 
     Parameters
     ----------
@@ -217,8 +216,8 @@ def load_batch(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
     Raises
     ------
     DatasetError
-        If the file is missing, cut short, or holds anything else; a pickle that asks for more than arrays of
-        bytes and byte strings is refused before it can run anything.
+        If the file is missing, truncated or not a batch. A pickle of anything but byte arrays and byte strings is
+        refused before it can run code.
 
     Examples
     --------
@@ -231,14 +230,14 @@ def load_batch(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
     """
     path = Path(path)
     if path.exists() and not path.is_file():
-        raise DatasetError(f"cannot read the CIFAR-10 batch {path}: it is no file")
+        raise DatasetError(f"cannot read the CIFAR-10 batch {path}: it is not a file")
     try:
         images, labels = (_read_binary if path.suffix == ".bin" else _read_pickle)(path)
     except OSError as error:
         raise DatasetError(f"cannot read the CIFAR-10 batch {path}: {error.strerror or error}") from error
     except Exception as error:  # a damaged pickle may raise anything
         raise DatasetError(
-            f"{path} is no whole CIFAR-10 batch ({type(error).__name__}: {printable(error)}): "
+            f"{path} is not a complete CIFAR-10 batch ({type(error).__name__}: {printable(error)}): "
             "extract the published archive again"
         ) from error
     return images.reshape(-1, *IMAGE_SHAPE), labels
@@ -247,13 +246,13 @@ def load_batch(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
 def _read_binary(path: Path) -> tuple[np.ndarray, np.ndarray]:
     values = np.fromfile(path, np.uint8)
     if not values.size or values.size % (1 + IMAGE_BYTES):
-        raise ValueError(f"{values.size} bytes are no whole number of {1 + IMAGE_BYTES}-byte records")
+        raise ValueError(f"{values.size} bytes are not a whole number of {1 + IMAGE_BYTES}-byte records")
     records = values.reshape(-1, 1 + IMAGE_BYTES)
     return records[:, 1:], _labels(records[:, 0])
 
 
 def _read_pickle(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    batch = _BytesOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+    batch = _BytesUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
     images, labels = batch[b"data"], batch[b"labels"]
     if not isinstance(labels, list) or not all(type(label) is int for label in labels):
         raise ValueError("labels must be a list of ints")
@@ -267,49 +266,49 @@ def _read_pickle(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def _labels(values: Any) -> np.ndarray:
     labels, classes = np.asarray(values), range(len(CLASS_NAMES))
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or not np.isin(labels, classes).all():
-        raise ValueError(f"labels must be whole numbers from 0 to {classes[-1]}")
+        raise ValueError(f"labels must be integers from 0 to {classes[-1]}")
     return labels.astype(np.int64)
 
 
-def _array(*_: object) -> np.ndarray:
-    """Make what a pickle fills in a second step; of any other size than nothing it would be made at once."""
+def _empty_array(*_: object) -> np.ndarray:
+    """Return the array that the pickle fills in its next step, whatever size the pickle asks for."""
     return np.empty(0, np.uint8)
 
 
-def _bytes(text: str, encoding: str) -> bytes:
-    """Encode as Python 3 does for bytes in the files' old protocol."""
+def _encode_latin1(text: str, encoding: str) -> bytes:
+    """Encode text: pickles of protocol 2 store byte strings as text in Latin-1."""
     return text.encode({"latin1": "latin1"}[encoding])
 
 
-def _never(*_: object) -> None:
-    raise pickle.UnpicklingError("it asks for an array of its own making, which no batch needs")
+def _refuse_ndarray(*_: object) -> None:
+    raise pickle.UnpicklingError("it calls numpy.ndarray, which no batch needs")
 
 
-def _uint8(code: str | bytes, *options: object) -> np.dtype[Any]:
-    # NumPy's own uint8 cannot be changed; a dtype that a file describes may claim that bytes are pointers.
+def _uint8_dtype(code: str | bytes, *options: object) -> np.dtype[Any]:
+    # NumPy's uint8 is immutable; the state of any other dtype may make NumPy take bytes for pointers.
     if code not in ("u1", b"u1"):
         raise pickle.UnpicklingError(f"it asks for arrays of {code!r}, which no batch needs")
     return np.dtype(np.uint8)
 
 
-class _BytesOnly(pickle._Unpickler):
-    """Rebuilds arrays of bytes, and byte strings, and looks up nothing else.
+class _BytesUnpickler(pickle._Unpickler):
+    """Restores byte arrays and byte strings, and looks up nothing else.
 
-    It is the unpickler written in Python: the one in C takes as much memory as a few bytes ask for.
+    It derives from the unpickler in Python: the one in C allocates whatever size a few bytes of the file claim.
     """
 
-    # The files were written by old NumPy, whose module names are deprecated: they are mapped, not imported.
+    # Old NumPy wrote the published files; importing its module names would give deprecation warnings.
     ALLOWED: ClassVar[dict[tuple[str, str], Callable[..., Any]]] = {
-        ("numpy.core.multiarray", "_reconstruct"): _array,
-        ("numpy._core.multiarray", "_reconstruct"): _array,
-        ("numpy", "ndarray"): _never,
-        ("numpy", "dtype"): _uint8,
-        ("_codecs", "encode"): _bytes,
+        ("numpy.core.multiarray", "_reconstruct"): _empty_array,
+        ("numpy._core.multiarray", "_reconstruct"): _empty_array,
+        ("numpy", "ndarray"): _refuse_ndarray,
+        ("numpy", "dtype"): _uint8_dtype,
+        ("_codecs", "encode"): _encode_latin1,
     }
 
     def find_class(self, module: str, name: str) -> Any:
         try:
-            make = self.ALLOWED[module, name]
+            function = self.ALLOWED[module, name]
         except KeyError:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no batch needs") from None
-        return lambda *arguments: make(*arguments)  # a pickle can set attributes of what it gets
+        return lambda *arguments: function(*arguments)  # a pickle can set attributes of the object it gets

@@ -1,4 +1,4 @@
-"""What every data set of xpconv looks like."""
+"""The form that every data set of xpconv has."""
 
 from dataclasses import dataclass, fields
 
@@ -9,7 +9,7 @@ __all__ = ["Dataset"]
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Labelled images in three parts, as NumPy arrays.
+    """Labelled images as NumPy arrays, in three splits: training, validation and test.
 
     Parameters
     ----------
@@ -18,7 +18,7 @@ class Dataset:
     X_train, X_val, X_test : numpy.ndarray
         Images (N, C, H, W), uint8 or float32.
     y_train, y_val, y_test : numpy.ndarray
-        Labels (N,), int64, each the index of a class name.
+        Labels (N,), int64: indices of class names.
     class_names : tuple of str
         One name for each class.
 
@@ -45,6 +45,6 @@ class Dataset:
         return channels, height, width
 
     def splits(self) -> dict[str, np.ndarray]:
-        """Return the six arrays under their names, the form in which a Solver takes its data."""
+        """Return the six arrays by name, as a Solver takes its data."""
         names = (field.name for field in fields(self))
         return {name: getattr(self, name) for name in names if name.startswith(("X_", "y_"))}

@@ -1,4 +1,4 @@
-"""The digits that come with scikit-learn: real images that need no download."""
+"""The handwritten digits that scikit-learn includes: real images without a download."""
 
 import numpy as np
 
@@ -12,20 +12,20 @@ NUM_TEST = 300
 
 
 def load_digits(seed: int = 0) -> Dataset:
-    """Return 1,797 handwritten digits of 8 by 8 pixels: 1,297 to train, 200 to validate, 300 held out.
+    """Return 1,797 handwritten digits of 8 by 8 pixels: 1,297 for training, 200 for validation, 300 for testing.
 
-    Pixels are uint8: the 17 grey levels of the source, 0 to 16, spread over 0 to 255 as image files have them, with
-    light strokes on a dark ground. Every part has the classes in the same proportions.
+    Pixels are uint8: the source's 17 grey levels, 0 to 16, are scaled to 0 to 255. Strokes are light on a dark
+    background. Each split has the classes in the same proportions.
 
     Parameters
     ----------
     seed : int
-        Decides which image goes to which part.
+        Determines which image goes to which split.
 
     Raises
     ------
     DatasetError
-        If scikit-learn, whose package holds the images, is not installed.
+        If scikit-learn, which includes the images, is not installed.
 
     Notes
     -----
@@ -43,7 +43,7 @@ def load_digits(seed: int = 0) -> Dataset:
         from sklearn.model_selection import train_test_split
     except ImportError as error:
         raise DatasetError(
-            f'the digits come with scikit-learn, which cannot be imported ({error}): pip install "xpconv[train]"'
+            f'the digits are part of scikit-learn, which cannot be imported ({error}): pip install "xpconv[train]"'
         ) from error
     bundled = datasets.load_digits()
     X = np.rint(bundled.images[:, None] * (255 / 16)).astype(np.uint8)

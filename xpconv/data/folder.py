@@ -1,4 +1,4 @@
-"""A folder of images as a data set, one subfolder a class."""
+"""A folder of images as a data set, with one subfolder for each class."""
 
 import os
 from collections.abc import Sequence
@@ -14,35 +14,37 @@ from xpconv.errors import DatasetError
 __all__ = ["load_folder"]
 
 SHAPE = (3, 32, 32)
-SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
+FRACTIONS = {"train": 0.7, "val": 0.15, "test": 0.15}
+
+ClassFiles = dict[str, list[Path]]  # the image files of each class
 
 
 def load_folder(path: str | os.PathLike[str], shape: Sequence[int] = SHAPE, seed: int = 0) -> Dataset:
-    """Return the images of a folder that has one subfolder for each class, named as the class.
+    """Return the images of a folder that has one subfolder for each class, named after the class.
 
-    Each class is split at random: 70 % of its images to train on, 15 % to validate, 15 % held out. If the folder
-    has a subfolder ``train`` with the classes in it, then those images are trained on, those of ``val`` validated
-    on and those of ``test`` held out; where ``val`` or ``test`` is missing, its share is taken from ``train``.
+    The images of each class are split at random: 70 % for training, 15 % for validation, 15 % for testing. If the
+    folder has a subfolder ``train`` that contains the classes, its images are for training, those of ``val`` for
+    validation and those of ``test`` for testing; a fraction of ``train`` stands in for a missing ``val`` or ``test``.
 
     Parameters
     ----------
     path : str or path
-        The folder. Names that start with a dot, and files beside the subfolders, are passed over.
+        The folder. Names that start with a dot are ignored, and so are files beside the subfolders.
     shape : (int, int, int)
-        Channels (1 is grey, 3 RGB), height and width to which `read_image` brings every image.
+        Channels (1 for grey, 3 for RGB), height and width to which `read_image` resizes every image.
     seed : int
-        Decides which image goes to which part; the part of an image does not depend on `shape`.
+        Determines which image goes to which split; `shape` has no influence on it.
 
     Returns
     -------
     Dataset
-        Its images are uint8, its classes in the order of their names, its name is `path`.
+        Images are uint8, classes are in alphabetical order, and the name is `path`.
 
     Raises
     ------
     DatasetError
-        If there is no such folder, it has fewer than two classes, a class has too few images for its parts, a part
-        has other classes than ``train``, or a file of a class is no image that can be read.
+        If the folder does not exist or has fewer than two classes, a class has too few images, the splits differ in
+        their classes, or a file is not a readable image.
 
     Examples
     --------
@@ -58,79 +60,87 @@ def load_folder(path: str | os.PathLike[str], shape: Sequence[int] = SHAPE, seed
     (('blue', 'red'), (28, 3, 32, 32), (6, 3, 32, 32), (6, 3, 32, 32))
     """
     check_image_shape(shape)
-    root = Path(path)
-    split = bool(_folders(root / "train")) if (root / "train").is_dir() else False
-    sources = {part: root / part for part in SHARES if (root / part).is_dir()} if split else {"train": root}
-    found = {part: _files(source) for part, source in sources.items()}
-    names = tuple(found["train"])
-    if len(names) < 2:
+    folders = _split_folders(Path(path))
+    files = {split: _class_files(folder) for split, folder in folders.items()}
+    class_names = tuple(files["train"])
+    if len(class_names) < 2:
         raise DatasetError(
-            f"{sources['train']} has {len(names)} subfolders of images ({', '.join(names) or 'none'}); "
+            f"{folders['train']} has {len(class_names)} subfolders of images ({', '.join(class_names) or 'none'}); "
             "expected two or more, one for each class"
         )
-    for part, classes in found.items():
-        if tuple(classes) != names:
-            differing = ", ".join(sorted(set(classes) ^ set(names)))
+    for split, classes in files.items():
+        if tuple(classes) != class_names:
+            differing = ", ".join(sorted(set(classes) ^ set(class_names)))
             raise DatasetError(
-                f"{sources[part]} and {sources['train']} differ in {differing}; expected the same classes in both"
+                f"{folders[split]} and {folders['train']} differ in {differing}; expected the same classes in both"
             )
-    paths, labels = _divide(found, names, seed, sources["train"])
-    images = {f"X_{part}": _read(files, shape) for part, files in paths.items()}
-    return Dataset(str(path), **images, **{f"y_{part}": y for part, y in labels.items()}, class_names=names)
+    _check_class_sizes(files, folders["train"])
+    paths, labels = _assign_splits(files, seed)
+    images = {f"X_{split}": _read_images(split_paths, shape) for split, split_paths in paths.items()}
+    return Dataset(str(path), **images, **{f"y_{split}": y for split, y in labels.items()}, class_names=class_names)
 
 
-def _folders(path: Path) -> list[Path]:
-    """Return the subfolders, in the order of their names."""
+def _split_folders(root: Path) -> dict[str, Path]:
+    """Return the folder of each split that has one; `root` is that of training images if it contains the classes."""
+    if not (root / "train").is_dir() or not _subfolders(root / "train"):
+        return {"train": root}
+    return {split: root / split for split in FRACTIONS if (root / split).is_dir()}
+
+
+def _subfolders(path: Path) -> list[Path]:
+    """Return the subfolders in alphabetical order."""
     return sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _files(source: Path) -> dict[str, list[Path]]:
-    """Return for each class the files of its folder, which are to be images."""
+def _class_files(folder: Path) -> ClassFiles:
+    """Return the files of each class's subfolder."""
     try:
-        found = {
-            folder.name: sorted(file for file in folder.iterdir() if not file.name.startswith("."))
-            for folder in _folders(source)
+        classes = {
+            subfolder.name: sorted(file for file in subfolder.iterdir() if not file.name.startswith("."))
+            for subfolder in _subfolders(folder)
         }
     except OSError as error:
         raise DatasetError(
             f"cannot read the folder {error.filename} ({error.strerror}); expected a folder with "
             "one subfolder of images for each class"
         ) from error
-    for name, files in found.items():
+    for name, files in classes.items():
         if not files:
             raise DatasetError(
-                f"{source / name} holds no images; expected one subfolder of images for each class: "
-                "fill it or remove it"
+                f"{folder / name} has no images; expected one subfolder of images for each class: fill it or remove it"
             )
-    return found
+    return classes
 
 
-def _divide(
-    found: dict[str, dict[str, list[Path]]],
-    names: tuple[str, ...],
-    seed: int,
-    source: Path,
-) -> tuple[dict[str, list[Path]], dict[str, np.ndarray]]:
-    """Return the files and the labels of every part; parts that were not found are taken from train."""
-    parts = ["train", *(part for part in SHARES if part not in found)]
-    shares = [1 - sum(SHARES[part] for part in parts[1:]), *(SHARES[part] for part in parts[1:])]
-    for name, files in found["train"].items():
-        if len(files) < len(parts):
+def _check_class_sizes(files: dict[str, ClassFiles], train_folder: Path) -> None:
+    """Check that each class has an image for each split that is taken from the training images."""
+    splits = ["train", *(split for split in FRACTIONS if split not in files)]
+    for name, class_files in files["train"].items():
+        if len(class_files) < len(splits):
             raise DatasetError(
-                f"{source / name} holds {len(files)} images; expected {len(parts)} or more, one at "
-                f"least for each of {', '.join(parts)}"
+                f"{train_folder / name} has {len(class_files)} images; expected {len(splits)} or more, at least one "
+                f"for each of {', '.join(splits)}"
             )
+
+
+def _assign_splits(files: dict[str, ClassFiles], seed: int) -> tuple[dict[str, list[Path]], dict[str, np.ndarray]]:
+    """Return the files and the labels of every split; splits without a folder are taken from the training images."""
+    missing = [split for split in FRACTIONS if split not in files]
+    fractions = [1 - sum(FRACTIONS[split] for split in missing), *(FRACTIONS[split] for split in missing)]
     paths, labels = {}, {}
-    for part, classes in found.items():
-        files = [file for name in names for file in classes[name]]
-        y = np.repeat(np.arange(len(names)), [len(classes[name]) for name in names])
-        chosen = stratified_split(y, shares, seed) if part == "train" else [np.arange(len(y))]
-        for own, indices in zip(parts if part == "train" else [part], chosen, strict=True):
-            paths[own], labels[own] = [files[i] for i in indices], y[indices]
+    for split, classes in files.items():
+        split_files = [file for class_files in classes.values() for file in class_files]
+        y = np.repeat(np.arange(len(classes)), [len(class_files) for class_files in classes.values()])
+        if split == "train":
+            assigned = dict(zip([split, *missing], stratified_split(y, fractions, seed), strict=True))
+        else:
+            assigned = {split: np.arange(len(y))}
+        for name, indices in assigned.items():
+            paths[name], labels[name] = [split_files[i] for i in indices], y[indices]
     return paths, labels
 
 
-def _read(paths: list[Path], shape: Sequence[int]) -> np.ndarray:
+def _read_images(paths: list[Path], shape: Sequence[int]) -> np.ndarray:
     images = np.empty((len(paths), *shape), np.uint8)
     for image, path in zip(images, paths, strict=True):
         image[...] = read_image(path, shape)

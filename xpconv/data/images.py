@@ -12,21 +12,21 @@ from xpconv.errors import DatasetError
 __all__ = ["check_image_shape", "read_image"]
 
 MODES = {1: "L", 3: "RGB"}
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # which Pillow reads without starting programs
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow starts other programs to read some others
 
 
 def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray:
-    """Read an image file as pixels of 0 to 255, brought to a model's number of channels and size.
+    """Read an image file as pixels from 0 to 255, converted to a model's number of channels and size.
 
-    Each pixel is the average of the area that it covers; the sides are scaled each by itself. A photograph is
-    turned upright first if it says how it was held.
+    Each pixel is the average of the area that it covers; height and width are scaled independently. A photograph
+    whose EXIF data gives an orientation is turned upright first. Transparent pixels are shown on white.
 
     Parameters
     ----------
     path : str or path
-        A BMP, GIF, JPEG, PNG, PPM, TIFF or WebP file, of which the first picture counts.
+        A BMP, GIF, JPEG, PNG, PPM, TIFF or WebP file; of several frames the first is read.
     shape : (int, int, int)
-        Channels, height and width: with 1 channel the image becomes grey, with 3 RGB.
+        Channels (1 for grey, 3 for RGB), height and width.
 
     Returns
     -------
@@ -36,8 +36,8 @@ def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray
     Raises
     ------
     DatasetError
-        If Pillow is not installed, the file is missing, damaged or too large to be unpacked safely, or `shape` is
-        no image's.
+        If Pillow is not installed, the file is missing, damaged or too large to be decompressed safely, or `shape` is
+        not that of an image.
 
     Examples
     --------
@@ -63,11 +63,11 @@ def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as file:
-                image = _on_white(_eight_bits(ImageOps.exif_transpose(file))).convert(MODES[channels])
+                image = _on_white(_as_8_bit(ImageOps.exif_transpose(file))).convert(MODES[channels])
     except UnidentifiedImageError as error:
         raise DatasetError(
-            f"cannot read the image {os.fspath(path)}: it is none of {', '.join(FORMATS)}; save it as "
-            "one of those, or move it away"
+            f"cannot read the image {os.fspath(path)}: expected one of {', '.join(FORMATS)}: convert it, "
+            "or remove it from the folder"
         ) from error
     except OSError as error:
         raise DatasetError(f"cannot read the image {os.fspath(path)}: {error.strerror or error}") from error
@@ -78,22 +78,22 @@ def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray
 
 
 def check_image_shape(shape: Sequence[int]) -> None:
-    """Raise a DatasetError if no image file gives samples of this shape.
+    """Raise a DatasetError unless this is the shape of a grey or an RGB image.
 
     Examples
     --------
     >>> check_image_shape((2, 8, 8))
     Traceback (most recent call last):
-    xpconv.errors.DatasetError: wanted are samples of shape (2, 8, 8), which no image file gives; expected ...
+    xpconv.errors.DatasetError: samples of shape (2, 8, 8) cannot be read from image files; expected (1, H, W) or ...
     """
     if len(shape) != 3 or shape[0] not in MODES or min(shape) < 1:
         raise DatasetError(
-            f"wanted are samples of shape {tuple(shape)}, which no image file gives; expected (1, H, W) or (3, H, W)"
+            f"samples of shape {tuple(shape)} cannot be read from image files; expected (1, H, W) or (3, H, W)"
         )
 
 
 def _on_white(image: Any) -> Any:
-    """Return the image, or if parts of it are transparent what it looks like on white paper."""
+    """Return the image, drawn on white if parts of it are transparent."""
     from PIL import Image
 
     if not image.has_transparency_data:
@@ -102,8 +102,8 @@ def _on_white(image: Any) -> Any:
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
 
 
-def _eight_bits(image: Any) -> Any:
-    """Return the image with its grey levels of 16 bits, if it has such, brought to 8: Pillow cuts them off at 255."""
+def _as_8_bit(image: Any) -> Any:
+    """Return the image with 16-bit grey levels, if it has any, scaled to 8 bits; Pillow would clip them at 255."""
     from PIL import Image
 
     if image.mode == "F":

@@ -1,4 +1,4 @@
-"""Which samples go to which part of a data set."""
+"""Random splits of a data set that keep the proportions of its classes."""
 
 from collections.abc import Sequence
 from math import floor, isclose
@@ -12,28 +12,28 @@ __all__ = ["stratified_split"]
 
 
 def stratified_split(y: np.ndarray, fractions: Sequence[float], rng: Rng = 0) -> list[np.ndarray]:
-    """Split samples into parts that have the classes in the same proportions.
+    """Split samples at random so that each split has the classes in the same proportions.
 
-    Of the n samples of a class, part i gets about ``fractions[i] * n`` and at least one, drawn at random.
+    Of the n samples of a class, split i gets about ``fractions[i] * n``, and at least one.
 
     Parameters
     ----------
     y : array (N,)
         Labels.
     fractions : sequence of float
-        The fraction of each part, above 0; their sum is 1.
+        The fraction of each split, above 0; together they are 1.
     rng : None, int, Generator or RandomState
-        Decides which sample goes to which part.
+        Determines which sample goes to which split.
 
     Returns
     -------
     list of array of int64
-        The indices of each part's samples, in random order. Each index is in one part.
+        The indices of each split's samples, in random order. Each index is in exactly one split.
 
     Raises
     ------
     ArgumentError
-        If `fractions` are no such fractions, or a class has fewer samples than there are parts.
+        If `fractions` are not positive or do not add up to 1, or a class has fewer samples than there are splits.
 
     Examples
     --------
@@ -49,22 +49,23 @@ def stratified_split(y: np.ndarray, fractions: Sequence[float], rng: Rng = 0) ->
             "that add up to 1"
         )
     stream = as_random_stream(rng)
-    parts: list[list[np.ndarray]] = [[] for _ in fractions]
+    splits: list[list[np.ndarray]] = [[] for _ in fractions]
     for label in np.unique(y):
-        members = stream.permutation(np.flatnonzero(y == label))
-        if len(members) < len(fractions):
+        indices = stream.permutation(np.flatnonzero(y == label))
+        if len(indices) < len(fractions):
             raise ArgumentError(
-                f"class {label} has {len(members)} samples; expected {len(fractions)} or more, one for each part"
+                f"class {label} has {len(indices)} samples; expected {len(fractions)} or more, one for each split"
             )
-        for part, chosen in zip(parts, np.split(members, _bounds(len(members), fractions)), strict=True):
-            part.append(chosen)
-    return [stream.permutation(np.concatenate([np.empty(0, np.int64), *part])) for part in parts]
+        for split, chosen in zip(splits, np.split(indices, _boundaries(len(indices), fractions)), strict=True):
+            split.append(chosen)
+    return [stream.permutation(np.concatenate([np.empty(0, np.int64), *split])) for split in splits]
 
 
-def _bounds(count: int, fractions: tuple[float, ...]) -> list[int]:
-    """Return where to cut `count` samples: rounded, and so that no part is empty."""
-    bounds: list[int] = []
+def _boundaries(count: int, fractions: tuple[float, ...]) -> list[int]:
+    """Return where to cut `count` samples: at the nearest whole numbers that leave no split empty."""
+    boundaries: list[int] = []
     for i, fraction in enumerate(np.cumsum(fractions)[:-1], start=1):
-        lowest = bounds[-1] + 1 if bounds else 1
-        bounds.append(min(max(floor(fraction * count + 0.5), lowest), count - (len(fractions) - i)))
-    return bounds
+        lowest = boundaries[-1] + 1 if boundaries else 1
+        highest = count - (len(fractions) - i)
+        boundaries.append(min(max(floor(fraction * count + 0.5), lowest), highest))
+    return boundaries
