@@ -106,7 +106,7 @@ def test_the_last_good_checkpoint_stays(data, tmp_path, place):
         solver.train(lambda solver: solver.save(path))
     again.resume(path)
     assert again.iteration == 5
-    assert not solver.sound
+    assert not solver.resumable
 
 
 # ---- skip
@@ -191,12 +191,12 @@ def test_skipped_iterations_are_counted_across_a_stop(data, tmp_path):
 
 
 def test_the_command_stops_or_skips_as_asked(tmp_path, monkeypatch):
-    plain = Solver._examine
+    plain = Solver._record_loss
 
     def check_finite(self, loss, grads):
         return plain(self, float("nan") if self.iteration == 3 else loss, grads)
 
-    monkeypatch.setattr(Solver, "_examine", check_finite)
+    monkeypatch.setattr(Solver, "_record_loss", check_finite)
     result = call(*SHORT, "--checkpoint-every", 1, "--out", tmp_path / "stop")
     assert result.exit_code == 1
     assert result.stderr.startswith("xpconv: error: the loss became nan at iteration 3 (")

@@ -23,7 +23,7 @@ from xpconv.training.optim import UPDATE_RULES
 from xpconv.training.preflight import check_training
 
 SHAPE = (1, 8, 8)
-CHECKS = ["initial loss", "learning a few images by heart", "gradients", "memory"]
+CHECKS = ["initial loss", "overfitting a small batch", "gradients", "memory"]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def failures(model, X, y, **options):
     """Return the findings and the text of the error by the names of the checks that failed."""
     seen = []
     with pytest.raises(PreflightError) as caught:
-        check_training(model, X, y, tell=seen.append, **options)
+        check_training(model, X, y, on_finding=seen.append, **options)
     failed = {finding.name: finding.text for finding in seen if not finding.passed}
     head, *lines = str(caught.value).split("\n")
     assert head == f"{len(failed)} of 4 checks before training failed:"
@@ -109,7 +109,7 @@ def test_loss_that_is_too_small_is_found(digits):
     assert "The loss leaves something out, or the parameters are trained already" in failed["initial loss"]
 
 
-# ---- learning by heart, and gradients
+# ---- overfitting, and gradients
 
 
 class Wrong(FullyConnectedNet):
@@ -126,7 +126,7 @@ class Wrong(FullyConnectedNet):
 def test_wrong_gradient_of_the_last_layer_is_found_and_right_ones_are_told(digits):
     net = Wrong([30], input_dim=64, weight_scale=0.05, rng=0, preprocessing=Preprocessing(128.0, 64.0))
     failed = failures(net, digits.X_train, digits.y_train)
-    assert list(failed) == ["learning a few images by heart", "gradients"]
+    assert list(failed) == ["overfitting a small batch", "gradients"]
     assert "after 1000 steps of Adam; expected all of them. The gradients are wrong" in failed[CHECKS[1]]
     assert "gradient of b2 is wrong: along a random direction" in failed["gradients"]
     assert (
@@ -139,14 +139,14 @@ def test_dead_units_are_found(digits):
     net = TwoLayerNet(input_dim=64, rng=0)
     net.params["b1"] -= 1e4
     failed = failures(net, digits.X_train, digits.y_train)
-    assert list(failed) == ["learning a few images by heart"]
+    assert list(failed) == ["overfitting a small batch"]
     assert "every unit is dead" in failed[CHECKS[1]]
 
 
 def test_images_that_are_alike_cannot_be_learned(digits):
     X, y = np.ones((40, 64)), np.arange(40) % 10
     failed = failures(TwoLayerNet(input_dim=64, rng=0), X, y)
-    assert list(failed) == ["learning a few images by heart"]
+    assert list(failed) == ["overfitting a small batch"]
     assert failed[CHECKS[1]].startswith("4 of 20 images are right")
     assert failed[CHECKS[1]].endswith("images that are alike have different labels")
 
@@ -209,7 +209,9 @@ def test_the_first_steps_take_little_memory_whatever_the_minibatch(digits):
     seen = []
     net = TwoLayerNet(input_dim=64, rng=0, preprocessing=Preprocessing(128.0, 64.0))
     with pytest.raises(PreflightError, match=r"^1 of 5 checks before training failed:\nmemory: "):
-        check_training(net, digits.X_train, digits.y_train, batch_size=10**12, update_rule="adam", tell=seen.append)
+        check_training(
+            net, digits.X_train, digits.y_train, batch_size=10**12, update_rule="adam", on_finding=seen.append
+        )
     assert [finding.passed for finding in seen] == [True, True, True, False, True]
 
 
@@ -232,7 +234,7 @@ def first_steps(net, digits, rule, rate, **options):
             digits.y_train,
             update_rule=rule,
             optim_config={"learning_rate": rate},
-            tell=seen.append,
+            on_finding=seen.append,
             **options,
         )
     assert [finding.name for finding in seen] == [*CHECKS, "first steps"]

@@ -153,10 +153,10 @@ def test_ctrl_c_is_taken_between_two_iterations_and_a_second_one_at_once(data, t
 
     solver.model.loss = loss
     solver.train()
-    assert (solver.iteration, solver.interrupted, solver.sound) == (4, True, True)
+    assert (solver.iteration, solver.interrupted, solver.resumable) == (4, True, True)
     solver.save(tmp_path / "checkpoint")
     solver.train()
-    assert (solver.iteration, solver.interrupted, solver.sound) == (6, True, False)
+    assert (solver.iteration, solver.interrupted, solver.resumable) == (6, True, False)
     with pytest.raises(CheckpointError, match="ended in the midst of an iteration, or went wrong: it cannot be saved"):
         solver.save(tmp_path / "checkpoint")
 

@@ -120,7 +120,7 @@ def test_best_parameters_come_back_with_their_running_statistics(data):
     solver = Solver(net, data, optim_config={"learning_rate": 1e-2}, num_epochs=3, batch_size=10, verbose=False, rng=0)
     kept = {}
 
-    def check(progress, plain=solver._check):
+    def check(progress, plain=solver._check_accuracies):
         if len(solver.val_acc_history) == 1:  # make the second check the best, whatever it finds
             solver.best_val_acc = -1.0
             plain(progress)
@@ -129,7 +129,7 @@ def test_best_parameters_come_back_with_their_running_statistics(data):
         else:
             plain(progress)
 
-    solver._check = check
+    solver._check_accuracies = check
     solver.train()
     assert kept
     for name, value in {**net.params, **net.state}.items():

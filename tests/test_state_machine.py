@@ -89,7 +89,7 @@ class Training(RuleBasedStateMachine):
     )
     def begin(self, update_rule, sampling, backend="numpy"):
         self.options = update_rule, sampling
-        self.solver, self.sound = make_solver(backend, *self.options), True
+        self.solver, self.resumable = make_solver(backend, *self.options), True
         self.events, self.accuracies = [], []
 
     # ---- what is done
@@ -103,7 +103,7 @@ class Training(RuleBasedStateMachine):
         return self.solver.iteration + data.draw(st.integers(1, min(4, LAST - self.solver.iteration)))
 
     def unfinished(self):
-        return self.sound and self.solver.iteration < LAST
+        return self.resumable and self.solver.iteration < LAST
 
     @precondition(unfinished)
     @rule(data=st.data(), how=st.sampled_from(["raise", "signal"]))
@@ -141,13 +141,13 @@ class Training(RuleBasedStateMachine):
 
         self.run(stop, act)
 
-    @precondition(lambda self: self.sound)
+    @precondition(lambda self: self.resumable)
     @rule(size=st.integers(1, 9))
     def check_accuracy(self, size):
         self.events.append((self.solver.iteration, check, size))
         self.accuracies.append(check(self.solver, size))
 
-    @precondition(lambda self: self.sound)
+    @precondition(lambda self: self.resumable)
     @rule(backend=st.sampled_from(PLACES))
     def save_and_resume(self, backend):
         path = self.new_file()
@@ -186,9 +186,9 @@ class Training(RuleBasedStateMachine):
         assert self.solver.interrupted
         with pytest.raises(CheckpointError, match="in the midst of an iteration"):
             self.solver.save(Path(self.folder.name, "unsound"))
-        self.sound = False
+        self.resumable = False
 
-    @precondition(lambda self: self.files or not self.sound)
+    @precondition(lambda self: self.files or not self.resumable)
     @rule(data=st.data(), backend=st.sampled_from(PLACES))
     def go_back(self, data, backend):
         """Resume any file from before, or start over where there is none."""
@@ -202,7 +202,7 @@ class Training(RuleBasedStateMachine):
 
     @invariant()
     def it_is_the_training_that_nobody_disturbed(self):
-        if not self.sound:
+        if not self.resumable:
             return
         plain, accuracies, found = make_solver("numpy", *self.options), [], []
 

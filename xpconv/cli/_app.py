@@ -25,7 +25,7 @@ from xpconv.data.images import read_image
 from xpconv.data.sampling import SAMPLERS
 from xpconv.errors import ArgumentError, XpconvError
 from xpconv.io import load_model
-from xpconv.training._progress import outlasting_output
+from xpconv.training._progress import ignore_broken_pipe
 from xpconv.training._signals import terminate_as_interrupt
 from xpconv.training.metrics import probabilities
 from xpconv.training.optim import UPDATE_RULES
@@ -290,7 +290,7 @@ def train(
             raise typer.Exit
     dataset = _run.load_data(settings)
     solver = _run.build_solver(settings, dataset, print_every=print_every, preflight=preflight)
-    with warnings.catch_warnings(), outlasting_output():
+    with warnings.catch_warnings(), ignore_broken_pipe():
         warnings.simplefilter("ignore", RuntimeWarning)  # of overflows, which the Solver reports in one line
         with _run_folder.run_folder(resume or out, resume=resume is not None) as folder:
             _run_folder.train_in(folder, settings, solver, dataset, resume=resume is not None)
@@ -300,7 +300,7 @@ def train(
         if solver.skipped:
             typer.echo(f"skipped {solver.skipped} iterations whose loss or gradients were not finite")
         if solver.interrupted:
-            if solver.sound:
+            if solver.resumable:
                 typer.echo(f"to go on: xpconv train --resume {shlex.quote(str(folder))}")
             raise KeyboardInterrupt
 

@@ -160,5 +160,5 @@ def train_in(folder: Path, settings: Settings, solver: Solver, dataset: Dataset,
             print(f"resumed at iteration {solver.iteration}", flush=True)
     save_config(folder, settings, solver, dataset)
     solver.train(lambda solver: every and solver.iteration % every == 0 and checkpoints.save(solver))
-    if solver.interrupted and solver.sound:
+    if solver.interrupted and solver.resumable:
         checkpoints.save(solver)

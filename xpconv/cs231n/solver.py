@@ -84,13 +84,13 @@ class Solver(solver.Solver):
             raise ArgumentError(f'Invalid update_rule "{rule}"; expected one of {", ".join(UPDATE_RULES)}')
         super().__init__(model, data, **kwargs)
         self.checkpoint_name = checkpoint_name
-        self._ahead = 0  # the checks draw from the same stream, between two minibatches
+        self._prefetch = 0  # the checks draw from the same stream, between two minibatches
 
     def _spawn_streams(self, rng: Rng) -> dict[str, RandomStream]:
         return dict.fromkeys(("batches", "checks"), as_random_stream(None))
 
-    def _show(self, total: int, done: int) -> AbstractContextManager[Progress]:
-        return nullcontext(Progress()) if self.verbose else super()._show(total, done)
+    def _show_progress(self, total: int, done: int) -> AbstractContextManager[Progress]:
+        return nullcontext(Progress()) if self.verbose else super()._show_progress(total, done)
 
     def _step(self, X: Array | None = None, y: Array | None = None) -> None:
         """Update every parameter; called without arguments, as in notebooks, draw a minibatch first."""
@@ -104,14 +104,14 @@ class Solver(solver.Solver):
             super()._step(*next(batches))
         self._read_losses()
 
-    def _examine(self, loss: Any, grads: Mapping[str, Array]) -> bool:
+    def _record_loss(self, loss: Any, grads: Mapping[str, Array]) -> bool:
         missing = [name for name in self.model.params if name not in grads]
         if missing:
             raise ArgumentError(
                 f"loss of the model gave no gradient for {', '.join(missing)}; "
                 "expected one for each of its params, under the same name"
             )
-        self._unread.append(loss)
+        self._pending_rows.append(loss)
         return True
 
     def _read_losses(self) -> None:

@@ -9,16 +9,16 @@ from xpconv.backend import Array, Backend, backend_of, to_host
 from xpconv.nn import Relu, Sequential
 from xpconv.ops.tiling import sum_in_blocks, sum_of_squares
 
-__all__ = ["TrainingMonitor", "copies"]
+__all__ = ["TrainingMonitor", "copy_arrays"]
 
 
-def copies(arrays: Mapping[str, Array]) -> dict[str, Array]:
+def copy_arrays(arrays: Mapping[str, Array]) -> dict[str, Array]:
     """Return copies of arrays of any library.
 
     Examples
     --------
     >>> arrays = {"b1": np.zeros(2)}
-    >>> copies(arrays)["b1"] is arrays["b1"]
+    >>> copy_arrays(arrays)["b1"] is arrays["b1"]
     False
     """
     return {name: backend_of(a).xp.asarray(a, copy=True) for name, a in arrays.items()}
@@ -38,18 +38,20 @@ class TrainingMonitor:
     --------
     >>> from xpconv.nn import TwoLayerNet
     >>> net = TwoLayerNet(input_dim=4, num_classes=3, rng=0)
-    >>> watch = TrainingMonitor(net, net.backend)
+    >>> monitor = TrainingMonitor(net, net.backend)
     >>> net.params["W1"] *= 1.5
-    >>> watch.measure(np.ones((2, 4)))
+    >>> monitor.measure(np.ones((2, 4)))
     >>> history = {}
-    >>> watch.note(history)
+    >>> monitor.append_to(history)
     >>> {name: [round(value, 3) for value in values] for name, values in history.items()}
     {'update_ratio_W1': [0.5], 'update_ratio_W2': [0.0], 'dead_relu_1': [0.57]}
     """
 
     def __init__(self, model: Any, backend: Backend) -> None:
         self.model, self.backend = model, backend
-        self._before = copies({name: backend.asarray(w) for name, w in model.params.items() if name.startswith("W")})
+        self._before = copy_arrays(
+            {name: backend.asarray(w) for name, w in model.params.items() if name.startswith("W")}
+        )
         self._signs: dict[str, Array] = {}
 
     def measure(self, X: Array) -> None:
@@ -72,7 +74,7 @@ class TrainingMonitor:
                 signs[f"dead_relu_{k}"] = xp.mean(xp.astype(silent, xp.float64))
         self._before, self._signs = {}, signs
 
-    def note(self, history: dict[str, list[float]]) -> None:
+    def append_to(self, history: dict[str, list[float]]) -> None:
         """Wait for the device, and append what was measured to a history."""
         if self._signs:
             xp = self.backend.xp

@@ -13,14 +13,14 @@ from xpconv.ops.tiling import sum_in_blocks, sum_of_squares
 __all__ = ["all_finite", "check_finite", "describe_nonfinite", "read_rows", "restore_unless"]
 
 
-def check_finite(loss: Any, grads: Mapping[str, Array], *, tell: bool) -> tuple[Any, Any]:
+def check_finite(loss: Any, grads: Mapping[str, Array], *, per_gradient: bool) -> tuple[Any, Any]:
     """Return a row of numbers that `read_rows` reads later, and whether loss and gradients are finite.
 
     Parameters
     ----------
     loss : float or array ()
     grads : mapping of str to array
-    tell : bool
+    per_gradient : bool
         Whether to collect what `describe_nonfinite` needs. On a device the second result is then True: the check is
         deferred to `read_rows`.
 
@@ -34,18 +34,18 @@ def check_finite(loss: Any, grads: Mapping[str, Array], *, tell: bool) -> tuple[
 
     Examples
     --------
-    >>> check_finite(0.5, {"W": np.ones(3)}, tell=True)
+    >>> check_finite(0.5, {"W": np.ones(3)}, per_gradient=True)
     ((0.5, 0.0, 1.0), True)
-    >>> check_finite(0.5, {"W": np.array([3.0, np.inf])}, tell=True)
+    >>> check_finite(0.5, {"W": np.array([3.0, np.inf])}, per_gradient=True)
     ((0.5, 3.0, 0.0), False)
     """
     figures = (largest_finite(grad) for grad in grads.values())
     if isinstance(loss, float | np.generic) or on_host(loss):
         good = all_finite(loss, grads.values())
-        pairs = (to_host(pair) for pair in figures) if tell and not good else [(0, good)]
+        pairs = (to_host(pair) for pair in figures) if per_gradient and not good else [(0, good)]
         return (float(loss), *(float(value) for pair in pairs for value in pair)), good
     xp = backend_of(loss).xp
-    if tell:
+    if per_gradient:
         return xp.concat([xp.reshape(loss, (1,)), *figures]), True
     good = all_finite(loss, grads.values())
     return xp.stack([loss, xp.zeros_like(loss), xp.astype(good, loss.dtype)]), good

@@ -8,7 +8,7 @@ from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from typing import Any
 
-__all__ = ["Progress", "outlasting_output", "show_progress"]
+__all__ = ["Progress", "ignore_broken_pipe", "show_progress"]
 
 
 class Progress:
@@ -82,20 +82,20 @@ def show_progress(total: int, batch_size: int, *, verbose: bool, done: int = 0) 
 
 
 @contextmanager
-def outlasting_output() -> Iterator[None]:
+def ignore_broken_pipe() -> Iterator[None]:
     """Let what is printed inside go nowhere once its reader has gone, as ``| head`` does, instead of raising an error.
 
     Examples
     --------
-    >>> with outlasting_output():
+    >>> with ignore_broken_pipe():
     ...     print("hello")
     hello
     """
-    with redirect_stdout(_Outlasting(sys.stdout)):
+    with redirect_stdout(_UnbreakableStream(sys.stdout)):
         yield
 
 
-class _Outlasting:
+class _UnbreakableStream:
     """A stream of text that is written to as long as somebody reads it."""
 
     def __init__(self, stream: Any) -> None:

@@ -6,25 +6,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["Postponed", "postpone_signals", "terminate_as_interrupt"]
+__all__ = ["PostponedSignal", "postpone_signals", "terminate_as_interrupt"]
 
 SIGNALS: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
 
 
-class Postponed:
+class PostponedSignal:
     """The signal that came, if one did, and what would have been done about it."""
 
     def __init__(self) -> None:
         self.number: int | None = None
         self.handlers: dict[int, object] = {}
 
-    def note(self, number: int, frame: FrameType | None) -> None:
+    def receive(self, number: int, frame: FrameType | None) -> None:
         """Take a signal: the first is kept, a second one acts at once."""
         if self.number is not None:
-            self.act(number, frame)
+            self.deliver(number, frame)
         self.number = number
 
-    def act(self, number: int | None = None, frame: FrameType | None = None) -> None:
+    def deliver(self, number: int | None = None, frame: FrameType | None = None) -> None:
         """Do now what the signal that was kept should have done, if there is one."""
         number = self.number if number is None else number
         if number is not None:
@@ -33,8 +33,8 @@ class Postponed:
 
 
 @contextmanager
-def postpone_signals() -> Iterator[Postponed]:
-    """Keep Ctrl-C and SIGTERM from breaking into the block: it asks for them by `Postponed.act`.
+def postpone_signals() -> Iterator[PostponedSignal]:
+    """Keep Ctrl-C and SIGTERM from breaking into the block: it asks for them by `PostponedSignal.deliver`.
 
     A second signal acts at once, in case the block hangs. What comes too late in the block acts after it. Signals that
     Python code handles are kept, and only in the main thread, which alone gets them; others work as ever.
@@ -50,17 +50,17 @@ def postpone_signals() -> Iterator[Postponed]:
     still here
     ended
     """
-    postponed = Postponed()
+    postponed = PostponedSignal()
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             if callable(signal.getsignal(number)):
-                postponed.handlers[number] = signal.signal(number, postponed.note)
+                postponed.handlers[number] = signal.signal(number, postponed.receive)
     try:
         yield postponed
     finally:
         for number, handler in postponed.handlers.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
-    postponed.act()
+    postponed.deliver()
 
 
 @contextmanager

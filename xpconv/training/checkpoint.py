@@ -30,7 +30,7 @@ COUNTS = ("epoch", "iteration", "skipped", "round_start", "round_checks")
 def save(solver: "Solver", path: str | os.PathLike[str]) -> None:
     """Write what `resume` needs; see `Solver.save`."""
     solver._read_losses()
-    if not solver.sound:
+    if not solver.resumable:
         raise CheckpointError(
             "this training ended in the midst of an iteration, or went wrong: it cannot be saved, "
             "but one that was saved before can be resumed"
@@ -131,7 +131,13 @@ def _take_over(solver: "Solver", file: ArrayFile) -> None:
     for name in HISTORIES:
         setattr(solver, name, arrays[name].tolist())
     solver.health_history = {name: arrays[f"health.{name}"].tolist() for name in told["health"]}
-    solver.interrupted, solver.sound, solver._complete, solver._last, solver._unread = False, True, False, None, []
+    solver.interrupted, solver.resumable, solver._finished, solver._swapped_out, solver._pending_rows = (
+        False,
+        True,
+        False,
+        None,
+        [],
+    )
 
 
 def _stores(solver: "Solver") -> dict[str, Mapping[str, Any]]:
@@ -286,13 +292,13 @@ class CheckpointFolder:
             if file != newest and file not in older[max(len(older) - self.keep + 1, 0) :]:
                 file.unlink()
 
-    def newest(self, note: Callable[[str], object] = print) -> Path | None:
-        """Return the newest checkpoint that is whole, or None; `note` is told of those that are not."""
+    def newest(self, report: Callable[[str], object] = print) -> Path | None:
+        """Return the newest checkpoint that is whole, or None; `report` is told of those that are not."""
         for path in reversed(self.files()):
             try:
                 ArrayFile(path, FILE_FORMAT)
             except CheckpointError as error:
-                note(f"passing over a checkpoint: {error}")
+                report(f"passing over a checkpoint: {error}")
             else:
                 return path
         return None

@@ -8,7 +8,7 @@ import numpy as np
 from xpconv.backend import Array, Backend, backend_of, to_host
 from xpconv.errors import ArgumentError
 
-__all__ = ["accuracy", "probabilities", "since_best", "take"]
+__all__ = ["accuracy", "checks_since_best", "probabilities", "take_rows"]
 
 
 def accuracy(
@@ -47,7 +47,7 @@ def accuracy(
     if X.shape[0] != y.shape[0]:
         raise ArgumentError(f"X has {X.shape[0]} samples but y has {y.shape[0]} labels; expected one label for each")
     if rows is not None:
-        X, y = take(X, rows), take(y, rows)
+        X, y = take_rows(X, rows), take_rows(y, rows)
     xp, N, correct = backend.xp, X.shape[0], None
     for start in range(0, N, batch_size):
         scores = model.loss(X[start : min(start + batch_size, N), ...])
@@ -57,24 +57,24 @@ def accuracy(
     return float(int(to_host(correct)) / N)
 
 
-def take(a: Array, rows: np.ndarray) -> Array:
+def take_rows(a: Array, rows: np.ndarray) -> Array:
     """Return some rows of an array, where it lives.
 
     Examples
     --------
-    >>> take(np.array([1.5, 2.5, 3.5]), np.array([2, 0]))
+    >>> take_rows(np.array([1.5, 2.5, 3.5]), np.array([2, 0]))
     array([3.5, 1.5])
     """
     backend = backend_of(a)
     return backend.xp.take(a, backend.asarray(rows), axis=0)
 
 
-def since_best(accuracies: Sequence[float]) -> int:
+def checks_since_best(accuracies: Sequence[float]) -> int:
     """Return how many checks of the accuracy have come after the first of the best.
 
     Examples
     --------
-    >>> since_best([0.1, 0.7, 0.6, 0.7]), since_best([])
+    >>> checks_since_best([0.1, 0.7, 0.6, 0.7]), checks_since_best([])
     (2, 0)
     """
     return len(accuracies) - 1 - accuracies.index(max(accuracies)) if accuracies else 0
@@ -105,5 +105,5 @@ def probabilities(model: Any, X: Array, batch_size: int = 500) -> np.ndarray:
     N = X.shape[0]
     scores = [to_host(model.loss(X[start : min(start + batch_size, N), ...])) for start in range(0, N, batch_size)]
     together = np.concatenate(scores).astype(np.float64)
-    odds = np.exp(together - together.max(axis=1, keepdims=True))
-    return np.asarray(odds / odds.sum(axis=1, keepdims=True))
+    probs = np.exp(together - together.max(axis=1, keepdims=True))
+    return np.asarray(probs / probs.sum(axis=1, keepdims=True))

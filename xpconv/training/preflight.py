@@ -17,21 +17,22 @@ from xpconv.errors import ArgumentError, PreflightError
 from xpconv.nn import Sequential
 from xpconv.random import as_random_stream, restore, state_of
 from xpconv.testing import check_gradient
-from xpconv.training._monitor import copies
-from xpconv.training.metrics import accuracy, take
+from xpconv.training._monitor import copy_arrays
+from xpconv.training.metrics import accuracy, take_rows
 from xpconv.training.optim import UPDATE_RULES, check_rule
 from xpconv.training.schedules import Schedule, constant
 
 __all__ = ["PreflightFinding", "check_training"]
 
-FEW = 20  # images to be learned by heart
-STEPS = 1000  # in which they must be
-FIRST = 20  # steps that show what the step size does
-CALM = 0.9, 10.0  # times the first loss: steps that go above the second must come back below the first
-TINY = 4  # images of the gradient check
-TOLERANCE = 1e-5  # of the gradient check
-SMALL = 32, 64  # images of the two kinds of passes whose memory is measured
-PASSES = 3  # of each kind: scratch memory is made in some of them, and kept
+OVERFIT_IMAGES = 20
+OVERFIT_STEPS = 1000
+GRADIENT_IMAGES = 4
+GRADIENT_TOLERANCE = 1e-5
+MEMORY_BATCHES = 32, 64  # the memory of larger batches is extrapolated from these two sizes
+MEMORY_PASSES = 3  # of each size, since some of them also allocate scratch memory that stays
+FIRST_STEPS = 20
+MAX_LOSS_GROWTH = 10.0  # A loss may grow to this multiple of the first one,
+RECOVERED_LOSS = 0.9  # or to any value if it ends below this multiple.
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,13 @@ def check_training(
     update_rule: str | Callable[..., Any] | None = None,
     optim_config: Mapping[str, Any] | None = None,
     schedule: Schedule | None = None,
-    tell: Callable[[PreflightFinding], object] | None = None,
+    on_finding: Callable[[PreflightFinding], object] | None = None,
 ) -> list[PreflightFinding]:
     """Check that a model which is about to be trained can be.
 
-    Its first loss is near ``ln C`` (softmax) or ``C - 1`` (SVM) plus the L2 term; a copy of it learns 20 images by
-    heart; its gradients agree with differences, for the first and the last parameter of each kind, in float64; a
-    step has enough memory, as two small steps let expect; and the first steps do not throw the loss off. The model and
+    Its first loss is near ``ln C`` (softmax) or ``C - 1`` (SVM) plus the L2 term; a copy of it overfits 20
+    images; its gradients agree with differences, for the first and the last parameter of each kind, in float64; a step
+    has enough memory, as two small steps let expect; and the first steps do not throw the loss off. The model and
     all random streams are as before afterwards.
 
     Parameters
@@ -88,7 +89,7 @@ def check_training(
         Images in a minibatch of the training.
     update_rule, optim_config, schedule : optional
         Those of the training, as for `xpconv.Solver`; without a rule the first steps are not checked.
-    tell : callable, optional
+    on_finding : callable, optional
         Called with each finding as soon as it is there.
 
     Returns
@@ -131,8 +132,8 @@ def check_training(
     for check in checks:
         with place.current(), _same_global_draws():
             findings.append(check(subject))
-        if tell is not None:
-            tell(findings[-1])
+        if on_finding is not None:
+            on_finding(findings[-1])
     failed = [finding for finding in findings if not finding.passed]
     if failed:
         raise PreflightError(
@@ -174,12 +175,12 @@ class _Subject:
         return net
 
     def _copies(self, arrays: Any, dtype: str | None) -> dict[str, Array]:
-        return copies({name: self.backend.asarray(a, dtype) for name, a in arrays.items()})
+        return copy_arrays({name: self.backend.asarray(a, dtype) for name, a in arrays.items()})
 
     def some(self, count: int) -> tuple[Array, Array]:
         """Return so many images at equal distances, and their labels; images come again where there are fewer."""
         rows = np.arange(count) * max(self.X.shape[0] // count, 1) % self.X.shape[0]
-        return self.backend.asarray(take(self.X, rows)), self.backend.asarray(take(self.y, rows))
+        return self.backend.asarray(take_rows(self.X, rows)), self.backend.asarray(take_rows(self.y, rows))
 
 
 @contextmanager
@@ -233,22 +234,22 @@ def _overfitting(subject: _Subject) -> PreflightFinding:
     net, memory = subject.replica(), {name: {"learning_rate": 3e-3} for name in subject.model.params}
     if hasattr(net, "reg"):
         net.reg = 0.0
-    count = min(FEW, subject.X.shape[0])
+    count = min(OVERFIT_IMAGES, subject.X.shape[0])
     X, y = subject.some(count)
-    share, steps = 0.0, 0
-    while share < 1 and steps < STEPS:
+    fraction, steps = 0.0, 0
+    while fraction < 1 and steps < OVERFIT_STEPS:
         for _ in range(10):
             _, grads = net.loss(X, y)
             for name, w in net.params.items():
                 UPDATE_RULES["adam"](w, grads[name], memory[name], in_place=True)
         steps += 10
-        share = accuracy(net, X, y, subject.backend)
-    text = f"{round(share * count)} of {count} images are right after {steps} steps of Adam; expected all of them"
+        fraction = accuracy(net, X, y, subject.backend)
+    text = f"{round(fraction * count)} of {count} images are right after {steps} steps of Adam; expected all of them"
     return PreflightFinding(
-        "learning a few images by heart",
-        share == 1,
+        "overfitting a small batch",
+        fraction == 1,
         text
-        if share == 1
+        if fraction == 1
         else (
             f"{text}. The gradients are wrong (see their check), every unit is dead, the images are not normalised, or "
             "images that are alike have different labels"
@@ -258,7 +259,7 @@ def _overfitting(subject: _Subject) -> PreflightFinding:
 
 def _gradients(subject: _Subject) -> PreflightFinding:
     """Check single parameters, so that it shows from which layer on gradients are right."""
-    net, (X, y) = subject.replica("float64", seed=0), subject.some(TINY)
+    net, (X, y) = subject.replica("float64", seed=0), subject.some(GRADIENT_IMAGES)
     draws, backend = np.random.default_rng(0), subject.backend
     point = {}
     for name, w in net.params.items():  # parameters of 0 may put units exactly at the kink of a ReLU
@@ -286,7 +287,7 @@ def _gradients(subject: _Subject) -> PreflightFinding:
     right, wrong, unknown, worst = list[str](), dict[str, str](), list[str](), 0.0
     for name in checked:
         try:
-            worst = max(worst, check_gradient(forward, backward, point, tolerance=TOLERANCE, wrt=[name]))
+            worst = max(worst, check_gradient(forward, backward, point, tolerance=GRADIENT_TOLERANCE, wrt=[name]))
             right.append(name)
         except AssertionError as error:
             if "cannot be checked" in str(error):
@@ -306,7 +307,8 @@ def _gradients(subject: _Subject) -> PreflightFinding:
     return PreflightFinding(
         "gradients",
         True,
-        f"relative error {worst:.1e} at most, for {', '.join(right) or 'none'}; expected {TOLERANCE:.0e} or less{note}",
+        f"relative error {worst:.1e} at most, for {', '.join(right) or 'none'}; "
+        f"expected {GRADIENT_TOLERANCE:.0e} or less{note}",
     )
 
 
@@ -316,16 +318,16 @@ def _memory(subject: _Subject, batch_size: int) -> PreflightFinding:
 
     def peak(count: int) -> int | None:
         X, y = subject.some(count)
-        peaks = [peak_bytes(subject.backend, lambda: net.loss(X, y)) for _ in range(PASSES)]
+        peaks = [peak_bytes(subject.backend, lambda: net.loss(X, y)) for _ in range(MEMORY_PASSES)]
         return min((peak for peak in peaks if peak is not None), default=None)
 
-    small, large = (peak(count) for count in SMALL)
+    small, large = (peak(count) for count in MEMORY_BATCHES)
     free = free_bytes(subject.backend)
     if small is None or large is None or free is None:
         return PreflightFinding("memory", True, f"not measured: {subject.backend.library} does not tell here")
-    each = max((large - small) / (SMALL[1] - SMALL[0]), 1.0)
+    each = max((large - small) / (MEMORY_BATCHES[1] - MEMORY_BATCHES[0]), 1.0)
     remembered = 2 * sum(to_host(w).nbytes for w in net.params.values())  # by Adam
-    constant = max(large - each * SMALL[1], 0.0) + remembered
+    constant = max(large - each * MEMORY_BATCHES[1], 0.0) + remembered
     needed, most, images = constant + each * batch_size, int(max(free - constant, 0.0) / each), subject.X.shape[0]
     text = (
         f"a step of {batch_size} images takes about {_bytes(needed)}; expected at most the {_bytes(free)} that are free"
@@ -351,7 +353,7 @@ def _first_steps(
     X, y = subject.some(min(batch_size, 100))  # whatever the minibatch, this needs little memory
     configs = {name: dict(config) for name in net.params}
     with np.errstate(all="ignore"):
-        for step in range(FIRST):
+        for step in range(FIRST_STEPS):
             loss, grads = net.loss(X, y)
             losses.append(float(to_host(loss)))
             for name, w in net.params.items():
@@ -360,10 +362,11 @@ def _first_steps(
                 net.params[name], configs[name] = rule(w, grads[name], configs[name])
     first, last, largest = losses[0], losses[-1], max(losses)
     text = (
-        f"{FIRST} steps on the same images bring the loss from {first:.4g} to {last:.4g} by way of {largest:.4g}; "
-        f"expected at most {CALM[1] * first:.3g} on the way, or less than {CALM[0] * first:.3g} in the end"
+        f"{FIRST_STEPS} steps on the same images bring the loss from {first:.4g} to {last:.4g} by way of {largest:.4g}"
+        f"; expected at most {MAX_LOSS_GROWTH * first:.3g} on the way, or less than {RECOVERED_LOSS * first:.3g} in "
+        "the end"
     )
-    if isfinite(sum(losses)) and (largest <= CALM[1] * first or last < CALM[0] * first):
+    if isfinite(sum(losses)) and (largest <= MAX_LOSS_GROWTH * first or last < RECOVERED_LOSS * first):
         return PreflightFinding("first steps", True, text)
     return PreflightFinding(
         "first steps", False, f"{text}. The step size is too large: take a tenth of the learning rate"

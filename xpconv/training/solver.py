@@ -17,7 +17,7 @@ from xpconv.data.sampling import SAMPLERS
 from xpconv.errors import NonFiniteLossError
 from xpconv.random import RandomStream, Rng, draw_seed, spawn
 from xpconv.training import checkpoint, metrics
-from xpconv.training._monitor import TrainingMonitor, copies
+from xpconv.training._monitor import TrainingMonitor, copy_arrays
 from xpconv.training._nonfinite import check_finite, describe_nonfinite, read_rows, restore_unless
 from xpconv.training._progress import Progress, show_progress
 from xpconv.training._signals import postpone_signals
@@ -87,7 +87,7 @@ class Solver:
         Iterations passed over, as `on_nonfinite` says.
     interrupted : bool
         Whether Ctrl-C ended the training.
-    sound : bool
+    resumable : bool
         Whether it can be saved: False after an error or a second Ctrl-C in the midst of an iteration.
 
     Raises
@@ -149,7 +149,7 @@ class Solver:
         self.X_val, self.y_val = check_split(splits, "val", classes, self.X_train.shape[1:])
         self.streams = self._spawn_streams(rng)
         self.sampler = SAMPLERS[sampling](self.streams["batches"], self.X_train.shape[0], self.batch_size)
-        self._ahead = 2
+        self._prefetch = 2
         self._reset()
 
     def _spawn_streams(self, rng: Rng) -> dict[str, RandomStream]:
@@ -163,9 +163,9 @@ class Solver:
 
     def _reset(self) -> None:
         self.epoch = self.iteration = self.skipped = self.round_start = self.round_checks = 0
-        self.interrupted, self.sound, self._complete = False, True, False
-        self._last: tuple[Any, Any] | None = None  # parameters and state at the end, where the best were put instead
-        self._given: Any = None  # the best, as the model has them then
+        self.interrupted, self.resumable, self._finished = False, True, False
+        self._swapped_in: Any = None  # the best parameters, as `train` put them into the model at its end
+        self._swapped_out: tuple[Any, Any] | None = None  # the parameters and state that they replaced
         self._batches: Batches | None = None
         self.loss_history, self.learning_rate_history = list[float](), list[float]()
         self.train_acc_history, self.val_acc_history = list[float](), list[float]()
@@ -174,7 +174,7 @@ class Solver:
         self.best_params: dict[str, Array] = {}
         self.best_state: dict[str, Array] = {}
         self.optim_configs = {name: copy(self.optim_config) for name in self.model.params}
-        self._unread: list[Any] = []
+        self._pending_rows: list[Any] = []
 
     @on_its_device
     def train(self, each_iteration: Callable[[Self], object] | None = None) -> None:
@@ -204,7 +204,7 @@ class Solver:
                 batch_size=self.batch_size,
                 update_rule=self.update_rule,
                 optim_config=self.optim_config,
-                tell=print if self.verbose else None,
+                on_finding=print if self.verbose else None,
             )
         per_epoch = max(self.y_train.shape[0] // self.batch_size, 1)
         total = self.num_epochs * per_epoch
@@ -213,18 +213,18 @@ class Solver:
         try:
             with (
                 postpone_signals() as postponed,
-                Batches(self.X_train, self.y_train, self.sampler, self.backend, prefetch=self._ahead) as batches,
-                self._show(total, done) as progress,
+                Batches(self.X_train, self.y_train, self.sampler, self.backend, prefetch=self._prefetch) as batches,
+                self._show_progress(total, done) as progress,
             ):
                 self._batches = batches
                 for t in range(done, total):
-                    postponed.act()
+                    postponed.deliver()
                     accuracies = self.val_acc_history[self.round_checks :]
-                    if self.patience is not None and metrics.since_best(accuracies) >= self.patience:
+                    if self.patience is not None and metrics.checks_since_best(accuracies) >= self.patience:
                         break
-                    self.sound, epoch_end = False, (t + 1) % per_epoch == 0
-                    watch = TrainingMonitor(self.model, self.backend) if t == 0 or epoch_end else None
-                    X, y = self._changed(*next(batches))
+                    self.resumable, epoch_end = False, (t + 1) % per_epoch == 0
+                    monitor = TrainingMonitor(self.model, self.backend) if t == 0 or epoch_end else None
+                    X, y = self._augmented(*next(batches))
                     self._step(X, y)
                     rate = next(iter(self.optim_configs.values())).get("learning_rate", "nan")
                     self.learning_rate_history.append(float(rate))
@@ -236,43 +236,43 @@ class Solver:
                     if epoch_end:
                         self.epoch += 1
                         decay(self.optim_configs.values(), self.lr_decay)
-                    if watch is not None:
-                        watch.measure(X)
-                        self._check(progress)
-                        watch.note(self.health_history)
-                    self.sound = True
+                    if monitor is not None:
+                        monitor.measure(X)
+                        self._check_accuracies(progress)
+                        monitor.append_to(self.health_history)
+                    self.resumable = True
                     if each_iteration is not None:
                         each_iteration(self)
                 else:
-                    self._complete = True
+                    self._finished = True
         except KeyboardInterrupt:
             self.interrupted = True
             if self.verbose:
                 print(f"interrupted after iteration {self.iteration}; keeping the best parameters so far", flush=True)
         finally:
             self._batches = None
-            self._last = self.current()
+            self._swapped_out = self.current()
             if self.best_params:
-                self._given = self.model.params = copies(self.best_params)
+                self._swapped_in = self.model.params = copy_arrays(self.best_params)
                 if self.best_state:
-                    self.model.state = copies(self.best_state)
+                    self.model.state = copy_arrays(self.best_state)
         self._read_losses()
 
     def _begin(self) -> None:
         """Go on from where training was; a complete one is another round, from the best parameters on."""
-        if self._complete:
+        if self._finished:
             self.round_start, self.round_checks = self.iteration, len(self.val_acc_history)
         else:
             self.model.params, state = self.current()
             if state:
                 self.model.state = state
-        self.interrupted = self._complete = False
-        self._last = self._given = None
+        self.interrupted = self._finished = False
+        self._swapped_out = self._swapped_in = None
 
     def current(self) -> tuple[Any, Any]:
         """Return the parameters and the state of the last iteration, though the model may have the best ones now."""
-        if self._last is not None and self.model.params is self._given:
-            return self._last
+        if self._swapped_out is not None and self.model.params is self._swapped_in:
+            return self._swapped_out
         return self.model.params, getattr(self.model, "state", {})
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -331,11 +331,11 @@ class Solver:
         """
         checkpoint.resume(self, path)
 
-    def _show(self, total: int, done: int) -> AbstractContextManager[Progress]:
+    def _show_progress(self, total: int, done: int) -> AbstractContextManager[Progress]:
         """Return how to show a run of `total` iterations."""
         return show_progress(total, self.batch_size, verbose=self.verbose, done=done)
 
-    def _changed(self, X: Array, y: Array) -> tuple[Array, Array]:
+    def _augmented(self, X: Array, y: Array) -> tuple[Array, Array]:
         return (X if self.augment is None else self.augment(X, draw_seed(self.streams["augment"]))), y
 
     def _step(self, X: Array, y: Array) -> None:
@@ -346,7 +346,7 @@ class Solver:
         before = {**getattr(self.model, "state", {})}
         loss, grads = self.model.loss(X, y)
         self.iteration += 1
-        good = self._examine(loss, grads)
+        good = self._record_loss(loss, grads)
         if good is False:
             if before:
                 self.model.state = before
@@ -362,17 +362,17 @@ class Solver:
             else:
                 self.model.params[name], self.optim_configs[name] = self.update_rule(w, grads[name], config)
 
-    def _examine(self, loss: Any, grads: Mapping[str, Array]) -> Any:
+    def _record_loss(self, loss: Any, grads: Mapping[str, Array]) -> Any:
         """Note the loss, and return whether to take the step: True, False or a boolean on the device."""
         row, good = check_finite(
-            loss, {name: grads[name] for name in self.model.params}, tell=self.on_nonfinite == "stop"
+            loss, {name: grads[name] for name in self.model.params}, per_gradient=self.on_nonfinite == "stop"
         )
         if good is False:
             self._read_losses()  # those before, whose rows are shorter
-        self._unread.append(row)
+        self._pending_rows.append(row)
         return good if isinstance(good, bool) or isinstance(self.update_rule, str) else bool(to_host(good))
 
-    def _check(self, progress: Progress) -> None:
+    def _check_accuracies(self, progress: Progress) -> None:
         """Measure both accuracies and keep the parameters if they are the best so far."""
         self._read_losses()
         train_acc = self.check_accuracy(self.X_train, self.y_train, num_samples=self.num_train_samples)
@@ -383,18 +383,18 @@ class Solver:
         progress.line(f"(Epoch {self.epoch} / {self.num_epochs}) train acc: {train_acc:f}; val_acc: {val_acc:f}")
         if val_acc > self.best_val_acc or not self.best_params:
             self.best_val_acc = val_acc
-            self.best_params = copies(self.model.params)
-            self.best_state = copies(getattr(self.model, "state", {}))
+            self.best_params = copy_arrays(self.model.params)
+            self.best_state = copy_arrays(getattr(self.model, "state", {}))
 
     def _save_checkpoint(self, progress: Progress) -> None:
         """Save the model at a check of the accuracy; the course's Solver does."""
 
     def _read_losses(self) -> None:
         """Wait for the losses on the device, append them to the history and see to those that went wrong."""
-        if not self._unread:
+        if not self._pending_rows:
             return
-        losses, figures, bad = read_rows(self._unread)
-        self._unread = []
+        losses, figures, bad = read_rows(self._pending_rows)
+        self._pending_rows = []
         first = len(self.loss_history) + 1
         self.loss_history += losses.tolist()
         if not bad.size:
@@ -402,7 +402,7 @@ class Solver:
         if self.on_nonfinite == "skip":
             self.skipped += int(bad.size)
             return
-        self.sound = False
+        self.resumable = False
         rates = ", ".join({str(config.get("learning_rate")) for config in self.optim_configs.values()})
         raise NonFiniteLossError(
             f"{describe_nonfinite(losses[bad[0]], first + int(bad[0]), self.model.params, figures[bad[0]])}: "
