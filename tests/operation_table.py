@@ -3,8 +3,10 @@
 import numpy as np
 
 from tests.helpers import columns_by_loops, draw
+from xpconv.backend import array_namespace
 from xpconv.ops.norm import normalise
 from xpconv.ops.pool import max_pool
+from xpconv.ops.tiling import sum_of_squares
 from xpconv.ops.windows import output_size
 
 
@@ -85,6 +87,46 @@ def arguments_of_adam_step(place, x, size, stride, padding):
     return place(x), place(draw(*x.shape, seed=2)), place(draw(*x.shape, seed=3)), place(x * x), 0.9, 0.99, 0.1, 1e-8
 
 
+def arguments_of_for_each_tile(place, x, size, stride, padding):
+    a = place(x)
+
+    def double(tile):
+        a[tile, ...] = 2 * a[tile, ...]
+
+    return a, double, len(x), 1 << 21
+
+
+def arguments_of_sum_over_tiles(place, x, size, stride, padding):
+    a = place(x)
+    xp = array_namespace(x=a)
+    return a, lambda tile: (xp.sum(a[tile, ...], axis=0), None), len(x), 1 << 21
+
+
+def arguments_of_map_tiles(place, x, size, stride, padding):
+    a, gamma = place(np.tile(x, (1, 1, 64, 64))), place(draw(1, x.shape[1], 1, 1))
+    return a, gamma, {"function": lambda a, gamma: (a * gamma,), "axis": stride[0] % 2}
+
+
+def arguments_of_matmul(place, x, size, stride, padding):
+    rows = x.reshape(len(x), -1)
+    return place(rows), place(rows.T)
+
+
+def arguments_of_for_each_block(place, x, size, stride, padding):
+    def step(a, b):
+        a -= 2 * b
+
+    return place(x), place(draw(*x.shape, seed=2)), {"update": step}
+
+
+def arguments_of_sum_in_blocks(place, x, size, stride, padding):
+    return place(x), {"term": sum_of_squares}
+
+
+def arguments_of_sum_of_squares(place, x, size, stride, padding):
+    return place(x.reshape(-1) if stride[0] % 2 else x), {}
+
+
 ARGUMENTS = {
     "convolve": arguments_of_convolve,
     "convolve_backward": arguments_of_convolve_gradients,
@@ -101,10 +143,23 @@ ARGUMENTS = {
     "fold": arguments_of_fold,
     "max_pool": arguments_of_unfold,
     "max_pool_backward": arguments_of_max_pool_backward,
+    "for_each_tile": arguments_of_for_each_tile,
+    "sum_over_tiles": arguments_of_sum_over_tiles,
+    "map_tiles": arguments_of_map_tiles,
+    "matmul": arguments_of_matmul,
+    "for_each_block": arguments_of_for_each_block,
+    "sum_in_blocks": arguments_of_sum_in_blocks,
+    "sum_of_squares": arguments_of_sum_of_squares,
+    "sum_rows": arguments_of_relu,
 }
 
 
-WRITTEN = {"adam_step": slice(0, 4), "add_l2_penalty": slice(2, 3)}  # arguments that are written to
+WRITTEN = {  # arguments that are written to
+    "adam_step": slice(0, 4),
+    "add_l2_penalty": slice(2, 3),
+    "for_each_tile": slice(0, 1),
+    "for_each_block": slice(0, 1),
+}
 
 
 def arrays_in(result):

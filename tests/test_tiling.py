@@ -31,7 +31,7 @@ def test_tiles_cover_each_image_once(spec, count, item_bytes):
     def visit(tile):
         visits[tile] += 1
 
-    for_each_tile(visit, count, item_bytes, like=find_backend(spec).asarray([0.0]))
+    for_each_tile(find_backend(spec).asarray([0.0]), visit, count, item_bytes)
     assert visits.tolist() == [1] * count
 
 
@@ -40,7 +40,7 @@ def test_sum_over_tiles_has_the_same_bits_for_any_number_of_threads(monkeypatch)
     sums = set()
     for number in ("1", "2", "3", "8"):
         monkeypatch.setenv("XPCONV_NUM_THREADS", number)
-        (total, nothing) = sum_over_tiles(lambda tile: (x[tile].sum(axis=0), None), len(x), 1 << 17, like=x)
+        (total, nothing) = sum_over_tiles(x, lambda tile: (x[tile].sum(axis=0), None), len(x), 1 << 17)
         assert nothing is None
         assert total == pytest.approx(x.sum(axis=0), abs=1e-3)
         sums.add(total.tobytes())
@@ -56,14 +56,14 @@ def test_error_in_a_tile_reaches_the_caller_and_leaves_the_pool_usable(number, m
 
     for _ in range(3):
         with pytest.raises(ZeroDivisionError):
-            for_each_tile(fail, 50, 1 << 20, like=np.zeros(1))
+            for_each_tile(np.zeros(1), fail, 50, 1 << 20)
     test_tiles_cover_each_image_once("numpy", 9, 1)
 
 
 def test_tiles_run_on_several_threads(monkeypatch):
     monkeypatch.setenv("XPCONV_NUM_THREADS", "2")
     met = threading.Barrier(2, timeout=30)
-    for_each_tile(lambda tile: met.wait(), 2, 1 << 30, like=np.zeros(1))
+    for_each_tile(np.zeros(1), lambda tile: met.wait(), 2, 1 << 30)
     assert not met.broken
 
 
@@ -81,11 +81,11 @@ def test_layers_may_be_used_from_several_threads():
 )
 def test_workspace_is_a_size_with_a_unit(text, size, monkeypatch):
     monkeypatch.setenv("XPCONV_WORKSPACE", text)
-    assert workspace_bytes() == size
+    assert workspace_bytes("numpy") == size
 
 
 def test_workspace_is_64_mebibytes_and_1_gibibyte_on_a_gpu_unless_set(monkeypatch):
-    assert workspace_bytes() == 64 << 20
+    assert workspace_bytes("numpy") == 64 << 20
     assert workspace_bytes("cupy") == 1 << 30
     monkeypatch.setenv("XPCONV_WORKSPACE", "2MiB")
     assert workspace_bytes("cupy") == 2 << 20
@@ -95,7 +95,7 @@ def test_workspace_is_64_mebibytes_and_1_gibibyte_on_a_gpu_unless_set(monkeypatc
 def test_bad_workspace_is_refused_by_name(text, monkeypatch):
     monkeypatch.setenv("XPCONV_WORKSPACE", text)
     with pytest.raises(ArgumentError, match=f"XPCONV_WORKSPACE is '{text}'; expected a size such as 64MiB or 1GiB"):
-        workspace_bytes()
+        workspace_bytes("numpy")
 
 
 @pytest.fixture
@@ -147,7 +147,8 @@ def test_updates_need_little_memory_in_any_layout(layout, peak, monkeypatch):
     monkeypatch.setenv("XPCONV_NUM_THREADS", "2")
     W, plain = (place(find_backend("numpy"), np.ones((4096, 513), np.float32)) for place in (layout, contiguous))
     with threadpool_limits(1):
-        total = sum_in_blocks(sum_of_squares, W)
-        assert peak(lambda: for_each_block(lambda part: np.subtract(part, part * part * 0.5, out=part), W)) < 3 * 2**20
+        total = sum_in_blocks(W, term=sum_of_squares)
+        halve = lambda part: np.subtract(part, part * part * 0.5, out=part)  # noqa: E731
+        assert peak(lambda: for_each_block(W, update=halve)) < 3 * 2**20
     np.testing.assert_allclose(total, W.size, rtol=1e-6)
     np.testing.assert_array_equal(W, plain * np.float32(0.5))

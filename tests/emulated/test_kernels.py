@@ -26,7 +26,6 @@ from xpconv.layers import norm
 from xpconv.ops import tiling
 from xpconv.ops.cupy import _ops as cuda
 from xpconv.ops.dispatch import accelerated_versions
-from xpconv.ops.numpy import _workers as threads
 from xpconv.ops.windows import output_size
 
 CASES = int(os.environ.get("EMULATED_CASES", "60"))  # of each primitive and dtype
@@ -40,8 +39,7 @@ every_dtype = pytest.mark.parametrize("dtype", list(TOLERANCE))
 def as_on_a_gpu(monkeypatch):
     """Portable versions call portable ones, and tiles are those of CuPy's arrays."""
     monkeypatch.setenv("XPCONV_ACCELERATE", "0")
-    for module in (tiling, threads):
-        monkeypatch.setattr(module, "library_of", lambda a: type(a).__module__.partition(".")[0])
+    monkeypatch.setattr(tiling, "library_of", lambda a: type(a).__module__.partition(".")[0])
 
 
 def cases(monkeypatch, seed, count=CASES):

@@ -30,7 +30,7 @@ def convolve(x: Array, w: Array, b: Array | None, stride: Pair, padding: Pair, a
             y += b[:, None]
         out[tile, ...] = xp.permute_dims(xp.reshape(y, (F, -1, OH, OW)), (1, 0, 2, 3))
 
-    for_each_tile(task, N, _column_bytes(x, w, OH * OW), like=x)
+    for_each_tile(x, task, N, _column_bytes(x, w, OH * OW))
     return out
 
 
@@ -52,7 +52,7 @@ def convolve_backward(
             dx[tile, ...] = fold(rows.T @ dy, images.shape, w.shape[2:], stride, padding)
         return dw, xp.sum(dy, axis=1)
 
-    dw, db = sum_over_tiles(task, x.shape[0], 2 * _column_bytes(x, w, OH * OW), like=x)
+    dw, db = sum_over_tiles(x, task, x.shape[0], 2 * _column_bytes(x, w, OH * OW))
     return dx, xp.reshape(dw, w.shape), db
 
 

@@ -18,7 +18,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 _accelerated: dict[tuple[str, str], Callable[..., Any]] = {}  # by operation and library
 _portable: dict[str, Callable[..., Any]] = {}
 _MODULES = {  # which register accelerated versions; those of a library are imported with its first array
-    "numpy": ("_conv", "_elementwise", "_norm", "_pool", "_windows"),
+    "numpy": ("_tiles", "_conv", "_elementwise", "_norm", "_pool", "_windows"),
     "cupy": ("_ops",),
 }
 _import_once = lru_cache(importlib.import_module)

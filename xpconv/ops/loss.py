@@ -36,7 +36,7 @@ def add_l2_penalty(loss: Array, weights: Sequence[Array], grads: Sequence[Array]
         return sum_of_squares(W)
 
     for W, grad in zip(weights, grads, strict=True):
-        loss = loss + 0.5 * reg * sum_in_blocks(add, grad, W)
+        loss = loss + 0.5 * reg * sum_in_blocks(grad, W, term=add)
     return loss
 
 

@@ -37,7 +37,7 @@ def normalise(
         out += beta
         return out, mean, var, inv_std
 
-    out, mean, var, inv_std = map_tiles(tile, tile_axis, x, gamma, beta)
+    out, mean, var, inv_std = map_tiles(x, gamma, beta, function=tile, axis=tile_axis)
     return out, mean, var, inv_std
 
 
@@ -83,7 +83,7 @@ def normalise_backward(
         dx *= inv_std
         return dx, dgamma, dbeta
 
-    dx, dgamma, dbeta = map_tiles(tile, tile_axis, dout, x, mean, inv_std, gamma)
+    dx, dgamma, dbeta = map_tiles(dout, x, mean, inv_std, gamma, function=tile, axis=tile_axis)
     return dx, dgamma, dbeta
 
 

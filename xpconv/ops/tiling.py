@@ -1,21 +1,16 @@
-"""How a batch is cut into tiles.
-
-The tiles and the order in which their sums are added depend on shapes alone, so results have the same bits
-for any number of threads.
-"""
+"""How work on a batch is cut into parts, so that the memory beyond inputs and outputs is bounded whatever the batch."""
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import array_api_compat
-import numpy as np
 
 from xpconv.backend import Array, library_of
 from xpconv.errors import ArgumentError
-from xpconv.ops.numpy._workers import run, run_products
+from xpconv.ops.dispatch import operation
 
 __all__ = [
     "for_each_block",
@@ -29,20 +24,24 @@ __all__ = [
     "workspace_bytes",
 ]
 
-_CACHE_BYTES = 1 << 22  # of a NumPy tile: shared caches hold it, and its calls are long enough for two threads
-_BLOCK_BYTES = 1 << 19  # of each array in an elementwise update, where several share the cache
-_ROWS = 1 << 8  # of a sum that are added one after the other
-_LANES = 8  # partial sums of large work, whatever the number of threads
-_FEW = 4  # lanes of work that waits for memory: more threads gain nothing, each tile costs 50 us beside its work
 _UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
-_SMALL_PRODUCT = 1 << 18  # multiplications that are not worth a second thread
 
-Tile = slice
+def workspace_bytes(library: str) -> int:
+    """Return how much scratch memory an operation may take at once, in bytes.
 
+    That is ``XPCONV_WORKSPACE``, such as ``256MiB``; by default 64 MiB, and 1 GiB with CuPy.
 
-def workspace_bytes(library: str = "numpy") -> int:
-    """Return ``XPCONV_WORKSPACE`` (such as ``64MiB``, the default; ``1GiB`` on a GPU by CuPy) in bytes."""
+    Raises
+    ------
+    ArgumentError
+        If the variable is no size.
+
+    Examples
+    --------
+    >>> workspace_bytes("array_api_strict") >> 20
+    64
+    """
     return _parse_bytes(os.environ.get("XPCONV_WORKSPACE", "1GiB" if library == "cupy" else "64MiB"))
 
 
@@ -54,71 +53,76 @@ def _parse_bytes(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
-def for_each_tile(task: Callable[[Tile], None], count: int, item_bytes: int, like: Array) -> None:
-    """Call ``task(tile)`` for slices that cover ``range(count)``; tasks write to places of their own.
+@operation
+def for_each_tile(x: Array, task: Callable[[slice], None], count: int, item_bytes: int) -> None:
+    """Call ``task(tile)`` for slices that together cover ``range(count)``.
 
     Parameters
     ----------
+    x : array
+        Any array of the computation; its library decides how tiles are cut and run.
     task : callable
-        Takes a slice of the batch.
+        Takes a slice of the batch. Tasks may run at the same time, and so write to separate places.
     count : int
         Images in the batch.
     item_bytes : int
         Scratch memory that one image needs, in bytes.
-    like : array
-        Any array of the computation; its library decides how tiles run.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, squares = np.arange(5.0), np.zeros(5)
+    >>> for_each_tile(x, lambda tile: np.square(x[tile], out=squares[tile]), count=5, item_bytes=8)
+    >>> squares
+    array([ 0.,  1.,  4.,  9., 16.])
     """
-    tiles = _tiles(count, item_bytes, like)
-    run_products(lambda k: task(tiles[k]), len(tiles), like)
+    for tile in _cut_tiles(x, count, item_bytes):
+        task(tile)
 
 
+@operation
 def sum_over_tiles(
-    task: Callable[[Tile], tuple[Array, ...]], count: int, item_bytes: int, like: Array
-) -> tuple[Array, ...]:
-    """Call ``task(tile)`` for slices that cover ``range(count)`` and return the sums of what the calls return.
+    x: Array, task: Callable[[slice], tuple[Array | None, ...]], count: int, item_bytes: int
+) -> tuple[Any, ...]:
+    """Call ``task(tile)`` for slices that cover ``range(count)``, and return the sums of what the calls return.
 
-    Tiles are dealt to a few lanes; each lane adds up its own in order, then the lanes are added in order.
+    Parameters
+    ----------
+    x, count, item_bytes
+        As for `for_each_tile`.
+    task : callable
+        Takes a slice and returns arrays of its own, of the same shapes for each slice; None stays None.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.arange(5.0)
+    >>> sum_over_tiles(x, lambda tile: (x[tile].sum(keepdims=True),), count=5, item_bytes=8)
+    (array([10.]),)
     """
-    tiles = _tiles(count, item_bytes, like)
-    lanes = min(_LANES, len(tiles)) if library_of(like) == "numpy" else 1
-    sums: list[tuple[Array, ...]] = [()] * lanes
-
-    def lane(k: int) -> None:
-        mine = tiles[k * len(tiles) // lanes : (k + 1) * len(tiles) // lanes]
-        total = task(mine[0])
-        for tile in mine[1:]:
-            total = _add(total, task(tile))
-        sums[k] = total
-
-    run_products(lane, lanes, like)
-    total = sums[0]
-    for part in sums[1:]:
-        total = _add(total, part)
+    first, *others = _cut_tiles(x, count, item_bytes)
+    total = task(first)
+    for tile in others:
+        add_in_place(total, task(tile))
     return total
 
 
-def _add(total: tuple[Array, ...], part: tuple[Array, ...]) -> tuple[Array, ...]:
-    for a, b in zip(total, part, strict=True):
-        if a is not None:
-            a[...] = a + b
-    return total
-
-
-def _tiles(count: int, item_bytes: int, like: Array, lanes: int = _LANES) -> list[Tile]:
-    """Cut a batch in tiles of nearly the same size; for NumPy their number is a multiple of the lanes.
-
-    Both are powers of two, which divide many batches: the same tiles for small ones and large.
-    """
-    on_numpy = library_of(like) == "numpy"
-    size = max(1, (_CACHE_BYTES if on_numpy else workspace_bytes(library_of(like))) // max(item_bytes, 1))
+def _cut_tiles(x: Array, count: int, item_bytes: int) -> list[slice]:
+    """Cut a batch into nearly equal tiles, each with scratch memory that fits the workspace."""
+    size = max(1, workspace_bytes(library_of(x)) // max(item_bytes, 1))
     tiles = -(-count // size)
-    if on_numpy:
-        lanes = min(lanes, 1 << (count * item_bytes // _BLOCK_BYTES | 1).bit_length() - 1)  # 1 for what is soon done
-        tiles = min(count, lanes * -(-count // (lanes << (size.bit_length() - 1))))
     return [slice(k * count // tiles, (k + 1) * count // tiles) for k in range(tiles)]
 
 
-def map_tiles(body: Callable[..., tuple[Array, ...]], axis: int, *arrays: Array) -> Any:
+def add_in_place(total: tuple[Array | None, ...], terms: tuple[Array | None, ...]) -> None:
+    """Add each term to its sum in place; None stays None."""
+    for a, b in zip(total, terms, strict=True):
+        if a is not None:
+            a[...] = a + b
+
+
+@operation
+def map_tiles(x: Array, *others: Array, function: Callable[..., tuple[Array, ...]], axis: int) -> tuple[Array, ...]:
     """Apply a function to arrays whose slices along `axis` it treats independently.
 
     For NumPy it is applied to slices that fit the cache, on all threads, and the results are joined along `axis`;
@@ -126,86 +130,94 @@ def map_tiles(body: Callable[..., tuple[Array, ...]], axis: int, *arrays: Array)
 
     Parameters
     ----------
-    body : callable
+    x, *others : array
+        Those of size 1 along the axis are passed on as they are.
+    function : callable
         Takes the arrays and returns arrays, all with that axis.
     axis : int
-    *arrays : array
-        Those of size 1 along the axis are passed on as they are.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> map_tiles(np.ones((2, 3)), function=lambda x: (x.sum(axis=1, keepdims=True),), axis=0)
+    (array([[3.],
+           [3.]]),)
     """
-    like = arrays[0]
-    if library_of(like) != "numpy" or like.nbytes <= _BLOCK_BYTES:
-        return body(*arrays)
-    count = like.shape[axis]
-    tiles = _tiles(count, like.nbytes // count, like, lanes=_FEW)
-    before = (slice(None),) * axis
-    parts: list[tuple[Array, ...]] = [()] * len(tiles)
-
-    def task(k: int) -> None:
-        at = (*before, tiles[k])
-        parts[k] = body(*(a[at] if a.shape[axis] == count else a for a in arrays))
-
-    run(task, len(tiles), like)
-    return tuple(np.concatenate(results, axis) for results in zip(*parts, strict=True))
+    return function(x, *others)
 
 
+@operation
 def matmul(a: Array, b: Array) -> Array:
-    """Return the matrix product, for NumPy cut along one side into blocks that depend on shapes alone."""
-    (M, K), N = a.shape, b.shape[1]
-    if library_of(a) != "numpy":
-        return a @ b
-    blocks = _LANES if M * K * N > _SMALL_PRODUCT else 1
-    in_terms = max(M, N, blocks * min(M, N)) <= K  # which are no larger than a or b
-    size = -(-(K if in_terms else max(M, N)) // blocks)
-    parts = [slice(k * size, (k + 1) * size) for k in range(blocks)]
-    if in_terms:
-        terms = np.empty((blocks, M, N), np.result_type(a, b))
-        run_products(lambda k: np.matmul(a[:, parts[k]], b[parts[k]], out=terms[k]), blocks, a)
-        return terms.sum(axis=0) if blocks > 1 else terms[0]
-    out = np.empty((M, N), np.result_type(a, b))
-    if M >= N:
-        run_products(lambda k: np.matmul(a[parts[k]], b, out=out[parts[k]]), blocks, a)
-    else:
-        run_products(lambda k: np.matmul(a, b[:, parts[k]], out=out[:, parts[k]]), blocks, a)
-    return out
+    """Return the matrix product.
+
+    Parameters
+    ----------
+    a : array (M, K)
+    b : array (K, N)
+
+    Returns
+    -------
+    array (M, N)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> matmul(np.ones((2, 3)), np.ones((3, 1)))
+    array([[3.],
+           [3.]])
+    """
+    return a @ b
 
 
-def for_each_block(update: Callable[..., None], *arrays: Array) -> None:
-    """Call an elementwise in-place update on arrays of one shape, for NumPy in cache-sized blocks on all threads."""
-    count, block = _blocks(*arrays)
-    run(lambda k: update(*block(k)), count, arrays[0])
+@operation
+def for_each_block(x: Array, *others: Array, update: Callable[..., object]) -> None:
+    """Call an elementwise in-place update on arrays of one shape, for NumPy in cache-sized blocks on all threads.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.ones(3)
+    >>> for_each_block(x, np.ones(3), update=lambda x, step: np.subtract(x, 0.5 * step, out=x))
+    >>> x
+    array([0.5, 0.5, 0.5])
+    """
+    update(x, *others)
 
 
-def sum_in_blocks(term: Callable[..., Array], *arrays: Array) -> Array:
-    """Return the sum, in order, of what a call returns for such blocks; it may leave work to BLAS."""
-    count, block = _blocks(*arrays)
-    terms: list[Any] = [None] * count
+@operation
+def sum_in_blocks(x: Array, *others: Array, term: Callable[..., Array]) -> Array:
+    """Return the sum of what ``term(x, *others)`` returns for blocks of arrays of one shape.
 
-    def task(k: int) -> None:
-        terms[k] = term(*block(k))
-
-    run_products(task, count, arrays[0])
-    return sum(terms)
-
-
-def _blocks(*arrays: Array) -> tuple[int, Callable[[int], Sequence[Array]]]:
-    """Return into how many blocks to cut arrays of one shape, if they are NumPy's, and what cuts the k-th."""
-    if library_of(arrays[0]) != "numpy":
-        return 1, lambda k: arrays
-    flat = [a.reshape(-1) for a in arrays] if all(a.flags.c_contiguous for a in arrays) else arrays
-    rows = len(flat[0])
-    size = max(1, _BLOCK_BYTES * rows // max(1, flat[0].nbytes))
-    return max(1, -(-rows // size)), lambda k: [a[k * size : (k + 1) * size] for a in flat]
+    Examples
+    --------
+    >>> import numpy as np
+    >>> float(sum_in_blocks(np.ones(3), term=sum_of_squares))
+    3.0
+    """
+    return term(x, *others)
 
 
+@operation
 def sum_rows(a: Array) -> Array:
-    """Return the sum over the first axis, for NumPy in pieces, since it adds rows one after the other."""
-    if library_of(a) == "numpy" and len(a) > _ROWS:
-        a = np.add.reduceat(a, np.arange(0, len(a), _ROWS))
+    """Return the sum over the first axis.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> sum_rows(np.ones((4, 2)))
+    array([4., 4.])
+    """
     return array_api_compat.array_namespace(a).sum(a, axis=0)
 
 
-def sum_of_squares(a: Array) -> Array:
-    """Return the sum of the squares of all elements, for NumPy by BLAS if it is flat."""
-    if library_of(a) == "numpy" and a.ndim == 1:
-        return np.dot(a, a)
+@operation
+def sum_of_squares(a: Array) -> Any:
+    """Return the sum of the squares of all elements.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> float(sum_of_squares(np.array([3.0, 4.0])))
+    25.0
+    """
     return array_api_compat.array_namespace(a).sum(a * a)

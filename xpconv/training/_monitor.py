@@ -85,4 +85,4 @@ class TrainingMonitor:
 
 def _ratio(w: Array, before: Array, xp: Any) -> Array:
     with np.errstate(all="ignore"):  # of weights that are 0, or no longer finite
-        return xp.sqrt(sum_in_blocks(sum_of_squares, w - before) / sum_in_blocks(sum_of_squares, before))
+        return xp.sqrt(sum_in_blocks(w - before, term=sum_of_squares) / sum_in_blocks(before, term=sum_of_squares))

@@ -100,7 +100,7 @@ def all_finite(loss: Any, grads: Iterable[Array]) -> Any:
 def _finite_on_host(a: Array) -> bool:
     """Add up squares first, in one pass that needs no memory: the sum is finite unless `a` is not, or is huge."""
     with np.errstate(all="ignore"):
-        if np.isfinite(float(sum_in_blocks(sum_of_squares, a))):
+        if np.isfinite(float(sum_in_blocks(a, term=sum_of_squares))):
             return True
     xp = array_api_compat.array_namespace(a)
     return bool(xp.all(xp.isfinite(a)))

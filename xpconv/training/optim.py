@@ -47,7 +47,7 @@ def _update_rule(*memory: str, **defaults: float) -> Callable[[Callable[[Config]
             arrays = [w, *(config[name] for name in memory)]
             before = [xp.asarray(a, copy=True) for a in arrays] if where is not None else []
             counts = {name: config[name] for name in defaults}
-            for_each_block(step(config), w, dw, *arrays[1:])
+            for_each_block(w, dw, *arrays[1:], update=step(config))
             for a, old in zip(arrays, before, strict=False):
                 a[...] = xp.where(where, a, old)
             if where is not None:

@@ -141,7 +141,7 @@ def convolve(x: Array, w: Array, b: Array | None, stride: Pair, padding: Pair, a
         grid, groups, _ = _groups((tile.stop - tile.start, F, L), (), (0, 2))
         _kernel("to_images", x.dtype.char)(*grid, (y, bias, out[tile], groups))
 
-    for_each_tile(task, x.shape[0], (w[0].size + F) * L * x.itemsize, x)
+    for_each_tile(x, task, x.shape[0], (w[0].size + F) * L * x.itemsize)
     return out
 
 
@@ -161,7 +161,7 @@ def convolve_backward(
             _fold_into(dx[tile], filters.T.dot(dy), kernel_size, stride, padding)
         return dw, db
 
-    dw, db = sum_over_tiles(task, x.shape[0], (2 * w[0].size + F) * L * x.itemsize, x)
+    dw, db = sum_over_tiles(x, task, x.shape[0], (2 * w[0].size + F) * L * x.itemsize)
     return dx, dw.reshape(w.shape), db
 
 

@@ -21,7 +21,7 @@ from numpy.lib.stride_tricks import as_strided
 from xpconv.ops.dispatch import accelerate
 from xpconv.ops.numpy import _winograd as winograd
 from xpconv.ops.numpy._scratch import scratch
-from xpconv.ops.tiling import for_each_tile, sum_over_tiles
+from xpconv.ops.numpy._tiles import for_each_tile, sum_over_tiles
 from xpconv.ops.windows import Pair, output_size
 
 Array = np.ndarray
@@ -129,7 +129,7 @@ def convolve(x: Array, w: Array, b: Array | None, stride: Pair, padding: Pair, a
         if y is not mine:
             mine[...] = y
 
-    for_each_tile(task, len(x), _Lines(x[:1].shape, size, stride, padding).image_bytes(x.itemsize), x)
+    for_each_tile(x, task, len(x), _Lines(x[:1].shape, size, stride, padding).image_bytes(x.itemsize))
     return out.reshape(len(x), F, *output)
 
 
@@ -163,7 +163,7 @@ def convolve_backward(
         return dw, dy.sum(axis=1)
 
     image_bytes = _Lines(x[:1].shape, size, stride, padding).image_bytes(x.itemsize, columns=dx is not None)
-    dw, db = sum_over_tiles(task, len(x), image_bytes, x)
+    dw, db = sum_over_tiles(x, task, len(x), image_bytes)
     if turn:
         turned = w[:, :, ::-1, ::-1].transpose(1, 0, 2, 3)
         dx = convolve(dout, turned, None, stride, (KH - 1 - padding[0], KW - 1 - padding[1]), algorithm)

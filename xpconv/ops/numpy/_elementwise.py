@@ -4,7 +4,7 @@ import numpy as np
 
 from xpconv.ops.dispatch import accelerate
 from xpconv.ops.numpy._scratch import scratch
-from xpconv.ops.tiling import map_tiles
+from xpconv.ops.numpy._tiles import map_tiles
 
 Array = np.ndarray
 
@@ -49,7 +49,7 @@ def softmax_cross_entropy(x: Array, y: Array) -> tuple[Array, Array]:
         return (np.log(total[:, 0]) - own,)
 
     dx = np.empty(x.shape, x.dtype)
-    return map_tiles(tile, 0, dx, x, y)[0], dx
+    return map_tiles(dx, x, y, function=tile, axis=0)[0], dx
 
 
 @accelerate("numpy")
@@ -62,7 +62,7 @@ def relu(x: Array) -> tuple[Array, Array]:
         np.greater(x, 0, out=mask)
         return ()
 
-    map_tiles(tile, 0, out, mask, x)
+    map_tiles(out, mask, x, function=tile, axis=0)
     return out, mask
 
 
@@ -75,5 +75,5 @@ def relu_backward(dout: Array, mask: Array) -> Array:
         keep_where_mask(dout, mask, dx)
         return ()
 
-    map_tiles(tile, 0, dx, dout, mask)
+    map_tiles(dx, dout, mask, function=tile, axis=0)
     return dx

@@ -9,7 +9,7 @@ import numpy as np
 from xpconv.ops.dispatch import accelerate
 from xpconv.ops.norm import variance_and_inverse_std
 from xpconv.ops.numpy._scratch import scratch
-from xpconv.ops.tiling import map_tiles
+from xpconv.ops.numpy._tiles import map_tiles
 
 Array = np.ndarray
 
@@ -54,7 +54,7 @@ def normalise(
         return mean, var, inv_std
 
     out, count = np.empty(x.shape, x.dtype), prod(x.shape[axis] for axis in axes)
-    return out, *map_tiles(tile, tile_axis, out, x, gamma, beta)
+    return out, *map_tiles(out, x, gamma, beta, function=tile, axis=tile_axis)
 
 
 @accelerate("numpy")
@@ -91,7 +91,7 @@ def normalise_backward(
         return (totals[1] - middle * totals[0]) * width, totals[0]
 
     dx, count = np.empty(x.shape, x.dtype), prod(x.shape[axis] for axis in axes)
-    return dx, *map_tiles(tile, tile_axis, dx, dout, x, mean, inv_std, gamma)
+    return dx, *map_tiles(dx, dout, x, mean, inv_std, gamma, function=tile, axis=tile_axis)
 
 
 def _sums(axes: Sequence[int], *factors: Array) -> Array:

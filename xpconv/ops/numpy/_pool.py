@@ -5,8 +5,8 @@ import numpy as np
 from xpconv.ops.dispatch import accelerate, portable
 from xpconv.ops.numpy._elementwise import keep_where_mask
 from xpconv.ops.numpy._scratch import scratch
+from xpconv.ops.numpy._tiles import for_each_tile
 from xpconv.ops.pool import initial_argmax
-from xpconv.ops.tiling import for_each_tile
 from xpconv.ops.windows import Pair, output_size, pad, windows
 
 Array = np.ndarray
@@ -35,7 +35,7 @@ def max_pool(x: Array, kernel_size: Pair, stride: Pair, padding: Pair) -> tuple[
         if np.isnan(mine).any():  # which exceeds nothing
             where[...] = portable("max_pool")(x[tile], kernel_size, stride, padding)[1]
 
-    for_each_tile(task, x.shape[0], x[0].nbytes, x)
+    for_each_tile(x, task, x.shape[0], x[0].nbytes)
     return best, argmax
 
 
@@ -66,5 +66,5 @@ def max_pool_backward(
         if into is not mine:
             mine[...] = into[:, :, PH : PH + H, PW : PW + W]
 
-    for_each_tile(task, N, dx[0].nbytes, dout)
+    for_each_tile(dout, task, N, dx[0].nbytes)
     return dx

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from xpconv.ops.numpy._scratch import scratch
-from xpconv.ops.tiling import for_each_tile, matmul, sum_over_tiles
+from xpconv.ops.numpy._tiles import for_each_tile, matmul, sum_over_tiles
 from xpconv.ops.windows import Pair
 
 __all__ = ["convolve", "convolve_backward", "is_applicable"]
@@ -180,7 +180,7 @@ def convolve(x: Array, w: Array, b: Array | None, padding: Pair) -> Array:
             product[1, :, 1] += b  # of this place A makes the same everywhere
         outputs.backward(product, out[tile])
 
-    for_each_tile(task, N, _bytes(x, w), x)
+    for_each_tile(x, task, N, _bytes(x, w))
     return out
 
 
@@ -204,5 +204,5 @@ def convolve_backward(
             inputs.backward(blocks, dx[tile])
         return dw, dout[tile].sum(axis=(0, 2, 3))
 
-    dw, db = sum_over_tiles(task, x.shape[0], _bytes(x, w), x)
+    dw, db = sum_over_tiles(x, task, x.shape[0], _bytes(x, w))
     return dx, np.ascontiguousarray(dw.reshape(3, 3, F, C).transpose(2, 3, 0, 1)), db

@@ -1,0 +1,154 @@
+"""How NumPy's operations cut their work into tiles that fit the caches, and share those among threads.
+
+Tiles, and the order in which their sums are added, depend on shapes alone: results have the same bits for any number
+of threads.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from xpconv.ops.dispatch import accelerate
+from xpconv.ops.numpy._workers import run_parallel, run_products
+from xpconv.ops.tiling import add_in_place
+
+__all__ = ["for_each_block", "for_each_tile", "map_tiles", "matmul", "sum_in_blocks", "sum_over_tiles"]
+
+Array = np.ndarray
+
+_TILE_BYTES = 1 << 22  # scratch of a tile: fits a shared cache, and takes long enough for two threads to pay
+_BLOCK_BYTES = 1 << 19  # of each array in an elementwise update, whose arrays share the cache; less work gets no thread
+_LANES = 8  # partial sums of work that computes, whatever the number of threads
+_MEMORY_LANES = 4  # of work that waits for memory: more threads gain nothing, and each tile costs 50 us
+_SUMMED_ROWS = 1 << 8  # rows that NumPy adds one after the other: more of them would lose digits
+_SMALL_PRODUCT = 1 << 18  # multiplications that are not worth a second thread
+
+
+def _power_of_two(limit: int) -> int:
+    """Return the largest power of two up to `limit`, which is 1 or more."""
+    return 1 << (limit.bit_length() - 1)
+
+
+def cut_tiles(count: int, item_bytes: int, lanes: int = _LANES) -> list[slice]:
+    """Cut `count` items into tiles of nearly equal size, each with scratch memory that fits a cache.
+
+    The number of tiles is a multiple of the lanes, and lanes and tiles are powers of two, which divide many batch
+    sizes: small and large batches then have tiles of the same shape.
+    """
+    lanes = min(lanes, _power_of_two(max(1, count * item_bytes // _BLOCK_BYTES)))
+    items_per_tile = _power_of_two(max(1, _TILE_BYTES // max(item_bytes, 1)))
+    rounds = -(-count // (lanes * items_per_tile))
+    tiles = min(count, lanes * rounds)
+    return [slice(k * count // tiles, (k + 1) * count // tiles) for k in range(tiles)]
+
+
+@accelerate("numpy")
+def for_each_tile(x: Array, task: Callable[[slice], None], count: int, item_bytes: int) -> None:
+    """Share the tiles among the threads."""
+    tiles = cut_tiles(count, item_bytes)
+    run_products(lambda k: task(tiles[k]), len(tiles))
+
+
+@accelerate("numpy")
+def sum_over_tiles(
+    x: Array, task: Callable[[slice], tuple[Array, ...]], count: int, item_bytes: int
+) -> tuple[Array, ...]:
+    """Deal the tiles to a few lanes: each lane adds up its own tiles in order, then the lanes are added in order."""
+    tiles = cut_tiles(count, item_bytes)
+    lanes = min(_LANES, len(tiles))
+    sums: list[tuple[Array, ...]] = [()] * lanes
+
+    def add_lane(k: int) -> None:
+        first, *others = tiles[k * len(tiles) // lanes : (k + 1) * len(tiles) // lanes]
+        sums[k] = task(first)
+        for tile in others:
+            add_in_place(sums[k], task(tile))
+
+    run_products(add_lane, lanes)
+    total, *rest = sums
+    for lane in rest:
+        add_in_place(total, lane)
+    return total
+
+
+@accelerate("numpy")
+def map_tiles(x: Array, *others: Array, function: Callable[..., tuple[Array, ...]], axis: int) -> tuple[Array, ...]:
+    """Apply the function to tiles on all threads, and join its results along the axis."""
+    if x.nbytes <= _BLOCK_BYTES:
+        return function(x, *others)
+    count = x.shape[axis]
+    tiles = cut_tiles(count, x.nbytes // count, lanes=_MEMORY_LANES)
+    before = (slice(None),) * axis
+    results: list[tuple[Array, ...]] = [()] * len(tiles)
+
+    def task(k: int) -> None:
+        tile = (*before, tiles[k])
+        results[k] = function(*(a[tile] if a.shape[axis] == count else a for a in (x, *others)))
+
+    run_parallel(task, len(tiles))
+    return tuple(np.concatenate(parts, axis) for parts in zip(*results, strict=True))
+
+
+@accelerate("numpy")
+def matmul(a: Array, b: Array) -> Array:
+    """Cut the product along its longest side into blocks that depend on shapes alone."""
+    (M, K), N = a.shape, b.shape[1]
+    blocks = _LANES if M * K * N > _SMALL_PRODUCT else 1
+    sums_of_terms = max(M, N, blocks * min(M, N)) <= K  # the terms together are no larger than a or b
+    size = -(-(K if sums_of_terms else max(M, N)) // blocks)
+    parts = [slice(k * size, (k + 1) * size) for k in range(blocks)]
+    if sums_of_terms:
+        terms = np.empty((blocks, M, N), np.result_type(a, b))
+        run_products(lambda k: np.matmul(a[:, parts[k]], b[parts[k]], out=terms[k]), blocks)
+        total: Array = terms.sum(axis=0) if blocks > 1 else terms[0]
+        return total
+    out = np.empty((M, N), np.result_type(a, b))
+    if M >= N:
+        run_products(lambda k: np.matmul(a[parts[k]], b, out=out[parts[k]]), blocks)
+    else:
+        run_products(lambda k: np.matmul(a, b[:, parts[k]], out=out[:, parts[k]]), blocks)
+    return out
+
+
+@accelerate("numpy")
+def for_each_block(x: Array, *others: Array, update: Callable[..., object]) -> None:
+    """Update cache-sized blocks on all threads."""
+    count, block = _blocks(x, *others)
+    run_parallel(lambda k: update(*block(k)), count)
+
+
+@accelerate("numpy")
+def sum_in_blocks(x: Array, *others: Array, term: Callable[..., Any]) -> Any:
+    """Add the blocks' terms in order; a term may call BLAS."""
+    count, block = _blocks(x, *others)
+    terms: list[Any] = [None] * count
+
+    def task(k: int) -> None:
+        terms[k] = term(*block(k))
+
+    run_products(task, count)
+    return sum(terms)
+
+
+def _blocks(*arrays: Array) -> tuple[int, Callable[[int], Sequence[Array]]]:
+    """Return into how many blocks to cut arrays of one shape, and the function that cuts block number k of each."""
+    flat = [a.reshape(-1) for a in arrays] if all(a.flags.c_contiguous for a in arrays) else arrays
+    rows = len(flat[0])
+    size = max(1, _BLOCK_BYTES * rows // max(1, flat[0].nbytes))
+    return max(1, -(-rows // size)), lambda k: [a[k * size : (k + 1) * size] for a in flat]
+
+
+@accelerate("numpy")
+def sum_rows(a: Array) -> Array:
+    """Add few rows at a time, since NumPy adds them one after the other."""
+    if len(a) > _SUMMED_ROWS:
+        a = np.add.reduceat(a, np.arange(0, len(a), _SUMMED_ROWS))
+    total: Array = a.sum(axis=0)
+    return total
+
+
+@accelerate("numpy")
+def sum_of_squares(a: Array) -> Any:
+    """Let BLAS add up the squares of a flat array."""
+    return np.dot(a, a) if a.ndim == 1 else np.sum(a * a)
