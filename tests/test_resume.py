@@ -157,7 +157,7 @@ def test_ctrl_c_is_taken_between_two_iterations_and_a_second_one_at_once(data, t
     solver.save(tmp_path / "checkpoint")
     solver.train()
     assert (solver.iteration, solver.interrupted, solver.resumable) == (6, True, False)
-    with pytest.raises(CheckpointError, match="ended in the midst of an iteration, or went wrong: it cannot be saved"):
+    with pytest.raises(CheckpointError, match="ended in the middle of an iteration, or went wrong: it cannot be saved"):
         solver.save(tmp_path / "checkpoint")
 
 
@@ -274,6 +274,45 @@ def test_streams_of_any_kind_resume(data, tmp_path, make_rng):
     solvers[1].resume(tmp_path / "checkpoint")
     solvers[1].train()
     assert_same(*solvers)
+
+
+def test_a_state_is_a_copy_in_plain_data_that_resumes_any_number_of_solvers(data):
+    """Training on changes neither the state nor another Solver that has it."""
+    whole, states = make_solver(data), []
+    whole.train(lambda solver: solver.iteration == 10 and states.append(solver.state_dict()))
+    state = {"arrays": states[0]["arrays"], "description": json.loads(json.dumps(states[0]["description"]))}
+    for _ in range(2):
+        resumed = make_solver(data, rng=99)
+        resumed.load_state_dict(state)
+        resumed.train()
+        assert_same(resumed, whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("arrays"), "the state describes no training"),
+        (lambda state: state["arrays"].update(extra=[1.0]), "the state describes no training"),
+        (
+            lambda state: state["arrays"].pop("params.b1"),
+            r"the state has params\.b1 = nothing; expected float64 \(3,\)",
+        ),
+        (lambda state: state["description"].update(sampler={}), "the state describes no training"),
+        (
+            lambda state: state["description"]["configuration"].update(patience=3),
+            "with patience = 3, but this one has N",
+        ),
+    ],
+)
+def test_a_wrong_state_is_refused_and_changes_nothing(data, change, message):
+    solver, plain = make_solver(data), make_solver(data)
+    state = make_solver(data, rng=7).state_dict()
+    change(state)
+    with pytest.raises(CheckpointError, match=message):
+        solver.load_state_dict(state)
+    solver.train()
+    plain.train()
+    assert_same(solver, plain)
 
 
 # ---- what does not fit
@@ -506,7 +545,7 @@ def test_what_a_rule_remembers_and_a_file_cannot_hold_is_refused(data, tmp_path,
         return w - 0.01 * dw, {"value": value}
 
     solver = make_solver(data, update_rule=rule)
-    with pytest.raises(CheckpointError, match=r"the update rule remembers .*, for which a checkpoint has no place"):
+    with pytest.raises(CheckpointError, match=r"the update rule remembers .*, which a checkpoint cannot hold"):
         solver.train(lambda solver: solver.save(tmp_path / "checkpoint"))
     assert not (tmp_path / "checkpoint").exists()
 

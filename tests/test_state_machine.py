@@ -184,7 +184,7 @@ class Training(RuleBasedStateMachine):
         self.solver.model.loss = loss
         self.solver.train()
         assert self.solver.interrupted
-        with pytest.raises(CheckpointError, match="in the midst of an iteration"):
+        with pytest.raises(CheckpointError, match="in the middle of an iteration"):
             self.solver.save(Path(self.folder.name, "unsound"))
         self.resumable = False
 

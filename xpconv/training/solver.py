@@ -1,31 +1,50 @@
 """The training loop.
 
-The host runs ahead of the device: losses stay there until they are printed, checked or saved.
+The host runs ahead of the device: losses stay on the device until they are printed, checked or saved.
 """
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from copy import copy
 from typing import Any, Self
 
+import numpy as np
+
 from xpconv._validation import check_choice, check_count
 from xpconv.backend import Array, backend_of, on_its_device, to_host
 from xpconv.data import Batches, Dataset
 from xpconv.data._checks import check_split
+from xpconv.data._fingerprint import fingerprint
 from xpconv.data.sampling import SAMPLERS
-from xpconv.errors import NonFiniteLossError
-from xpconv.random import RandomStream, Rng, draw_seed, spawn
-from xpconv.training import checkpoint, metrics
+from xpconv.errors import CheckpointError, NonFiniteLossError, printable
+from xpconv.io._safetensors import DESCRIPTION_ERRORS, ArraySpec, check_finite_arrays, check_specs
+from xpconv.random import RandomStream, Rng, draw_seed, restore, spawn, state_of
+from xpconv.training import metrics
 from xpconv.training._monitor import TrainingMonitor, copy_arrays
 from xpconv.training._nonfinite import check_finite, describe_nonfinite, read_rows, restore_unless
 from xpconv.training._progress import Progress, show_progress
 from xpconv.training._signals import postpone_signals
+from xpconv.training._state import (
+    architecture,
+    array_spec,
+    first_difference,
+    is_array,
+    name_of,
+    pack_memory,
+    plain_number,
+    unpack_memory,
+)
+from xpconv.training.checkpoint import read_checkpoint, write_checkpoint
 from xpconv.training.optim import UPDATE_RULES, check_rule
 from xpconv.training.preflight import check_training
 from xpconv.training.schedules import Schedule, check_schedule, decay
 
 __all__ = ["Solver"]
+
+HISTORIES = ("loss_history", "learning_rate_history", "train_acc_history", "val_acc_history")
+COUNTS = ("epoch", "iteration", "skipped", "round_start", "round_checks")
 
 
 class Solver:
@@ -88,7 +107,7 @@ class Solver:
     interrupted : bool
         Whether Ctrl-C ended the training.
     resumable : bool
-        Whether it can be saved: False after an error or a second Ctrl-C in the midst of an iteration.
+        Whether it can be saved: False after an error or a second Ctrl-C in the middle of an iteration.
 
     Raises
     ------
@@ -129,34 +148,36 @@ class Solver:
         patience: int | None = None,
         preflight: bool = False,
     ) -> None:
-        optional = {"patience": patience, "num_train_samples": num_train_samples, "num_val_samples": num_val_samples}
-        for name, value in optional.items():
-            if value is not None:
-                check_count(name, value)
-        check_choice("on_nonfinite", on_nonfinite, ("stop", "skip"))
-        check_choice("sampling", sampling, SAMPLERS)
-        check_rule(update_rule, optim_config or {})
-        check_schedule(schedule, lr_decay, optim_config or {})
-        self.schedule, self.sampling, self.patience = schedule, sampling, patience
-        self.model, self.augment, self.on_nonfinite, self.preflight = model, augment, on_nonfinite, preflight
-        self.update_rule, self.optim_config, self.lr_decay = update_rule, dict(optim_config or {}), lr_decay
-        self.batch_size, self.num_epochs = check_count("batch_size", batch_size), check_count("num_epochs", num_epochs)
-        self.num_train_samples, self.num_val_samples = num_train_samples, num_val_samples
-        self.print_every, self.verbose = check_count("print_every", print_every), verbose
+        self.model = model
         self.backend = getattr(model, "backend", None) or backend_of(next(iter(model.params.values())))
         splits, classes = data.splits() if isinstance(data, Dataset) else data, getattr(model, "num_classes", None)
         self.X_train, self.y_train = check_split(splits, "train", classes)
         self.X_val, self.y_val = check_split(splits, "val", classes, self.X_train.shape[1:])
+
+        self.update_rule, self.optim_config, self.lr_decay = update_rule, dict(optim_config or {}), lr_decay
+        self.schedule = schedule
+        check_rule(update_rule, self.optim_config)
+        check_schedule(schedule, lr_decay, self.optim_config)
+        self.batch_size = check_count("batch_size", batch_size)
+        self.num_epochs = check_count("num_epochs", num_epochs)
+        self.patience = _optional_count("patience", patience)
+        self.num_train_samples = _optional_count("num_train_samples", num_train_samples)
+        self.num_val_samples = _optional_count("num_val_samples", num_val_samples)
+        self.print_every = check_count("print_every", print_every)
+        check_choice("sampling", sampling, SAMPLERS)
+        check_choice("on_nonfinite", on_nonfinite, ("stop", "skip"))
+        self.sampling, self.on_nonfinite = sampling, on_nonfinite
+        self.augment, self.preflight, self.verbose = augment, preflight, verbose
+
         self.streams = self._spawn_streams(rng)
         self.sampler = SAMPLERS[sampling](self.streams["batches"], self.X_train.shape[0], self.batch_size)
         self._prefetch = 2
         self._reset()
 
     def _spawn_streams(self, rng: Rng) -> dict[str, RandomStream]:
-        """Return the streams by what they are for, and give the model the one for its masks."""
-        streams: dict[str, RandomStream] = dict(
-            zip(("batches", "checks", "masks", "augment"), spawn(rng, 4), strict=True)
-        )
+        """Return an independent stream for each use of random numbers; the model gets the one for its masks."""
+        names = ("batches", "checks", "masks", "augment")
+        streams: dict[str, RandomStream] = dict(zip(names, spawn(rng, 4), strict=True))
         if hasattr(self.model, "mask_stream"):
             self.model.mask_stream = streams["masks"]
         return streams
@@ -196,44 +217,29 @@ class Solver:
             If a check before training failed.
         """
         if self.preflight and self.iteration == 0:
-            check_training(
-                self.model,
-                self.X_train,
-                self.y_train,
-                schedule=self.schedule,
-                batch_size=self.batch_size,
-                update_rule=self.update_rule,
-                optim_config=self.optim_config,
-                on_finding=print if self.verbose else None,
-            )
-        per_epoch = max(self.y_train.shape[0] // self.batch_size, 1)
-        total = self.num_epochs * per_epoch
+            self._run_preflight()
         self._begin()
-        done = self.iteration - self.round_start
+        steps_per_epoch = max(self.y_train.shape[0] // self.batch_size, 1)
+        done, total = self.iteration - self.round_start, self.num_epochs * steps_per_epoch
         try:
             with (
-                postpone_signals() as postponed,
+                postpone_signals() as signals,
                 Batches(self.X_train, self.y_train, self.sampler, self.backend, prefetch=self._prefetch) as batches,
                 self._show_progress(total, done) as progress,
             ):
                 self._batches = batches
-                for t in range(done, total):
-                    postponed.deliver()
-                    accuracies = self.val_acc_history[self.round_checks :]
-                    if self.patience is not None and metrics.checks_since_best(accuracies) >= self.patience:
+                for step in range(done, total):
+                    signals.deliver()
+                    if self._out_of_patience():
                         break
-                    self.resumable, epoch_end = False, (t + 1) % per_epoch == 0
-                    monitor = TrainingMonitor(self.model, self.backend) if t == 0 or epoch_end else None
-                    X, y = self._augmented(*next(batches))
+                    self.resumable = False
+                    epoch_ends = (step + 1) % steps_per_epoch == 0
+                    monitor = TrainingMonitor(self.model, self.backend) if step == 0 or epoch_ends else None
+                    X, y = next(batches)
+                    X = self._augmented(X)
                     self._step(X, y)
-                    rate = next(iter(self.optim_configs.values())).get("learning_rate", "nan")
-                    self.learning_rate_history.append(float(rate))
-                    progress.advance()
-                    if self.verbose and t % self.print_every == 0:
-                        self._read_losses()
-                        loss = self.loss_history[-1]
-                        progress.loss(f"(Iteration {t + 1} / {total}) loss: {loss:f}", loss)
-                    if epoch_end:
+                    self._report_step(step, total, progress)
+                    if epoch_ends:
                         self.epoch += 1
                         decay(self.optim_configs.values(), self.lr_decay)
                     if monitor is not None:
@@ -251,15 +257,23 @@ class Solver:
                 print(f"interrupted after iteration {self.iteration}; keeping the best parameters so far", flush=True)
         finally:
             self._batches = None
-            self._swapped_out = self.current()
-            if self.best_params:
-                self._swapped_in = self.model.params = copy_arrays(self.best_params)
-                if self.best_state:
-                    self.model.state = copy_arrays(self.best_state)
+            self._swap_in_best()
         self._read_losses()
 
+    def _run_preflight(self) -> None:
+        check_training(
+            self.model,
+            self.X_train,
+            self.y_train,
+            batch_size=self.batch_size,
+            update_rule=self.update_rule,
+            optim_config=self.optim_config,
+            schedule=self.schedule,
+            on_finding=print if self.verbose else None,
+        )
+
     def _begin(self) -> None:
-        """Go on from where training was; a complete one is another round, from the best parameters on."""
+        """Continue an unfinished training with its latest parameters, or start a new round from the best ones."""
         if self._finished:
             self.round_start, self.round_checks = self.iteration, len(self.val_acc_history)
         else:
@@ -269,17 +283,130 @@ class Solver:
         self.interrupted = self._finished = False
         self._swapped_out = self._swapped_in = None
 
+    def _out_of_patience(self) -> bool:
+        """Return whether the last `patience` checks of this round brought no better validation accuracy."""
+        accuracies = self.val_acc_history[self.round_checks :]
+        return self.patience is not None and metrics.checks_since_best(accuracies) >= self.patience
+
+    def _report_step(self, step: int, total: int, progress: Progress) -> None:
+        """Record the learning rate of a step and show its loss."""
+        rate = next(iter(self.optim_configs.values())).get("learning_rate", "nan")
+        self.learning_rate_history.append(float(rate))
+        progress.advance()
+        if self.verbose and step % self.print_every == 0:
+            self._read_losses()
+            loss = self.loss_history[-1]
+            progress.loss(f"(Iteration {step + 1} / {total}) loss: {loss:f}", loss)
+
+    def _swap_in_best(self) -> None:
+        """Give the model copies of the best parameters, and keep the latest ones for `current`."""
+        self._swapped_out = self.current()
+        if self.best_params:
+            self._swapped_in = self.model.params = copy_arrays(self.best_params)
+            if self.best_state:
+                self.model.state = copy_arrays(self.best_state)
+
     def current(self) -> tuple[Any, Any]:
-        """Return the parameters and the state of the last iteration, though the model may have the best ones now."""
+        """Return the parameters and the state of the last iteration, even if the model now has the best ones."""
         if self._swapped_out is not None and self.model.params is self._swapped_in:
             return self._swapped_out
         return self.model.params, getattr(self.model, "state", {})
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything that the rest of the training depends on to one file, for `resume`.
+    def state_dict(self) -> dict[str, Any]:
+        """Return a copy of everything that the rest of the training depends on, for `load_state_dict`.
 
-        Those are the parameters, running statistics and best parameters, what the update rule remembers, the random
-        streams, histories and counts, and the configuration.
+        That is the parameters, running statistics and best parameters, the memory of the update rule, the random
+        streams, the histories and counts, and the configuration.
+
+        Returns
+        -------
+        dict
+            ``arrays``: NumPy arrays in host memory by name, such as ``params.W1``, ``best_params.W1``,
+            ``memory.m.W1`` and ``loss_history``. ``description``: plain data for JSON.
+
+        Raises
+        ------
+        CheckpointError
+            If training ended in the middle of an iteration, or the update rule remembers something that is neither an
+            array nor plain data.
+        NonFiniteLossError
+            If a parameter or another array of the state has NaN or infinite values.
+
+        Examples
+        --------
+        >>> from xpconv.data import load_digits
+        >>> from xpconv.nn import TwoLayerNet
+        >>> first, second = (Solver(TwoLayerNet(input_dim=64, rng=0), load_digits(), num_epochs=1, verbose=False, rng=0)
+        ...                  for _ in range(2))
+        >>> states = []
+        >>> first.train(lambda solver: solver.iteration == 7 and states.append(solver.state_dict()))
+        >>> states[0]["arrays"]["params.b2"].shape, states[0]["description"]["iteration"]
+        ((10,), 7)
+        >>> second.load_state_dict(states[0])
+        >>> second.train()
+        >>> second.loss_history == first.loss_history
+        True
+        """
+        self._read_losses()
+        if not self.resumable:
+            raise CheckpointError(
+                "this training ended in the middle of an iteration, or went wrong: it cannot be saved, "
+                "but a checkpoint from before can be resumed"
+            )
+        memory, memory_arrays = pack_memory(self.optim_configs, built_in_rule=isinstance(self.update_rule, str))
+        params, state = self.current()
+        stores = {"params": params, "state": state, "best_params": self.best_params, "best_state": self.best_state}
+        on_device = {f"{kind}.{name}": a for kind, store in stores.items() for name, a in store.items()} | memory_arrays
+        arrays = {name: np.array(to_host(a)) for name, a in on_device.items()}
+        for name, array in arrays.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise NonFiniteLossError(
+                    f"{name} has NaN or infinite values after iteration {self.iteration}, so that "
+                    "nothing is saved: take a smaller learning_rate"
+                )
+        arrays |= {name: np.array(getattr(self, name), np.float64) for name in HISTORIES}
+        arrays |= {f"health.{name}": np.array(values, np.float64) for name, values in self.health_history.items()}
+        description = {name: getattr(self, name) for name in COUNTS} | {
+            "health": list(self.health_history),
+            "best_val_acc": float(self.best_val_acc),
+            "configuration": self._configuration(),
+            "memory": memory,
+            "streams": {name: state_of(stream) for name, stream in self._drawn_streams().items()},
+            "sampler": self.sampler.state if self._batches is None else self._batches.state,
+        }
+        return {"arrays": arrays, "description": description}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state that `state_dict` returned; `train` then does the remaining iterations.
+
+        The Solver and its model must have been made with the same arguments as the ones that the state comes from;
+        only the backend, `num_epochs`, `print_every`, `verbose` and `on_nonfinite` may differ.
+
+        Parameters
+        ----------
+        state : mapping
+            ``arrays`` and ``description``, which are copied.
+
+        Raises
+        ------
+        CheckpointError
+            If the state is malformed or of a Solver made with other arguments: the text names the first difference.
+            The Solver is then unchanged.
+
+        Examples
+        --------
+        >>> from xpconv.data import load_digits
+        >>> from xpconv.nn import TwoLayerNet
+        >>> first, second = (Solver(TwoLayerNet(input_dim=64, rng=0), load_digits(), batch_size=size, rng=0)
+        ...                  for size in (50, 100))
+        >>> second.load_state_dict(first.state_dict())
+        Traceback (most recent call last):
+        xpconv.errors.CheckpointError: the state is of a training with batch_size = 50, but this one has 100: ...
+        """
+        self._load(state, "the state")
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write `state_dict` to a file, for `resume`.
 
         Parameters
         ----------
@@ -288,12 +415,10 @@ class Solver:
 
         Raises
         ------
-        CheckpointError
-            If training ended in the midst of an iteration, or has something in it that no file can hold.
-        NonFiniteLossError
-            If something of it is NaN or infinite; a file is never written after that.
+        CheckpointError, NonFiniteLossError
+            As `state_dict`; nothing is written then.
         OSError
-            If the file cannot be written; one that was there stays.
+            If the file cannot be written; an existing file stays.
 
         Examples
         --------
@@ -311,13 +436,10 @@ class Solver:
         >>> second.loss_history == first.loss_history
         True
         """
-        checkpoint.save(self, path)
+        write_checkpoint(path, self.state_dict())
 
     def resume(self, path: str | os.PathLike[str]) -> None:
-        """Take over everything from a file that `save` wrote; `train` then does what was left.
-
-        The Solver must have been made as the one that was saved, and the model too; only the backend, `num_epochs`,
-        `print_every`, `verbose` and `on_nonfinite` may differ.
+        """Continue from a file that `save` wrote, as `load_state_dict` does from a state.
 
         Parameters
         ----------
@@ -326,35 +448,155 @@ class Solver:
         Raises
         ------
         CheckpointError
-            If the file is missing, damaged, or of a Solver that was made otherwise: the text names the first
-            difference. The Solver is then as it was.
+            If the file is missing or damaged, or as `load_state_dict`. The Solver is then unchanged.
         """
-        checkpoint.resume(self, path)
+        self._load(read_checkpoint(path), os.fspath(path))
+
+    def _load(self, state: Mapping[str, Any], owner: str) -> None:
+        """Check a whole state, then take it over; `owner` names it in errors."""
+        try:
+            arrays, description = state["arrays"], state["description"]
+            self._check_state(arrays, description, owner)
+            model, attributes = self._parse_state(arrays, description)
+            self._restore_streams(description["streams"], description["sampler"])
+        except CheckpointError:
+            raise
+        except DESCRIPTION_ERRORS as error:
+            raise CheckpointError(f"{owner} describes no training ({printable(error)})") from error
+        self.model.params = model["params"]
+        if model["state"]:
+            self.model.state = model["state"]
+        for name, value in attributes.items():
+            setattr(self, name, value)
+        self.interrupted, self.resumable, self._finished = False, True, False
+        self._swapped_out, self._pending_rows = None, []
+
+    def _check_state(self, arrays: Mapping[str, Any], description: Mapping[str, Any], owner: str) -> None:
+        """Raise an error unless a state is of a training like this one, with the arrays that it must have."""
+        difference = first_difference(description["configuration"], self._configuration())
+        if difference is not None:
+            where, saved, own = map(printable, difference)
+            raise CheckpointError(
+                f"{owner} is of a training with {where} = {saved}, but this one has {own}: "
+                "make the Solver and its model as they were made then"
+            )
+        if not all(type(description[name]) is int and description[name] >= 0 for name in COUNTS):
+            raise ValueError(f"counts of { {name: description[name] for name in COUNTS} }")
+        specs = {name: array_spec(a) for name, a in arrays.items()}
+        check_specs(owner, specs, self._wanted_specs(specs, description))
+        unbounded = {*HISTORIES[:2], *(f"health.{name}" for name in description["health"])}
+        check_finite_arrays(owner, {name: a for name, a in arrays.items() if name not in unbounded})
+
+    def _wanted_specs(self, specs: Mapping[str, ArraySpec], description: Mapping[str, Any]) -> dict[str, ArraySpec]:
+        """Return the arrays that a state with this description must have."""
+        own_params, own_state = ({name: array_spec(a) for name, a in store.items()} for store in self.current())
+        kinds = {"params": own_params, "state": own_state}
+        if any(name.startswith("best_params.") for name in specs):
+            kinds |= {"best_params": own_params, "best_state": own_state}
+        wanted = {f"{kind}.{name}": spec for kind, own in kinds.items() for name, spec in own.items()}
+        for parameter, memory in description["memory"].items():
+            for key in memory["arrays"]:
+                name = f"memory.{key}.{parameter}"
+                wanted[name] = own_params[parameter] if isinstance(self.update_rule, str) else specs[name]
+        iterations, checks = (description["iteration"],), specs["train_acc_history"].shape
+        shapes = dict(zip(HISTORIES, (iterations, iterations, checks, checks), strict=True))
+        shapes |= {f"health.{name}": checks for name in description["health"]}
+        return wanted | {name: ArraySpec(shape, "float64") for name, shape in shapes.items()}
+
+    def _parse_state(
+        self, arrays: Mapping[str, Any], description: Mapping[str, Any]
+    ) -> tuple[dict[str, dict[str, Array]], dict[str, Any]]:
+        """Return the parameters and the state for the model, and the attributes of the Solver."""
+
+        def on_device(kind: str, own: Mapping[str, Array]) -> dict[str, Array]:
+            names = {name: f"{kind}.{name}" for name in own if f"{kind}.{name}" in arrays}
+            return {name: self.backend.asarray(np.array(arrays[key])) for name, key in names.items()}
+
+        own_params, own_state = self.current()
+        memory = {name: description["memory"][name] for name in self.model.params}
+        optim_configs = unpack_memory(memory, arrays, self.backend)
+        if isinstance(self.update_rule, str):
+            for config in optim_configs.values():
+                numbers = {key: value for key, value in config.items() if not is_array(value)}
+                with np.errstate(all="ignore"):  # a step on other numbers: only errors matter
+                    UPDATE_RULES[self.update_rule](np.zeros(1), np.zeros(1), numbers)
+        model = {"params": on_device("params", own_params), "state": on_device("state", own_state)}
+        return model, {
+            "best_params": on_device("best_params", own_params),
+            "best_state": on_device("best_state", own_state),
+            "optim_configs": optim_configs,
+            "best_val_acc": float(description["best_val_acc"]),
+            "health_history": {name: arrays[f"health.{name}"].tolist() for name in description["health"]},
+            **{name: description[name] for name in COUNTS},
+            **{name: arrays[name].tolist() for name in HISTORIES},
+        }
+
+    def _configuration(self) -> dict[str, Any]:
+        """Return what a Solver must have in common with the one that a state comes from, as plain data for JSON."""
+        rule = self.update_rule
+        same = ("lr_decay", "batch_size", "num_train_samples", "num_val_samples", "sampling", "patience")
+        functions = {"augment": self.augment, "schedule": self.schedule}
+        configuration = {
+            "model": architecture(self.model),
+            "update_rule": rule if isinstance(rule, str) else name_of(rule),
+            "optim_config": {
+                key: plain_number(value) for key, value in self.optim_config.items() if not is_array(value)
+            },
+            **{name: getattr(self, name) for name in same},
+            **{name: None if function is None else name_of(function) for name, function in functions.items()},
+            "train": fingerprint(self.X_train, self.y_train),
+            "val": fingerprint(self.X_val, self.y_val),
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(configuration, default=str))
+        return plain
+
+    def _drawn_streams(self) -> dict[str, RandomStream]:
+        """Return the streams other than the sampler's, which may have drawn minibatches in advance."""
+        streams = {name: stream for name, stream in self.streams.items() if name != "batches"}
+        return streams | {"masks": self.model.mask_stream} if hasattr(self.model, "mask_stream") else streams
+
+    def _restore_streams(self, states: Mapping[str, Any], sampler: Any) -> None:
+        """Restore all streams, or none of them if a state is malformed."""
+        streams = self._drawn_streams()
+        before = {name: state_of(stream) for name, stream in streams.items()}, self.sampler.state
+        try:
+            for name, stream in streams.items():
+                restore(stream, states[name])
+            self.sampler.state = sampler
+        except DESCRIPTION_ERRORS:
+            for name, stream in streams.items():
+                restore(stream, before[0][name])
+            self.sampler.state = before[1]
+            raise
 
     def _show_progress(self, total: int, done: int) -> AbstractContextManager[Progress]:
-        """Return how to show a run of `total` iterations."""
+        """Return a context that shows the progress of a run of `total` iterations."""
         return show_progress(total, self.batch_size, verbose=self.verbose, done=done)
 
-    def _augmented(self, X: Array, y: Array) -> tuple[Array, Array]:
-        return (X if self.augment is None else self.augment(X, draw_seed(self.streams["augment"]))), y
+    def _augmented(self, X: Array) -> Array:
+        return X if self.augment is None else self.augment(X, draw_seed(self.streams["augment"]))
 
     def _step(self, X: Array, y: Array) -> None:
-        """Compute one minibatch's gradients and update every parameter, unless they are not finite."""
+        """Compute the gradients of one minibatch and update every parameter, unless they are not finite."""
         if self.schedule is not None:
             for config in self.optim_configs.values():
                 config["learning_rate"] = self.optim_config["learning_rate"] * self.schedule(self.iteration)
-        before = {**getattr(self.model, "state", {})}
+        state_before = {**getattr(self.model, "state", {})}
         loss, grads = self.model.loss(X, y)
         self.iteration += 1
         good = self._record_loss(loss, grads)
         if good is False:
-            if before:
-                self.model.state = before
-            self._read_losses()  # raises an error if that is what to do
+            if state_before:
+                self.model.state = state_before
+            self._read_losses()  # raises an error unless such minibatches are skipped
             return
         where = None if good is True else good
-        if where is not None and before:
-            restore_unless(where, self.model.state, before)
+        if where is not None and state_before:
+            restore_unless(where, self.model.state, state_before)
+        self._update(grads, where)
+
+    def _update(self, grads: Mapping[str, Array], where: Array | None) -> None:
+        """Update every parameter; `where`, a boolean on the device, is False to leave them unchanged."""
         for name, w in self.model.params.items():
             config = self.optim_configs[name]
             if isinstance(self.update_rule, str):
@@ -363,17 +605,16 @@ class Solver:
                 self.model.params[name], self.optim_configs[name] = self.update_rule(w, grads[name], config)
 
     def _record_loss(self, loss: Any, grads: Mapping[str, Array]) -> Any:
-        """Note the loss, and return whether to take the step: True, False or a boolean on the device."""
-        row, good = check_finite(
-            loss, {name: grads[name] for name in self.model.params}, per_gradient=self.on_nonfinite == "stop"
-        )
+        """Record the loss, and return whether to update the parameters: True, False or a boolean on the device."""
+        own_grads = {name: grads[name] for name in self.model.params}
+        row, good = check_finite(loss, own_grads, per_gradient=self.on_nonfinite == "stop")
         if good is False:
-            self._read_losses()  # those before, whose rows are shorter
+            self._read_losses()  # rows of finite iterations are shorter
         self._pending_rows.append(row)
         return good if isinstance(good, bool) or isinstance(self.update_rule, str) else bool(to_host(good))
 
     def _check_accuracies(self, progress: Progress) -> None:
-        """Measure both accuracies and keep the parameters if they are the best so far."""
+        """Measure both accuracies, and keep copies of the parameters if they are the best so far."""
         self._read_losses()
         train_acc = self.check_accuracy(self.X_train, self.y_train, num_samples=self.num_train_samples)
         val_acc = self.check_accuracy(self.X_val, self.y_val, num_samples=self.num_val_samples)
@@ -387,10 +628,13 @@ class Solver:
             self.best_state = copy_arrays(getattr(self.model, "state", {}))
 
     def _save_checkpoint(self, progress: Progress) -> None:
-        """Save the model at a check of the accuracy; the course's Solver does."""
+        """Save the model after a check of the accuracy; only the course's Solver does."""
 
     def _read_losses(self) -> None:
-        """Wait for the losses on the device, append them to the history and see to those that went wrong."""
+        """Wait for the losses on the device and append them to the history.
+
+        Iterations that are not finite are counted as skipped, or raise an error, as `on_nonfinite` says.
+        """
         if not self._pending_rows:
             return
         losses, figures, bad = read_rows(self._pending_rows)
@@ -431,3 +675,7 @@ class Solver:
         some = num_samples is not None and num_samples < X.shape[0]
         rows = self.streams["checks"].choice(X.shape[0], num_samples) if some else None
         return metrics.accuracy(self.model, X, y, self.backend, batch_size, rows)
+
+
+def _optional_count(name: str, value: int | None) -> int | None:
+    return None if value is None else check_count(name, value)

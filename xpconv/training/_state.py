@@ -1,0 +1,179 @@
+"""Parts of a training's state as arrays and plain data for JSON."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+from xpconv.backend import Array, Backend, to_host
+from xpconv.data._fingerprint import checksum
+from xpconv.errors import CheckpointError, printable
+from xpconv.io._safetensors import DTYPES, ArraySpec
+from xpconv.nn import Sequential
+
+__all__ = [
+    "architecture",
+    "array_spec",
+    "first_difference",
+    "is_array",
+    "name_of",
+    "pack_memory",
+    "plain_number",
+    "unpack_memory",
+]
+
+
+def is_array(value: Any) -> bool:
+    """Return whether a value is an array of any library; NumPy's scalars are none.
+
+    Examples
+    --------
+    >>> is_array(np.ones(2)), is_array(np.float32(1))
+    (True, False)
+    """
+    return bool(array_api_compat.is_array_api_obj(value)) and not isinstance(value, np.generic)
+
+
+def array_spec(a: Array) -> ArraySpec:
+    """Return the shape and the dtype of an array of any library.
+
+    Examples
+    --------
+    >>> array_spec(np.ones((2, 3)))
+    ArraySpec(shape=(2, 3), dtype='float64')
+    """
+    return ArraySpec(tuple(a.shape), to_host(a).dtype.name)
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """Return the name by which a checkpoint recognises a function.
+
+    Examples
+    --------
+    >>> name_of(len)
+    'len'
+    """
+    return str(getattr(function, "__qualname__", type(function).__qualname__))
+
+
+def architecture(model: Any) -> Any:
+    """Return everything that determines a model except its parameters and running statistics.
+
+    Examples
+    --------
+    >>> from xpconv.nn import TwoLayerNet
+    >>> architecture(TwoLayerNet(input_dim=4, rng=0))["dtype"], architecture(object())
+    ('float32', 'object')
+    """
+    if not isinstance(model, Sequential):
+        return type(model).__name__
+    preprocessing = model.preprocessing
+    return {
+        **model.config(),
+        "seed": model.seed,
+        "preprocessing": preprocessing and {"mean": checksum(preprocessing.mean), "std": checksum(preprocessing.std)},
+    }
+
+
+def first_difference(saved: Any, own: Any, path: str = "") -> tuple[str, Any, Any] | None:
+    """Return the path of the first value in which two nested descriptions differ, and both values; None if equal.
+
+    Examples
+    --------
+    >>> first_difference({"sizes": [3, 4]}, {"sizes": [3, 5]})
+    ('sizes[1]', 4, 5)
+    """
+    if isinstance(saved, dict) and isinstance(own, dict):
+        keys = dict.fromkeys([*own, *saved])
+        parts = [(f"{path}.{key}" if path else key, saved.get(key), own.get(key)) for key in keys]
+    elif isinstance(saved, list) and isinstance(own, list) and len(saved) == len(own):
+        parts = [(f"{path}[{k}]", *pair) for k, pair in enumerate(zip(saved, own, strict=True))]
+    else:
+        return None if saved == own else (path, saved, own)
+    return next((found for name, a, b in parts if (found := first_difference(a, b, name))), None)
+
+
+def pack_memory(
+    optim_configs: Mapping[str, Mapping[str, Any]], *, built_in_rule: bool
+) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Split the configurations of an update rule into plain data and arrays.
+
+    Parameters
+    ----------
+    optim_configs : mapping of str to mapping
+        The rule's configuration for each parameter.
+    built_in_rule : bool
+        Whether the rule is one of ours: its arrays of no dimensions are counts, and become plain numbers.
+
+    Returns
+    -------
+    memory : dict
+        For each parameter the names of its ``arrays`` and its other ``values``.
+    arrays : dict of str to array
+        By the name ``memory.<key>.<parameter>``.
+
+    Raises
+    ------
+    CheckpointError
+        If a value is neither an array nor plain.
+
+    Examples
+    --------
+    >>> pack_memory({"b1": {"m": np.zeros(2), "t": 3}}, built_in_rule=True)
+    ({'b1': {'arrays': ['m'], 'values': {'t': 3}}}, {'memory.m.b1': array([0., 0.])})
+    """
+    memory: dict[str, Any] = {}
+    arrays: dict[str, Array] = {}
+    for parameter, config in optim_configs.items():
+        held = [key for key, value in config.items() if is_array(value) and (value.ndim or not built_in_rule)]
+        values = {key: plain_number(value) for key, value in config.items() if key not in held}
+        memory[parameter] = {"arrays": held, "values": values}
+        arrays |= {f"memory.{key}.{parameter}": config[key] for key in held}
+    return memory, arrays
+
+
+def unpack_memory(memory: Mapping[str, Any], arrays: Mapping[str, Array], backend: Backend) -> dict[str, Any]:
+    """Return the configurations that `pack_memory` split, with copies of their arrays on a backend.
+
+    Examples
+    --------
+    >>> from xpconv.backend import get_backend
+    >>> packed = pack_memory({"b1": {"m": np.zeros(2), "t": 3}}, built_in_rule=True)
+    >>> unpack_memory(*packed, get_backend("numpy"))
+    {'b1': {'t': 3, 'm': array([0., 0.])}}
+    """
+    return {
+        parameter: {key: _number(value) for key, value in parts["values"].items()}
+        | {key: backend.asarray(np.array(arrays[f"memory.{key}.{parameter}"])) for key in parts["arrays"]}
+        for parameter, parts in memory.items()
+    }
+
+
+def plain_number(value: Any) -> Any:
+    """Return a value as plain data; NumPy's scalars keep their dtype, on which results depend.
+
+    Examples
+    --------
+    >>> plain_number(0.5), plain_number(np.float32(0.5))
+    (0.5, {'dtype': 'float32', 'value': 0.5})
+    """
+    if isinstance(value, np.number | np.bool):
+        return {"dtype": value.dtype.name, "value": value.item()}
+    plain = to_host(value).item() if is_array(value) else value
+    parts = plain if isinstance(plain, list) else [plain]
+    if not all(isinstance(part, str | int | float | None) for part in parts):
+        raise CheckpointError(
+            f"the update rule remembers {printable(repr(plain))}, which a checkpoint cannot hold; "
+            "expected arrays, numbers, strings or lists of those"
+        )
+    return plain
+
+
+def _number(plain: Any) -> Any:
+    """Return the value that `plain_number` described."""
+    if not isinstance(plain, dict):
+        return plain
+    if plain["dtype"] not in DTYPES.values() or not isinstance(plain["value"], int | float):
+        raise ValueError(f"a number {plain}")
+    return np.dtype(plain["dtype"]).type(plain["value"])
