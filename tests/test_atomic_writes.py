@@ -1,4 +1,4 @@
-"""Files are whole or not at all, and every file goes through the one writer."""
+"""Atomic writes, and that every file of the package is written by them."""
 
 import ast
 import os
@@ -21,12 +21,12 @@ def target(tmp_path):
     return path
 
 
-def assert_old_file_alone(target):
+def assert_only_old_file(target):
     assert target.read_text() == "old"
     assert os.listdir(target.parent) == [target.name]
 
 
-def test_new_file_replaces_old_one_and_leaves_nothing_else(target):
+def test_the_new_file_replaces_the_old_one_and_no_other_is_left(target):
     with atomic_path(target) as temporary:
         assert temporary.parent == target.parent
         assert temporary.name.startswith(".")
@@ -37,14 +37,14 @@ def test_new_file_replaces_old_one_and_leaves_nothing_else(target):
     assert os.listdir(target.parent) == [target.name]
 
 
-def test_new_file_gets_the_permissions_of_any_new_file(tmp_path):
+def test_the_new_file_has_default_permissions(tmp_path):
     with atomic_path(tmp_path / "a") as temporary:
         temporary.write_text("new")
     (tmp_path / "b").write_text("new")
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
 
 
-def test_symbolic_link_stays_a_link_to_the_new_file(target, tmp_path):
+def test_a_symbolic_link_stays_and_points_to_the_new_file(target, tmp_path):
     link = tmp_path / "latest"
     link.symlink_to(target)
     with atomic_path(link) as temporary:
@@ -54,7 +54,7 @@ def test_symbolic_link_stays_a_link_to_the_new_file(target, tmp_path):
 
 
 @pytest.mark.parametrize("error", [ValueError("bad weights"), KeyboardInterrupt()])
-def test_failure_or_interrupt_while_writing_keeps_the_old_file(target, error):
+def test_an_error_or_interrupt_while_writing_keeps_the_old_file(target, error):
     def write():
         with atomic_path(target) as temporary:
             temporary.write_text("half")
@@ -62,10 +62,10 @@ def test_failure_or_interrupt_while_writing_keeps_the_old_file(target, error):
 
     with pytest.raises(type(error)):
         write()
-    assert_old_file_alone(target)
+    assert_only_old_file(target)
 
 
-def test_full_disk_keeps_the_old_file_and_names_it(target):
+def test_a_full_disk_keeps_the_old_file_and_is_reported_with_its_name(target):
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -79,11 +79,11 @@ def test_full_disk_keeps_the_old_file_and_names_it(target):
 
     with pytest.raises(OSError, match=r"cannot write \(File too large\): .*model\.safetensors"):
         write()
-    assert_old_file_alone(target)
+    assert_only_old_file(target)
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_failure_after_writing_keeps_the_old_file_and_names_it(target, monkeypatch, step):
+def test_an_error_after_writing_keeps_the_old_file_and_is_reported_with_its_name(target, monkeypatch, step):
     def fail(*arguments):
         raise OSError(28, "No space left on device")
 
@@ -93,10 +93,10 @@ def test_failure_after_writing_keeps_the_old_file_and_names_it(target, monkeypat
         atomic_path(target) as temporary,
     ):
         temporary.write_text("new")
-    assert_old_file_alone(target)
+    assert_only_old_file(target)
 
 
-def test_missing_folder_is_named_before_anything_is_written(tmp_path):
+def test_a_missing_folder_is_reported_before_anything_is_written(tmp_path):
     with (
         pytest.raises(FileNotFoundError, match=r"cannot write \(No such file.*\): .*missing/model"),
         atomic_path(tmp_path / "missing" / "model"),
@@ -104,16 +104,16 @@ def test_missing_folder_is_named_before_anything_is_written(tmp_path):
         pytest.fail("the block must not run")
 
 
-def test_file_in_place_of_the_folder_is_refused(target):
+def test_a_file_in_place_of_the_folder_is_refused(target):
     with pytest.raises(NotADirectoryError, match=r"cannot write .*model\.safetensors/a"), atomic_path(target / "a"):
         pytest.fail("the block must not run")
-    assert_old_file_alone(target)
+    assert_only_old_file(target)
 
 
-def test_read_only_folder_is_refused_and_named(target, monkeypatch):
+def test_a_read_only_folder_is_refused_by_name(target, monkeypatch):
     plain = Path.open
 
-    def refuse(self, mode="r", *args, **kwargs):  # as a read-only folder does, except to root
+    def refuse(self, mode="r", *args, **kwargs):  # as a read-only folder does for all users but root
         if "x" in mode:
             raise PermissionError(13, "Permission denied", str(self))
         return plain(self, mode, *args, **kwargs)
@@ -122,26 +122,26 @@ def test_read_only_folder_is_refused_and_named(target, monkeypatch):
     with pytest.raises(PermissionError, match=r"cannot write .*model\.safetensors"), atomic_path(target):
         pytest.fail("the block must not run")
     monkeypatch.undo()
-    assert_old_file_alone(target)
+    assert_only_old_file(target)
 
 
-def test_error_about_another_file_keeps_its_own_text(target, tmp_path):
+def test_an_error_about_another_file_keeps_its_message(target, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"weights\.txt"), atomic_path(target) as temporary:
         temporary.write_text((tmp_path / "weights.txt").read_text())
-    assert_old_file_alone(target)
+    assert_only_old_file(target)
 
 
-def test_bytes_are_written_by_the_same_rules(target, monkeypatch):
+def test_write_bytes_is_atomic(target, monkeypatch):
     write_bytes(target, b"new")
     assert target.read_bytes() == b"new"
     target.write_text("old")
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match=r"cannot write \(No space left on device\): .*model\.safetensors"):
         write_bytes(target, b"new")
-    assert_old_file_alone(target)
+    assert_only_old_file(target)
 
 
-def test_a_folder_that_refuses_writing_keeps_the_old_file():
+def test_a_folder_without_write_permission_keeps_the_old_file():
     if os.name != "posix":
         pytest.skip("folders have no permissions here")
     root = os.geteuid() == 0
@@ -151,17 +151,17 @@ def test_a_folder_that_refuses_writing_keeps_the_old_file():
         os.chmod(folder, 0o555)
         try:
             if root:
-                os.seteuid(65534)  # an ordinary user's: root may write to any folder
+                os.seteuid(65534)  # an ordinary user, since root may write to any folder
             with pytest.raises(PermissionError, match=r"cannot write .*model\.safetensors"):
                 write_bytes(target, b"new")
         finally:
             if root:
                 os.seteuid(0)
             os.chmod(folder, 0o700)
-        assert_old_file_alone(target)
+        assert_only_old_file(target)
 
 
-def test_only_what_a_killed_writer_left_is_removed(target):
+def test_only_temporary_files_are_removed(target):
     (target.parent / ".0123456789abcdef.tmp").touch()
     kept = [".notes.tmp", "0123456789abcdef.tmp", ".0123456789abcdeg.tmp"]
     for name in kept:
@@ -174,8 +174,8 @@ def test_only_what_a_killed_writer_left_is_removed(target):
 WRITERS = {"write_text", "write_bytes", "tofile", "savefig", "savetxt", "save_file", "copyfile", "move", "touch"}
 
 
-def writes(call):
-    """Whether a call writes to a file other than one named `temporary`."""
+def writes_directly(call):
+    """Return whether a call writes to a file whose variable is not called `temporary`."""
     name = getattr(call.func, "attr", getattr(call.func, "id", ""))
     values = [ast.unparse(value) for value in (call.func, *call.args, *(k.value for k in call.keywords))]
     if name == "open":
@@ -184,6 +184,6 @@ def writes(call):
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_everything_is_written_by_the_one_writer(path):
+def test_every_file_is_written_atomically(path):
     calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
-    assert path.name in ("_atomic.py", "_lock.py") or not [ast.unparse(call) for call in calls if writes(call)]
+    assert path.name in ("_atomic.py", "_lock.py") or not [ast.unparse(call) for call in calls if writes_directly(call)]

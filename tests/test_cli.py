@@ -524,8 +524,8 @@ def test_wrong_usage_is_told_with_the_choices_and_exits_with_2(words, message):
         (["train", "--resume", "nothing"], {}, "resume is nothing, which holds no settings of a run in config.json"),
         (["eval", "nothing"], {}, "there is no file nothing"),
         (["eval", "."], {}, ". is a folder; expected a file in it, such as model.safetensors"),
-        (["eval", "file"], {}, "file is damaged or no safetensors file"),
-        (["predict", "file", "file"], {}, "file is damaged or no safetensors file"),
+        (["eval", "file"], {}, "file is damaged or not a safetensors file"),
+        (["predict", "file", "file"], {}, "file is damaged or not a safetensors file"),
     ],
 )
 def test_failure_is_told_in_one_line_and_exits_with_1(tmp_path, monkeypatch, words, environment, message):

@@ -21,7 +21,7 @@ from xpconv.data import cifar10
 from xpconv.data.cifar10 import load_batch
 from xpconv.data.images import read_image
 from xpconv.errors import CheckpointError, DatasetError, NonFiniteLossError
-from xpconv.io._safetensors import KEY, ArrayFile, write_arrays
+from xpconv.io._safetensors import METADATA_KEY, ArrayFile, write_arrays
 from xpconv.nn import Affine, BatchNorm, Conv, Dropout, GroupNorm, LayerNorm, MaxPool, Relu, Sequential
 
 LITTLE = 1 << 23  # bytes: eight times the block that checksums are taken of
@@ -168,10 +168,10 @@ BOMBS = {
     "header of an exabyte": struct.pack("<Q", 1 << 60) + b"{}",
     "brackets": with_header(b"[" * 1_000_000),
     "braces": with_header(b'{"a":' * 1_000_000),
-    "braces in the description": with_header({"__metadata__": {KEY: '{"a":' * 1_000_000}}),
-    "a number of a million digits": with_header({"__metadata__": {KEY: "9" * 1_000_000}}),
-    "metadata of another type": with_header({"__metadata__": [KEY]}),
-    "description of another type": with_header({"__metadata__": {KEY: "[1]"}}),
+    "braces in the description": with_header({"__metadata__": {METADATA_KEY: '{"a":' * 1_000_000}}),
+    "a number of a million digits": with_header({"__metadata__": {METADATA_KEY: "9" * 1_000_000}}),
+    "metadata of another type": with_header({"__metadata__": [METADATA_KEY]}),
+    "description of another type": with_header({"__metadata__": {METADATA_KEY: "[1]"}}),
     "twice the same key": with_header(b'{"__metadata__":{},"__metadata__":{}}'),
     "no UTF-8": with_header(b"\xff\xfe" * 100),
     "a pickle": pickle.dumps({"params": [1.0]}),

@@ -150,7 +150,7 @@ def test_a_folder_in_use_is_refused_and_one_of_a_killed_run_is_not(server, tmp_p
     with lock_folder(run):
         for words in (["--resume", run], ["--out", run]):
             assert server(words, log) == 1
-            assert f"{run} is in use by another run: wait until it has ended" in log.read_text()
+            assert f"{run} is in use by another run: wait for that run to end" in log.read_text()
     assert server(["--out", run], log) == 1
     assert "which already holds config.json, checkpoints: choose another folder" in log.read_text()
     assert server(["--resume", run], log) == 0
@@ -186,7 +186,7 @@ def test_the_lock_is_on_a_file_that_goes_with_it(tmp_path):
     with lock_folder(tmp_path):
         assert os.listdir(tmp_path) == [".lock"]
         with (
-            pytest.raises(FolderInUseError, match="is in use by another run: wait until it has ended"),
+            pytest.raises(FolderInUseError, match="is in use by another run: wait for that run to end"),
             lock_folder(tmp_path),
         ):
             pytest.fail("held twice")

@@ -1,4 +1,4 @@
-"""Models as files: what is written comes back, on any backend; what is wrong is refused."""
+"""Model files: they load on any backend, and damaged or wrong ones are refused."""
 
 import json
 import tracemalloc
@@ -18,7 +18,7 @@ def make(request):
     return NETS[request.param]
 
 
-def trained(make, backend):
+def make_net(make, backend):
     net = make(
         rng=0,
         backend=backend,
@@ -31,22 +31,22 @@ def trained(make, backend):
 
 def test_a_model_saved_on_one_backend_loads_on_another(make, backend, tmp_path):
     X = np.random.default_rng(1).standard_normal((3, *IMAGE))
-    net = trained(make, backend)
+    net = make_net(make, backend)
     save_model(net, tmp_path / "net.safetensors")
     for other in ("numpy", backend):
-        again = load_model(tmp_path / "net.safetensors", other)
-        assert again.config() == net.config()
-        assert again.class_names == tuple("abcde")
-        assert again.params.keys() == net.params.keys()
-        assert again.state.keys() == net.state.keys()
+        loaded = load_model(tmp_path / "net.safetensors", other)
+        assert loaded.config() == net.config()
+        assert loaded.class_names == tuple("abcde")
+        assert loaded.params.keys() == net.params.keys()
+        assert loaded.state.keys() == net.state.keys()
         for name in net.params:
-            assert np.array_equal(again.backend.to_host(again.params[name]), backend.to_host(net.params[name]))
-        scores = again.backend.to_host(again.loss(X))
+            assert np.array_equal(loaded.backend.to_host(loaded.params[name]), backend.to_host(net.params[name]))
+        scores = loaded.backend.to_host(loaded.loss(X))
         np.testing.assert_allclose(scores, backend.to_host(net.loss(X)), rtol=1e-4, atol=1e-5)
 
 
-def test_the_file_describes_itself(tmp_path):
-    net = trained(NETS["conv plain"], "numpy")
+def test_the_file_contains_the_architecture(tmp_path):
+    net = make_net(NETS["conv plain"], "numpy")
     save_model(net, tmp_path / "net.safetensors")
     header = (tmp_path / "net.safetensors").read_bytes()
     size = int.from_bytes(header[:8], "little")
@@ -65,12 +65,12 @@ def test_the_file_describes_itself(tmp_path):
 @pytest.fixture
 def saved(tmp_path):
     path = tmp_path / "net.safetensors"
-    save_model(trained(NETS["two"], "numpy"), path)
+    save_model(make_net(NETS["two"], "numpy"), path)
     return path
 
 
-def rewritten(path, change_tensors=None, change_config=None, form="xpconv-model"):
-    """Change a file as one who knows the format would, checksum and all."""
+def rewritten(path, change_tensors=None, change_config=None, file_format="xpconv-model"):
+    """Change a file and correct its checksum."""
     content = path.read_bytes()
     size = int.from_bytes(content[:8], "little")
     config = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["xpconv"])["description"]
@@ -79,21 +79,21 @@ def rewritten(path, change_tensors=None, change_config=None, form="xpconv-model"
         change_tensors(tensors)
     if change_config:
         change_config(config)
-    write_arrays(path, form, config, tensors)
+    write_arrays(path, file_format, config, tensors)
     return path
 
 
 @pytest.mark.parametrize("keep", [0, 7, 100, -1])
 def test_truncated_files_are_refused(saved, keep):
     saved.write_bytes(saved.read_bytes()[:keep])
-    with pytest.raises(CheckpointError, match=r"net\.safetensors is damaged or no safetensors file .*: take another"):
+    with pytest.raises(CheckpointError, match=r"net\.safetensors is damaged or not a safetensors file .*: use another"):
         load_model(saved)
 
 
-@pytest.mark.parametrize("place", range(0, 2000, 97))
-def test_one_other_byte_is_noticed(saved, place):
+@pytest.mark.parametrize("position", range(0, 2000, 97))
+def test_one_changed_byte_is_noticed(saved, position):
     content = bytearray(saved.read_bytes())
-    content[place % len(content)] ^= 0x01
+    content[position % len(content)] ^= 0x01
     saved.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"net\.safetensors (is damaged|has format)"):
         load_model(saved)
@@ -120,7 +120,7 @@ def test_arrays_that_do_not_fit_the_architecture_are_refused(saved, change):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_values_that_are_not_finite_are_refused(saved, value):
-    with pytest.raises(CheckpointError, match=r"has NaN or infinite values in params\.W2: take an earlier file"):
+    with pytest.raises(CheckpointError, match=r"has NaN or infinite values in params\.W2: use an earlier file"):
         load_model(rewritten(saved, lambda t: t["params.W2"].__setitem__((0, 0), value)))
 
 
@@ -129,7 +129,7 @@ class Negate(nn.Relu):
         return -x, None
 
 
-def without_names(net):
+def with_too_few_class_names(net):
     net.class_names = ("a",)
 
 
@@ -147,16 +147,16 @@ def without_names(net):
             r"the model has params.W9 = float32 \(3,\); expected nothing",
         ),
         (
-            without_names,
-            "load_model could not read .* net.safetensors is not written: class_names has 1 names; expected 5",
+            with_too_few_class_names,
+            "net.safetensors is not written, since load_model could not read it: class_names has 1 names; expected 5",
         ),
         (
             lambda net: setattr(net, "layers", (*net.layers[:1], Negate(), *net.layers[2:])),
-            r"load_model could not .* not written: layers\[1\] is .*'Negate'.*; expected a type among Affine",
+            r"not written, since load_model could not read it: layers\[1\] is .*'Negate'.*; expected a type",
         ),
     ],
 )
-def test_what_could_not_be_loaded_is_not_saved(tmp_path, monkeypatch, change, message):
+def test_a_model_that_could_not_be_loaded_is_not_saved(tmp_path, monkeypatch, change, message):
     net = NETS["two"](rng=0, backend="numpy")
     monkeypatch.chdir(tmp_path)
     save_model(net, "net.safetensors")
@@ -168,18 +168,18 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path, monkeypatch, change, me
 
 
 @pytest.mark.parametrize("shapes", [{"mean": (1,)}, {"mean": (2, 1), "std": (1,)}, {"mean": (4,), "std": (1,)}])
-def test_preprocessing_that_fits_no_sample_is_refused(saved, shapes):
+def test_preprocessing_that_does_not_broadcast_to_samples_is_refused(saved, shapes):
     arrays = {f"preprocessing.{name}": np.ones(shape, np.float32) for name, shape in shapes.items()}
     with pytest.raises(CheckpointError, match=r"has preprocessing"):
         load_model(rewritten(saved, lambda t: t.update(arrays)))
 
 
-def test_an_architecture_that_the_file_does_not_hold_takes_no_memory(saved):
-    """A few bytes that ask for terabytes; a net of them would also take minutes to draw."""
+def test_an_architecture_larger_than_the_file_takes_no_memory(saved):
+    """The description asks for billions of weights, which would take minutes to draw."""
     tracemalloc.start()
     with pytest.raises(CheckpointError, match=r"has params\.W1 = .*; expected float32 \(\d+, 1000000000\)"):
         load_model(rewritten(saved, change_config=lambda c: c["layers"][0].update(units=10**9)))
-    assert tracemalloc.get_traced_memory()[1] < 4 << 20  # one is for the checksum
+    assert tracemalloc.get_traced_memory()[1] < 4 << 20  # one MiB is for the checksum
     tracemalloc.stop()
 
 
@@ -190,9 +190,9 @@ def test_a_header_of_impossible_length_is_refused_unread(saved, length):
         load_model(saved)
 
 
-def test_equal_models_are_equal_bytes(tmp_path):
+def test_equal_models_give_equal_bytes(tmp_path):
     for name in "ab":
-        save_model(trained(NETS["deep"], "numpy"), tmp_path / name)
+        save_model(make_net(NETS["deep"], "numpy"), tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
@@ -202,9 +202,9 @@ def test_files_of_another_format_or_version_are_refused(saved, monkeypatch):
         load_model(saved)
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match="has format 'other', version 1; expected 'xpconv-model', version 1"):
-        load_model(rewritten(saved, form="other"))
+        load_model(rewritten(saved, file_format="other"))
     save_file({"x": np.zeros(3)}, saved)
-    with pytest.raises(CheckpointError, match="it does not describe itself as a file of xpconv"):
+    with pytest.raises(CheckpointError, match="it has no metadata of xpconv"):
         load_model(saved)
 
 
@@ -222,32 +222,32 @@ def test_files_of_another_format_or_version_are_refused(saved, monkeypatch):
         lambda c: c["layers"][0].update(units="many"),
     ],
 )
-def test_descriptions_of_no_model_are_refused(saved, change):
-    with pytest.raises(CheckpointError, match="describes no model"):
+def test_descriptions_that_are_not_of_a_model_are_refused(saved, change):
+    with pytest.raises(CheckpointError, match="does not describe a model"):
         load_model(rewritten(saved, change_config=change))
 
 
-def test_arrays_of_any_byte_order_and_layout_come_back(tmp_path):
+def test_arrays_of_any_byte_order_and_layout_are_restored(tmp_path):
     arrays = {
         "big": np.arange(6, dtype=">f8").reshape(2, 3),
-        "turned": np.arange(6.0).reshape(2, 3).T,
+        "transposed": np.arange(6.0).reshape(2, 3).T,
         "scalar": np.array(3),
         "empty": np.zeros((0, 2)),
-        "yes": np.array([True]),
+        "boolean": np.array([True]),
     }
     write_arrays(tmp_path / "a", "example", {}, arrays)
     file = ArrayFile(tmp_path / "a", "example")
-    again = file.read(file.specs)
-    assert again.keys() == arrays.keys()
+    restored = file.read(file.specs)
+    assert restored.keys() == arrays.keys()
     for name, array in arrays.items():
-        np.testing.assert_array_equal(again[name], array)
-        assert again[name].shape == array.shape
+        np.testing.assert_array_equal(restored[name], array)
+        assert restored[name].shape == array.shape
 
 
-def test_what_has_no_place_in_a_file_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match=r"z has dtype complex128, for which .* has no place"):
+def test_arrays_and_descriptions_that_cannot_be_stored_are_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"z has dtype complex128, which .* cannot store"):
         write_arrays(tmp_path / "a", "example", {}, {"z": np.zeros(1, complex)})
-    with pytest.raises(CheckpointError, match=r"no place for something of the description: .*set"):
+    with pytest.raises(CheckpointError, match=r"cannot store the description as JSON: .*set"):
         write_arrays(tmp_path / "a", "example", {"x": {1}}, {})
     assert not list(tmp_path.iterdir())
 
@@ -256,14 +256,14 @@ def test_a_failed_write_leaves_the_old_file(saved, monkeypatch):
     before = saved.read_bytes()
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space left on device"):
-        save_model(trained(NETS["deep"], "numpy"), saved)
+        save_model(make_net(NETS["deep"], "numpy"), saved)
     assert saved.read_bytes() == before
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 
 
-def test_a_header_that_could_not_be_read_is_not_written(tmp_path):
+def test_a_header_that_would_be_too_long_to_read_is_not_written(tmp_path):
     path = tmp_path / "net.safetensors"
     net = Sequential([nn.Affine(90_000)], input_shape=(1,), rng=0, class_names=[f"{i:0100d}" for i in range(90_000)])
-    with pytest.raises(CheckpointError, match=r"would have a header of .* bytes; expected 8388608 at most"):
+    with pytest.raises(CheckpointError, match=r"would have a header of .* bytes, .*; expected 8388608 at most"):
         save_model(net, path)
     assert not path.exists()

@@ -1,4 +1,4 @@
-"""ONNX files against ONNX Runtime, which knows nothing of xpconv."""
+"""ONNX files, checked by ONNX Runtime."""
 
 import json
 import sys
@@ -26,13 +26,13 @@ TOLERANCE = 1e-5  # of the scores' largest magnitude
 
 
 def randomise(net, rng):
-    """Give every parameter and state values as after training, so that none has no effect."""
+    """Give every parameter and state random values, so that each affects the scores."""
     for store in (net.params, net.state):
         for key, value in store.items():
-            drawn = rng.standard_normal(value.shape)
+            values = rng.standard_normal(value.shape)
             positive = key.startswith(("gamma", "running_var"))
-            drawn = np.abs(drawn) + 0.5 if positive else drawn / np.sqrt(max(prod(value.shape[:-1]), 1))
-            store[key] = net.backend.asarray(drawn, net.dtype)
+            values = np.abs(values) + 0.5 if positive else values / np.sqrt(max(prod(value.shape[:-1]), 1))
+            store[key] = net.backend.asarray(values, net.dtype)
     return net
 
 
@@ -43,7 +43,7 @@ def session_of(path):
 
 
 def assert_same_scores(net, path, rng, batches=(1, 5)):
-    """One file serves every batch size."""
+    """Check the scores of one file for several batch sizes."""
     export.to_onnx(net, path)
     session = session_of(path)
     for N in batches:
@@ -60,20 +60,20 @@ def assert_same_scores(net, path, rng, batches=(1, 5)):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", NETS)
-def test_runtime_gives_the_scores_of_every_model(name, dtype, tmp_path):
+def test_onnx_runtime_gives_the_scores_of_every_net(name, dtype, tmp_path):
     rng = np.random.default_rng(0)
     net = randomise(NETS[name](dtype=dtype, rng=0, backend="numpy"), rng)
     assert_same_scores(net, tmp_path / "net.onnx", rng)
 
 
 @pytest.mark.parametrize("name", _run.MODELS)
-def test_runtime_gives_the_scores_of_every_model_of_the_command_line(name, tmp_path):
+def test_onnx_runtime_gives_the_scores_of_every_net_of_the_command_line(name, tmp_path):
     rng = np.random.default_rng(1)
     net = randomise(_run.MODELS[name]((3, 16, 16), 10, rng=0, backend="numpy"), rng)
     assert_same_scores(net, tmp_path / "net.onnx", rng)
 
 
-def test_any_backend_is_exported(backend, tmp_path):
+def test_models_on_every_backend_give_the_same_file(backend, tmp_path):
     nets = [
         randomise(NETS["every layer"](rng=0, backend=where), np.random.default_rng(0)) for where in ("numpy", backend)
     ]
@@ -83,7 +83,7 @@ def test_any_backend_is_exported(backend, tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(), (IMAGE[0], 1, 1), IMAGE], ids=["one value", "a value a channel", "a mean image"])
-def test_preprocessing_is_inside_so_that_pixels_go_in(shape, tmp_path):
+def test_preprocessing_is_part_of_the_file(shape, tmp_path):
     rng = np.random.default_rng(2)
     net = randomise(NETS["conv batchnorm"](rng=0, backend="numpy"), rng)
     net.preprocessing = Preprocessing(rng.uniform(100, 150, shape), rng.uniform(30, 60, shape))
@@ -94,7 +94,7 @@ def test_preprocessing_is_inside_so_that_pixels_go_in(shape, tmp_path):
     assert np.max(np.abs(scores - expected)) <= TOLERANCE * np.max(np.abs(expected))
 
 
-def test_training_leaves_a_model_that_the_runtime_scores_alike(tmp_path):
+def test_onnx_runtime_gives_the_scores_of_a_trained_net(tmp_path):
     rng = np.random.default_rng(3)
     net = NETS["conv batchnorm"](rng=0, backend="numpy")
     X, y = rng.standard_normal((20, *IMAGE)), rng.integers(0, 5, 20)
@@ -138,17 +138,17 @@ LAYERS = {
     nn.Relu: st.builds(nn.Relu),
 }
 FLAT = (nn.Affine, nn.BatchNorm, nn.Dropout, nn.GroupNorm, nn.LayerNorm, nn.Relu)
-"""The layers that take samples of one axis too."""
+"""The layers that also take samples of one axis."""
 
 
-def test_every_layer_has_a_rule_and_is_tried():
+def test_every_layer_has_a_converter_and_is_tested():
     kinds = {getattr(nn, name) for name in nn.layers.__all__} - {nn.Layer}
-    assert kinds == set(export.CONVERTERS), "say how the layer is written in ONNX, in xpconv.io.onnx.CONVERTERS"
-    assert kinds == set(LAYERS), "say how to draw the layer, in LAYERS"
+    assert kinds == set(export.CONVERTERS), "add a converter to xpconv.io.onnx.CONVERTERS"
+    assert kinds == set(LAYERS), "add a strategy to LAYERS"
 
 
 def assert_layer_is_exported(layer, shape, seed, folder):
-    """Let it be followed by an affine layer that tells all places of its output apart."""
+    """Check the layer followed by an affine layer, which gives each position of its output another weight."""
     try:
         net = Sequential([layer, nn.Affine(3)], input_shape=shape, rng=0, dtype="float32", backend="numpy")
     except ArgumentError:  # the window is larger than the image
@@ -160,10 +160,10 @@ def assert_layer_is_exported(layer, shape, seed, folder):
 @pytest.mark.parametrize("kind", LAYERS, ids=lambda kind: kind.__name__)
 @settings(max_examples=25)
 @given(data=st.data())
-def test_runtime_computes_every_layer_on_images(kind, data, tmp_path_factory):
+def test_onnx_runtime_computes_every_layer_on_images(kind, data, tmp_path_factory):
     channels = data.draw(st.sampled_from([4, 8]) if kind is nn.GroupNorm else st.integers(1, 4))
     shape = channels, data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))
-    assume(kind not in (nn.LayerNorm, nn.GroupNorm) or prod(shape) // channels > 1)  # one value has no spread
+    assume(kind not in (nn.LayerNorm, nn.GroupNorm) or prod(shape) // channels > 1)  # one value has variance 0
     seed = data.draw(st.integers(0, 99))
     assert_layer_is_exported(data.draw(LAYERS[kind]), shape, seed, tmp_path_factory.getbasetemp())
 
@@ -171,14 +171,14 @@ def test_runtime_computes_every_layer_on_images(kind, data, tmp_path_factory):
 @pytest.mark.parametrize("kind", FLAT, ids=lambda kind: kind.__name__)
 @settings(max_examples=10)
 @given(data=st.data())
-def test_runtime_computes_layers_on_samples_of_one_axis(kind, data, tmp_path_factory):
+def test_onnx_runtime_computes_layers_on_samples_of_one_axis(kind, data, tmp_path_factory):
     shape = (data.draw(st.sampled_from([8, 12]) if kind is nn.GroupNorm else st.integers(3, 9)),)
     seed = data.draw(st.integers(0, 99))
     assert_layer_is_exported(data.draw(LAYERS[kind]), shape, seed, tmp_path_factory.getbasetemp())
 
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm(), nn.LayerNorm(), nn.GroupNorm(groups=2)], ids=repr)
-def test_norms_keep_their_digits_where_the_mean_is_large(norm, tmp_path):
+def test_norms_are_accurate_when_the_mean_is_large(norm, tmp_path):
     rng = np.random.default_rng(4)
     net = randomise(Sequential([norm, nn.Affine(3)], input_shape=(4, 6, 5), rng=0, backend="numpy"), rng)
     X = (rng.standard_normal((5, 4, 6, 5)) + 100).astype(np.float32)
@@ -197,17 +197,17 @@ class Negate(nn.Layer):
         return -x, None
 
 
-def test_layer_of_ones_own_is_exported_once_it_has_a_rule(tmp_path, monkeypatch):
+def test_a_custom_layer_is_exported_with_a_converter(tmp_path, monkeypatch):
     rng = np.random.default_rng(5)
     net = Sequential([nn.Affine(4), Negate()], input_shape=(6,), rng=rng, backend="numpy")
     with pytest.raises(ArgumentError, match=r"layers\[1\] is Negate\(\).*add a function for Negate to xpconv.io.onnx"):
         export.to_onnx(net, tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())
-    monkeypatch.setitem(export.CONVERTERS, Negate, lambda g, layer, x, shape, p: g.node("Neg", x))
+    monkeypatch.setitem(export.CONVERTERS, Negate, lambda graph, layer, x, shape, params: graph.add_node("Neg", x))
     assert_same_scores(net, tmp_path / "net.onnx", rng)
 
 
-def test_rule_of_a_parent_does_not_serve_its_subclass(tmp_path):
+def test_a_converter_does_not_apply_to_subclasses(tmp_path):
     @dataclass(frozen=True)
     class LeakyRelu(nn.Relu):
         pass
@@ -220,38 +220,38 @@ def test_rule_of_a_parent_does_not_serve_its_subclass(tmp_path):
 # ---- the file
 
 
-def test_file_names_what_it_takes_and_gives_and_its_classes(tmp_path):
+def test_the_file_names_its_input_output_and_classes(tmp_path):
     names = ("cat", "größer", "a, b", "3", "4")
     net = NETS["three layers"](rng=0, backend="numpy", class_names=names)
     export.to_onnx(net, tmp_path / "net.onnx")
     session = session_of(tmp_path / "net.onnx")
-    (given_,), (taken,) = session.get_outputs(), session.get_inputs()
-    assert (taken.name, taken.shape, taken.type) == ("images", ["N", *IMAGE], "tensor(float)")
-    assert (given_.name, given_.shape, given_.type) == ("scores", ["N", 5], "tensor(float)")
+    (output,), (images,) = session.get_outputs(), session.get_inputs()
+    assert (images.name, images.shape, images.type) == ("images", ["N", *IMAGE], "tensor(float)")
+    assert (output.name, output.shape, output.type) == ("scores", ["N", 5], "tensor(float)")
     metadata = session.get_modelmeta().custom_metadata_map
     assert tuple(json.loads(metadata["class_names"])) == names
     assert metadata["model"] == "ThreeLayerConvNet"
     proto = onnx.load(tmp_path / "net.onnx")
     assert {tensor.name for tensor in proto.graph.initializer} == set(net.params)
     assert (proto.producer_name, proto.producer_version) == ("xpconv", xpconv.__version__)
-    assert proto.ir_version <= 8  # what runtimes of 2022 read
+    assert proto.ir_version <= 8  # runtimes of 2022 read it
 
 
-def test_net_without_layers_gives_its_input(tmp_path):
+def test_a_net_without_layers_returns_its_input(tmp_path):
     net = Sequential([], input_shape=(3,), backend="numpy")
     assert_same_scores(net, tmp_path / "net.onnx", np.random.default_rng(0))
 
 
-def test_failed_export_leaves_the_old_file(tmp_path, monkeypatch):
+def test_a_failed_export_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "net.onnx"
     path.write_text("old")
-    monkeypatch.setattr(export, "LIMIT", 100)
-    with pytest.raises(ArgumentError, match=r"GiB of weights; an ONNX file holds less than 2"):
+    monkeypatch.setattr(export, "MAX_WEIGHT_BYTES", 100)
+    with pytest.raises(ArgumentError, match=r"GiB of weights in float32; expected less than 2"):
         export.to_onnx(NETS["two"](rng=0, backend="numpy"), path)
     assert path.read_text() == "old"
 
 
-def test_only_nets_of_layers_are_exported(tmp_path):
+def test_only_sequential_models_are_exported(tmp_path):
     with pytest.raises(ArgumentTypeError, match="model is a dict; expected a Sequential"):
         export.to_onnx({}, tmp_path / "net.onnx")
 
@@ -271,7 +271,7 @@ def call(*words):
     return CliRunner().invoke(_app.app, ["export", *map(str, words)], env={"XP_BACKEND": None})
 
 
-def test_command_writes_what_the_function_writes(saved, tmp_path):
+def test_the_command_writes_the_same_file_as_the_function(saved, tmp_path):
     result = call(saved, tmp_path / "out.onnx")
     assert result.exit_code == 0, result.output
     assert result.stdout == f"wrote {tmp_path / 'out.onnx'}\n"
@@ -279,14 +279,14 @@ def test_command_writes_what_the_function_writes(saved, tmp_path):
     assert (tmp_path / "out.onnx").read_bytes() == (tmp_path / "other.onnx").read_bytes()
 
 
-def test_command_overwrites_no_model_by_mistake(saved):
+def test_the_command_does_not_overwrite_its_model(saved):
     before = saved.read_bytes()
     result = call(saved, saved)
     assert (result.exit_code, saved.read_bytes()) == (2, before)
     assert "expected a name that ends in .onnx" in result.stderr
 
 
-def test_missing_package_is_told_with_its_command_before_any_work(monkeypatch, tmp_path):
+def test_a_missing_onnx_is_reported_with_its_install_command_before_any_work(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "onnx", None)
     result = call("no-such-model.safetensors", tmp_path / "out.onnx")
     assert result.exit_code == 1
@@ -296,5 +296,5 @@ def test_missing_package_is_told_with_its_command_before_any_work(monkeypatch, t
         export.to_onnx(None, tmp_path / "out.onnx")
 
 
-def test_help_shows_an_example():
+def test_the_help_shows_an_example():
     assert "Example: xpconv export " in " ".join(call("--help").stdout.split())

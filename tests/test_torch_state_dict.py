@@ -1,4 +1,4 @@
-"""Parameters to and from PyTorch, proved on torch.nn.Sequential of the same layers: scores, loss and gradients."""
+"""Parameters to and from PyTorch: scores, losses and gradients agree with a torch.nn.Sequential of the same layers."""
 
 import copy
 import subprocess
@@ -33,7 +33,7 @@ DETERMINISTIC = [name for name in NETS if "dropout" not in name and name != "eve
 
 
 def as_torch(net):
-    """Return the torch.nn.Sequential of the same layers, with parameters of its own."""
+    """Return a torch.nn.Sequential of the same layers with other parameters."""
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
     modules, shape = [], net.input_shape
@@ -41,7 +41,7 @@ def as_torch(net):
         modules += TORCH[type(layer)](torch.nn, layer, shape)
         shape = layer.output_shape(shape)
     module = torch.nn.Sequential(*modules).to(getattr(torch, net.dtype))
-    for key, value in module.state_dict().items():  # gamma 1 and beta 0 would hide an exchange
+    for key, value in module.state_dict().items():  # with gamma 1 and beta 0, exchanged names would go unnoticed
         if value.is_floating_point():
             value.copy_(torch.rand_like(value) + (0.5 if "var" in key else -0.5))
     return module
@@ -63,14 +63,14 @@ def assert_close(actual, expected, tolerance=1e-10):
     assert np.max(np.abs(actual - expected)) <= tolerance * max(np.max(np.abs(expected)), 0.1)
 
 
-def test_every_layer_has_its_module():
-    """Whoever adds a layer says what it is in PyTorch."""
+def test_every_layer_has_a_pytorch_module():
+    """A new layer needs an entry in TORCH."""
     assert {kind.__name__ for kind in TORCH} == set(nn.layers.__all__) - {"Layer"}
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize("name", NETS)
-def test_state_dict_goes_both_ways_and_scores_agree(name):
+def test_scores_agree_after_a_conversion_in_either_direction(name):
     torch = pytest.importorskip("torch")
     net = NETS[name](dtype="float64", rng=0, backend="numpy")
     X, _ = batch("float64")
@@ -82,14 +82,16 @@ def test_state_dict_goes_both_ways_and_scores_agree(name):
     ours = NETS[name](dtype="float64", rng=1, backend="numpy")
     entries = to_torch_state_dict(ours)
     assert list(entries) == list(theirs.state_dict())
-    theirs.load_state_dict({key: torch.as_tensor(a) for key, a in entries.items()})  # strict: no key may be missing
+    theirs.load_state_dict(
+        {key: torch.as_tensor(a) for key, a in entries.items()}
+    )  # strict, so that missing keys are an error
     assert_close(ours.loss(X), scores_of(theirs.eval(), ours, X))
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize("spec", ["numpy", "array_api_strict", "torch"])
 @pytest.mark.parametrize("name", DETERMINISTIC)
-def test_loss_and_gradients_are_those_of_the_module(name, spec):
+def test_loss_and_gradients_agree_with_pytorch(name, spec):
     torch = pytest.importorskip("torch")
     net = NETS[name](dtype="float64", rng=0, backend=find_backend(spec))
     theirs = as_torch(net).train()
@@ -99,7 +101,7 @@ def test_loss_and_gradients_are_those_of_the_module(name, spec):
     expected.backward()
     loss, grads = net.loss(X, y)
     assert_close(loss, expected)
-    net.params = grads  # gradients have the layout of what they belong to
+    net.params = grads  # gradients have the layouts of their parameters
     entries = to_torch_state_dict(net)
     for key, parameter in theirs.named_parameters():
         assert_close(entries[key], parameter.grad)
@@ -126,7 +128,7 @@ def test_running_statistics_differ_after_training_as_documented():
 
 
 @pytest.mark.torch
-def test_nets_with_names_of_their_own_are_taken_in_order():
+def test_named_modules_are_matched_in_order():
     torch = pytest.importorskip("torch")
 
     class Net(torch.nn.Module):
@@ -154,18 +156,18 @@ def test_nets_with_names_of_their_own_are_taken_in_order():
 
 
 @pytest.mark.torch
-def test_tensors_that_torch_alone_can_read_are_refused_by_name():
+def test_tensors_without_a_numpy_dtype_are_refused_by_name():
     torch = pytest.importorskip("torch")
     net = NETS["two"](rng=0, backend="numpy")
     entries = {key: torch.as_tensor(a).bfloat16() for key, a in to_torch_state_dict(net).items()}
-    with pytest.raises(ArgumentTypeError, match=r"0\.weight cannot be read as an array \(.*pass it as float32"):
+    with pytest.raises(ArgumentTypeError, match=r"0\.weight cannot be converted to an array \(.*pass it as float32"):
         load_torch_state_dict(net, entries)
 
 
 # ---- without torch
 
 
-def test_places_count_modules_that_flatten():
+def test_positions_count_flatten_modules():
     net = ConvNet([4, "pool", 6], input_dim=IMAGE, num_classes=5, rng=0, backend="numpy")
     assert list(to_torch_state_dict(net)) == [  # conv, batch norm, relu, pool, conv, batch norm, relu, 2 x global pool
         "0.weight",
@@ -186,7 +188,7 @@ def test_places_count_modules_that_flatten():
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_what_is_written_is_read_again_on_every_backend(name, backend):
+def test_a_written_state_dict_loads_on_every_backend(name, backend):
     net, other = (NETS[name](rng=seed, backend=where) for seed, where in ((0, "numpy"), (1, backend)))
     for store in (net.params, net.state):
         for index, value in enumerate(store.values()):
@@ -198,7 +200,7 @@ def test_what_is_written_is_read_again_on_every_backend(name, backend):
             assert theirs[key].dtype == backend.dtype("float32")
 
 
-def test_nothing_is_shared_with_the_model():
+def test_no_memory_is_shared_with_the_model():
     net = NETS["deep batchnorm"](rng=0, backend="numpy")
     entries = to_torch_state_dict(net)
     load_torch_state_dict(net, entries)
@@ -210,7 +212,7 @@ def test_nothing_is_shared_with_the_model():
         assert all(np.array_equal(old[key], new[key]) for key in old)
 
 
-def test_each_entry_that_does_not_fit_is_named_and_the_model_stays():
+def test_every_wrong_entry_is_named_and_the_model_stays():
     net = NETS["three layers"](rng=0, backend="numpy")
     before = copy.deepcopy(net.params)
     entries = to_torch_state_dict(net)
@@ -228,14 +230,14 @@ def test_each_entry_that_does_not_fit_is_named_and_the_model_stays():
     assert all(np.array_equal(before[key], net.params[key]) for key in before)
 
 
-def test_counter_of_batches_may_be_missing():
+def test_the_batch_counter_is_optional():
     net = NETS["deep batchnorm"](rng=0, backend="numpy")
     entries = {key: a for key, a in to_torch_state_dict(net).items() if "num_batches" not in key}
     load_torch_state_dict(net, entries)
 
 
 @pytest.mark.parametrize("names", [[], ["a", "b"], ["a", "a", "b"]])
-def test_names_are_one_for_each_layer_with_parameters(names):
+def test_each_layer_with_parameters_needs_one_distinct_name(names):
     net = NETS["three layers"](rng=0, backend="numpy")
     with pytest.raises(ArgumentError, match=r"expected 3 different names.*Conv, Affine, Affine"):
         to_torch_state_dict(net, names)
@@ -248,18 +250,18 @@ def test_names_are_one_for_each_layer_with_parameters(names):
         (None, r"0\.weight has dtype object; expected real numbers"),
     ],
 )
-def test_entries_that_are_no_numbers_are_refused(value, message):
+def test_entries_that_are_not_numeric_are_refused(value, message):
     net = NETS["two"](rng=0, backend="numpy")
     with pytest.raises(ArgumentTypeError, match=message):
         load_torch_state_dict(net, {**to_torch_state_dict(net), "0.weight": value})
 
 
-def test_module_is_no_state_dict():
+def test_an_object_that_is_not_a_mapping_is_refused():
     with pytest.raises(ArgumentTypeError, match=r"state_dict is a object; expected a mapping.*state_dict\(\)"):
         load_torch_state_dict(NETS["two"](rng=0, backend="numpy"), object())
 
 
-def test_parameters_that_pytorch_does_not_have_are_named():
+def test_parameters_without_a_pytorch_counterpart_are_named():
     class Scale(nn.Relu):
         def parameters(self, shape):
             return {"scale": (shape, 1.0)}

@@ -101,7 +101,7 @@ class FolderInUseError(XpconvError, OSError):
     >>> with tempfile.TemporaryDirectory() as folder, lock_folder(folder), lock_folder(folder):
     ...     pass
     Traceback (most recent call last):
-    xpconv.errors.FolderInUseError: ... is in use by another run: wait until it has ended, or take another folder
+    xpconv.errors.FolderInUseError: ... is in use by another run: wait for that run to end, or choose another folder
     """
 
 

@@ -1,4 +1,4 @@
-"""Files: models as safetensors, exports to ONNX, parameters to and from PyTorch; written whole or not at all."""
+"""Model files, ONNX files and PyTorch parameters; a file is written completely or not at all."""
 
 from xpconv.io.model import load_model, save_model
 

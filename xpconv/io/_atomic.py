@@ -1,4 +1,4 @@
-"""Files that are either the old one or the new one, whole, whatever happens; folders that one process holds."""
+"""Atomic writes: after a crash or an error, a file is either the old one or the new one, complete."""
 
 import os
 import secrets
@@ -11,32 +11,33 @@ __all__ = ["atomic_path", "remove_temporary_files", "write_bytes"]
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary file to write to, which becomes `path` when the block ends without an error.
+    """Give a temporary file to write to, which replaces `path` when the block ends without an error.
 
-    The temporary file lies in the folder of `path` and is flushed to the disk before it takes the name.
-    After any failure the file that was there before is untouched and the temporary one is gone.
+    The temporary file is in the folder of `path` and is flushed to disk before it is renamed. After any failure the
+    old file is unchanged and the temporary file is removed.
 
     Parameters
     ----------
     path : str or path
-        The file to make or to replace; a symbolic link is followed.
+        The file to create or replace; a symbolic link is followed.
 
     Yields
     ------
     pathlib.Path
-        The temporary file: it exists, is empty, and ends in ``.tmp``, so tell the writer the format.
+        The temporary file, which exists and is empty. Its name ends in ``.tmp``, so name the format to functions that
+        choose it by suffix.
 
     Raises
     ------
     OSError
-        The subclass that fits, with `path` in its text: the folder is missing or read-only, the disk is full.
+        A subclass that fits, with `path` in its message: the folder is missing or read-only, or the disk is full.
 
     Examples
     --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with atomic_path(Path(folder, "notes.txt")) as temporary:
-    ...         characters = temporary.write_text("whole or not at all")
+    ...         num_characters = temporary.write_text("complete or not at all")
     ...     os.listdir(folder)
     ['notes.txt']
     """
@@ -51,30 +52,30 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         _sync_folder(target.parent)
     except OSError as error:
         if error.errno is None or error.filename not in (None, str(temporary), temporary):
-            raise  # it is about another file, which it names
+            raise  # the error names another file
         raise OSError(error.errno, f"cannot write ({error.strerror})", str(path)) from error
     finally:
-        with suppress(OSError):  # it has been moved, or was never made
+        with suppress(OSError):  # it was renamed, or never created
             temporary.unlink()
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
-    """Make or replace a file, as `atomic_path` does.
+    """Create or replace a file, as `atomic_path` does.
 
     Examples
     --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     write_bytes(Path(folder, "notes.txt"), b"whole")
+    ...     write_bytes(Path(folder, "notes.txt"), b"complete")
     ...     Path(folder, "notes.txt").read_text()
-    'whole'
+    'complete'
     """
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
 
 
 def remove_temporary_files(folder: str | os.PathLike[str]) -> None:
-    """Remove what writers left that were killed; call it where no other process writes, as in a held folder.
+    """Remove the temporary files of processes that were killed; call it only while no other process writes here.
 
     Examples
     --------
@@ -90,7 +91,8 @@ def remove_temporary_files(folder: str | os.PathLike[str]) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":  # elsewhere a folder cannot be opened
+    """Flush the renaming to disk; only POSIX systems can open a folder."""
+    if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:

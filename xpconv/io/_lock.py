@@ -1,4 +1,4 @@
-"""Locks on folders, which end with the process that holds them."""
+"""Folder locks, which the system releases when their process ends, however it ends."""
 
 import errno
 import os
@@ -17,19 +17,20 @@ LOCK_NAME = ".lock"
 
 @contextmanager
 def lock_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Hold a folder until the block ends, or the process does, however it dies.
+    """Lock a folder until the block or the process ends.
 
     Parameters
     ----------
     folder : str or path
-        The lock is on a file ``.lock`` in it, which is there for as long as the block, or until the next holder.
+        The lock is on a file ``.lock`` in it, which is removed at the end of the block. A killed process leaves it
+        behind, unlocked.
 
     Raises
     ------
     FolderInUseError
-        If another process holds it, or this one does already.
+        If the folder is locked already, by this process or another.
     OSError
-        If the folder is missing or cannot be written to.
+        If the folder is missing or read-only.
 
     Examples
     --------
@@ -37,9 +38,20 @@ def lock_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
     >>> with tempfile.TemporaryDirectory() as folder, lock_folder(folder), lock_folder(folder):
     ...     pass
     Traceback (most recent call last):
-    xpconv.errors.FolderInUseError: ... is in use by another run: wait until it has ended, or take another folder
+    xpconv.errors.FolderInUseError: ... is in use by another run: wait for that run to end, or choose another folder
     """
     path = Path(folder, LOCK_NAME)
+    file = _open_locked(path)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows does not remove open files
+            path.unlink()
+        file.close()
+
+
+def _open_locked(path: Path) -> IO[bytes]:
+    """Open and lock the file at `path`, again if its last owner removed it in between."""
     while True:
         file = path.open("ab")
         try:
@@ -49,17 +61,11 @@ def lock_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
             if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
                 raise
             raise FolderInUseError(
-                f"{os.fspath(folder)} is in use by another run: wait until it has ended, or take another folder"
+                f"{path.parent} is in use by another run: wait for that run to end, or choose another folder"
             ) from error
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                break
-        file.close()  # its last holder removed it after we had opened it
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # while it is open, Windows keeps it
-            path.unlink()
+                return file
         file.close()
 
 

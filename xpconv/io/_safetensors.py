@@ -1,7 +1,7 @@
-"""Files of arrays that vouch for themselves: safetensors with a format, a version and a checksum in their metadata.
+"""Array files: safetensors with a format, a version, a JSON description and a checksum in their metadata.
 
-Other programs read the arrays as those of any safetensors file. The metadata is one JSON text, so that equal content
-gives equal bytes. Whoever reads a file learns what is wrong with it before memory is taken for its arrays.
+Other programs can read the arrays. Equal contents give equal bytes, since the metadata is one JSON text. A file is
+checked before memory is allocated for its arrays.
 """
 
 import hashlib
@@ -29,8 +29,8 @@ __all__ = [
 ]
 
 VERSION = 1
-KEY = "xpconv"  # of the JSON text in the metadata
-MAX_HEADER = 1 << 23  # bytes: a net of a thousand layers needs a million
+METADATA_KEY = "xpconv"
+MAX_HEADER_BYTES = 1 << 23  # a net of a thousand layers needs a million
 DTYPES = {
     "BOOL": "bool",
     "F16": "float16",
@@ -45,8 +45,9 @@ DTYPES = {
     "U32": "uint32",
     "U64": "uint64",
 }
-UNKNOWN = "0" * 64  # stands for the checksum while it is computed
-CHUNK = 1 << 20
+CHECKSUM_PLACEHOLDER = "0" * 64  # in place of the checksum while it is computed
+CHUNK_BYTES = 1 << 20
+
 DESCRIPTION_ERRORS = (
     ArithmeticError,
     AttributeError,
@@ -56,7 +57,7 @@ DESCRIPTION_ERRORS = (
     ValueError,
     XpconvError,
 )
-"""What building something from a malformed description raises."""
+"""The errors that a malformed description causes where it is used."""
 
 
 class ArraySpec(NamedTuple):
@@ -67,15 +68,15 @@ class ArraySpec(NamedTuple):
 
 
 def write_arrays(
-    path: str | os.PathLike[str], form: str, description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+    path: str | os.PathLike[str], file_format: str, description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> None:
-    """Write arrays and a description of them to a file, whole or not at all.
+    """Write arrays and their description to a file atomically.
 
     Parameters
     ----------
     path : str or path
-    form : str
-        What the file is, such as ``xpconv-model``.
+    file_format : str
+        The kind of file, such as ``xpconv-model``.
     description : mapping
         Plain data for JSON.
     arrays : mapping of str to numpy.ndarray
@@ -83,9 +84,9 @@ def write_arrays(
     Raises
     ------
     CheckpointError
-        If an array's dtype, or something in the description, has no place in such a file.
+        If safetensors lacks the dtype of an array, or JSON cannot represent the description.
     OSError
-        If it cannot be written; a file that was there stays.
+        If the file cannot be written; an old file stays.
 
     Examples
     --------
@@ -98,46 +99,51 @@ def write_arrays(
     for name, array in arrays.items():
         if array.dtype.name not in DTYPES.values():
             raise CheckpointError(
-                f"{name} has dtype {array.dtype}, for which {os.fspath(path)} has no place; "
+                f"{name} has dtype {array.dtype}, which {os.fspath(path)} cannot store; "
                 f"expected one of {', '.join(DTYPES.values())}"
             )
+    metadata = {
+        "format": file_format,
+        "version": VERSION,
+        "sha256": CHECKSUM_PLACEHOLDER,
+        "description": description,
+    }
     try:
-        text = json.dumps(
-            {"format": form, "version": VERSION, "sha256": UNKNOWN, "description": description}, allow_nan=False
-        )
+        text = json.dumps(metadata, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{os.fspath(path)} has no place for something of the description: {error}") from error
+        raise CheckpointError(f"{os.fspath(path)} cannot store the description as JSON: {error}") from error
     native = {name: np.array(a, a.dtype.newbyteorder("="), order="C") for name, a in arrays.items()}
-    content = save(native, metadata={KEY: text})
-    header = int.from_bytes(content[:8], "little")
-    if header > MAX_HEADER:
+    content = save(native, metadata={METADATA_KEY: text})
+    header_bytes = int.from_bytes(content[:8], "little")
+    if header_bytes > MAX_HEADER_BYTES:
         raise CheckpointError(
-            f"{os.fspath(path)} would have a header of {header} bytes; expected {MAX_HEADER} at most "
-            "for the names and shapes of its arrays and what describes them"
+            f"{os.fspath(path)} would have a header of {header_bytes} bytes, for array names, shapes and the "
+            f"description; expected {MAX_HEADER_BYTES} at most"
         )
-    write_bytes(path, content.replace(UNKNOWN.encode(), hashlib.sha256(content).hexdigest().encode(), 1))
+    checksum = hashlib.sha256(content).hexdigest()
+    write_bytes(path, content.replace(CHECKSUM_PLACEHOLDER.encode(), checksum.encode(), 1))
 
 
 class ArrayFile:
-    """A file that `write_arrays` wrote, every byte of it checked.
+    """A file that `write_arrays` wrote, with every byte checked.
 
     Parameters
     ----------
     path : str or path
-    form : str
+    file_format : str
         As for `write_arrays`.
 
     Attributes
     ----------
     description : dict
-        What was given to `write_arrays`.
+        The description that `write_arrays` wrote.
     specs : dict of str to ArraySpec
         The arrays' shapes and dtypes.
 
     Raises
     ------
     CheckpointError
-        If the file is missing, damaged, of another format or another version.
+        If the file is missing, damaged, or of another format or version.
 
     Examples
     --------
@@ -146,7 +152,7 @@ class ArrayFile:
     xpconv.errors.CheckpointError: there is no file nothing.safetensors
     """
 
-    def __init__(self, path: str | os.PathLike[str], form: str) -> None:
+    def __init__(self, path: str | os.PathLike[str], file_format: str) -> None:
         self.path = os.fspath(path)
         if Path(path).is_dir():
             raise CheckpointError(f"{self.path} is a folder; expected a file in it, such as model.safetensors")
@@ -154,83 +160,92 @@ class ArrayFile:
             raise CheckpointError(f"there is no file {self.path}")
         try:
             with Path(path).open("rb") as file:
-                document = self._document(file, form)
+                metadata = self._read_metadata(file, file_format)
             with safe_open(self.path, "numpy") as tensors:
-                parts = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+                slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
                 self.specs = {
-                    name: ArraySpec(tuple(part.get_shape()), DTYPES[part.get_dtype()]) for name, part in parts.items()
+                    name: ArraySpec(tuple(tensor.get_shape()), DTYPES[tensor.get_dtype()])
+                    for name, tensor in slices.items()
                 }
         except (SafetensorError, OSError, KeyError) as error:
             raise self._damaged(error) from error
-        self.description: dict[str, Any] = document["description"]
+        self.description: dict[str, Any] = metadata["description"]
 
-    def _document(self, file: BinaryIO, form: str) -> dict[str, Any]:
-        """Return the JSON text of the metadata, after all checks that need nothing else."""
-        size = int.from_bytes(file.read(8), "little")
-        if not 0 < size <= min(MAX_HEADER, os.fstat(file.fileno()).st_size - 8):
-            raise self._damaged(f"its header has {size} bytes")
-        header = file.read(size)
+    def _read_metadata(self, file: BinaryIO, file_format: str) -> dict[str, Any]:
+        """Return the metadata after checking format, version and checksum."""
+        header_bytes = int.from_bytes(file.read(8), "little")
+        if not 0 < header_bytes <= min(MAX_HEADER_BYTES, os.fstat(file.fileno()).st_size - 8):
+            raise self._damaged(f"its header has {header_bytes} bytes")
+        header = file.read(header_bytes)
         try:
-            document = json.loads(json.loads(header)["__metadata__"][KEY])
-            found, checksum = (document["format"], document["version"]), document["sha256"].encode()
-            whole = isinstance(document["description"], dict) and len(checksum) == 64 and header.count(checksum) == 1
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise self._damaged("it does not describe itself as a file of xpconv") from error
-        if found != (form, VERSION):
-            raise CheckpointError(
-                f"{self.path} has format {printable(repr(found[0]))}, version {printable(found[1])}; "
-                f"expected {form!r}, version {VERSION}"
+            metadata = json.loads(json.loads(header)["__metadata__"][METADATA_KEY])
+            format_and_version, checksum = (metadata["format"], metadata["version"]), metadata["sha256"].encode()
+            well_formed = (
+                isinstance(metadata["description"], dict) and len(checksum) == 64 and header.count(checksum) == 1
             )
-        digest = hashlib.sha256(size.to_bytes(8, "little") + header.replace(checksum, UNKNOWN.encode()))
-        while chunk := file.read(CHUNK):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise self._damaged("it has no metadata of xpconv") from error
+        if format_and_version != (file_format, VERSION):
+            raise CheckpointError(
+                f"{self.path} has format {printable(repr(format_and_version[0]))}, version "
+                f"{printable(format_and_version[1])}; expected {file_format!r}, version {VERSION}"
+            )
+        digest = hashlib.sha256(
+            header_bytes.to_bytes(8, "little") + header.replace(checksum, CHECKSUM_PLACEHOLDER.encode())
+        )
+        while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
-        if not whole or digest.hexdigest().encode() != checksum:
-            raise self._damaged("its checksum is another")
-        return dict(document)
+        if not well_formed or digest.hexdigest().encode() != checksum:
+            raise self._damaged("its checksum is wrong")
+        return dict(metadata)
 
-    def _damaged(self, why: object) -> CheckpointError:
+    def _damaged(self, reason: object) -> CheckpointError:
         return CheckpointError(
-            f"{self.path} is damaged or no safetensors file of xpconv ({printable(why)}): take another copy of it"
+            f"{self.path} is damaged or not a safetensors file of xpconv ({printable(reason)}): use another copy of it"
         )
 
-    def read(self, wanted: Mapping[str, ArraySpec], *, allow_nonfinite: Collection[str] = ()) -> dict[str, np.ndarray]:
-        """Return the arrays, if they are the ones wanted and their values are finite.
+    def read(
+        self, expected: Mapping[str, ArraySpec], *, allow_nonfinite: Collection[str] = ()
+    ) -> dict[str, np.ndarray]:
+        """Return the arrays if they are those expected and have finite values.
 
         Parameters
         ----------
-        wanted : mapping of str to ArraySpec
+        expected : mapping of str to ArraySpec
         allow_nonfinite : collection of str
-            Which of them may have NaN and infinite values.
+            The arrays that may have NaN and infinite values.
 
         Raises
         ------
         CheckpointError
-            If an array is missing, unknown, of another shape or dtype, or has values that are not finite.
+            If an array is missing, unexpected, of another shape or dtype, or has values that are not finite.
         """
-        check_specs(self.path, self.specs, wanted)
+        check_specs(self.path, self.specs, expected)
         try:
             with safe_open(self.path, "numpy") as tensors:
-                arrays = {name: tensors.get_tensor(name) for name in wanted}
+                arrays = {name: tensors.get_tensor(name) for name in expected}
         except (SafetensorError, OSError) as error:
             raise self._damaged(error) from error
-        check_finite_arrays(self.path, {name: array for name, array in arrays.items() if name not in allow_nonfinite})
+        check_finite_arrays(self.path, {name: a for name, a in arrays.items() if name not in allow_nonfinite})
         return arrays
 
 
-def check_specs(owner: str, specs: Mapping[str, ArraySpec], wanted: Mapping[str, ArraySpec]) -> None:
-    """Raise a CheckpointError unless the arrays of `owner` have the names, shapes and dtypes wanted."""
-    for name in sorted(specs.keys() | wanted.keys()):
-        found, expected = specs.get(name), wanted.get(name)
-        if found != expected:
-            raise CheckpointError(f"{owner} has {printable(name)} = {_told(found)}; expected {_told(expected)}")
+def check_specs(owner: str, specs: Mapping[str, ArraySpec], expected: Mapping[str, ArraySpec]) -> None:
+    """Raise a CheckpointError unless the arrays of `owner` have the expected names, shapes and dtypes."""
+    for name in sorted(specs.keys() | expected.keys()):
+        actual_spec, expected_spec = specs.get(name), expected.get(name)
+        if actual_spec != expected_spec:
+            raise CheckpointError(
+                f"{owner} has {printable(name)} = {_describe(actual_spec)}; expected {_describe(expected_spec)}"
+            )
 
 
 def check_finite_arrays(owner: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Raise a CheckpointError if an array has values that are not finite."""
+    """Raise a CheckpointError if an array of `owner` has NaN or infinite values."""
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise CheckpointError(f"{owner} has NaN or infinite values in {name}: take an earlier file")
+            raise CheckpointError(f"{owner} has NaN or infinite values in {name}: use an earlier file")
 
 
-def _told(entry: ArraySpec | None) -> str:
-    return "nothing" if entry is None else f"{entry.dtype} {printable(entry.shape)}"
+def _describe(spec: ArraySpec | None) -> str:
+    return "nothing" if spec is None else f"{spec.dtype} {printable(spec.shape)}"

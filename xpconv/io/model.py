@@ -1,4 +1,4 @@
-"""Models as files: safetensors that describe themselves."""
+"""Model files: safetensors files that contain the architecture and everything else of a model."""
 
 import os
 from collections.abc import Mapping
@@ -28,21 +28,20 @@ FILE_FORMAT = "xpconv-model"
 def save_model(model: Sequential, path: str | os.PathLike[str]) -> None:
     """Write a model to one safetensors file: architecture, parameters, state, preprocessing and class names.
 
-    Equal models give equal bytes.
+    Equal models give equal bytes. The file is written completely or not at all.
 
     Parameters
     ----------
     model : Sequential
     path : str or path
-        The file is written whole or not at all.
 
     Raises
     ------
     CheckpointError
-        If `load_model` could not read the file: there is a layer of another library, a parameter that the architecture
-        does not have, has in another shape or dtype, or that is NaN or infinite. A file that was there stays.
+        If `load_model` could not read the file: a layer is not one of `xpconv.nn`, or a parameter is missing,
+        unexpected, of the wrong shape or dtype, or not finite. An old file stays.
     OSError
-        If it cannot be written; a file that was there stays.
+        If the file cannot be written; an old file stays.
 
     Examples
     --------
@@ -59,12 +58,12 @@ def save_model(model: Sequential, path: str | os.PathLike[str]) -> None:
     arrays = {f"{kind}.{name}": to_host(a) for kind, store in stores.items() for name, a in store.items()}
     description, specs = model.config(), {name: ArraySpec(a.shape, a.dtype.name) for name, a in arrays.items()}
     try:
-        wanted = _wanted("the model", description, specs)
+        expected = _expected_specs("the model", description, specs)
     except DESCRIPTION_ERRORS as error:
         raise CheckpointError(
-            f"load_model could not read the model's file, so {os.fspath(path)} is not written: {printable(error)}"
+            f"{os.fspath(path)} is not written, since load_model could not read it: {printable(error)}"
         ) from error
-    check_specs("the model", specs, wanted)
+    check_specs("the model", specs, expected)
     check_finite_arrays("the model", arrays)
     write_arrays(path, FILE_FORMAT, description, arrays)
 
@@ -72,7 +71,7 @@ def save_model(model: Sequential, path: str | os.PathLike[str]) -> None:
 def load_model(path: str | os.PathLike[str], backend: str | Backend | None = None) -> Sequential:
     """Read a model that `save_model` wrote, onto the selected backend.
 
-    The file is checked first, from its length to its last value; no memory is taken for a model that it does not hold.
+    Every byte is checked first, and memory is allocated only for arrays that the file contains.
 
     Parameters
     ----------
@@ -87,8 +86,8 @@ def load_model(path: str | os.PathLike[str], backend: str | Backend | None = Non
     Raises
     ------
     CheckpointError
-        If the file is missing, damaged, of another format, does not hold what its architecture needs, or holds values
-        that are not finite.
+        If the file is missing, damaged or of another format, its arrays do not fit its architecture, or values are
+        not finite.
 
     Examples
     --------
@@ -99,57 +98,54 @@ def load_model(path: str | os.PathLike[str], backend: str | Backend | None = Non
     backend = get_backend(backend)
     file = ArrayFile(path, FILE_FORMAT)
     try:
-        wanted = _wanted(file.path, file.description, file.specs)
+        expected = _expected_specs(file.path, file.description, file.specs)
     except CheckpointError:
         raise
     except DESCRIPTION_ERRORS as error:
-        raise CheckpointError(f"{file.path} describes no model ({printable(error)})") from error
-    arrays = file.read(wanted)
+        raise CheckpointError(f"{file.path} does not describe a model ({printable(error)})") from error
+    arrays = file.read(expected)
     model = Sequential.from_config(file.description, backend)
     model.params = {name: backend.asarray(arrays[f"params.{name}"]) for name in model.params}
     model.state = {name: backend.asarray(arrays[f"state.{name}"]) for name in model.state}
-    if "preprocessing.mean" in wanted:
+    if "preprocessing.mean" in expected:
         model.preprocessing = Preprocessing(arrays["preprocessing.mean"], arrays["preprocessing.std"])
     return model
 
 
-class _Outline(Sequential):
-    """A model that has specs in place of arrays: what an architecture needs, before memory is taken for it."""
+class _SpecModel(Sequential):
+    """A model with the specs of arrays instead of arrays, so that building it allocates no memory for them."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(backend="numpy", rng=0, **arguments)
 
     def _initial(self, shape: Shape, value: float | None, stream: RandomStream) -> Array:
         if not all(type(size) is int and size > 0 for size in shape):
-            raise ValueError(f"an array of shape {shape}")
+            raise ValueError(f"a parameter has shape {shape}")
         return ArraySpec(shape, self.dtype)
 
 
-def _wanted(owner: str, description: Mapping[str, Any], specs: Mapping[str, ArraySpec]) -> dict[str, ArraySpec]:
-    """Return the arrays of a model that is described so; of `specs` only those of the preprocessing matter."""
-    outline = _Outline(**arguments_of(description))
-    if outline.config() != description or not isfinite(outline.reg):
-        raise ValueError(f"it comes out as {outline.config()}")
+def _expected_specs(owner: str, description: Mapping[str, Any], specs: Mapping[str, ArraySpec]) -> dict[str, ArraySpec]:
+    """Return the specs of the arrays that a model of this description has; `specs` tells about its preprocessing."""
+    model = _SpecModel(**arguments_of(description))
+    if model.config() != description or not isfinite(model.reg):
+        raise ValueError(f"a model made from it has the description {model.config()}")
     return {
-        **_named("params", outline.params),
-        **_named("state", outline.state),
-        **_preprocessing(owner, specs, outline),
+        **{f"params.{name}": spec for name, spec in model.params.items()},
+        **{f"state.{name}": spec for name, spec in model.state.items()},
+        **_preprocessing_specs(owner, specs, model),
     }
 
 
-def _named(kind: str, specs: Mapping[str, ArraySpec]) -> dict[str, ArraySpec]:
-    return {f"{kind}.{name}": entry for name, entry in specs.items()}
-
-
-def _preprocessing(owner: str, specs: Mapping[str, ArraySpec], outline: Sequential) -> dict[str, ArraySpec]:
-    """Return the specs of mean and deviation: both or neither are there, in shapes that fit a sample."""
+def _preprocessing_specs(owner: str, specs: Mapping[str, ArraySpec], model: Sequential) -> dict[str, ArraySpec]:
+    """Return specs of both mean and deviation, in shapes that broadcast to a sample, or none if `specs` has neither."""
     names = ("preprocessing.mean", "preprocessing.std")
     shapes = {name: specs[name].shape for name in names if name in specs}
     for name, shape in shapes.items():
-        if len(shape) > len(outline.input_shape) or not all(
-            size in (1, whole) for size, whole in zip(shape[::-1], outline.input_shape[::-1], strict=False)
+        if len(shape) > len(model.input_shape) or not all(
+            size in (1, full_size) for size, full_size in zip(shape[::-1], model.input_shape[::-1], strict=False)
         ):
             raise CheckpointError(
-                f"{owner} has {name} of shape {shape}; expected one that fits samples of shape {outline.input_shape}"
+                f"{owner} has {name} of shape {shape}; expected one that broadcasts to samples of shape "
+                f"{model.input_shape}"
             )
-    return {name: ArraySpec(shapes.get(name, ()), outline.dtype) for name in names} if shapes else {}
+    return {name: ArraySpec(shapes.get(name, ()), model.dtype) for name in names} if shapes else {}

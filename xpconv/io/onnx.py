@@ -1,4 +1,4 @@
-"""Models for other programs: ONNX files, which ONNX Runtime and many other tools run."""
+"""Export of models to ONNX files, which ONNX Runtime and many other tools run."""
 
 import json
 import os
@@ -19,36 +19,38 @@ from xpconv.nn.layers import Layer, Shape, Size
 
 __all__ = ["CONVERTERS", "Converter", "Graph", "require_onnx", "to_onnx"]
 
-OPSET = 17  # of 2022, the first with LayerNormalization, so that older runtimes read the files too
-LIMIT = 2**31 - 2**20  # bytes of weights: a protobuf message holds 2 GiB
+OPSET = 17  # the first with LayerNormalization, of 2022; older runtimes do not read later ones
+MAX_WEIGHT_BYTES = 2**31 - 2**20  # a protobuf message has less than 2 GiB
 
 
 def to_onnx(model: Sequential, path: str | os.PathLike[str]) -> None:
-    """Write a model as it computes scores, with its preprocessing, to an ONNX file.
+    """Write a model in evaluation mode, with its preprocessing, to an ONNX file.
 
-    The file takes ``images``, float32 in the model's input shape after an axis N of any size, and gives ``scores``,
-    float32 (N, C). It computes in float32 whatever the model's dtype, since runtimes have few operators for float64.
-    The metadata has ``class_names`` as a JSON list and ``model``, the model's name.
+    The input ``images`` is float32 (N, ...), N samples of the model's input shape; the output ``scores`` is float32
+    (N, C). Computation is in float32 whatever the model's dtype, since runtimes have few operators for float64. The
+    metadata has ``class_names`` as a JSON list and the model's name as ``model``. The file is written completely or
+    not at all.
 
     Parameters
     ----------
     model : Sequential
         On any backend.
     path : str or path
-        The file is written whole or not at all.
 
     Raises
     ------
     XpconvError
         If onnx is not installed.
     ArgumentError
-        If a layer has no entry in CONVERTERS, or the weights are more than an ONNX file holds.
+        If a layer has no entry in CONVERTERS, or the weights exceed 2 GiB.
+    ArgumentTypeError
+        If `model` is not a Sequential.
     OSError
-        If the file cannot be written; one that was there stays.
+        If the file cannot be written; an old file stays.
 
     References
     ----------
-    The operators: https://onnx.ai/onnx/operators
+    Operators: https://onnx.ai/onnx/operators
 
     Examples
     --------
@@ -62,13 +64,13 @@ def to_onnx(model: Sequential, path: str | os.PathLike[str]) -> None:
     require_onnx()
     if not isinstance(model, Sequential):
         raise ArgumentTypeError(
-            f"model is a {type(model).__name__}; expected a Sequential: the layers of other nets are not known"
+            f"model is a {type(model).__name__}; expected a Sequential: other nets do not list their layers"
         )
-    write_bytes(path, _build(model).SerializeToString(deterministic=True))
+    write_bytes(path, _model_proto(model).SerializeToString(deterministic=True))
 
 
 def require_onnx() -> None:
-    """Raise an error, before any work is done, if files could not be written after it.
+    """Raise an error if onnx is missing; call it before work that ends with an export.
 
     Raises
     ------
@@ -88,12 +90,12 @@ def require_onnx() -> None:
 
 
 class Graph:
-    """An ONNX graph in the making; its values go by names.
+    """An ONNX graph under construction, whose values are referred to by name.
 
     Examples
     --------
     >>> graph = Graph()
-    >>> graph.node("Mul", "images", graph.constant(2.0))
+    >>> graph.add_node("Mul", "images", graph.add_constant(2.0))
     'Mul_0'
     """
 
@@ -101,7 +103,7 @@ class Graph:
         self.nodes: list[Any] = []
         self.constants: dict[str, np.ndarray] = {}
 
-    def node(self, operator: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
+    def add_node(self, operator: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
         """Add an operator and return the name of its output."""
         from onnx import helper
 
@@ -109,7 +111,7 @@ class Graph:
         self.nodes.append(helper.make_node(operator, inputs, [output or name], name, **attributes))
         return output or name
 
-    def constant(self, values: Any, name: str | None = None) -> str:
+    def add_constant(self, values: Any, name: str | None = None) -> str:
         """Add an array and return its name."""
         name = name or f"constant_{len(self.constants)}"
         self.constants[name] = np.ascontiguousarray(values)
@@ -119,49 +121,55 @@ class Graph:
 Converter = Callable[[Graph, Any, str, Shape, dict[str, str]], str]
 
 
-def _affine(g: Graph, layer: nn.Affine, x: str, shape: Shape, p: dict[str, str]) -> str:
-    return g.node("Gemm", g.node("Flatten", x), *p.values())
+def _affine(graph: Graph, layer: nn.Affine, x: str, shape: Shape, params: dict[str, str]) -> str:
+    return graph.add_node("Gemm", graph.add_node("Flatten", x), *params.values())
 
 
-def _conv(g: Graph, layer: nn.Conv, x: str, shape: Shape, p: dict[str, str]) -> str:
-    return g.node("Conv", x, *p.values(), **_windows(layer.kernel_size, layer.stride, layer._padding))
+def _conv(graph: Graph, layer: nn.Conv, x: str, shape: Shape, params: dict[str, str]) -> str:
+    return graph.add_node(
+        "Conv", x, *params.values(), **_window_attributes(layer.kernel_size, layer.stride, layer._padding)
+    )
 
 
-def _max_pool(g: Graph, layer: nn.MaxPool, x: str, shape: Shape, p: dict[str, str]) -> str:
-    return g.node("MaxPool", x, **_windows(layer.kernel_size, layer.stride, layer.padding))
+def _max_pool(graph: Graph, layer: nn.MaxPool, x: str, shape: Shape, params: dict[str, str]) -> str:
+    return graph.add_node("MaxPool", x, **_window_attributes(layer.kernel_size, layer.stride, layer.padding))
 
 
-def _avg_pool(g: Graph, layer: nn.AvgPool, x: str, shape: Shape, p: dict[str, str]) -> str:
-    return g.node("AveragePool", x, count_include_pad=1, **_windows(layer.kernel_size, layer.stride, layer.padding))
+def _avg_pool(graph: Graph, layer: nn.AvgPool, x: str, shape: Shape, params: dict[str, str]) -> str:
+    return graph.add_node(
+        "AveragePool", x, count_include_pad=1, **_window_attributes(layer.kernel_size, layer.stride, layer.padding)
+    )
 
 
-def _global_avg_pool(g: Graph, layer: nn.GlobalAvgPool, x: str, shape: Shape, p: dict[str, str]) -> str:
-    return g.node("Flatten", g.node("GlobalAveragePool", x))
+def _global_avg_pool(graph: Graph, layer: nn.GlobalAvgPool, x: str, shape: Shape, params: dict[str, str]) -> str:
+    return graph.add_node("Flatten", graph.add_node("GlobalAveragePool", x))
 
 
-def _batch_norm(g: Graph, layer: nn.BatchNorm, x: str, shape: Shape, p: dict[str, str]) -> str:
-    return g.node("BatchNormalization", x, *p.values(), epsilon=layer.eps)
+def _batch_norm(graph: Graph, layer: nn.BatchNorm, x: str, shape: Shape, params: dict[str, str]) -> str:
+    return graph.add_node("BatchNormalization", x, *params.values(), epsilon=layer.eps)
 
 
-def _layer_norm(g: Graph, layer: nn.LayerNorm, x: str, shape: Shape, p: dict[str, str]) -> str:
-    return g.node("LayerNormalization", x, *p.values(), axis=1, epsilon=layer.eps)
+def _layer_norm(graph: Graph, layer: nn.LayerNorm, x: str, shape: Shape, params: dict[str, str]) -> str:
+    return graph.add_node("LayerNormalization", x, *params.values(), axis=1, epsilon=layer.eps)
 
 
-def _group_norm(g: Graph, layer: nn.GroupNorm, x: str, shape: Shape, p: dict[str, str]) -> str:
-    """Each group is normalised as a layer; gamma and beta are brought to shapes that broadcast against a sample."""
-    ones = g.constant(np.ones(prod(shape) // layer.groups, np.float32))
-    groups = g.node("Reshape", x, g.constant([0, layer.groups, -1]))
-    normal = g.node("LayerNormalization", groups, ones, axis=2, epsilon=layer.eps)
-    channels = g.constant([shape[0], *(1 for _ in shape[1:])])
-    gamma, beta = (g.node("Reshape", p[name], channels) for name in ("gamma", "beta"))
-    return g.node("Add", g.node("Mul", g.node("Reshape", normal, g.constant([0, *shape])), gamma), beta)
+def _group_norm(graph: Graph, layer: nn.GroupNorm, x: str, shape: Shape, params: dict[str, str]) -> str:
+    """Normalise each group as LayerNormalization does, then scale and shift by gamma and beta, one value a channel."""
+    ones = graph.add_constant(np.ones(prod(shape) // layer.groups, np.float32))
+    groups = graph.add_node("Reshape", x, graph.add_constant([0, layer.groups, -1]))
+    normal = graph.add_node("LayerNormalization", groups, ones, axis=2, epsilon=layer.eps)
+    channels = graph.add_constant([shape[0], *(1 for _ in shape[1:])])
+    gamma, beta = (graph.add_node("Reshape", params[name], channels) for name in ("gamma", "beta"))
+    return graph.add_node(
+        "Add", graph.add_node("Mul", graph.add_node("Reshape", normal, graph.add_constant([0, *shape])), gamma), beta
+    )
 
 
-def _relu(g: Graph, layer: nn.Relu, x: str, shape: Shape, p: dict[str, str]) -> str:
-    return g.node("Relu", x)
+def _relu(graph: Graph, layer: nn.Relu, x: str, shape: Shape, params: dict[str, str]) -> str:
+    return graph.add_node("Relu", x)
 
 
-def _dropout(g: Graph, layer: nn.Dropout, x: str, shape: Shape, p: dict[str, str]) -> str:
+def _dropout(graph: Graph, layer: nn.Dropout, x: str, shape: Shape, params: dict[str, str]) -> str:
     return x
 
 
@@ -177,15 +185,16 @@ CONVERTERS: dict[type[Layer], Converter] = {
     nn.MaxPool: _max_pool,
     nn.Relu: _relu,
 }
-"""How each type of layer is written: ``rule(graph, layer, x, shape, p) -> output``.
+"""The converter of each layer type, ``converter(graph, layer, x, shape, params) -> output``.
 
-`x` is the name of the layer's input, `shape` the shape of one sample of it, and `p` has the names of parameters and
-state in the order in which the layer declares them. A layer of your own is exported once it has an entry here.
+A converter adds the layer's operators to the graph and returns the name of their output. `x` is the name of the
+layer's input, `shape` the shape of one sample of it, and `params` maps the layer's parameters and states, in the order
+in which the layer declares them, to their names in the graph. Add an entry to export a layer of your own.
 """
 
 
-def _windows(kernel_size: Size, stride: Size | None, padding: Size) -> dict[str, Any]:
-    """Return the attributes of an operator with windows; padding is given for the starts, then for the ends."""
+def _window_attributes(kernel_size: Size, stride: Size | None, padding: Size) -> dict[str, Any]:
+    """Return the attributes of an operator with windows; ``pads`` are those before each axis, then those after."""
     return {
         "kernel_shape": check_pair("kernel_size", kernel_size, 1),
         "strides": check_pair("stride", kernel_size if stride is None else stride, 1),
@@ -193,37 +202,41 @@ def _windows(kernel_size: Size, stride: Size | None, padding: Size) -> dict[str,
     }
 
 
-def _build(model: Sequential) -> Any:
-    """Return the model as a message of ONNX's protocol."""
+def _model_proto(model: Sequential) -> Any:
+    """Return the model as a protobuf message."""
     import onnx
     from onnx import helper, numpy_helper
 
-    g, x, shape = Graph(), "images", model.input_shape
+    graph, x, shape = Graph(), "images", model.input_shape
     weights = {key: to_host(value).astype(np.float32) for key, value in {**model.params, **model.state}.items()}
-    if (size := sum(values.nbytes for values in weights.values())) > LIMIT:
-        raise ArgumentError(f"the model has {size / 2**30:.1f} GiB of weights; an ONNX file holds less than 2")
+    if (weight_bytes := sum(values.nbytes for values in weights.values())) > MAX_WEIGHT_BYTES:
+        raise ArgumentError(
+            f"model has {weight_bytes / 2**30:.1f} GiB of weights in float32; expected less than 2, all that an ONNX "
+            "file can contain"
+        )
     if model.preprocessing is not None:
         mean, std = (to_host(a).astype(np.float32) for a in (model.preprocessing.mean, model.preprocessing.std))
-        x = g.node("Div", g.node("Sub", x, g.constant(mean, "mean")), g.constant(std, "std"))
+        centred = graph.add_node("Sub", x, graph.add_constant(mean, "mean"))
+        x = graph.add_node("Div", centred, graph.add_constant(std, "std"))
     for position, (layer, keys) in enumerate(zip(model.layers, model._keys, strict=True)):
         if type(layer) not in CONVERTERS:
             raise ArgumentError(
-                f"layers[{position}] is {layer!r}, and how that is written in ONNX is not known: "
+                f"layers[{position}] is {layer!r}, which has no converter to ONNX: "
                 f"add a function for {type(layer).__name__} to xpconv.io.onnx.CONVERTERS"
             )
-        p = {name: g.constant(weights[key], key) for name, key in keys.items()}
-        x, shape = CONVERTERS[type(layer)](g, layer, x, shape, p), layer.output_shape(shape)
-    g.node("Identity", x, output="scores")
-    graph = helper.make_graph(
-        g.nodes,
+        params = {name: graph.add_constant(weights[key], key) for name, key in keys.items()}
+        x, shape = CONVERTERS[type(layer)](graph, layer, x, shape, params), layer.output_shape(shape)
+    graph.add_node("Identity", x, output="scores")
+    graph_proto = helper.make_graph(
+        graph.nodes,
         model.name or "net",
         [helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, ["N", *model.input_shape])],
         [helper.make_tensor_value_info("scores", onnx.TensorProto.FLOAT, ["N", model.num_classes])],
-        [numpy_helper.from_array(values, name) for name, values in g.constants.items()],
+        [numpy_helper.from_array(values, name) for name, values in graph.constants.items()],
     )
     opset = helper.make_opsetid("", OPSET)
     proto = helper.make_model(
-        graph,
+        graph_proto,
         opset_imports=[opset],
         ir_version=helper.find_min_ir_version_for([opset]),
         producer_name="xpconv",
