@@ -1,10 +1,10 @@
-"""Update rules: each a function ``rule(w, dw, config) -> (next_w, config)``, also able to work in place.
+"""Update rules: each is a function ``rule(w, dw, config) -> (next_w, config)`` that can also update in place.
 
-`config` is a dict that holds the rule's options and what it remembers; missing entries get defaults. A rule that is
-given ``where``, a boolean array () on the device, leaves parameter and `config` as they were if that is False.
+`config` is a dict of the rule's options and its memory, such as Adam's averages; missing entries get defaults. If
+``where``, a boolean array () on the device, is given and False, parameter and `config` stay unchanged.
 """
 
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Mapping, MutableMapping
 from functools import wraps
 from numbers import Real
 from typing import Any
@@ -32,29 +32,10 @@ def _update_rule(*memory: str, **defaults: float) -> Callable[[Callable[[Config]
             w: Array, dw: Array, config: Config | None = None, *, in_place: bool = False, where: Array | None = None
         ) -> tuple[Array, Config]:
             config = {} if config is None else config
-            xp = array_namespace(w=w, dw=dw)
-            if tuple(w.shape) != tuple(dw.shape):
-                raise ArgumentError(f"dw has shape {tuple(dw.shape)}; expected that of w, {tuple(w.shape)}")
+            _check_gradient(w, dw)
             for name, value in defaults.items():
                 config[name] = _option(name, config.get(name, value))
-            for name in memory:
-                if config.get(name) is None:
-                    config[name] = xp.zeros_like(w)
-                elif not in_place:
-                    config[name] = xp.asarray(config[name], copy=True)
-            if not in_place:
-                w = xp.asarray(w, copy=True)
-            arrays = [w, *(config[name] for name in memory)]
-            before = [xp.asarray(a, copy=True) for a in arrays] if where is not None else []
-            counts = {name: config[name] for name in defaults}
-            for_each_block(w, dw, *arrays[1:], update=step(config))
-            for a, old in zip(arrays, before, strict=False):
-                a[...] = xp.where(where, a, old)
-            if where is not None:
-                for name, old in counts.items():
-                    if config[name] is not old:  # a count, on the device from now on
-                        config[name] = old + (config[name] - old) * xp.astype(where, xp.float64)
-            return w, config
+            return _apply(step, memory, w, dw, config, in_place, where)
 
         del rule.__wrapped__  # help would show the step's arguments
         rule.options = (*defaults, *memory)  # type: ignore[attr-defined]
@@ -63,8 +44,47 @@ def _update_rule(*memory: str, **defaults: float) -> Callable[[Callable[[Config]
     return decorate
 
 
+def _check_gradient(w: Array, dw: Array) -> None:
+    array_namespace(w=w, dw=dw)  # raises an error if they differ
+    if tuple(w.shape) != tuple(dw.shape):
+        raise ArgumentError(f"dw has shape {tuple(dw.shape)}; expected that of w, {tuple(w.shape)}")
+
+
+def _apply(
+    step: Callable[[Config], Callable[..., None]],
+    memory: Collection[str],
+    w: Array,
+    dw: Array,
+    config: Config,
+    in_place: bool,
+    where: Array | None,
+) -> tuple[Array, Config]:
+    """Update the parameter and the `memory` arrays in `config`, or copies of them if not `in_place`."""
+    xp = array_namespace(w=w, dw=dw)
+    for name in memory:
+        if config.get(name) is None:
+            config[name] = xp.zeros_like(w)
+        elif not in_place:
+            config[name] = xp.asarray(config[name], copy=True)
+    if not in_place:
+        w = xp.asarray(w, copy=True)
+    arrays = [w, *(config[name] for name in memory)]
+    if where is None:
+        for_each_block(w, dw, *arrays[1:], update=step(config))
+        return w, config
+
+    arrays_before, config_before = [xp.asarray(a, copy=True) for a in arrays], dict(config)
+    for_each_block(w, dw, *arrays[1:], update=step(config))
+    for a, before in zip(arrays, arrays_before, strict=True):
+        a[...] = xp.where(where, a, before)
+    for name, before in config_before.items():
+        if config[name] is not before:  # Adam's count of steps, from now on an array on the device
+            config[name] = before + (config[name] - before) * xp.astype(where, xp.float64)
+    return w, config
+
+
 def check_rule(update_rule: str | Callable[..., Any], config: Mapping[str, Any]) -> None:
-    """Raise ArgumentError if there is no rule of that name, or it has no such options.
+    """Raise ArgumentError if no update rule has this name, or the rule has no such options.
 
     Examples
     --------
@@ -85,7 +105,7 @@ def check_rule(update_rule: str | Callable[..., Any], config: Mapping[str, Any])
 
 
 def _option(name: str, value: Any) -> Any:
-    """Check a number of a config and return it as Python's; one that a step `where` has put on a device is not read."""
+    """Check an option and return it as a Python number; an array, such as Adam's count on a device, passes unread."""
     if isinstance(value, bool) or not isinstance(value, Real):
         if array_api_compat.is_array_api_obj(value):
             return value
@@ -114,7 +134,7 @@ def sgd(config: Config) -> Callable[..., None]:
     -------
     next_w : array
     config : dict
-        The one that was given, updated.
+        The given one, updated.
 
     Examples
     --------
@@ -146,7 +166,7 @@ def sgd_momentum(config: Config) -> Callable[..., None]:
     -------
     next_w : array
     config : dict
-        The one that was given, updated.
+        The given one, updated.
 
     Examples
     --------
@@ -166,7 +186,7 @@ def sgd_momentum(config: Config) -> Callable[..., None]:
 
 @_update_rule("cache", learning_rate=1e-2, decay_rate=0.99, epsilon=1e-8)
 def rmsprop(config: Config) -> Callable[..., None]:
-    """Divide the step by the gradient's recent size: ``w -= learning_rate * dw / (sqrt(cache) + epsilon)``.
+    """Divide the step by the gradient's recent magnitude: ``w -= learning_rate * dw / (sqrt(cache) + epsilon)``.
 
     ``cache = decay_rate * cache + (1 - decay_rate) * dw**2`` comes first (Tieleman and Hinton, 2012).
 
@@ -183,7 +203,7 @@ def rmsprop(config: Config) -> Callable[..., None]:
     -------
     next_w : array
     config : dict
-        The one that was given, updated.
+        The given one, updated.
 
     Examples
     --------
@@ -203,7 +223,7 @@ def rmsprop(config: Config) -> Callable[..., None]:
 
 @_update_rule("m", "v", learning_rate=1e-3, beta1=0.9, beta2=0.999, epsilon=1e-8, t=0)
 def adam(config: Config) -> Callable[..., None]:
-    """Step along the gradient's mean, divided by its size, both corrected for their start at zero.
+    """Step along the gradient's running mean, divided by its magnitude, both corrected for their start at zero.
 
     ``m = beta1 * m + (1 - beta1) * dw``, ``v = beta2 * v + (1 - beta2) * dw**2``,
     ``w -= learning_rate * (m / (1 - beta1**t)) / (sqrt(v / (1 - beta2**t)) + epsilon)`` (Kingma and Ba, 2015).
@@ -222,7 +242,7 @@ def adam(config: Config) -> Callable[..., None]:
     -------
     next_w : array
     config : dict
-        The one that was given, updated.
+        The given one, updated.
 
     Examples
     --------
@@ -233,7 +253,7 @@ def adam(config: Config) -> Callable[..., None]:
     """
     config["t"] = config["t"] + 1
     beta1, beta2, t = config["beta1"], config["beta2"], config["t"]
-    # Both corrections as one factor of the step and one of epsilon: fewer passes over the arrays.
+    # The bias corrections are folded into the step size and epsilon, which saves passes over the arrays.
     root = (1 - beta2**t) ** 0.5
     step, epsilon = config["learning_rate"] * root / (1 - beta1**t), config["epsilon"] * root
 
