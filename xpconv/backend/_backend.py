@@ -119,10 +119,11 @@ class Backend:
         """
         if isinstance(x, np.ndarray):
             return x
+        array: Any = x  # with the methods of its library
         if self.library == "cupy":
-            return np.asarray(x.get())
+            return np.asarray(array.get())
         if self.library == "torch":
-            return np.asarray(x.detach().cpu().numpy())
+            return np.asarray(array.detach().cpu().numpy())
         if self.library == "array_api_strict":
             return np.asarray(self.xp.asarray(x, device=self.xp.Device(), copy=True))
         return np.asarray(x)

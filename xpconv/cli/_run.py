@@ -348,7 +348,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _per_epoch(solver: Solver) -> int:
-    return max(len(solver.y_train) // solver.batch_size, 1)
+    return max(solver.y_train.shape[0] // solver.batch_size, 1)
 
 
 def _by_epoch(solver: Solver) -> dict[str, Any]:

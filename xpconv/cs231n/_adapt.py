@@ -12,10 +12,10 @@ from xpconv.errors import ArgumentError, ArgumentTypeError
 __all__ = ["draw_mask", "floats", "gradient", "options"]
 
 
-def floats(like: Array | None = None, /, **arrays: Array) -> tuple[Array, ...]:
+def floats(like: Array | None = None, /, **arrays: Array | None) -> tuple[Any, ...]:
     """Return NumPy arrays of one floating dtype: that of `like` or of the first array; integers become float64."""
     for name, a in arrays.items():
-        if array_api_compat.is_array_api_obj(a) and not isinstance(a, np.ndarray | np.generic):
+        if a is not None and array_api_compat.is_array_api_obj(a) and not isinstance(a, np.ndarray | np.generic):
             raise ArgumentTypeError(
                 f"{name} is on {backend_of(a)}; the course's functions take NumPy arrays: "
                 f"pass to_host({name}), or take the function of xpconv.layers"
@@ -26,7 +26,7 @@ def floats(like: Array | None = None, /, **arrays: Array) -> tuple[Array, ...]:
     return tuple(None if a is None else np.asarray(a, dtype=dtype) for a in arrays.values())
 
 
-def gradient(dout: Array, like: Array | None = None) -> Array:
+def gradient(dout: Array, like: Array | None = None) -> Any:
     """Return the upstream gradient as a NumPy array of the dtype of `like`, or of its own."""
     return floats(like, dout=dout)[0]
 

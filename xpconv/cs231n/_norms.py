@@ -197,10 +197,10 @@ def _norm_forward(
     forward: Callable[..., tuple[Array, Any]], x: Array, gamma: Array, beta: Array, **options: Any
 ) -> tuple[Array, NormCache]:
     x, flat_gamma, flat_beta = floats(x=x, gamma=gamma, beta=beta)
-    out, own = forward(x, flat_gamma.reshape(-1), flat_beta.reshape(-1), **options)
+    out, own = forward(x, np.reshape(flat_gamma, -1), np.reshape(flat_beta, -1), **options)
     return out, NormCache(own, np.shape(gamma), np.shape(beta))
 
 
 def _norm_backward(backward: Callable[..., Gradients], dout: Array, cache: NormCache) -> Gradients:
     dx, dgamma, dbeta = backward(gradient(dout, cache.own.x), cache.own)
-    return dx, dgamma.reshape(cache.gamma_shape), dbeta.reshape(cache.beta_shape)
+    return dx, np.reshape(np.asarray(dgamma), cache.gamma_shape), np.reshape(np.asarray(dbeta), cache.beta_shape)

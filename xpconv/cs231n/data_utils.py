@@ -124,5 +124,5 @@ def get_CIFAR10_data(
     return data
 
 
-def _channels_last(X: Array) -> Array:
+def _channels_last(X: np.ndarray) -> np.ndarray:
     return X.transpose(0, 2, 3, 1).astype(np.float64, order="C")

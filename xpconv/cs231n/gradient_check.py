@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable
 
-from xpconv.backend import Array
+from xpconv.backend import Array, to_host
 from xpconv.testing import eval_numerical_gradient, eval_numerical_gradient_array
 
 __all__ = ["eval_numerical_gradient", "eval_numerical_gradient_array", "grad_check_sparse"]
@@ -39,7 +39,7 @@ def grad_check_sparse(
     """
     for _ in range(num_checks):
         place = tuple(random.randrange(size) for size in x.shape)
-        element = x[tuple(slice(i, i + 1) for i in place)]  # a view: a step in it is a step in x
+        element = to_host(x)[tuple(slice(i, i + 1) for i in place)]  # a view: a step in it is a step in x
         numeric = eval_numerical_gradient(lambda _: f(x), element, h=h).item()
         analytic = float(analytic_grad[place])
         error = abs(numeric - analytic) / max(abs(numeric) + abs(analytic), 1e-300)

@@ -71,8 +71,9 @@ def im2col_indices(x: Array, field_height: int, field_width: int, padding: int =
     """
     kernel_size = field_height, field_width
     window_output(x.shape, kernel_size, stride, padding)
-    cols = unfold(x, kernel_size, (stride, stride), (padding, padding))
-    return cols.reshape(len(cols), len(x), -1).transpose(0, 2, 1).reshape(len(cols), -1)
+    cols = np.asarray(unfold(x, kernel_size, (stride, stride), (padding, padding)))
+    K, N = cols.shape[0], x.shape[0]
+    return np.reshape(np.transpose(np.reshape(cols, (K, N, -1)), (0, 2, 1)), (K, -1))
 
 
 def col2im_indices(
@@ -100,5 +101,6 @@ def col2im_indices(
     """
     (N, C, H, W), kernel_size = x_shape, (field_height, field_width)
     window_output(x_shape, kernel_size, stride, padding)
-    own = np.ascontiguousarray(cols.reshape(len(cols), -1, N).transpose(0, 2, 1)).reshape(len(cols), -1)
+    K = cols.shape[0]
+    own = np.reshape(np.transpose(np.reshape(np.asarray(cols), (K, -1, N)), (0, 2, 1)), (K, -1))
     return fold(own, (N, C, H, W), kernel_size, (stride, stride), (padding, padding))

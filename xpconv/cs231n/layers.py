@@ -169,11 +169,11 @@ def conv_forward_naive(x: Array, w: Array, b: Array, conv_param: Options) -> tup
     (1, 2, 4, 4)
     """
     stride, pad = options("conv_param", conv_param, "stride", "pad")
-    x, w, b = floats(x=x, w=w, b=b)
-    check_shape("x", x, ("N", "C", "H", "W"))
-    check_shape("w", w, ("F", x.shape[1], "HH", "WW"))
-    window_output(x.shape, w.shape[2:], stride, pad)
-    return reference.conv_forward(x, w, b, stride=stride, padding=pad)
+    images, filters, bias = floats(x=x, w=w, b=b)
+    check_shape("x", images, ("N", "C", "H", "W"))
+    check_shape("w", filters, ("F", images.shape[1], "HH", "WW"))
+    window_output(images.shape, filters.shape[2:], stride, pad)
+    return reference.conv_forward(images, filters, bias, stride=stride, padding=pad)
 
 
 def conv_backward_naive(dout: Array, cache: reference.Cache) -> tuple[Array, Array, Array | None]:
@@ -206,10 +206,10 @@ def max_pool_forward_naive(x: Array, pool_param: Options) -> tuple[Array, refere
              [13., 15.]]]])
     """
     height, width, stride = options("pool_param", pool_param, "pool_height", "pool_width", "stride")
-    (x,) = floats(x=x)
-    check_shape("x", x, ("N", "C", "H", "W"))
-    window_output(x.shape, (height, width), stride, 0)
-    return reference.max_pool_forward(x, kernel_size=(height, width), stride=stride)
+    (images,) = floats(x=x)
+    check_shape("x", images, ("N", "C", "H", "W"))
+    window_output(images.shape, (height, width), stride, 0)
+    return reference.max_pool_forward(images, kernel_size=(height, width), stride=stride)
 
 
 def max_pool_backward_naive(dout: Array, cache: reference.Cache) -> Array:

@@ -99,6 +99,5 @@ class Batches:
             images, labels = X[indices], y[indices]
             with self._backend.current(self._stream):  # the stream on which the minibatch is used
                 return self._backend.asarray(images), self._backend.asarray(labels)
-        indices = self._backend.asarray(indices)
-        take = self._backend.xp.take
-        return take(X, indices, axis=0), take(y, indices, axis=0)
+        take, rows = self._backend.xp.take, self._backend.asarray(indices)
+        return take(X, rows, axis=0), take(y, rows, axis=0)

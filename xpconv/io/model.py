@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
-from xpconv.backend import Array, Backend, get_backend, to_host
+from xpconv.backend import Backend, get_backend, to_host
 from xpconv.errors import CheckpointError, printable
 from xpconv.io._safetensors import (
     DESCRIPTION_ERRORS,
@@ -118,7 +118,7 @@ class _SpecModel(Sequential):
     def __init__(self, **arguments: Any) -> None:
         super().__init__(backend="numpy", rng=0, **arguments)
 
-    def _initial(self, shape: Shape, value: float | None, stream: RandomStream) -> Array:
+    def _initial(self, shape: Shape, value: float | None, stream: RandomStream) -> Any:
         if not all(type(size) is int and size > 0 for size in shape):
             raise ValueError(f"a parameter has shape {shape}")
         return ArraySpec(shape, self.dtype)

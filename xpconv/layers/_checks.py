@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 
-def check_arrays(**arrays: Array) -> Any:
+def check_arrays(**arrays: Array | None) -> Any:
     """Check that the arrays are of one library, device and real floating dtype; return their namespace.
 
     A bias `b` may be None.
@@ -104,7 +104,8 @@ def window_output(
         raise ArgumentError(
             f"padding is {padding}; expected less, since with it an image has at most {MOST_PIXELS} pixels"
         )
-    return output_size((shape[-2], shape[-1]), kernel_size, stride, padding)
+    down, across = output_size((shape[-2], shape[-1]), kernel_size, stride, padding)
+    return down, across
 
 
 def check_labels(y: Array, N: int, C: int, xp: Any) -> None:

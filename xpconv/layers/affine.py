@@ -1,7 +1,7 @@
 """The affine (fully connected) layer."""
 
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from xpconv.backend import Array
 from xpconv.layers._checks import check_arrays, check_cache, check_gradient_shape, check_shape
@@ -67,9 +67,7 @@ def affine_forward(x: Array, w: Array, b: Array | None) -> tuple[Array, AffineCa
     return out, AffineCache(x, w, b is not None)
 
 
-def affine_backward(
-    dout: Array, cache: AffineCache, *, need_dx: bool = True
-) -> tuple[Array | None, Array, Array | None]:
+def affine_backward(dout: Array, cache: AffineCache, *, need_dx: bool = True) -> tuple[Any, Array, Any]:
     """Compute the gradients of an affine layer: ``dx = dout @ w.T``, ``dw = x.T @ dout``, ``db = sum(dout)``.
 
     Parameters

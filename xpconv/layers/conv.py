@@ -5,7 +5,7 @@ K = C * KH * KW rows and P = m * OH * OW columns of a tile of m images.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from xpconv import ops
 from xpconv._validation import check_pair
@@ -105,7 +105,7 @@ def conv_forward(
     return out, ConvCache(x, w, b is not None, stride, padding, algorithm)
 
 
-def conv_backward(dout: Array, cache: ConvCache, *, need_dx: bool = True) -> tuple[Array | None, Array, Array | None]:
+def conv_backward(dout: Array, cache: ConvCache, *, need_dx: bool = True) -> tuple[Any, Array, Any]:
     """Compute the gradients of a convolution.
 
     On the columns of `unfold` it is an affine layer: ``dw = dout @ cols.T`` and ``dx = fold(w.T @ dout)``.

@@ -40,7 +40,7 @@ class MaxPoolCache(NamedTuple):
     """
 
     argmax: Array
-    shape: tuple[int, int, int, int]
+    shape: tuple[int, ...]
     kernel_size: Pair
     stride: Pair
     padding: Pair
@@ -57,7 +57,7 @@ class AvgPoolCache(NamedTuple):
     ((1, 1, 4, 4), (2, 2))
     """
 
-    shape: tuple[int, int, int, int]
+    shape: tuple[int, ...]
     kernel_size: Pair
     stride: Pair
     padding: Pair
@@ -74,7 +74,7 @@ class GlobalAvgPoolCache(NamedTuple):
     (2, 3, 4, 4)
     """
 
-    shape: tuple[int, int, int, int]
+    shape: tuple[int, ...]
 
 
 def max_pool_forward(

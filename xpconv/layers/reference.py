@@ -14,9 +14,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from xpconv.backend import Array
 from xpconv.errors import ArgumentError, ArgumentTypeError
 
+Array: TypeAlias = np.ndarray
 Cache: TypeAlias = tuple[Any, ...]
 Result: TypeAlias = tuple[Array, Cache]
 Pair: TypeAlias = int | Sequence[int]

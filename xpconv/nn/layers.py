@@ -27,7 +27,7 @@ __all__ = [
 
 Shape = tuple[int, ...]
 Size = int | Sequence[int]
-Arrays = dict[str, Array]
+Arrays = dict[str, Any]  # arrays by name
 
 
 @dataclass(frozen=True)

@@ -187,8 +187,8 @@ class Sequential:
             if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory", str(error)):
                 raise  # only torch says so by a RuntimeError
             raise OutOfMemoryError(
-                f"{self.backend} has not enough memory for {len(X)} samples at once ({error}): take a smaller batch, "
-                "or on a GPU less for convolutions by XPCONV_WORKSPACE, which is now "
+                f"{self.backend} has not enough memory for {X.shape[0]} samples at once ({error}): take a smaller "
+                "batch, or on a GPU less for convolutions by XPCONV_WORKSPACE, which is now "
                 f"{workspace_bytes(self.backend.library) / 2**20:g}MiB"
             ) from error
 
@@ -260,7 +260,7 @@ class Sequential:
                 x = layer.forward(x, {name: store[key] for name, key in keys.items()}, train=train, seed=0)[0]
             yield layer, x
 
-    def _backward(self, dout: Array | None, caches: list[Any]) -> Arrays:
+    def _backward(self, dout: Any, caches: list[Any]) -> Arrays:
         grads: Arrays = {}
         first = next((i for i, keys in enumerate(self._keys) if keys), len(self._keys))
         for position in reversed(range(first, len(self.layers))):

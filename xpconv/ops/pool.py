@@ -57,7 +57,7 @@ def initial_argmax(xp: Any, kernel_size: Pair, stride: Pair, padding: Pair, outp
 
 @operation
 def max_pool_backward(
-    dout: Array, argmax: Array, shape: tuple[int, int, int, int], kernel_size: Pair, stride: Pair, padding: Pair
+    dout: Array, argmax: Array, shape: tuple[int, ...], kernel_size: Pair, stride: Pair, padding: Pair
 ) -> Array:
     """Add each gradient to the maximum of its window: the adjoint of `max_pool`.
 

@@ -4,6 +4,7 @@ Letters: N images, C channels, (H, W) image, (KH, KW) window, (SH, SW) stride, (
 """
 
 from collections.abc import Iterator
+from typing import Any, TypeAlias
 
 import array_api_compat
 
@@ -12,7 +13,7 @@ from xpconv.ops.dispatch import operation
 
 __all__ = ["Pair", "fold", "output_size", "pad", "unfold", "windows"]
 
-Pair = tuple[int, int]
+Pair: TypeAlias = tuple[int, ...]  # (height, width)
 
 
 def output_size(image: Pair, kernel_size: Pair, stride: Pair, padding: Pair) -> Pair:
@@ -23,7 +24,7 @@ def output_size(image: Pair, kernel_size: Pair, stride: Pair, padding: Pair) -> 
     )
 
 
-def pad(x: Array, padding: Pair, value: float = 0.0) -> Array:
+def pad(x: Array, padding: Pair, value: float = 0.0) -> Any:
     """Surround the images (N, C, H, W) with `value`."""
     if padding == (0, 0):
         return x
@@ -69,7 +70,7 @@ def unfold(x: Array, kernel_size: Pair, stride: Pair, padding: Pair) -> Array:
 
 
 @operation
-def fold(cols: Array, shape: tuple[int, int, int, int], kernel_size: Pair, stride: Pair, padding: Pair) -> Array:
+def fold(cols: Array, shape: tuple[int, ...], kernel_size: Pair, stride: Pair, padding: Pair) -> Array:
     """Add columns back to where `unfold` took them from (col2im): its adjoint.
 
     Parameters

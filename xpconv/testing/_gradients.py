@@ -41,7 +41,7 @@ def rel_error(a: Any, b: Any) -> float:
 
 
 def eval_numerical_gradient(
-    f: Callable[[Array], Any], x: np.ndarray, verbose: bool = False, h: float = 1e-5
+    f: Callable[[Any], Any], x: np.ndarray, verbose: bool = False, h: float = 1e-5
 ) -> np.ndarray:
     """Return the gradient of a scalar function by central differences, one element of `x` at a time.
 
@@ -76,7 +76,7 @@ def eval_numerical_gradient(
     return grad
 
 
-def eval_numerical_gradient_array(f: Callable[[Array], Array], x: np.ndarray, df: Array, h: float = 1e-5) -> np.ndarray:
+def eval_numerical_gradient_array(f: Callable[[Any], Any], x: np.ndarray, df: Array, h: float = 1e-5) -> np.ndarray:
     """Return the gradient of ``sum(f(x) * df)`` by central differences, one element of `x` at a time.
 
     Parameters
@@ -99,7 +99,7 @@ def eval_numerical_gradient_array(f: Callable[[Array], Array], x: np.ndarray, df
     return grad
 
 
-def _perturbed(f: Callable[[Array], Any], x: np.ndarray, h: float) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
+def _perturbed(f: Callable[[Any], Any], x: np.ndarray, h: float) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
     """Yield each index of `x` with f a step above and a step below it."""
     if not isinstance(x, np.ndarray) or not np.issubdtype(x.dtype, np.floating):
         raise ArgumentTypeError(
@@ -128,7 +128,7 @@ def _copy(value: Any) -> Any:
 
 def check_gradient(
     forward: Callable[..., tuple[Array, Any]],
-    backward: Callable[[Array, Any], Any],
+    backward: Callable[[Any, Any], Any],
     inputs: Sequence[Array] | Mapping[str, Array],
     *,
     h: float = 1e-6,

@@ -1,19 +1,18 @@
 """Figures of Matplotlib, and how they are written."""
 
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import array_api_compat
 import numpy as np
 
-from xpconv.backend import Array, to_host
+from xpconv.backend import to_host
 from xpconv.io._atomic import atomic_path
 
 __all__ = ["new_figure", "numbers", "write_figure"]
 
 
-def numbers(values: Array | Sequence[Any]) -> np.ndarray:
+def numbers(values: Any) -> np.ndarray:
     """Return an array, or a sequence of numbers of any device, on the host."""
     if array_api_compat.is_array_api_obj(values):
         return to_host(values)

@@ -14,7 +14,6 @@ from typing import Any
 import cupy
 import numpy as np
 
-from xpconv.backend import Array
 from xpconv.errors import ArgumentError
 from xpconv.ops.dispatch import accelerate
 from xpconv.ops.tiling import for_each_tile, sum_over_tiles
@@ -22,6 +21,7 @@ from xpconv.ops.windows import Pair, output_size
 
 Grid = tuple[tuple[int, int], tuple[int]]
 Shape = tuple[int, ...]
+Array = Any  # CuPy's, which has no types
 
 _THREADS = 256  # of a block, as in kernels.cu
 _BLOCKS = 1056  # that share a reduction: a GPU's processors hold 8 such blocks each, and an H200 has 132

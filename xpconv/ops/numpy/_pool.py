@@ -41,7 +41,7 @@ def max_pool(x: Array, kernel_size: Pair, stride: Pair, padding: Pair) -> tuple[
 
 @accelerate("numpy")
 def max_pool_backward(
-    dout: Array, argmax: Array, shape: tuple[int, int, int, int], kernel_size: Pair, stride: Pair, padding: Pair
+    dout: Array, argmax: Array, shape: tuple[int, ...], kernel_size: Pair, stride: Pair, padding: Pair
 ) -> Array:
     """Write where windows tile the image, add elsewhere, image by image on all threads."""
     (N, C, H, W), (PH, PW), output = shape, padding, dout.shape[2:]

@@ -14,7 +14,7 @@ def unfold(x: Array, kernel_size: Pair, stride: Pair, padding: Pair) -> Array:
     """Copy one strided view of all windows at once."""
     N, C, H, W = x.shape
     OH, OW = output_size((H, W), kernel_size, stride, padding)
-    x = pad(x, padding)
-    n, c, h, w = x.strides
-    view = as_strided(x, (C, *kernel_size, N, OH, OW), (c, h, w, n, h * stride[0], w * stride[1]), writeable=False)
+    padded: Array = pad(x, padding)
+    n, c, h, w = padded.strides
+    view = as_strided(padded, (C, *kernel_size, N, OH, OW), (c, h, w, n, h * stride[0], w * stride[1]), writeable=False)
     return np.array(view, order="C").reshape(C * kernel_size[0] * kernel_size[1], N * OH * OW)
