@@ -85,14 +85,14 @@ _numpy_namespace = array_api_compat.array_namespace(np.zeros(()))
 
 
 def array_namespace(**arrays: Array | None) -> Any:
-    """Return the namespace that the named arrays share; those that are None are passed over.
+    """Return the namespace that all the named arrays belong to; None is ignored.
 
     Raises
     ------
     DeviceMismatchError
         If two of them are of different libraries or on different devices.
     ArgumentTypeError
-        If one of them is no array.
+        If one of them is not an array.
 
     Examples
     --------
@@ -106,36 +106,35 @@ def array_namespace(**arrays: Array | None) -> Any:
     for name, array in arrays.items():
         if array is None:
             continue
-        library, xp = _known.get(type(array)) or _know(name, array)
-        place = library, "cpu" if library == "numpy" else array.device
+        library, xp = _namespaces.get(type(array)) or _look_up(name, array)
+        location = library, "cpu" if library == "numpy" else array.device
         if first is None:
-            first, owner, namespace = place, name, xp
-        elif place != first:
+            first, owner, namespace = location, name, xp
+        elif location != first:
             raise DeviceMismatchError(
-                f"{owner} is on {_place(first)} but {name} is on {_place(place)}: "
+                f"{owner} is on {_describe(first)} but {name} is on {_describe(location)}: "
                 f"move one of them, as in {name} = "
                 f"xpconv.backend.backend_of({owner}).asarray({name})"
             )
     return namespace
 
 
-_NO_ARRAYS = np.generic, np.ma.MaskedArray, np.matrix  # NumPy's, whose operations have another meaning
+_NOT_ARRAYS = np.generic, np.ma.MaskedArray, np.matrix  # NumPy types whose operators mean something else
+_namespaces: dict[type, tuple[str, Any]] = {}  # the library and the namespace of each type of array seen so far
 
 
-_known: dict[type, tuple[str, Any]] = {}  # library and namespace: a layer asks for those of each of its arrays
-
-
-def _know(name: str, array: Any) -> tuple[str, Any]:
-    if not array_api_compat.is_array_api_obj(array) or isinstance(array, _NO_ARRAYS):
+def _look_up(name: str, array: Any) -> tuple[str, Any]:
+    if not array_api_compat.is_array_api_obj(array) or isinstance(array, _NOT_ARRAYS):
         raise ArgumentTypeError(
             f"{name} is a {type(array).__name__}; expected an array: pass get_backend().asarray({name})"
         )
-    _known[type(array)] = library_of(array), array_api_compat.array_namespace(array)
-    return _known[type(array)]
+    _namespaces[type(array)] = library_of(array), array_api_compat.array_namespace(array)
+    return _namespaces[type(array)]
 
 
-def _place(place: tuple[str, Any]) -> str:
-    return f"{place[0]} ({place[1]})"
+def _describe(location: tuple[str, Any]) -> str:
+    library, device = location
+    return f"{library} ({device})"
 
 
 def library_of(x: Array) -> str:
@@ -150,7 +149,7 @@ def library_of(x: Array) -> str:
 
 
 def on_host(x: Array) -> bool:
-    """Whether reading values of `x` costs no wait for another device.
+    """Whether `x` is in host memory, so that reading its values waits for no device.
 
     Examples
     --------

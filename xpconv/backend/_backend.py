@@ -1,8 +1,4 @@
-"""A library and a device together, and how one is selected.
-
-This is the one door between host and device: `Backend.asarray` moves arrays in, `Backend.to_host` moves
-them out and is the only place where the host waits for the device.
-"""
+"""A backend: an array library together with a device, and how one is selected."""
 
 import importlib
 import os
@@ -58,7 +54,7 @@ class Backend:
         return _namespace(self.library)
 
     def __hash__(self) -> int:
-        """Return a hash of the text, since not every library's device has one."""
+        """Return the hash of the text, since some libraries' devices cannot be hashed."""
         return hash(str(self))
 
     def __str__(self) -> str:
@@ -81,29 +77,30 @@ class Backend:
     def asarray(self, x: Any, dtype: str | None = None) -> Array:
         """Move `x` to this backend's device, cast to the dtype of that name.
 
-        An array that is already there with that dtype is returned as it is.
+        An array that is on the device with that dtype already is returned itself, not a copy.
         """
         if isinstance(x, np.ndarray) or not array_api_compat.is_array_api_obj(x):
-            wanted = None if dtype is None else self.dtype(dtype)
-            host = np.asarray(x)
-            if self.library == "numpy":
-                return host if wanted is None else host.astype(wanted, copy=False)
-            host = host.astype(host.dtype.newbyteorder("="), copy=False)
-            if not hasattr(self.xp, host.dtype.name):  # as float16 in strict array API
-                host = host.astype(dtype or ("float64" if host.dtype.itemsize > 4 else "float32"))
-            if self.library == "torch":
-                host = _torch_ready(host)
-            moved = self.xp.asarray(host, device=self.device)
-            return moved if wanted is None else self.xp.astype(moved, wanted, copy=False)
-        if library_of(x) == self.library:
-            moved = x
-            if array_api_compat.device(x) != self.device:
-                moved = array_api_compat.to_device(x, self.device)
-            return moved if dtype is None else self.xp.astype(moved, self.dtype(dtype), copy=False)
-        return self.asarray(to_host(x), dtype)
+            return self._from_host(np.asarray(x), dtype)
+        if library_of(x) != self.library:
+            return self._from_host(to_host(x), dtype)
+        if array_api_compat.device(x) != self.device:
+            x = array_api_compat.to_device(x, self.device)
+        return x if dtype is None else self.xp.astype(x, self.dtype(dtype), copy=False)
+
+    def _from_host(self, x: np.ndarray, dtype: str | None) -> Array:
+        wanted = None if dtype is None else self.dtype(dtype)
+        if self.library == "numpy":
+            return x if wanted is None else x.astype(wanted, copy=False)
+        x = x.astype(x.dtype.newbyteorder("="), copy=False)
+        if not hasattr(self.xp, x.dtype.name):  # such as float16 in array_api_strict
+            x = x.astype(dtype or ("float64" if x.dtype.itemsize > 4 else "float32"))
+        if self.library == "torch":  # it shares host memory, refuses negative strides and warns of read-only arrays
+            x = np.array(x, order="C", copy=True)
+        moved = self.xp.asarray(x, device=self.device)
+        return moved if wanted is None else self.xp.astype(moved, wanted, copy=False)
 
     def upload(self, name: str, x: Any, dtype: str | None = None) -> Array:
-        """Move `x` here as `asarray` does, but only from host memory: data of another device is an error."""
+        """Move `x` from host memory to this device as `asarray` does; an array on another device is an error."""
         x = np.asarray(x) if isinstance(x, list | tuple) else x
         if not isinstance(x, np.ndarray) and backend_of(x) != self:
             raise DeviceMismatchError(
@@ -115,7 +112,7 @@ class Backend:
     def to_host(self, x: Array) -> np.ndarray:
         """Wait until `x` is computed and return it as a NumPy array.
 
-        The result of a NumPy array is that array itself, not a copy.
+        A NumPy array is returned itself, not a copy.
         """
         if isinstance(x, np.ndarray):
             return x
@@ -130,9 +127,9 @@ class Backend:
 
     @contextmanager
     def current(self, stream: Any = None) -> Iterator[None]:
-        """Let the library compute on this device inside a ``with`` block; CuPy does so on one device at a time.
+        """Make this device the current one of its library inside a ``with`` block.
 
-        `stream` is a stream of it, from `stream`, that work inside shall go to.
+        CuPy computes on its current device. Its work inside the block goes to `stream`, if one is given.
         """
         if self.library != "cupy":
             yield
@@ -141,7 +138,7 @@ class Backend:
             yield
 
     def stream(self) -> Any:
-        """Return the stream that this thread's work on the device goes to, or None where that is of no concern."""
+        """Return the CUDA stream that this thread's work goes to; None for libraries other than CuPy."""
         if self.library != "cupy":
             return None
         with self.current():
@@ -201,15 +198,15 @@ def use_backend(spec: "str | Backend") -> Iterator[Backend]:
 
 
 def get_backend(spec: "str | Backend | None" = None) -> Backend:
-    """Return the backend that was asked for, or the selected one.
+    """Return the backend of that name, or the selected one.
 
     Parameters
     ----------
     spec : str or Backend, optional
         ``library`` or ``library:device``: ``numpy``, ``cupy``, ``cupy:1``, ``torch``, ``torch:cuda``,
-        ``array_api_strict:device1``; or ``auto``, which takes CUDA where it works and NumPy elsewhere.
-        Without it the enclosing `use_backend` decides, else the environment variable ``XP_BACKEND``,
-        else it is NumPy.
+        ``array_api_strict:device1``; or ``auto``, which is CuPy if that works here and NumPy otherwise.
+        By default the enclosing `use_backend` decides, then the environment variable ``XP_BACKEND``; without
+        either it is NumPy.
 
     Raises
     ------
@@ -247,7 +244,7 @@ def _find(spec: str) -> Backend:
     if library not in LIBRARIES:
         raise ArgumentError(
             f"backend is {spec!r}; expected auto or one of {', '.join(LIBRARIES)}, "
-            "with a device after a colon where wanted, as in cupy:1"
+            "with a device after a colon if you choose one, as in cupy:1"
         )
     return Backend(library, PROBES[library](device or None))
 
@@ -287,8 +284,3 @@ def _namespace(library: str) -> Any:
 
 def _strict_name(device: Any) -> str:
     return repr(device).partition("'")[2].partition("'")[0]
-
-
-def _torch_ready(host: np.ndarray) -> np.ndarray:
-    """Torch shares host memory, refuses negative strides and warns of read-only arrays: give it its own."""
-    return np.array(host, order="C", copy=True)

@@ -36,10 +36,7 @@ def operation(function: _Function) -> _Function:
     >>> @operation
     ... def double(x):
     ...     return 2 * x
-    >>> @accelerate("numpy")
-    ... def double(x):
-    ...     return np.multiply(x, 2)
-    >>> portable("double")(np.ones(2))
+    >>> double(np.ones(2))
     array([2., 2.])
     """
     name = function.__name__
@@ -54,7 +51,22 @@ def operation(function: _Function) -> _Function:
 
 
 def accelerate(library: str) -> Callable[[_Function], _Function]:
-    """Register the decorated function as the library's version of the operation of its name; see `operation`."""
+    """Register the decorated function as a library's version of the operation of its name.
+
+    Parameters
+    ----------
+    library : str
+        As `xpconv.backend.library_of` names it.
+
+    Examples
+    --------
+    >>> @accelerate("some_library")
+    ... def relu(x):
+    ...     return x.clip(0), x > 0
+    >>> portable, accelerated = accelerated_versions("some_library")["relu"]
+    >>> accelerated is relu
+    True
+    """
 
     def register(function: _Function) -> _Function:
         _accelerated[function.__name__, library] = function
