@@ -71,3 +71,13 @@ def backend(request):
 def layout(request):
     """Each way to lay an array out in memory: ``layout(backend, numpy_array)``."""
     return request.param
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Return the list of Matplotlib figures that the test has written."""
+    from matplotlib.figure import Figure
+
+    written, savefig = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: written.append(self) or savefig(self, *a, **k))
+    return written

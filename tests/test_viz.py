@@ -1,3 +1,5 @@
+"""Pictures of filters, metrics and runs, and the example that filters images."""
+
 import math
 import runpy
 import subprocess
@@ -6,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 
 from xpconv.backend import get_backend
@@ -40,26 +41,26 @@ def grid_by_loops(Xs, ubound, padding):
 
 @pytest.mark.parametrize("padding", [0, 1, 3])
 @pytest.mark.parametrize("N", [1, 2, 5, 9])
-def test_grid_places_and_stretches_every_tile(rng, N, padding):
+def test_grid_arranges_and_rescales_every_tile(rng, N, padding):
     Xs = rng.normal(size=(N, 4, 3, 2))
     grid = visualize_grid(Xs, ubound=7.0, padding=padding)
     assert grid.dtype == np.float64
     np.testing.assert_allclose(grid, grid_by_loops(Xs, 7.0, padding), atol=1e-12)
 
 
-def test_grid_takes_device_arrays_and_integers():
+def test_grid_takes_integer_arrays_on_a_device():
     grid = visualize_grid(device_array(np.array([0, 5, 10, 200], np.uint8).reshape(1, 2, 2, 1)))
     assert type(grid) is np.ndarray
     np.testing.assert_allclose(grid[:, :, 0], [[0, 6.375], [12.75, 255]])
 
 
-def test_tile_of_one_value_is_black():
+def test_a_constant_tile_is_black():
     np.testing.assert_array_equal(visualize_grid(np.full((1, 2, 2, 3), 4.0)), np.zeros((2, 2, 3)))
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 4), (0, 4, 4, 3)])
 def test_grid_refuses_other_shapes(shape):
-    with pytest.raises(ArgumentError, match=r"Xs has shape .*; expected images \(N, H, W, C\), one at least"):
+    with pytest.raises(ArgumentError, match=r"Xs has shape .*; expected images \(N, H, W, C\), at least one"):
         visualize_grid(np.zeros(shape))
 
 
@@ -74,33 +75,33 @@ def is_grey(image):
 
 
 @pytest.mark.parametrize(("channels", "grey"), [(3, False), (1, True), (2, True)])
-def test_filters_over_three_channels_are_in_colour_and_others_grey(rng, tmp_path, channels, grey):
+def test_filters_of_three_channels_are_in_colour_and_others_grey(rng, tmp_path, channels, grey):
     path = tmp_path / "filters.png"
     save_filters(device_array(rng.normal(size=(6, channels, 5, 5)).astype(np.float32)), path)
     image = pixels(path)
     tiles = image[(image != GAP).any(axis=2)]
     coloured = (tiles != tiles[:, :1]).any(axis=1).mean()
-    assert coloured < 0.02 if grey else coloured > 0.3  # where a tile meets a gap, pixels are blends
+    assert coloured < 0.02 if grey else coloured > 0.3  # pixels at the edges of tiles are blended with the gap
     assert (tiles.min(), tiles.max()) == (0, 255)
 
 
-def test_gaps_between_filters_are_unlike_any_filter(tmp_path):
+def test_gaps_between_filters_have_a_colour_of_their_own(tmp_path):
     path = tmp_path / "filters.png"
     save_filters(np.array([0.0, 1, 1, 0] * 3).reshape(3, 1, 2, 2), path)
     image = pixels(path)
     rows, columns = np.nonzero((image == GAP).all(axis=2))
     inside = image[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-    shares = [(inside == colour).all(axis=2).mean() for colour in (0, 255, GAP)]
-    np.testing.assert_allclose(shares, [6 / 25, 6 / 25, 13 / 25], atol=0.02)
+    fractions = [(inside == colour).all(axis=2).mean() for colour in (0, 255, GAP)]
+    np.testing.assert_allclose(fractions, [6 / 25, 6 / 25, 13 / 25], atol=0.02)
 
 
-def test_filters_refuse_weights_of_an_affine_layer(tmp_path):
+def test_affine_weights_are_refused_as_filters(tmp_path):
     with pytest.raises(ArgumentError, match=r"w has shape \(3, 4\); expected filters \(F, C, KH, KW\)"):
         save_filters(np.zeros((3, 4)), tmp_path / "filters.png")
     assert not list(tmp_path.iterdir())
 
 
-def test_filters_before_and_after_training_stand_side_by_side(rng, tmp_path):
+def test_filters_before_and_after_training_are_side_by_side(rng, tmp_path):
     before, after = rng.normal(size=(2, 6, 1, 5, 5))
     save_filters(after, tmp_path / "both.png", before=before)
     save_filters(after, tmp_path / "after.png")
@@ -111,12 +112,12 @@ def test_filters_before_and_after_training_stand_side_by_side(rng, tmp_path):
     assert abs(right[100:].astype(int) - alone[100:]).mean() < abs(left[100:].astype(int) - alone[100:]).mean() / 2
 
 
-def test_filters_before_training_must_be_of_the_same_shape(tmp_path):
+def test_filters_before_training_must_have_the_same_shape(tmp_path):
     with pytest.raises(ArgumentError, match=r"before has shape \(3, 1, 2, 2\); expected that of w, \(2, 1, 2, 2\)"):
         save_filters(np.ones((2, 1, 2, 2)), tmp_path / "filters.png", before=np.ones((3, 1, 2, 2)))
 
 
-def histories(losses, train, val):
+def make_history(losses, train, val):
     return {"loss_history": losses, "train_acc_history": train, "val_acc_history": val}
 
 
@@ -131,53 +132,45 @@ def histories(losses, train, val):
     ],
     ids=["list", "numpy", "device", "device scalars", "numpy scalars"],
 )
-def test_curves_take_lists_and_arrays_of_any_device(tmp_path, convert):
+def test_curves_take_lists_and_arrays_on_any_device(tmp_path, convert):
     path = tmp_path / "curves.png"
-    save_curves(histories(convert([2.3, 2.0, 1.5, 1.6]), convert([0.1, 0.5]), convert([0.1, 0.4])), path)
+    save_curves(make_history(convert([2.3, 2.0, 1.5, 1.6]), convert([0.1, 0.5]), convert([0.1, 0.4])), path)
     assert not is_grey(pixels(path))
 
 
 @pytest.mark.parametrize("losses", [[], [2.3], [2.3, math.nan, math.inf]])
-def test_curves_of_a_run_cut_short_are_still_drawn(tmp_path, losses):
-    save_curves(histories(losses, [], []), tmp_path / "curves.png")
+def test_curves_of_an_interrupted_run_are_drawn(tmp_path, losses):
+    save_curves(make_history(losses, [], []), tmp_path / "curves.png")
     assert pixels(tmp_path / "curves.png").size
 
 
-def test_curves_name_the_history_that_is_missing(tmp_path):
+def test_missing_histories_are_named(tmp_path):
     with pytest.raises(ArgumentError, match="history has no train_acc_history and no val_acc_history; exp"):
         save_curves({"loss_history": []}, tmp_path / "curves.png")
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """Return the figures that were written: what is in them can be asked for."""
-    figures, plain = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: figures.append(self) or plain(self, *a, **k))
-    return figures
-
-
-def test_learning_rate_is_drawn_where_it_is_known(tmp_path, drawn):
-    history = histories([2.3, 2.0, 1.5], [0.1], [0.1])
+def test_the_learning_rate_is_drawn_if_it_is_given(tmp_path, figures):
+    history = make_history([2.3, 2.0, 1.5], [0.1], [0.1])
     save_curves(history, tmp_path / "curves.png")
     save_curves({**history, "learning_rate_history": [0.1, 0.1, 0.05]}, tmp_path / "curves.png")
-    assert [axes.get_title() for axes in drawn[0].axes] == ["Loss", "Accuracy"]
-    (line,) = drawn[1].axes[2].lines
-    assert drawn[1].axes[2].get_title() == "Learning rate"
+    assert [axes.get_title() for axes in figures[0].axes] == ["Loss", "Accuracy"]
+    (line,) = figures[1].axes[2].lines
+    assert figures[1].axes[2].get_title() == "Learning rate"
     np.testing.assert_array_equal(line.get_xydata(), [[1, 0.1], [2, 0.1], [3, 0.05]])
 
 
-def test_health_is_drawn_a_line_a_layer_where_it_is_known(tmp_path, drawn):
-    history = histories([2.3, 2.0, 1.5], [0.1, 0.3], [0.1, 0.2])
+def test_health_is_drawn_with_one_line_for_each_layer_if_it_is_given(tmp_path, figures):
+    history = make_history([2.3, 2.0, 1.5], [0.1, 0.3], [0.1, 0.2])
     ratios = {"update_ratio_W1": [1e-2, 1e-4], "update_ratio_W2": [math.inf, math.nan]}
     save_curves({**history, "health_history": ratios}, tmp_path / "curves.png")
     save_curves({**history, "health_history": {**ratios, "dead_relu_1": [0.0, 0.25]}}, tmp_path / "curves.png")
     save_curves({**history, "health_history": {}}, tmp_path / "curves.png")
-    assert [[axes.get_title() for axes in figure.axes] for figure in drawn] == [
+    assert [[axes.get_title() for axes in figure.axes] for figure in figures] == [
         ["Loss", "Accuracy", "Norm of update / norm of weights"],
-        ["Loss", "Accuracy", "Norm of update / norm of weights", "Share of dead ReLUs"],
+        ["Loss", "Accuracy", "Norm of update / norm of weights", "Fraction of dead ReLUs"],
         ["Loss", "Accuracy"],
     ]
-    ratio, dead = drawn[1].axes[2:]
+    ratio, dead = figures[1].axes[2:]
     assert ratio.get_yscale() == "log"
     low, high = ratio.get_ylim()
     assert low < 1e-4 < 1e-2 < high < 0.1
@@ -185,19 +178,19 @@ def test_health_is_drawn_a_line_a_layer_where_it_is_known(tmp_path, drawn):
     np.testing.assert_array_equal(dead.lines[0].get_xydata(), [[0, 0], [1, 0.25]])
 
 
-def test_one_early_loss_does_not_flatten_the_curve(tmp_path, drawn):
+def test_one_early_loss_does_not_flatten_the_curve(tmp_path, figures):
     losses = np.concatenate([[1000.0], np.linspace(3, 1, 599)])
-    save_curves(histories(losses, [], []), tmp_path / "curves.png")
-    top = drawn[0].axes[0].get_ylim()[1]
+    save_curves(make_history(losses, [], []), tmp_path / "curves.png")
+    top = figures[0].axes[0].get_ylim()[1]
     assert 3 < top < 100
-    save_curves(histories(np.linspace(2.3, 1.5, 600), [], []), tmp_path / "curves.png")
-    assert 2.3 < drawn[1].axes[0].get_ylim()[1] < 2.5
+    save_curves(make_history(np.linspace(2.3, 1.5, 600), [], []), tmp_path / "curves.png")
+    assert 2.3 < figures[1].axes[0].get_ylim()[1] < 2.5
 
 
-def test_comparison_draws_every_run_over_the_others_and_names_it(tmp_path, drawn):
-    runs = {f"run {i}": histories(np.linspace(2, 1, 60 + i), [0.1, 0.5 + i / 20], [0.1, 0.4]) for i in range(9)}
+def test_comparison_draws_every_run_in_the_same_axes_with_its_name(tmp_path, figures):
+    runs = {f"run {i}": make_history(np.linspace(2, 1, 60 + i), [0.1, 0.5 + i / 20], [0.1, 0.4]) for i in range(9)}
     save_comparison(runs, tmp_path / "comparison.png")
-    (figure,) = drawn
+    (figure,) = figures
     assert [text.get_text() for text in figure.legends[0].get_texts()] == list(runs)
     assert [axes.get_title() for axes in figure.axes] == [
         "Loss, moving average",
@@ -210,14 +203,14 @@ def test_comparison_draws_every_run_over_the_others_and_names_it(tmp_path, drawn
     assert len(figure.axes[0].lines[3].get_xdata()) == 63 - 2
 
 
-def test_comparison_of_nothing_is_refused(tmp_path):
+def test_an_empty_comparison_is_refused(tmp_path):
     with pytest.raises(ArgumentError, match="histories is empty; expected one run or more"):
         save_comparison({}, tmp_path / "comparison.png")
     with pytest.raises(ArgumentError, match="history has no val_acc_history"):
         save_comparison({"a": {"loss_history": [], "train_acc_history": []}}, tmp_path / "comparison.png")
 
 
-def test_pictures_leave_pyplot_alone(tmp_path):
+def test_pictures_do_not_import_pyplot(tmp_path):
     code = (
         "import sys, numpy, xpconv.viz; assert 'matplotlib' not in sys.modules; "
         "xpconv.viz.save_filters(numpy.eye(4).reshape(1, 1, 4, 4), sys.argv[1]); "
@@ -226,7 +219,7 @@ def test_pictures_leave_pyplot_alone(tmp_path):
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "filters.png")], check=True)
 
 
-def test_image_filters_example_shows_original_grey_and_edges(tmp_path, monkeypatch, capsys):
+def test_the_image_filters_example_shows_original_grey_and_edges(tmp_path, monkeypatch, capsys):
     path = tmp_path / "photos.png"
     monkeypatch.setattr(sys, "argv", [str(EXAMPLE), str(path)])
     runpy.run_path(str(EXAMPLE), run_name="__main__")
@@ -236,7 +229,7 @@ def test_image_filters_example_shows_original_grey_and_edges(tmp_path, monkeypat
     assert [is_grey(third) for third in thirds] == [False, True, True]
 
 
-def test_image_filters_example_computes_brightness_and_its_changes():
+def test_the_image_filters_example_computes_brightness_and_edges():
     example = runpy.run_path(str(EXAMPLE))
     from xpconv.layers import conv_forward
 

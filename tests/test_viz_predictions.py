@@ -1,9 +1,8 @@
-"""Pictures of predictions: a confusion matrix, and the images that are known least."""
+"""Pictures of predictions: the confusion matrix, and the images with the least likely labels."""
 
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
 
 from xpconv.backend import get_backend
@@ -11,16 +10,8 @@ from xpconv.errors import ArgumentError
 from xpconv.viz import save_confusion_matrix, save_mistakes
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """Return the figures that were written: what is in them can be asked for."""
-    figures, plain = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: figures.append(self) or plain(self, *a, **k))
-    return figures
-
-
 def matrix_of(figure):
-    """Return the numbers written into a confusion matrix, and the shares behind its colours."""
+    """Return the counts written into a confusion matrix, and the fractions that its colours show."""
     axes = figure.axes[0]
     C = len(axes.images[0].get_array())
     counts = np.zeros((C, C), int)
@@ -30,13 +21,13 @@ def matrix_of(figure):
     return counts, np.asarray(axes.images[0].get_array())
 
 
-def test_confusion_counts_true_classes_down_and_predicted_ones_across(tmp_path, drawn):
+def test_confusion_matrix_has_true_classes_in_rows_and_predicted_ones_in_columns(tmp_path, figures):
     y, predicted = [0, 0, 0, 1, 2, 2], [0, 1, 1, 1, 0, 2]
     save_confusion_matrix(y, predicted, ["cat", "dog", "emu"], tmp_path / "confusion.png")
-    counts, shares = matrix_of(drawn[0])
+    counts, fractions = matrix_of(figures[0])
     assert counts.tolist() == [[1, 2, 0], [0, 1, 0], [1, 0, 1]]
-    np.testing.assert_allclose(shares, [[1 / 3, 2 / 3, 0], [0, 1, 0], [0.5, 0, 0.5]])
-    axes = drawn[0].axes[0]
+    np.testing.assert_allclose(fractions, [[1 / 3, 2 / 3, 0], [0, 1, 0], [0.5, 0, 0.5]])
+    axes = figures[0].axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog", "emu"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted class", "true class")
     assert axes.get_title() == "3 of 6 images correct"
@@ -50,71 +41,71 @@ def overlaps(texts, figure):
 
 
 @pytest.mark.parametrize("classes", [2, 20, 100])
-def test_numbers_and_names_do_not_overlap(tmp_path, drawn, classes):
+def test_numbers_and_names_do_not_overlap(tmp_path, figures, classes):
     y = np.repeat(np.arange(classes), 3000)
     predicted = np.where(np.arange(len(y)) % 2, y, np.random.default_rng(0).integers(0, classes, len(y)))
     save_confusion_matrix(y, predicted, [f"class {i}" for i in range(classes)], tmp_path / "confusion.png")
-    axes = drawn[0].axes[0]
-    assert not overlaps(axes.texts, drawn[0])
-    assert not overlaps(axes.get_yticklabels(), drawn[0])
+    axes = figures[0].axes[0]
+    assert not overlaps(axes.texts, figures[0])
+    assert not overlaps(axes.get_yticklabels(), figures[0])
     with Image.open(tmp_path / "confusion.png") as picture:
         assert 400 <= min(picture.size) <= max(picture.size) <= 2500
 
 
-def test_confusion_takes_arrays_of_any_device(tmp_path, drawn):
+def test_confusion_matrix_takes_arrays_on_any_device(tmp_path, figures):
     pytest.importorskip("array_api_strict")
     move = get_backend("array_api_strict:device1").asarray
     save_confusion_matrix(move(np.array([0, 1])), move(np.array([1, 1])), ["a", "b"], tmp_path / "confusion.png")
-    assert matrix_of(drawn[0])[0].tolist() == [[0, 1], [0, 1]]
+    assert matrix_of(figures[0])[0].tolist() == [[0, 1], [0, 1]]
 
 
 @pytest.mark.parametrize(("y", "predicted"), [([0, 1], [0]), ([], []), ([0, 2], [0, 1]), ([0, 1], [0, -1])])
-def test_confusion_refuses_labels_that_do_not_fit(tmp_path, y, predicted):
+def test_labels_of_the_wrong_shape_or_range_are_refused(tmp_path, y, predicted):
     with pytest.raises(ArgumentError, match=r"expected labels \(N,\) from 0 to 1 in both, N at least 1"):
         save_confusion_matrix(y, predicted, ["a", "b"], tmp_path / "confusion.png")
     assert not list(tmp_path.iterdir())
 
 
-def shown_in(figure):
+def titles_and_images(figure):
     return [(axes.get_title(), axes.images[0].get_array()) for axes in figure.axes if axes.images]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_images_least_likely_under_their_class_come_first(tmp_path, drawn, channels):
+def test_images_with_the_least_likely_true_classes_come_first(tmp_path, figures, channels):
     X = np.arange(4 * channels * 4, dtype=np.uint8).reshape(4, channels, 2, 2)
-    odds = np.array([[0.9, 0.1], [0.6, 0.4], [0.3, 0.7], [0.95, 0.05]])
-    y = np.array([0, 1, 0, 1])  # probabilities of the own class: 0.9, 0.4, 0.3, 0.05
-    save_mistakes(X, y, odds, ["cat", "dog"], tmp_path / "mistakes.png", count=4)
-    titles, images = zip(*shown_in(drawn[0]), strict=True)
+    probs = np.array([[0.9, 0.1], [0.6, 0.4], [0.3, 0.7], [0.95, 0.05]])
+    y = np.array([0, 1, 0, 1])  # probabilities of the true classes: 0.9, 0.4, 0.3, 0.05
+    save_mistakes(X, y, probs, ["cat", "dog"], tmp_path / "mistakes.png", count=4)
+    titles, images = zip(*titles_and_images(figures[0]), strict=True)
     assert titles == ("dog\n→ cat (0.95)", "cat\n→ dog (0.70)", "dog\n→ cat (0.60)", "cat\n→ cat (0.90)")
-    weights = [axes.title.get_fontweight() for axes in drawn[0].axes]
+    weights = [axes.title.get_fontweight() for axes in figures[0].axes]
     assert weights == ["bold", "bold", "bold", "normal"]
     for image, i in zip(images, (3, 2, 1, 0), strict=True):
         np.testing.assert_array_equal(image, X[i].transpose(1, 2, 0).squeeze())
-    assert "3 of 4 images wrong" in drawn[0].get_suptitle()
+    assert "3 of 4 images wrong" in figures[0].get_suptitle()
 
 
 @pytest.mark.parametrize("count", [1, 3, 7, 20])
-def test_as_many_are_drawn_as_asked_and_there_are_and_no_text_overlaps(tmp_path, drawn, count):
+def test_count_images_or_all_are_drawn_and_no_text_overlaps(tmp_path, figures, count):
     rng = np.random.default_rng(0)
-    X, y, odds = rng.integers(0, 256, (12, 3, 8, 8), np.uint8), rng.integers(0, 3, 12), rng.random((12, 3))
+    X, y, probs = rng.integers(0, 256, (12, 3, 8, 8), np.uint8), rng.integers(0, 3, 12), rng.random((12, 3))
     names = ["automobile", "grasshopper", "golden retriever puppy"]
-    save_mistakes(X, y, odds, names, tmp_path / "mistakes.png", count=count)
-    assert len(shown_in(drawn[0])) == min(count, 12)
-    titles = [axes.title for axes in drawn[0].axes if axes.images]
-    assert not overlaps([*titles, *drawn[0].texts], drawn[0])
+    save_mistakes(X, y, probs, names, tmp_path / "mistakes.png", count=count)
+    assert len(titles_and_images(figures[0])) == min(count, 12)
+    titles = [axes.title for axes in figures[0].axes if axes.images]
+    assert not overlaps([*titles, *figures[0].texts], figures[0])
 
 
 @pytest.mark.parametrize(
-    ("X", "y", "odds"),
+    ("X", "y", "probs"),
     [((2, 4, 5, 5), (2,), (2, 3)), ((2, 1, 5, 5), (3,), (2, 3)), ((2, 1, 5, 5), (2,), (2, 4)), ((2, 25), (2,), (2, 3))],
 )
-def test_mistakes_refuse_shapes_that_do_not_fit(tmp_path, X, y, odds):
+def test_shapes_that_do_not_match_are_refused(tmp_path, X, y, probs):
     with pytest.raises(ArgumentError, match=r"expected images \(N, 1 or 3, H, W\), labels \(N,\) and \(N, 3\)"):
-        save_mistakes(np.zeros(X), np.zeros(y, int), np.zeros(odds), ["a", "b", "c"], tmp_path / "mistakes.png")
+        save_mistakes(np.zeros(X), np.zeros(y, int), np.zeros(probs), ["a", "b", "c"], tmp_path / "mistakes.png")
 
 
-def test_names_of_classes_are_no_formulas(tmp_path):
+def test_class_names_are_not_read_as_formulas(tmp_path):
     names = ["$\\frac$", "b$", "^_{"]
     save_confusion_matrix([0, 1, 2], [1, 1, 2], names, tmp_path / "confusion.png")
     images = np.zeros((3, 1, 4, 4), np.uint8)
@@ -124,19 +115,14 @@ def test_names_of_classes_are_no_formulas(tmp_path):
 
 @pytest.mark.parametrize("shape", [(1, 1, 8), (1, 8, 1), (1, 1, 1), (3, 1, 8)])
 def test_images_of_one_row_or_column_are_drawn(tmp_path, shape):
-    X, odds = np.zeros((2, *shape), np.uint8), [[0.5, 0.5]] * 2
-    save_mistakes(X, [0, 1], odds, ["a", "b"], tmp_path / "mistakes.png")
+    X, probs = np.zeros((2, *shape), np.uint8), [[0.5, 0.5]] * 2
+    save_mistakes(X, [0, 1], probs, ["a", "b"], tmp_path / "mistakes.png")
     assert (tmp_path / "mistakes.png").exists()
 
 
-@pytest.mark.parametrize(("images", "count"), [(0, 20), (2, 0)])
-def test_nothing_to_draw_is_told(tmp_path, images, count):
-    with pytest.raises(ArgumentError, match=f"there are {images} images and count is {count}; expected one or more"):
-        save_mistakes(
-            np.zeros((images, 1, 4, 4)),
-            [0] * images,
-            np.zeros((images, 2)),
-            ["a", "b"],
-            tmp_path / "mistakes.png",
-            count=count,
-        )
+def test_no_images_and_no_count_are_refused(tmp_path):
+    labels, probs = np.zeros(2, int), np.zeros((2, 2))
+    with pytest.raises(ArgumentError, match=r"X has shape \(0, 1, 4, 4\); expected one image or more"):
+        save_mistakes(np.zeros((0, 1, 4, 4)), labels[:0], probs[:0], ["a", "b"], tmp_path / "mistakes.png")
+    with pytest.raises(ArgumentError, match="count is 0; expected an int, 1 or more"):
+        save_mistakes(np.zeros((2, 1, 4, 4)), labels, probs, ["a", "b"], tmp_path / "mistakes.png", count=0)

@@ -38,7 +38,7 @@ def vis_grid(Xs: Array) -> Array:
     """
     Xs = to_host(Xs)
     if Xs.ndim != 4 or Xs.size == 0:
-        raise ArgumentError(f"Xs has shape {Xs.shape}; expected images (N, H, W, C), one at least")
+        raise ArgumentError(f"Xs has shape {Xs.shape}; expected images (N, H, W, C), at least one")
     N, H, W, C = Xs.shape
     low, high, side = float(Xs.min()), float(Xs.max()), ceil(sqrt(N))
     tiles = np.zeros((side * side, H + 1, W + 1, C))

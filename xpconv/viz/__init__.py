@@ -1,4 +1,4 @@
-"""Pictures of filters, trainings and predictions, written as PNG files and never shown."""
+"""Pictures of filters, training runs and predictions, written as PNG files."""
 
 from xpconv.viz._curves import save_comparison, save_curves
 from xpconv.viz._filters import save_filters, visualize_grid

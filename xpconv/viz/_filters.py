@@ -1,4 +1,4 @@
-"""Filters, and grids of images."""
+"""Pictures of convolution filters, and grids of images."""
 
 import math
 import os
@@ -13,18 +13,18 @@ __all__ = ["save_filters", "visualize_grid"]
 
 
 def visualize_grid(Xs: Array, ubound: float = 255.0, padding: int = 1) -> np.ndarray:
-    """Lay images out as one picture, a square of tiles that is filled row by row.
+    """Arrange images as the tiles of one square picture, row by row.
 
-    Each tile is stretched by itself, ``ubound * (x - min(x)) / (max(x) - min(x))``; a tile of one value is 0.
+    Each tile is rescaled to ``ubound * (x - min(x)) / (max(x) - min(x))``; a constant tile becomes 0.
 
     Parameters
     ----------
     Xs : Array
         Images (N, H, W, C).
     ubound : float
-        The brightest value of each tile.
+        The largest value of each tile.
     padding : int
-        Pixels of 0 between tiles.
+        Number of pixels between tiles; their value is 0.
 
     Returns
     -------
@@ -34,7 +34,7 @@ def visualize_grid(Xs: Array, ubound: float = 255.0, padding: int = 1) -> np.nda
     Raises
     ------
     ArgumentError
-        If `Xs` is not four-dimensional or has no images.
+        If `Xs` does not have four axes, or is empty.
 
     Examples
     --------
@@ -48,7 +48,7 @@ def visualize_grid(Xs: Array, ubound: float = 255.0, padding: int = 1) -> np.nda
     """
     Xs = to_host(Xs)
     if Xs.ndim != 4 or Xs.size == 0:
-        raise ArgumentError(f"Xs has shape {Xs.shape}; expected images (N, H, W, C), one at least")
+        raise ArgumentError(f"Xs has shape {Xs.shape}; expected images (N, H, W, C), at least one")
     N, H, W, C = Xs.shape
     Xs = Xs.astype(np.float64)
     low, high = Xs.min(axis=(1, 2, 3), keepdims=True), Xs.max(axis=(1, 2, 3), keepdims=True)
@@ -63,10 +63,10 @@ def visualize_grid(Xs: Array, ubound: float = 255.0, padding: int = 1) -> np.nda
 def save_filters(
     w: Array, path: str | os.PathLike[str], title: str = "first-layer filters", *, before: Array | None = None
 ) -> None:
-    """Draw convolution filters as tiles and write a PNG.
+    """Draw convolution filters as tiles, as a PNG.
 
-    Filters over three channels are drawn in colour, others as one grey tile for each filter and channel. Each tile is
-    stretched by itself: what shows is the pattern of a filter, not its size.
+    Filters of three channels are drawn in colour, others as one grey tile for each filter and channel. Each tile is
+    rescaled on its own, so the picture shows the pattern of a filter and not its magnitude.
 
     Parameters
     ----------
@@ -75,14 +75,14 @@ def save_filters(
     path : str or path
         Where to write.
     title : str
-        The line above the picture.
+        The first words of the title.
     before : Array, optional
-        The same filters before training, to be drawn beside.
+        The same filters before training, drawn beside them.
 
     Raises
     ------
     ArgumentError
-        If `w` is not four-dimensional, or `before` has another shape.
+        If `w` does not have four axes, or `before` has another shape.
 
     Examples
     --------
@@ -96,7 +96,7 @@ def save_filters(
     if before is not None:
         pictures = {"before training": to_host(before), "after training": pictures[""]}
     if len(w.shape) != 4 or 0 in w.shape:
-        raise ArgumentError(f"w has shape {tuple(w.shape)}; expected filters (F, C, KH, KW), one at least")
+        raise ArgumentError(f"w has shape {tuple(w.shape)}; expected filters (F, C, KH, KW), at least one")
     if before is not None and tuple(before.shape) != tuple(w.shape):
         raise ArgumentError(f"before has shape {tuple(before.shape)}; expected that of w, {tuple(w.shape)}")
     F, C, KH, KW = w.shape
@@ -111,9 +111,9 @@ def save_filters(
 
 
 def _filter_grid(w: np.ndarray) -> np.ndarray:
-    """Return the tiles of filters (F, C, KH, KW) as RGBA; the gaps between them are transparent."""
+    """Return a grid of filters (F, C, KH, KW) as RGBA; the gaps between tiles are transparent."""
     F, C, KH, KW = w.shape
     tiles = w.transpose(0, 2, 3, 1) if C == 3 else np.repeat(w.reshape(F * C, KH, KW, 1), 3, axis=3)
-    # A channel at the tile's maximum becomes its opacity: gaps are then unlike dark and bright pixels.
-    opaque = np.broadcast_to(tiles.max(axis=(1, 2, 3), keepdims=True), (len(tiles), KH, KW, 1))
-    return visualize_grid(np.concatenate([tiles, opaque], axis=3)).astype(np.uint8)
+    # An alpha channel that equals the tile's maximum is rescaled to 255, and is 0 in the gaps.
+    alpha = np.broadcast_to(tiles.max(axis=(1, 2, 3), keepdims=True), (len(tiles), KH, KW, 1))
+    return visualize_grid(np.concatenate([tiles, alpha], axis=3)).astype(np.uint8)

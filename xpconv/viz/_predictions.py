@@ -1,24 +1,30 @@
-"""Pictures of what a model takes for what: a confusion matrix and the images it knows least."""
+"""Pictures of a model's predictions: a confusion matrix, and the images with the least likely labels."""
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from xpconv._validation import check_count
 from xpconv.backend import Array, to_host
 from xpconv.errors import ArgumentError
-from xpconv.viz._figure import new_figure, numbers, write_figure
+from xpconv.viz._figure import as_host_array, new_figure, write_figure
 
 __all__ = ["save_confusion_matrix", "save_mistakes"]
 
+MAX_CLASS_NAMES = 50  # more names would overlap
+MAX_COUNTED_CLASSES = 30  # numbers in the cells of more classes would overlap
+MAX_COLUMNS = 5
+
 
 def save_confusion_matrix(y: Array, predicted: Array, class_names: Sequence[str], path: str | os.PathLike[str]) -> None:
-    """Draw how often images of each class were taken for each class and write a PNG.
+    """Draw how often images of each class were predicted to be of each class, as a PNG.
 
     Parameters
     ----------
     y, predicted : Array (N,) of integers
-        Labels and the classes that a model told.
+        Labels and predicted classes.
     class_names : sequence of str
         One name for each class.
     path : str or path
@@ -27,7 +33,7 @@ def save_confusion_matrix(y: Array, predicted: Array, class_names: Sequence[str]
     Raises
     ------
     ArgumentError
-        If `y` and `predicted` differ in shape or name other classes.
+        If `y` and `predicted` differ in shape, are empty or are out of range.
 
     Examples
     --------
@@ -37,42 +43,39 @@ def save_confusion_matrix(y: Array, predicted: Array, class_names: Sequence[str]
     ...     os.listdir(folder)
     ['confusion.png']
     """
-    y, predicted = (np.asarray(labels, np.int64) for labels in (numbers(y), numbers(predicted)))
-    C = len(class_names)
-    if (
-        y.shape != predicted.shape
-        or y.size == 0
-        or min(y.min(), predicted.min()) < 0
-        or (max(y.max(), predicted.max()) >= C)
-    ):
+    y, predicted = (np.asarray(as_host_array(labels), np.int64) for labels in (y, predicted))
+    num_classes = len(class_names)
+    if y.shape != predicted.shape or y.size == 0 or not _are_labels(np.stack([y, predicted]), num_classes):
         raise ArgumentError(
             f"y has shape {y.shape} and predicted {predicted.shape}; expected labels (N,) from 0 to "
-            f"{C - 1} in both, N at least 1"
+            f"{num_classes - 1} in both, N at least 1"
         )
-    counts = np.bincount(y * C + predicted, minlength=C * C).reshape(C, C)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = min(max(0.5 * C, 4.5), 16)
+    counts = np.bincount(y * num_classes + predicted, minlength=num_classes**2).reshape(num_classes, num_classes)
+    fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = min(max(0.5 * num_classes, 4.5), 16)
     figure = new_figure((side + 1.3, side))
     axes = figure.subplots()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(image, ax=axes, label="share of the class", shrink=0.8)
-    ticks = range(0, C, -(-C // 50))
-    names = [_short(class_names[i]) for i in ticks]
+    image = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, label="fraction of the true class", shrink=0.8)
+    ticks = range(0, num_classes, -(-num_classes // MAX_CLASS_NAMES))
+    names = [_short_name(class_names[i]) for i in ticks]
     axes.set_xticks(ticks, names, **({"rotation": 45, "ha": "right"} if max(map(len, names)) > 2 else {}))
     axes.set_yticks(ticks, names)
     axes.set(xlabel="predicted class", ylabel="true class", title=f"{int(np.trace(counts))} of {len(y)} images correct")
-    if C <= 30:
-        for i, j in zip(*np.nonzero(counts), strict=True):
-            axes.text(
-                j,
-                i,
-                counts[i, j],
-                ha="center",
-                va="center",
-                fontsize=9,
-                color="white" if shares[i, j] > 0.5 else "black",
-            )
+    if num_classes <= MAX_COUNTED_CLASSES:
+        _draw_counts(axes, counts, fractions)
     write_figure(figure, path)
+
+
+def _are_labels(values: np.ndarray, num_classes: int) -> bool:
+    return bool(values.min() >= 0 and values.max() < num_classes)
+
+
+def _draw_counts(axes: Any, counts: np.ndarray, fractions: np.ndarray) -> None:
+    """Write each count into its cell, white on dark cells."""
+    for i, j in zip(*np.nonzero(counts), strict=True):
+        color = "white" if fractions[i, j] > 0.5 else "black"
+        axes.text(j, i, counts[i, j], ha="center", va="center", fontsize=9, color=color)
 
 
 def save_mistakes(
@@ -84,71 +87,75 @@ def save_mistakes(
     *,
     count: int = 20,
 ) -> None:
-    """Draw the images whose own class a model holds least likely and write a PNG.
+    """Draw the images whose true classes have the lowest probabilities, as a PNG.
 
-    Above each stand its class and what the model took it for, with the probability of that: bold if it is wrong.
+    Above each image are its true class, the predicted class and the predicted class's probability, in bold if the
+    prediction is wrong.
 
     Parameters
     ----------
     X : Array
-        Images (N, C, H, W), uint8 or from 0 to 255, of 1 or 3 channels.
+        Images (N, C, H, W) with values from 0 to 255 and 1 or 3 channels.
     y : Array (N,) of integers
         Labels.
     probabilities : Array (N, K)
-        What the model gives each class.
+        The model's probability of each class.
     class_names : sequence of str
         K names.
     path : str or path
         Where to write.
     count : int
-        How many images to draw.
+        Number of images to draw; all are drawn if there are fewer.
 
     Raises
     ------
     ArgumentError
-        If the shapes do not fit each other.
+        If shapes do not match, there are no images, or `count` is below 1.
+    ArgumentTypeError
+        If `count` is not an integer.
 
     Examples
     --------
     >>> import os, tempfile
-    >>> X, y, p = np.zeros((2, 1, 8, 8), np.uint8), [0, 1], [[0.9, 0.1], [0.7, 0.3]]
+    >>> X, y, probabilities = np.zeros((2, 1, 8, 8), np.uint8), [0, 1], [[0.9, 0.1], [0.7, 0.3]]
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save_mistakes(X, y, p, ["cat", "dog"], os.path.join(folder, "mistakes.png"))
+    ...     save_mistakes(X, y, probabilities, ["cat", "dog"], os.path.join(folder, "mistakes.png"))
     ...     os.listdir(folder)
     ['mistakes.png']
     """
-    X, y, p = to_host(X), np.asarray(numbers(y), np.int64), np.asarray(to_host(probabilities))
-    if X.ndim != 4 or X.shape[1] not in (1, 3) or p.shape != (len(X), len(class_names)) or y.shape != (len(X),):
+    X, y, probs = to_host(X), np.asarray(as_host_array(y), np.int64), np.asarray(to_host(probabilities))
+    if X.ndim != 4 or X.shape[1] not in (1, 3) or probs.shape != (len(X), len(class_names)) or y.shape != (len(X),):
         raise ArgumentError(
-            f"X has shape {X.shape}, y {y.shape} and probabilities {p.shape}; expected images "
+            f"X has shape {X.shape}, y {y.shape} and probabilities {probs.shape}; expected images "
             f"(N, 1 or 3, H, W), labels (N,) and (N, {len(class_names)})"
         )
-    if not len(X) or count < 1:
-        raise ArgumentError(f"there are {len(X)} images and count is {count}; expected one or more to draw")
-    predicted = p.argmax(axis=1)
-    chosen = np.argsort(p[np.arange(len(y)), y], kind="stable")[:count]
-    columns = min(len(chosen), 5)
-    figure = new_figure((2 * columns, 2.35 * -(-len(chosen) // columns) + 0.6))
+    if not len(X):
+        raise ArgumentError(f"X has shape {X.shape}; expected one image or more")
+    predicted = probs.argmax(axis=1)
+    chosen = np.argsort(probs[np.arange(len(y)), y], kind="stable")[: check_count("count", count)]
+    num_columns = min(len(chosen), MAX_COLUMNS)
+    num_rows = -(-len(chosen) // num_columns)
+    figure = new_figure((2 * num_columns, 2.35 * num_rows + 0.6))
     figure.suptitle(
-        f"Least likely under their own class: true → predicted (probability)\n"
+        f"Least likely true classes: true → predicted (probability)\n"
         f"{np.sum(predicted != y)} of {len(y)} images wrong, in bold",
         fontsize=11,
     )
-    grid = figure.subplots(-(-len(chosen) // columns), columns, squeeze=False).ravel()
+    grid = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
     for axes in grid:
         axes.axis("off")
     for axes, i in zip(grid, chosen, strict=False):
         image = np.clip(X[i].transpose(1, 2, 0), 0, 255).astype(np.uint8)
         axes.imshow(image if X.shape[1] == 3 else image[:, :, 0], cmap="gray", vmin=0, vmax=255)
-        true, told = _short(class_names[y[i]]), _short(class_names[predicted[i]])
+        true_name, predicted_name = _short_name(class_names[y[i]]), _short_name(class_names[predicted[i]])
         axes.set_title(
-            f"{true}\n→ {told} ({p[i, predicted[i]]:.2f})",
+            f"{true_name}\n→ {predicted_name} ({probs[i, predicted[i]]:.2f})",
             fontsize=10,
             fontweight="bold" if predicted[i] != y[i] else "normal",
         )
     write_figure(figure, path)
 
 
-def _short(name: str) -> str:
-    """Return the name, cut where it would run into its neighbours; Matplotlib takes what is between dollars as TeX."""
+def _short_name(name: str) -> str:
+    """Return the name, cut before it would overlap its neighbours, with dollars escaped: Matplotlib reads TeX there."""
     return (name if len(name) <= 13 else name[:12] + "…").replace("$", r"\$")
