@@ -1,4 +1,4 @@
-"""The checks before a training: sound nets pass, each mistake is found with its cause, and nothing is disturbed."""
+"""Checks before a training: correct nets pass, each mistake is found with its cause, and nothing changes."""
 
 import math
 import re
@@ -31,7 +31,7 @@ def digits():
     return load_digits()
 
 
-def net_of(kind, **options):
+def make_net(kind, **options):
     makers = {
         "two-layer": lambda: TwoLayerNet(input_dim=64, **options),
         "fc": lambda: FullyConnectedNet([40, 40], input_dim=64, keep_prob=0.8, **options),
@@ -56,17 +56,17 @@ KINDS = ["two-layer", "fc", "fc, batchnorm", "fc, layernorm", "three-layer", "co
 )
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_net_passes(digits, kind, options):
-    findings = check_training(net_of(kind, rng=0, **options), digits.X_train, digits.y_train)
+    findings = check_training(make_net(kind, rng=0, **options), digits.X_train, digits.y_train)
     assert [finding.name for finding in findings] == CHECKS
 
 
 def test_nets_pass_on_every_backend(digits, backend):
-    findings = check_training(net_of("fc, batchnorm", rng=0, backend=backend), digits.X_train, digits.y_train)
+    findings = check_training(make_net("fc, batchnorm", rng=0, backend=backend), digits.X_train, digits.y_train)
     assert all(finding.passed for finding in findings)
 
 
 def failures(model, X, y, **options):
-    """Return the findings and the text of the error by the names of the checks that failed."""
+    """Return the texts of the failed checks by name, and check that the error lists them."""
     seen = []
     with pytest.raises(PreflightError) as caught:
         check_training(model, X, y, on_finding=seen.append, **options)
@@ -80,7 +80,7 @@ def failures(model, X, y, **options):
 # ---- the initial loss
 
 
-def test_initial_loss_is_told_beside_what_is_expected(digits):
+def test_initial_loss_is_reported_with_its_expected_value(digits):
     net = TwoLayerNet(input_dim=64, weight_scale=1e-4, reg=2.0, rng=0)
     (first, *_) = check_training(net, digits.X_train, digits.y_train)
     penalty = sum(float((net.params[name] ** 2).sum()) for name in ("W1", "W2"))
@@ -90,14 +90,14 @@ def test_initial_loss_is_told_beside_what_is_expected(digits):
 
 
 @pytest.mark.parametrize("loss", ["softmax", "svm"])
-def test_huge_weights_are_found(digits, loss):
+def test_too_large_weights_fail(digits, loss):
     net = TwoLayerNet(input_dim=64, weight_scale=3.0, loss=loss, rng=0)
     text = failures(net, digits.X_train, digits.y_train)["initial loss"]
     assert "e+0" in text
-    assert "the images are not normalised, weight_scale is too large, or the loss is no mean" in text
+    assert "the images are not normalised, weight_scale is too large, or the loss is not a mean" in text
 
 
-def test_loss_that_is_too_small_is_found(digits):
+def test_too_small_a_loss_fails(digits):
     class Half(TwoLayerNet):
         def loss(self, X, y=None):
             found = super().loss(X, y)
@@ -106,14 +106,14 @@ def test_loss_that_is_too_small_is_found(digits):
     failed = failures(Half(input_dim=64, rng=0), digits.X_train, digits.y_train)
     assert list(failed) == ["initial loss"]
     assert "0.575" in failed["initial loss"]
-    assert "The loss leaves something out, or the parameters are trained already" in failed["initial loss"]
+    assert "The loss leaves out a term, or the parameters are already trained" in failed["initial loss"]
 
 
 # ---- overfitting, and gradients
 
 
 class Wrong(FullyConnectedNet):
-    """A net whose gradients of the second layer are wrong."""
+    """A net with wrong gradients of the second layer."""
 
     def loss(self, X, y=None):
         found = super().loss(X, y)
@@ -123,19 +123,19 @@ class Wrong(FullyConnectedNet):
         return loss, {name: -grad if name.endswith("2") else grad for name, grad in grads.items()}
 
 
-def test_wrong_gradient_of_the_last_layer_is_found_and_right_ones_are_told(digits):
+def test_wrong_gradients_fail_and_correct_ones_are_listed(digits):
     net = Wrong([30], input_dim=64, weight_scale=0.05, rng=0, preprocessing=Preprocessing(128.0, 64.0))
     failed = failures(net, digits.X_train, digits.y_train)
     assert list(failed) == ["overfitting a small batch", "gradients"]
     assert "after 1000 steps of Adam; expected all of them. The gradients are wrong" in failed[CHECKS[1]]
     assert "gradient of b2 is wrong: along a random direction" in failed["gradients"]
     assert (
-        "Wrong are those of W2, b2, right those of W1, b1: look for the mistake in the backward passes from the "
+        "Wrong gradients: W2, b2; correct gradients: W1, b1. Look for the mistake in the backward passes from the "
         "layer of b2 on" in failed["gradients"]
     )
 
 
-def test_dead_units_are_found(digits):
+def test_dead_units_fail(digits):
     net = TwoLayerNet(input_dim=64, rng=0)
     net.params["b1"] -= 1e4
     failed = failures(net, digits.X_train, digits.y_train)
@@ -143,15 +143,15 @@ def test_dead_units_are_found(digits):
     assert "every unit is dead" in failed[CHECKS[1]]
 
 
-def test_images_that_are_alike_cannot_be_learned(digits):
+def test_identical_images_with_different_labels_fail(digits):
     X, y = np.ones((40, 64)), np.arange(40) % 10
     failed = failures(TwoLayerNet(input_dim=64, rng=0), X, y)
     assert list(failed) == ["overfitting a small batch"]
-    assert failed[CHECKS[1]].startswith("4 of 20 images are right")
-    assert failed[CHECKS[1]].endswith("images that are alike have different labels")
+    assert failed[CHECKS[1]].startswith("4 of 20 images are classified correctly")
+    assert failed[CHECKS[1]].endswith("identical images have different labels")
 
 
-def test_loss_that_is_random_is_not_checked_but_told(digits):
+def test_gradients_of_a_random_loss_are_reported_as_not_checked(digits):
     class Noisy(TwoLayerNet):
         draws = np.random.default_rng(0)
 
@@ -160,15 +160,15 @@ def test_loss_that_is_random_is_not_checked_but_told(digits):
             return found if y is None else (found[0] + 1e-3 * self.draws.random(), found[1])
 
     findings = check_training(Noisy(input_dim=64, rng=0), digits.X_train, digits.y_train)
-    assert "not checked, since two passes over the same images give different losses" in findings[2].text
+    assert "not checked: two passes over the same images give different losses" in findings[2].text
 
 
-def test_errors_of_a_net_itself_come_through(digits):
+def test_errors_of_the_net_itself_are_raised(digits):
     with pytest.raises(ArgumentError, match=r"X has shape \(100, 1, 8, 8\); expected \(N, 65\)"):
         check_training(TwoLayerNet(input_dim=65, rng=0), digits.X_train, digits.y_train)
 
 
-def test_net_that_cannot_be_copied_is_named(digits):
+def test_model_that_cannot_be_copied_is_refused(digits):
     class Own:
         def __init__(self):
             self.params, self.module = {"W1": np.zeros((64, 10))}, math
@@ -181,20 +181,22 @@ def test_net_that_cannot_be_copied_is_named(digits):
 
 
 def test_memory_of_a_large_batch_is_estimated_from_small_ones(monkeypatch):
-    """Within a factor of 1.5 of what a batch of 256 takes, counted by tracemalloc."""
-    monkeypatch.setenv("XPCONV_NUM_THREADS", "1")  # with more it also depends on how they meet
+    """The estimate is within a factor of 1.5 of what tracemalloc measures for a batch of 256."""
+    monkeypatch.setenv("XPCONV_NUM_THREADS", "1")  # more threads make the peak depend on their timing
     rng, net = np.random.default_rng(0), ConvNet([16, "pool", 16], input_dim=(3, 32, 32), rng=0)
     X, y = rng.standard_normal((256, 3, 32, 32), dtype=np.float32), rng.integers(10, size=256)
-    taken = min(peak_bytes(net.backend, lambda: net.loss(X, y)) for _ in range(3))  # some make scratch, and keep it
+    measured = min(
+        peak_bytes(net.backend, lambda: net.loss(X, y)) for _ in range(3)
+    )  # some passes allocate scratch memory that stays
     text = check_training(net, X, y, batch_size=256)[3].text
-    told = float(text.split("about ")[1].split(" MiB")[0]) * 2**20
-    assert taken / 1.5 < told < taken * 1.5
+    estimate = float(text.split("about ")[1].split(" MiB")[0]) * 2**20
+    assert measured / 1.5 < estimate < measured * 1.5
     assert text.endswith("(the largest batch that fits: all 256 images)")
 
 
-def test_batch_that_does_not_fit_is_found_with_the_largest_that_does(digits, monkeypatch):
+def test_too_large_a_batch_fails_and_the_largest_that_fits_is_named(digits, monkeypatch):
     monkeypatch.setattr(preflight, "free_bytes", lambda backend: 4 * 2**20)
-    net = net_of("convnet", rng=0)
+    net = make_net("convnet", rng=0)
     failed = failures(net, digits.X_train, digits.y_train, batch_size=1000)
     assert list(failed) == ["memory"]
     assert "a step of 1000 images takes about" in failed["memory"]
@@ -204,8 +206,8 @@ def test_batch_that_does_not_fit_is_found_with_the_largest_that_does(digits, mon
     assert check_training(net, digits.X_train, digits.y_train, batch_size=most // 2)[3].passed
 
 
-def test_the_first_steps_take_little_memory_whatever_the_minibatch(digits):
-    """Else this check would end in want of memory before the one of memory is told."""
+def test_the_first_steps_take_little_memory_for_any_batch_size(digits):
+    """Otherwise this check would run out of memory before the result of the memory check is raised."""
     seen = []
     net = TwoLayerNet(input_dim=64, rng=0, preprocessing=Preprocessing(128.0, 64.0))
     with pytest.raises(PreflightError, match=r"^1 of 5 checks before training failed:\nmemory: "):
@@ -215,17 +217,17 @@ def test_the_first_steps_take_little_memory_whatever_the_minibatch(digits):
     assert [finding.passed for finding in seen] == [True, True, True, False, True]
 
 
-def test_memory_that_nobody_counts_is_told(digits, monkeypatch):
+def test_unknown_memory_is_reported_as_not_measured(digits, monkeypatch):
     monkeypatch.setattr(preflight, "peak_bytes", lambda backend, call: None)
     findings = check_training(TwoLayerNet(input_dim=64, rng=0), digits.X_train, digits.y_train)
-    assert findings[3].text == "not measured: numpy does not tell here"
+    assert findings[3].text == "not measured: numpy does not report its memory here"
 
 
 # ---- the first steps
 
 
 def first_steps(net, digits, rule, rate, **options):
-    """Return the finding, also of a check that failed."""
+    """Return the finding of the first steps, failed or not."""
     seen = []
     with suppress(PreflightError):
         check_training(
@@ -243,24 +245,24 @@ def first_steps(net, digits, rule, rate, **options):
 
 @pytest.mark.parametrize("rule", UPDATE_RULES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_rates_that_are_not_too_large_pass_and_others_do_not(digits, kind, rule):
+def test_usual_learning_rates_pass_and_too_large_ones_fail(digits, kind, rule):
     usual = {"sgd": 1e-2, "sgd_momentum": 1e-3, "rmsprop": 1e-3, "adam": 1e-3}[rule]
-    assert first_steps(net_of(kind, rng=0), digits, rule, usual).passed
-    found = first_steps(net_of(kind, rng=0), digits, rule, 1000.0)
+    assert first_steps(make_net(kind, rng=0), digits, rule, usual).passed
+    found = first_steps(make_net(kind, rng=0), digits, rule, 1000.0)
     assert not found.passed
     assert "20 steps on the same images bring the loss from" in found.text
     assert found.text.endswith(". The step size is too large: take a tenth of the learning rate")
 
 
-def test_a_step_from_which_the_net_does_not_recover_is_found(digits):
-    found = first_steps(net_of("two-layer", rng=0), digits, "sgd", 10.0)
-    first, last, largest = map(float, re.findall(r"from (\S+) to (\S+) by way of ([^;]+)", found.text)[0])
+def test_a_loss_that_does_not_recover_fails(digits):
+    found = first_steps(make_net("two-layer", rng=0), digits, "sgd", 10.0)
+    first, last, largest = map(float, re.findall(r"from (\S+) to (\S+), with a maximum of ([^;]+)", found.text)[0])
     assert not found.passed
     assert 0.9 * first < last < 10 * first < largest
 
 
-def test_first_steps_are_those_of_the_training(digits):
-    net = net_of("two-layer", rng=0)
+def test_first_steps_follow_the_schedule_and_the_rule_of_the_training(digits):
+    net = make_net("two-layer", rng=0)
     assert first_steps(net, digits, "adam", 1000.0, schedule=lambda step: 1e-6).passed
     taken = []
 
@@ -279,7 +281,7 @@ def test_first_steps_are_those_of_the_training(digits):
 @pytest.mark.parametrize("where", ["numpy", "array_api_strict:device1"])
 @pytest.mark.parametrize("rng", [3, None])
 def test_training_has_the_same_bits_with_the_checks_and_without(digits, where, rng):
-    """Parameters, running statistics, what the rule remembers, histories, streams and the global state."""
+    """Compare parameters, running statistics, the rule's memory, histories, streams and the global state."""
     left = []
     for wanted in (False, True):
         np.random.seed(5)
@@ -321,7 +323,7 @@ def test_training_has_the_same_bits_with_the_checks_and_without(digits, where, r
         np.testing.assert_array_equal(value, again, strict=True)
 
 
-def test_nets_of_the_course_draw_as_without_the_checks(digits):
+def test_checks_change_no_random_draw_of_the_courses_nets(digits):
     data = {**digits.splits(), "X_train": digits.X_train[:60], "y_train": digits.y_train[:60]}
     losses = []
     for wanted in (False, True):
@@ -335,7 +337,7 @@ def test_nets_of_the_course_draw_as_without_the_checks(digits):
     assert losses[0] == losses[1]
 
 
-def test_failed_check_ends_training_before_it_begins(digits, capsys):
+def test_a_failed_check_raises_before_the_first_iteration(digits, capsys):
     net = TwoLayerNet(input_dim=64, weight_scale=10.0, rng=0)
     before = {name: w.copy() for name, w in net.params.items()}
     solver = Solver(net, digits, preflight=True, rng=0)
@@ -349,7 +351,7 @@ def test_failed_check_ends_training_before_it_begins(digits, capsys):
     assert lines[0].startswith("FAILED")
 
 
-def test_resumed_training_is_not_checked_again(digits, tmp_path, capsys):
+def test_a_resumed_training_is_not_checked_again(digits, tmp_path, capsys):
     def solver(**options):
         return Solver(TwoLayerNet(input_dim=64, rng=0), digits, num_epochs=1, rng=0, **options)
 
@@ -360,7 +362,7 @@ def test_resumed_training_is_not_checked_again(digits, tmp_path, capsys):
     assert "initial loss" not in capsys.readouterr().out
 
 
-def test_command_checks_first(tmp_path):
+def test_command_checks_before_it_trains(tmp_path):
     words = ["train", "--preflight", "--num-train", "200", "--epochs", "1"]
     words += ["--model", "fc", "--augment", "none"]
     result = CliRunner().invoke(_app.app, [*words, "--out", str(tmp_path / "run")], env={"XP_BACKEND": None})
@@ -370,7 +372,7 @@ def test_command_checks_first(tmp_path):
     assert (tmp_path / "run" / "model.safetensors").exists()
 
 
-def test_command_refuses_a_rate_that_is_too_large(tmp_path):
+def test_command_refuses_too_large_a_learning_rate(tmp_path):
     words = ["train", "--preflight", "--num-train", "200", "--epochs", "1", "--learning-rate", "1000"]
     result = CliRunner().invoke(_app.app, [*words, "--out", str(tmp_path / "run")], env={"XP_BACKEND": None})
     assert result.exit_code == 1

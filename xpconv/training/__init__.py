@@ -1,4 +1,4 @@
-"""Training: the Solver, update rules, schedules, checkpoints and what is measured on the way."""
+"""Training: the Solver, update rules, learning-rate schedules, checkpoints, metrics and checks."""
 
 from xpconv.training.optim import adam, rmsprop, sgd, sgd_momentum
 from xpconv.training.solver import Solver

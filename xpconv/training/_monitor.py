@@ -1,4 +1,4 @@
-"""Signs of how a training goes, measured on its device: how far an update moves the weights, which units are dead."""
+"""Health of a training, measured on its device: update-to-weight ratios and dead units."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ __all__ = ["TrainingMonitor", "copy_arrays"]
 
 
 def copy_arrays(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """Return copies of arrays of any library.
+    """Return copies of arrays, which may belong to any library.
 
     Examples
     --------
@@ -25,14 +25,14 @@ def copy_arrays(arrays: Mapping[str, Array]) -> dict[str, Array]:
 
 
 class TrainingMonitor:
-    """Remember the weights before a step, and measure the step after it.
+    """Copy the weights before a step, and measure the step after it.
 
     Parameters
     ----------
     model : Sequential, or any object with ``params``
-        Its weights are the parameters whose names begin with W.
+        Its weights are the parameters whose names start with W.
     backend : Backend
-        Where it is.
+        The backend of the model.
 
     Examples
     --------
@@ -52,13 +52,13 @@ class TrainingMonitor:
         self._before = copy_arrays(
             {name: backend.asarray(w) for name, w in model.params.items() if name.startswith("W")}
         )
-        self._signs: dict[str, Array] = {}
+        self._measured: dict[str, Array] = {}
 
     def measure(self, X: Array) -> None:
-        """Measure the parameters as they are now, without waiting for the device.
+        """Measure the parameters after a step, without waiting for the device.
 
-        ``update_ratio_W1`` is ``|W - W_before| / |W_before|`` (Euclidean norms), and ``dead_relu_1`` the share of the
-        first ReLU's units that are 0 for each sample of `X`; a unit of a convolution is a filter at all its positions.
+        ``update_ratio_W1`` is ``|W - W_before| / |W_before|`` (Euclidean norms). ``dead_relu_1`` is the fraction of
+        the first ReLU's units that are 0 for every sample of `X`; a unit of a convolution is a filter at all positions.
 
         Parameters
         ----------
@@ -66,23 +66,23 @@ class TrainingMonitor:
             The minibatch of the step.
         """
         xp = self.backend.xp
-        signs = {f"update_ratio_{name}": _ratio(self.model.params[name], w, xp) for name, w in self._before.items()}
+        measured = {f"update_ratio_{name}": _ratio(self.model.params[name], w, xp) for name, w in self._before.items()}
         if isinstance(self.model, Sequential):
             relus = (out for layer, out in self.model.outputs(X) if isinstance(layer, Relu))
             for k, out in enumerate(relus, start=1):
-                silent = xp.max(out, axis=(0, *range(2, out.ndim))) == 0
-                signs[f"dead_relu_{k}"] = xp.mean(xp.astype(silent, xp.float64))
-        self._before, self._signs = {}, signs
+                dead = xp.max(out, axis=(0, *range(2, out.ndim))) == 0
+                measured[f"dead_relu_{k}"] = xp.mean(xp.astype(dead, xp.float64))
+        self._before, self._measured = {}, measured
 
     def append_to(self, history: dict[str, list[float]]) -> None:
-        """Wait for the device, and append what was measured to a history."""
-        if self._signs:
+        """Wait for the device, and append the measured values to a history."""
+        if self._measured:
             xp = self.backend.xp
-            row = xp.stack([xp.astype(xp.asarray(sign), xp.float64) for sign in self._signs.values()])
-            for name, value in zip(self._signs, to_host(row).tolist(), strict=True):
+            row = xp.stack([xp.astype(xp.asarray(value), xp.float64) for value in self._measured.values()])
+            for name, value in zip(self._measured, to_host(row).tolist(), strict=True):
                 history.setdefault(name, []).append(value)
 
 
 def _ratio(w: Array, before: Array, xp: Any) -> Array:
-    with np.errstate(all="ignore"):  # of weights that are 0, or no longer finite
+    with np.errstate(all="ignore"):  # weights may be 0 or no longer finite
         return xp.sqrt(sum_in_blocks(w - before, term=sum_of_squares) / sum_in_blocks(before, term=sum_of_squares))

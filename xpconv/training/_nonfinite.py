@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite: found without waiting for a device, and told of with their cause."""
+"""Losses and gradients that are not finite: detected without waiting for a device, and described with their cause."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,7 +14,7 @@ __all__ = ["all_finite", "check_finite", "describe_nonfinite", "read_rows", "res
 
 
 def check_finite(loss: Any, grads: Mapping[str, Array], *, per_gradient: bool) -> tuple[Any, Any]:
-    """Return a row of numbers that `read_rows` reads later, and whether loss and gradients are finite.
+    """Return a row of numbers for `read_rows`, and whether the loss and the gradients are finite.
 
     Parameters
     ----------
@@ -27,10 +27,10 @@ def check_finite(loss: Any, grads: Mapping[str, Array], *, per_gradient: bool) -
     Returns
     -------
     row : tuple or array (1 + 2 * K,)
-        The loss, then the `largest_finite` of each gradient: the magnitude, and 1 if all its elements are finite, else
-        0. Where that is not collected, one pair stands for all gradients, with 0 for the magnitude.
+        The loss, then the `largest_finite` of each gradient: its largest finite magnitude, and 1 if all elements are
+        finite, else 0. If that is not collected, one pair stands for all gradients, with 0 for the magnitude.
     good : bool, or boolean array () on the device
-        True and False come from where reading costs no wait.
+        A bool if the loss is in host memory, where reading it costs no wait.
 
     Examples
     --------
@@ -75,7 +75,7 @@ def read_rows(rows: list[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def all_finite(loss: Any, grads: Iterable[Array]) -> Any:
-    """Return whether the loss and all gradients are finite: True or False where asking costs no wait.
+    """Return whether the loss and all gradients are finite, without waiting for a device.
 
     Parameters
     ----------
@@ -98,7 +98,10 @@ def all_finite(loss: Any, grads: Iterable[Array]) -> Any:
 
 
 def _finite_on_host(a: Array) -> bool:
-    """Add up squares first, in one pass that needs no memory: the sum is finite unless `a` is not, or is huge."""
+    """Return whether all elements are finite.
+
+    The sum of squares, one pass without a temporary array, decides unless it overflows.
+    """
     with np.errstate(all="ignore"):
         if np.isfinite(float(sum_in_blocks(a, term=sum_of_squares))):
             return True
@@ -107,13 +110,22 @@ def _finite_on_host(a: Array) -> bool:
 
 
 def restore_unless(good: Array, new: Mapping[str, Array], old: Mapping[str, Array]) -> None:
-    """Write the old arrays over the new ones unless `good`, a boolean on their device."""
+    """Overwrite the new arrays with the old ones unless `good`, a boolean on their device."""
     for name, a in new.items():
         a[...] = array_api_compat.array_namespace(a).where(good, a, old[name])
 
 
 def describe_nonfinite(loss: float, iteration: int, names: Iterable[str], figures: np.ndarray) -> str:
-    """Tell what went wrong and which gradient is the cause, given `largest_finite` of each gradient, or none.
+    """Describe what is not finite, and its likely cause.
+
+    Parameters
+    ----------
+    loss : float
+    iteration : int
+    names : iterable of str
+        The gradients.
+    figures : array (K, 2)
+        The `largest_finite` of each gradient, or empty.
 
     Examples
     --------

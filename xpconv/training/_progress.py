@@ -12,10 +12,10 @@ __all__ = ["Progress", "ignore_broken_pipe", "show_progress"]
 
 
 class Progress:
-    """Plain lines on standard output: the form for logs, notebooks and pipes."""
+    """Plain lines on standard output, for logs, notebooks and pipes."""
 
     def line(self, text: str) -> None:
-        """Show a line that stays."""
+        """Show a permanent line."""
         print(text, flush=True)
 
     def loss(self, text: str, value: float) -> None:
@@ -32,7 +32,7 @@ class _Silent(Progress):
 
 
 class _Bar(Progress):
-    """A bar of `rich` with iteration, loss, images per second and the time left."""
+    """A progress bar of `rich` with iteration, loss, images per second and remaining time."""
 
     def __init__(self, bar: Any, total: int, batch_size: int, done: int) -> None:
         self._bar, self._batch_size = bar, batch_size
@@ -53,7 +53,7 @@ class _Bar(Progress):
 
 @contextmanager
 def show_progress(total: int, batch_size: int, *, verbose: bool, done: int = 0) -> Iterator[Progress]:
-    """Choose how to show a run of `total` iterations, some of them `done`, and end the bar, if any, with the block.
+    """Show the progress of a run of `total` iterations, `done` of them before; the bar, if any, ends with the block.
 
     Examples
     --------
@@ -83,7 +83,7 @@ def show_progress(total: int, batch_size: int, *, verbose: bool, done: int = 0) 
 
 @contextmanager
 def ignore_broken_pipe() -> Iterator[None]:
-    """Let what is printed inside go nowhere once its reader has gone, as ``| head`` does, instead of raising an error.
+    """Discard the block's output once its reader has closed the pipe, as ``| head`` does, instead of raising an error.
 
     Examples
     --------
@@ -96,7 +96,7 @@ def ignore_broken_pipe() -> Iterator[None]:
 
 
 class _UnbreakableStream:
-    """A stream of text that is written to as long as somebody reads it."""
+    """A text stream that discards what is written once its reader has closed the pipe."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -110,12 +110,12 @@ class _UnbreakableStream:
     def flush(self) -> None:
         self._try(self._stream.flush)
 
-    def _try(self, do: Callable[[], Any]) -> Any:
+    def _try(self, write: Callable[[], Any]) -> Any:
         try:
-            return do()
+            return write()
         except BrokenPipeError:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())
-            os.close(nowhere)
+            devnull = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(devnull, self._stream.fileno())
+            os.close(devnull)
             print("xpconv: nobody reads this output any more; training goes on, until Ctrl-C", file=sys.stderr)
-            return do()
+            return write()

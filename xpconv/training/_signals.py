@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: taken where nothing is half done."""
+"""Ctrl-C and SIGTERM, handled between two iterations."""
 
 import signal
 import threading
@@ -12,20 +12,20 @@ SIGNALS: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
 
 
 class PostponedSignal:
-    """The signal that came, if one did, and what would have been done about it."""
+    """The signal that was received, if any, and the handlers that were replaced."""
 
     def __init__(self) -> None:
         self.number: int | None = None
         self.handlers: dict[int, object] = {}
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """Take a signal: the first is kept, a second one acts at once."""
+        """Keep the first signal; deliver a second one at once."""
         if self.number is not None:
             self.deliver(number, frame)
         self.number = number
 
     def deliver(self, number: int | None = None, frame: FrameType | None = None) -> None:
-        """Do now what the signal that was kept should have done, if there is one."""
+        """Call the handler of the signal that was kept, if there is one."""
         number = self.number if number is None else number
         if number is not None:
             self.number = None
@@ -34,10 +34,10 @@ class PostponedSignal:
 
 @contextmanager
 def postpone_signals() -> Iterator[PostponedSignal]:
-    """Keep Ctrl-C and SIGTERM from breaking into the block: it asks for them by `PostponedSignal.deliver`.
+    """Postpone Ctrl-C and SIGTERM until the block calls `PostponedSignal.deliver`, or ends.
 
-    A second signal acts at once, in case the block hangs. What comes too late in the block acts after it. Signals that
-    Python code handles are kept, and only in the main thread, which alone gets them; others work as ever.
+    A second signal is delivered at once, in case the block hangs. Only signals with a handler in Python are postponed,
+    and only in the main thread, which receives all signals.
 
     Examples
     --------
@@ -65,7 +65,7 @@ def postpone_signals() -> Iterator[PostponedSignal]:
 
 @contextmanager
 def terminate_as_interrupt() -> Iterator[list[int]]:
-    """Let SIGTERM raise KeyboardInterrupt, as Ctrl-C does; the list then holds its number.
+    """Let SIGTERM raise KeyboardInterrupt, as Ctrl-C does; its number is then appended to the list.
 
     Examples
     --------

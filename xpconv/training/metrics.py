@@ -1,4 +1,4 @@
-"""What a model makes of samples: its accuracy and its probabilities, in batches."""
+"""Accuracy and probabilities of a model, computed in batches."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,22 +14,22 @@ __all__ = ["accuracy", "checks_since_best", "probabilities", "take_rows"]
 def accuracy(
     model: Any, X: Array, y: Array, backend: Backend, batch_size: int = 100, rows: np.ndarray | None = None
 ) -> float:
-    """Return the share of samples whose highest score is their label's.
+    """Return the fraction of samples whose highest score is that of their label.
 
-    Hits are counted on the device; the host waits once.
+    Hits are counted on the device, and the host waits once.
 
     Parameters
     ----------
     model : object
-        Its ``loss(X)`` gives scores (N, C).
+        Its ``loss(X)`` returns scores (N, C).
     X : array (N, ...)
     y : array (N,) of integers
     backend : Backend
-        Where the model is.
+        The backend of the model.
     batch_size : int
-        How many to compute at once.
+        Samples per forward pass.
     rows : array (M,) of integers, optional
-        Take these samples instead of all.
+        Use these samples instead of all.
 
     Returns
     -------
@@ -58,7 +58,7 @@ def accuracy(
 
 
 def take_rows(a: Array, rows: np.ndarray) -> Array:
-    """Return some rows of an array, where it lives.
+    """Return some rows of an array, on its device.
 
     Examples
     --------
@@ -70,7 +70,7 @@ def take_rows(a: Array, rows: np.ndarray) -> Array:
 
 
 def checks_since_best(accuracies: Sequence[float]) -> int:
-    """Return how many checks of the accuracy have come after the first of the best.
+    """Return the number of checks of the accuracy since the best one, the first of tied ones.
 
     Examples
     --------
@@ -86,15 +86,15 @@ def probabilities(model: Any, X: Array, batch_size: int = 500) -> np.ndarray:
     Parameters
     ----------
     model : object
-        Its ``loss(X)`` gives scores (N, C).
+        Its ``loss(X)`` returns scores (N, C).
     X : array (N, ...)
     batch_size : int
-        How many to compute at once.
+        Samples per forward pass.
 
     Returns
     -------
     numpy.ndarray (N, C)
-        float64, each row's sum is 1.
+        In float64; the sum of each row is 1.
 
     Examples
     --------
@@ -104,6 +104,6 @@ def probabilities(model: Any, X: Array, batch_size: int = 500) -> np.ndarray:
     """
     N = X.shape[0]
     scores = [to_host(model.loss(X[start : min(start + batch_size, N), ...])) for start in range(0, N, batch_size)]
-    together = np.concatenate(scores).astype(np.float64)
-    probs = np.exp(together - together.max(axis=1, keepdims=True))
+    joined = np.concatenate(scores).astype(np.float64)
+    probs = np.exp(joined - joined.max(axis=1, keepdims=True))
     return np.asarray(probs / probs.sum(axis=1, keepdims=True))

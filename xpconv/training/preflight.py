@@ -1,7 +1,7 @@
-"""Checks before a training, on copies of the model: what would spoil it is found in seconds, with a likely cause."""
+"""Checks before a training, on copies of the model: they find mistakes in seconds, each with a likely cause."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy, deepcopy
 from dataclasses import dataclass
@@ -37,14 +37,14 @@ RECOVERED_LOSS = 0.9  # or to any value if it ends below this multiple.
 
 @dataclass(frozen=True)
 class PreflightFinding:
-    """What one check found.
+    """The result of one check.
 
     Parameters
     ----------
     name : str
     passed : bool
     text : str
-        The figure, what was expected, and a likely cause if that is not what was found.
+        The measured value, the expected one, and a likely cause if the check failed.
 
     Examples
     --------
@@ -71,26 +71,29 @@ def check_training(
     schedule: Schedule | None = None,
     on_finding: Callable[[PreflightFinding], object] | None = None,
 ) -> list[PreflightFinding]:
-    """Check that a model which is about to be trained can be.
+    """Check that a model can be trained, before its training.
 
-    Its first loss is near ``ln C`` (softmax) or ``C - 1`` (SVM) plus the L2 term; a copy of it overfits 20
-    images; its gradients agree with differences, for the first and the last parameter of each kind, in float64; a step
-    has enough memory, as two small steps let expect; and the first steps do not throw the loss off. The model and
-    all random streams are as before afterwards.
+    - Its initial loss is near ``ln C`` (softmax) or ``C - 1`` (SVM) plus the L2 term.
+    - A copy of it overfits 20 images.
+    - Its gradients agree with differences in float64, for the first and the last parameter of each kind.
+    - A step fits in memory, extrapolated from two small batches.
+    - The first steps do not make the loss explode.
+
+    The model and all random streams are unchanged afterwards.
 
     Parameters
     ----------
     model : Sequential, or any object with ``params`` and ``loss`` that `copy.deepcopy` can copy
         As for `xpconv.Solver`.
     X : array (N, ...)
-        Training images; rows at equal distances are taken.
+        Training images; the checks use evenly spaced ones.
     y : array (N,) of integers
     batch_size : int
         Images in a minibatch of the training.
     update_rule, optim_config, schedule : optional
-        Those of the training, as for `xpconv.Solver`; without a rule the first steps are not checked.
+        As for `xpconv.Solver`; without a rule the first steps are not checked.
     on_finding : callable, optional
-        Called with each finding as soon as it is there.
+        Called with each finding as soon as its check ends.
 
     Returns
     -------
@@ -100,7 +103,7 @@ def check_training(
     Raises
     ------
     PreflightError
-        If a check failed; the text has a line for each that did.
+        If a check failed; the text has a line for each failed check.
     ArgumentError
         If the model cannot be copied or there are no images.
 
@@ -116,8 +119,8 @@ def check_training(
     """
     check_count("batch_size", batch_size)
     check_count("images", X.shape[0])
-    place = getattr(model, "backend", None) or backend_of(next(iter(model.params.values())))
-    subject = _Subject(model, X, y, place)
+    backend = getattr(model, "backend", None) or backend_of(next(iter(model.params.values())))
+    subject = _Subject(model, X, y, backend)
     findings = []
     checks: list[Callable[[_Subject], PreflightFinding]] = [
         _initial_loss,
@@ -130,7 +133,7 @@ def check_training(
         rule = UPDATE_RULES[update_rule] if isinstance(update_rule, str) else update_rule
         checks.append(lambda subject: _first_steps(subject, batch_size, rule, optim_config or {}, schedule or constant))
     for check in checks:
-        with place.current(), _same_global_draws():
+        with backend.current(), _unchanged_global_state():
             findings.append(check(subject))
         if on_finding is not None:
             on_finding(findings[-1])
@@ -157,11 +160,11 @@ class _Subject:
     backend: Backend
 
     def replica(self, dtype: str | None = None, seed: int | None = None) -> Any:
-        """Return a copy of the model with parameters, statistics and streams of its own; `seed` fixes its masks."""
+        """Return a copy of the model that shares no arrays and no streams with it; `seed` fixes its dropout masks."""
         if isinstance(self.model, Sequential):
             net = copy(self.model)
             net.dtype, net.seed, net.mask_stream = dtype or net.dtype, seed, np.random.default_rng(0)
-            net.preprocessing = net.preprocessing  # in its dtype
+            net.preprocessing = net.preprocessing  # casts it to the net's dtype
             net.state = self._copies(net.state, dtype)
         else:
             try:
@@ -169,7 +172,7 @@ class _Subject:
             except TypeError as error:
                 raise ArgumentError(
                     f"model is {self.model!r}, which cannot be copied ({error}); expected one that "
-                    "copy.deepcopy takes: leave the checks before training out"
+                    "copy.deepcopy takes: leave out the checks before training"
                 ) from error
         net.params = self._copies(self.model.params, dtype)
         return net
@@ -177,15 +180,15 @@ class _Subject:
     def _copies(self, arrays: Any, dtype: str | None) -> dict[str, Array]:
         return copy_arrays({name: self.backend.asarray(a, dtype) for name, a in arrays.items()})
 
-    def some(self, count: int) -> tuple[Array, Array]:
-        """Return so many images at equal distances, and their labels; images come again where there are fewer."""
+    def images(self, count: int) -> tuple[Array, Array]:
+        """Return `count` evenly spaced images and their labels. Images repeat if there are fewer than `count`."""
         rows = np.arange(count) * max(self.X.shape[0] // count, 1) % self.X.shape[0]
         return self.backend.asarray(take_rows(self.X, rows)), self.backend.asarray(take_rows(self.y, rows))
 
 
 @contextmanager
-def _same_global_draws() -> Iterator[None]:
-    """Leave NumPy's global state, from which a model may draw, as it was."""
+def _unchanged_global_state() -> Iterator[None]:
+    """Restore NumPy's global random state at the end, since a model may draw from it."""
     stream = as_random_stream(None)
     state = state_of(stream)
     try:
@@ -196,12 +199,12 @@ def _same_global_draws() -> Iterator[None]:
 
 def _initial_loss(subject: _Subject) -> PreflightFinding:
     net = subject.replica()
-    X, y = subject.some(100)
+    X, y = subject.images(100)
     scores = to_host(net.loss(X))
     found, classes = float(to_host(net.loss(X, y)[0])), scores.shape[1]
     weights = [to_host(w).astype(np.float64) for name, w in subject.model.params.items() if name.startswith("W")]
     penalty = 0.5 * float(getattr(net, "reg", 0.0)) * sum(float(np.sum(w * w)) for w in weights)
-    # Scores of an untrained net are not 0: weights by He's rule let them differ by several units.
+    # The scores of an untrained net are not 0: with He initialisation they differ by several units.
     expected, formula, limit = (
         (classes - 1, f"{classes} - 1", 4 * (classes - 1))
         if getattr(net, "loss_name", "") == "svm"
@@ -218,14 +221,14 @@ def _initial_loss(subject: _Subject) -> PreflightFinding:
             "initial loss",
             False,
             f"{text}. Scores are as large as {size:.3g}: the images are not "
-            "normalised, weight_scale is too large, or the loss is no mean",
+            "normalised, weight_scale is too large, or the loss is not a mean",
         )
     if found - penalty < expected / 2:
         return PreflightFinding(
             "initial loss",
             False,
-            f"{text}. The loss leaves something out, or the parameters are trained "
-            "already: a trained model needs no such check",
+            f"{text}. The loss leaves out a term, or the parameters are already trained: "
+            "a trained model needs no such check",
         )
     return PreflightFinding("initial loss", True, text)
 
@@ -235,7 +238,7 @@ def _overfitting(subject: _Subject) -> PreflightFinding:
     if hasattr(net, "reg"):
         net.reg = 0.0
     count = min(OVERFIT_IMAGES, subject.X.shape[0])
-    X, y = subject.some(count)
+    X, y = subject.images(count)
     fraction, steps = 0.0, 0
     while fraction < 1 and steps < OVERFIT_STEPS:
         for _ in range(10):
@@ -244,7 +247,8 @@ def _overfitting(subject: _Subject) -> PreflightFinding:
                 UPDATE_RULES["adam"](w, grads[name], memory[name], in_place=True)
         steps += 10
         fraction = accuracy(net, X, y, subject.backend)
-    text = f"{round(fraction * count)} of {count} images are right after {steps} steps of Adam; expected all of them"
+    right = round(fraction * count)
+    text = f"{right} of {count} images are classified correctly after {steps} steps of Adam; expected all of them"
     return PreflightFinding(
         "overfitting a small batch",
         fraction == 1,
@@ -252,22 +256,19 @@ def _overfitting(subject: _Subject) -> PreflightFinding:
         if fraction == 1
         else (
             f"{text}. The gradients are wrong (see their check), every unit is dead, the images are not normalised, or "
-            "images that are alike have different labels"
+            "identical images have different labels"
         ),
     )
 
 
 def _gradients(subject: _Subject) -> PreflightFinding:
-    """Check single parameters, so that it shows from which layer on gradients are right."""
-    net, (X, y) = subject.replica("float64", seed=0), subject.some(GRADIENT_IMAGES)
-    draws, backend = np.random.default_rng(0), subject.backend
-    point = {}
-    for name, w in net.params.items():  # parameters of 0 may put units exactly at the kink of a ReLU
-        host = to_host(w)
-        point[name] = backend.asarray(host + (host == 0) * 0.01 * draws.standard_normal(host.shape))
+    """Check parameters one by one, which shows in which layer the gradients become wrong."""
+    net, backend = subject.replica("float64", seed=0), subject.backend
+    X, y = subject.images(GRADIENT_IMAGES)
+    point = _without_zeros(net.params, backend)
 
     def forward(*values: Array) -> tuple[Array, Any]:
-        np.random.seed(0)  # for dropout of a model of another kind
+        np.random.seed(0)  # A model of the user's own may draw dropout masks from the global state.
         net.params = dict(zip(point, values, strict=True))
         loss, grads = net.loss(X, y)
         return backend.asarray(loss, "float64"), grads
@@ -275,17 +276,10 @@ def _gradients(subject: _Subject) -> PreflightFinding:
     def backward(dout: Array, grads: Any) -> list[Array]:
         return [dout * grads[name] for name in point]
 
-    kinds: dict[str, list[str]] = {}
-    for name in point:
-        kinds.setdefault(re.split(r"\d", name)[0], []).append(name)
-    wanted = {name for names in kinds.values() for name in (names[0], names[-1])}
-    checked = [name for name in point if name in wanted]
     if float(to_host(forward(*point.values())[0])) != float(to_host(forward(*point.values())[0])):
-        return PreflightFinding(
-            "gradients", True, "not checked, since two passes over the same images give different losses"
-        )
+        return PreflightFinding("gradients", True, "not checked: two passes over the same images give different losses")
     right, wrong, unknown, worst = list[str](), dict[str, str](), list[str](), 0.0
-    for name in checked:
+    for name in _first_and_last_of_each_kind(point):
         try:
             worst = max(worst, check_gradient(forward, backward, point, tolerance=GRADIENT_TOLERANCE, wrt=[name]))
             right.append(name)
@@ -300,34 +294,54 @@ def _gradients(subject: _Subject) -> PreflightFinding:
         return PreflightFinding(
             "gradients",
             False,
-            f"{wrong[last]}. Wrong are those of {', '.join(wrong)}, right those of "
-            f"{', '.join(right) or 'none'}{note}: look for the mistake in the backward "
-            f"passes from the layer of {last} on",
+            f"{wrong[last]}. Wrong gradients: {', '.join(wrong)}; correct gradients: "
+            f"{', '.join(right) or 'none'}{note}. "
+            f"Look for the mistake in the backward passes from the layer of {last} on",
         )
     return PreflightFinding(
         "gradients",
         True,
-        f"relative error {worst:.1e} at most, for {', '.join(right) or 'none'}; "
+        f"relative error of at most {worst:.1e} for {', '.join(right) or 'none'}; "
         f"expected {GRADIENT_TOLERANCE:.0e} or less{note}",
     )
 
 
+def _without_zeros(params: Mapping[str, Array], backend: Backend) -> dict[str, Array]:
+    """Return copies of parameters with small random values in place of 0, which may put ReLUs exactly at their kink."""
+    rng, point = np.random.default_rng(0), {}
+    for name, w in params.items():
+        host = to_host(w)
+        point[name] = backend.asarray(host + (host == 0) * 0.01 * rng.standard_normal(host.shape))
+    return point
+
+
+def _first_and_last_of_each_kind(names: Collection[str]) -> list[str]:
+    """Return the first and the last parameter of each kind: W1 and W3, b1 and b3, of W1, b1, ..., b3."""
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        kinds.setdefault(re.split(r"\d", name)[0], []).append(name)
+    wanted = {name for group in kinds.values() for name in (group[0], group[-1])}
+    return [name for name in names if name in wanted]
+
+
 def _memory(subject: _Subject, batch_size: int) -> PreflightFinding:
-    """Take the peak as a constant and a share of each image, since workspaces do not grow with the batch."""
+    """Extrapolate the peak linearly from two batch sizes; workspaces are a constant, which no batch size changes."""
     net = subject.replica()
 
     def peak(count: int) -> int | None:
-        X, y = subject.some(count)
+        X, y = subject.images(count)
         peaks = [peak_bytes(subject.backend, lambda: net.loss(X, y)) for _ in range(MEMORY_PASSES)]
         return min((peak for peak in peaks if peak is not None), default=None)
 
     small, large = (peak(count) for count in MEMORY_BATCHES)
     free = free_bytes(subject.backend)
     if small is None or large is None or free is None:
-        return PreflightFinding("memory", True, f"not measured: {subject.backend.library} does not tell here")
+        return PreflightFinding(
+            "memory", True, f"not measured: {subject.backend.library} does not report its memory here"
+        )
     each = max((large - small) / (MEMORY_BATCHES[1] - MEMORY_BATCHES[0]), 1.0)
-    remembered = 2 * sum(to_host(w).nbytes for w in net.params.values())  # by Adam
-    constant = max(large - each * MEMORY_BATCHES[1], 0.0) + remembered
+    adam_memory = 2 * sum(to_host(w).nbytes for w in net.params.values())
+    constant = max(large - each * MEMORY_BATCHES[1], 0.0) + adam_memory
     needed, most, images = constant + each * batch_size, int(max(free - constant, 0.0) / each), subject.X.shape[0]
     text = (
         f"a step of {batch_size} images takes about {_bytes(needed)}; expected at most the {_bytes(free)} that are free"
@@ -348,9 +362,9 @@ def _memory(subject: _Subject, batch_size: int) -> PreflightFinding:
 def _first_steps(
     subject: _Subject, batch_size: int, rule: Callable[..., Any], config: Mapping[str, Any], schedule: Schedule
 ) -> PreflightFinding:
-    """Take the same images each time, on which a step size that is not too large lowers the loss."""
+    """Repeat the same images, whose loss must fall unless the step size is too large."""
     net, losses = subject.replica(), list[float]()
-    X, y = subject.some(min(batch_size, 100))  # whatever the minibatch, this needs little memory
+    X, y = subject.images(min(batch_size, 100))  # no more, so that this check never runs out of memory
     configs = {name: dict(config) for name in net.params}
     with np.errstate(all="ignore"):
         for step in range(FIRST_STEPS):
@@ -362,9 +376,9 @@ def _first_steps(
                 net.params[name], configs[name] = rule(w, grads[name], configs[name])
     first, last, largest = losses[0], losses[-1], max(losses)
     text = (
-        f"{FIRST_STEPS} steps on the same images bring the loss from {first:.4g} to {last:.4g} by way of {largest:.4g}"
-        f"; expected at most {MAX_LOSS_GROWTH * first:.3g} on the way, or less than {RECOVERED_LOSS * first:.3g} in "
-        "the end"
+        f"{FIRST_STEPS} steps on the same images bring the loss from {first:.4g} to {last:.4g}, with a maximum of "
+        f"{largest:.4g}; expected a maximum of at most {MAX_LOSS_GROWTH * first:.3g}, or a last loss of less than "
+        f"{RECOVERED_LOSS * first:.3g}"
     )
     if isfinite(sum(losses)) and (largest <= MAX_LOSS_GROWTH * first or last < RECOVERED_LOSS * first):
         return PreflightFinding("first steps", True, text)

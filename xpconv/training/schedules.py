@@ -1,4 +1,4 @@
-"""Learning-rate schedules: each a function from the number of steps done to a factor of the learning rate."""
+"""Learning-rate schedules: functions from the number of completed steps to a factor of the learning rate."""
 
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from math import cos, pi
@@ -14,7 +14,7 @@ Schedule: TypeAlias = Callable[[int], float]
 
 
 def constant(step: int) -> float:
-    """Leave the learning rate as it is: 1.0 at every step.
+    """Keep the learning rate: 1.0 at every step.
 
     Examples
     --------
@@ -30,14 +30,14 @@ def step_decay(every: int, factor: float = 0.1) -> Schedule:
     Parameters
     ----------
     every : int
-        Steps, 1 or more.
+        Steps between two multiplications, 1 or more.
     factor : float
         0 or more.
 
     Raises
     ------
     ArgumentError
-        If either is not.
+        If an argument is out of range.
 
     Examples
     --------
@@ -45,7 +45,7 @@ def step_decay(every: int, factor: float = 0.1) -> Schedule:
     >>> [schedule(step) for step in range(7)]
     [1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.25]
     """
-    check_count("every", every, 1)
+    every = check_count("every", every)
     if not factor >= 0:
         raise ArgumentError(f"factor is {factor!r}; expected 0 or more")
     return _named(f"step_decay({every}, {factor})", lambda step: float(factor) ** (step // every))
@@ -57,14 +57,14 @@ def cosine(total: int, final: float = 0.0) -> Schedule:
     Parameters
     ----------
     total : int
-        Steps until `final` is reached, 1 or more; it stays after them.
+        Steps until `final` is reached, 1 or more; afterwards the factor stays at `final`.
     final : float
         The last factor, 0 to 1.
 
     Raises
     ------
     ArgumentError
-        If either is not.
+        If an argument is out of range.
 
     References
     ----------
@@ -76,7 +76,7 @@ def cosine(total: int, final: float = 0.0) -> Schedule:
     >>> [round(schedule(step), 3) for step in range(6)]
     [1.0, 0.854, 0.5, 0.146, 0.0, 0.0]
     """
-    check_count("total", total, 1)
+    total = check_count("total", total)
     if not 0 <= final <= 1:
         raise ArgumentError(f"final is {final!r}; expected 0 to 1")
     return _named(
@@ -85,14 +85,14 @@ def cosine(total: int, final: float = 0.0) -> Schedule:
 
 
 def warmup(steps: int, then: Schedule = constant) -> Schedule:
-    """Raise the learning rate from near 0 in equal parts: ``min((step + 1) / steps, 1) * then(step)``.
+    """Raise the learning rate linearly from near 0: ``min((step + 1) / steps, 1) * then(step)``.
 
     Parameters
     ----------
     steps : int
-        Until the whole learning rate is reached, 0 or more.
+        Steps until the full learning rate is reached, 0 or more.
     then : callable
-        The schedule that it multiplies.
+        The schedule that the warm-up factor multiplies.
 
     Raises
     ------
@@ -109,7 +109,7 @@ def warmup(steps: int, then: Schedule = constant) -> Schedule:
     >>> [schedule(step) for step in range(7)]
     [0.25, 0.5, 0.75, 1.0, 1.0, 0.5, 0.5]
     """
-    check_count("steps", steps, 0)
+    steps = check_count("steps", steps, 0)
     return _named(
         f"warmup({steps}, {getattr(then, '__qualname__', then)})",
         lambda step: min((step + 1) / max(steps, 1), 1.0) * then(step),
@@ -117,7 +117,7 @@ def warmup(steps: int, then: Schedule = constant) -> Schedule:
 
 
 def check_schedule(schedule: Schedule | None, lr_decay: float, optim_config: Mapping[str, Any]) -> None:
-    """Raise ArgumentError if a Solver cannot follow the schedule beside its other options.
+    """Raise ArgumentError if a Solver's other options do not allow the schedule.
 
     Examples
     --------
@@ -133,7 +133,7 @@ def check_schedule(schedule: Schedule | None, lr_decay: float, optim_config: Map
 
 
 def decay(configs: Iterable[MutableMapping[str, Any]], factor: float) -> None:
-    """Multiply the learning rates in these options of an update rule.
+    """Multiply the learning rate in each configuration of an update rule.
 
     Examples
     --------
@@ -144,11 +144,13 @@ def decay(configs: Iterable[MutableMapping[str, Any]], factor: float) -> None:
     """
     for config in configs:
         if "learning_rate" in config:
-            config["learning_rate"] = config["learning_rate"] * factor  # of an array, the configs share it
+            config["learning_rate"] = (
+                config["learning_rate"] * factor
+            )  # not in place: the configurations share an array
 
 
 def _named(name: str, schedule: Schedule) -> Schedule:
-    """Return the schedule under a name that says what it is, by which checkpoints know it again."""
+    """Return the schedule under a name with its arguments, by which checkpoints recognise it."""
     schedule.__qualname__ = name
     return schedule
 

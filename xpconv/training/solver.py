@@ -48,12 +48,12 @@ COUNTS = ("epoch", "iteration", "skipped", "round_start", "round_checks")
 
 
 class Solver:
-    """Train a model by minibatches, checking its accuracy once an epoch.
+    """Train a model on minibatches, and check its accuracy after each epoch.
 
     Parameters
     ----------
     model : Sequential, or any object with ``params`` and ``loss``
-        ``loss(X)`` gives scores (N, C), ``loss(X, y)`` the loss and a dict of gradients, as `Sequential` does.
+        ``loss(X)`` returns scores (N, C), ``loss(X, y)`` the loss and a dict of gradients, as for `Sequential`.
     data : mapping of str to array, or Dataset
         ``X_train`` (N, ...), ``y_train`` (N,), ``X_val``, ``y_val``: in host memory or on the model's device. Images
         may be uint8.
@@ -62,57 +62,57 @@ class Solver:
     optim_config : dict, optional
         Options of the update rule, such as ``learning_rate``.
     lr_decay : float
-        The learning rate is multiplied by it after each epoch.
+        Factor of the learning rate after each epoch.
     schedule : callable, optional
         ``schedule(step) -> factor`` of the learning rate, in place of `lr_decay`; see `xpconv.training.schedules`.
     batch_size, num_epochs : int
     sampling : {"replacement", "epoch"}
-        Draw each minibatch from all samples, as the course does, or each sample once an epoch.
+        Draw each minibatch from all samples, as the course does, or use each sample once per epoch.
     patience : int, optional
-        Stop after so many epochs without a better validation accuracy.
+        Stop after this number of epochs without a better validation accuracy.
     num_train_samples, num_val_samples : int or None
-        How many samples to draw for each check of the accuracy; None is all.
+        Number of samples to draw for each check of the accuracy; None uses all.
     print_every : int
-        Iterations between two losses shown.
+        Iterations between two printed losses.
     verbose : bool
-        Whether to show anything: a live bar on a terminal, lines elsewhere.
+        Whether to show progress: a live bar on a terminal, lines elsewhere.
     rng : None, int, Generator or RandomState
-        Determines the minibatches, the samples of checks, the dropout masks and the changes of images, each from a
-        stream of its own.
+        Determines the minibatches, the samples for accuracy checks, the dropout masks and the augmentation, each from
+        a stream of its own.
     augment : callable, optional
-        ``augment(X, seed) -> X`` changes the images of a minibatch on the device, as `xpconv.data.augment` has them;
-        the seed is a new random number each time.
+        ``augment(X, seed) -> X`` augments the images of a minibatch on the device, as in `xpconv.data.augment`; the
+        seed is a new random number each time.
     on_nonfinite : {"stop", "skip"}
-        What to do about a loss or a gradient with NaN or infinite values: raise an error, or pass over that minibatch
-        and leave everything as it was, which the device decides without waiting.
+        What to do if a loss or a gradient has NaN or infinite values: raise an error, or skip that minibatch and
+        change nothing; the device decides this without a wait.
     preflight : bool
-        Whether to do the checks of `xpconv.training.preflight.check_training` before the first iteration.
+        Whether to run `xpconv.training.preflight.check_training` before the first iteration.
 
     Attributes
     ----------
     loss_history, learning_rate_history : list of float
-        One for each iteration.
+        One value per iteration.
     train_acc_history, val_acc_history : list of float
-        One for each check: after the first iteration and after each epoch.
+        One value per check: after the first iteration and after each epoch.
     health_history : dict of str to list of float
-        For each check, how far its step moved the weights W1, relative to their norm (``update_ratio_W1``, and so on),
-        and, for a Sequential, the share of each ReLU's units that were 0 for its whole minibatch (``dead_relu_1``).
+        Per check, the norm of the last update of W1 over the norm of W1 (``update_ratio_W1``, and so on), and, for a
+        Sequential, the fraction of each ReLU's units that were 0 for the whole minibatch (``dead_relu_1``).
     best_val_acc : float
     best_params, best_state : dict of str to array
-        Copies from the check with the best validation accuracy; the model has them when training ends.
+        Copies from the check with the best validation accuracy; the model gets them when training ends.
     epoch, iteration : int
-        How many are done.
+        Number of completed ones.
     skipped : int
-        Iterations passed over, as `on_nonfinite` says.
+        Number of iterations skipped because of `on_nonfinite`.
     interrupted : bool
         Whether Ctrl-C ended the training.
     resumable : bool
-        Whether it can be saved: False after an error or a second Ctrl-C in the middle of an iteration.
+        Whether the training can be saved: False after an error or a second Ctrl-C in the middle of an iteration.
 
     Raises
     ------
     ArgumentError
-        If an option or the data cannot be used; data is checked once, here.
+        If an option or the data cannot be used. Data is checked only here.
 
     Examples
     --------
@@ -201,18 +201,18 @@ class Solver:
     def train(self, each_iteration: Callable[[Self], object] | None = None) -> None:
         """Train for `num_epochs` epochs and leave the best parameters found in the model.
 
-        Training that was interrupted, or resumed from a checkpoint, goes on with what was left of its epochs. Ctrl-C
-        ends it after the iteration, with best parameters and histories intact; a second one ends it at once.
+        A training that was interrupted, or resumed from a checkpoint, continues with the remaining iterations. Ctrl-C
+        ends it after the current iteration, with best parameters and histories intact; a second Ctrl-C ends it at once.
 
         Parameters
         ----------
         each_iteration : callable, optional
-            Called with the Solver after each iteration, and so the place to `save` it.
+            Called with the Solver after each iteration, for instance to `save` it.
 
         Raises
         ------
         NonFiniteLossError
-            If the loss or a gradient became NaN or infinite; the text names the first such iteration.
+            If the loss or a gradient became NaN or infinite; the text names the first iteration where it did.
         PreflightError
             If a check before training failed.
         """
@@ -656,16 +656,16 @@ class Solver:
 
     @on_its_device
     def check_accuracy(self, X: Array, y: Array, num_samples: int | None = None, batch_size: int = 100) -> float:
-        """Return the share of samples whose highest score is their label's.
+        """Return the fraction of samples whose highest score is that of their label.
 
         Parameters
         ----------
         X : array (N, ...)
         y : array (N,) of integers
         num_samples : int, optional
-            Draw so many samples instead of taking all.
+            Draw this number of samples instead of using all.
         batch_size : int
-            How many to compute at once.
+            Samples per forward pass.
 
         Returns
         -------
