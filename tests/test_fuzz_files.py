@@ -1,4 +1,4 @@
-"""Files that are not trusted: whatever is in them, they are what they say or give one clear error, in little memory."""
+"""Files that nobody vouches for: each is read correctly or refused with one clear error, in little memory."""
 
 import contextlib
 import io
@@ -24,13 +24,13 @@ from xpconv.errors import CheckpointError, DatasetError, NonFiniteLossError
 from xpconv.io._safetensors import METADATA_KEY, ArrayFile, write_arrays
 from xpconv.nn import Affine, BatchNorm, Conv, Dropout, GroupNorm, LayerNorm, MaxPool, Relu, Sequential
 
-LITTLE = 1 << 23  # bytes: eight times the block that checksums are taken of
+MEMORY_LIMIT = 1 << 23  # bytes; eight chunks of a checksum
 fuzzed = settings(derandomize=True)
 
 
 @contextlib.contextmanager
 def refused(error=CheckpointError, name="file"):
-    """The block raises one error of this class, in one line of moderate length that names the file."""
+    """Check that the block raises this error, in one line of moderate length that names the file."""
     with pytest.raises(error) as caught:
         yield
     assert_clear(caught.value, name)
@@ -44,11 +44,11 @@ def assert_clear(error, name):
 
 
 @contextlib.contextmanager
-def little_memory(least=LITTLE):
+def little_memory(limit=MEMORY_LIMIT):
     tracemalloc.start()
     try:
         yield
-        assert tracemalloc.get_traced_memory()[1] < least
+        assert tracemalloc.get_traced_memory()[1] < limit
     finally:
         tracemalloc.stop()
 
@@ -100,20 +100,20 @@ def write_checkpoint(path):
     make_solver().train(lambda solver: solver.iteration == 2 and solver.save(path))
 
 
-def try_checkpoint(path):
+def read_checkpoint(path):
     solver = make_solver()
     solver.resume(path)
-    with np.errstate(all="ignore"), contextlib.suppress(NonFiniteLossError):  # a number may be as absurd as it likes
+    with np.errstate(all="ignore"), contextlib.suppress(NonFiniteLossError):  # any number is allowed, however absurd
         solver.train()
 
 
-KINDS = {"model": (write_model, load_model), "checkpoint": (write_checkpoint, try_checkpoint)}
+KINDS = {"model": (write_model, load_model), "checkpoint": (write_checkpoint, read_checkpoint)}
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """Return a file of each kind and how to read it."""
+    """Return a file of each kind and the function that reads it."""
     folder = tmp_path_factory.mktemp("files")
     for kind, (write, _) in KINDS.items():
         write(folder / f"{kind}-file")
@@ -122,7 +122,7 @@ def written(tmp_path_factory):
 
 @pytest.fixture(params=["model", "checkpoint"])
 def smallest(request, tmp_path):
-    """Return a small file and how to read it: a checkpoint is checked before the Solver is looked at."""
+    """Return a small file and the function that reads it; a checkpoint is checked before a Solver uses it."""
     path = tmp_path / "file"
     if request.param == "model":
         save_model(make_model(), path)
@@ -132,13 +132,13 @@ def smallest(request, tmp_path):
 
 
 @pytest.mark.parametrize("bits", [1, pytest.param(8, marks=pytest.mark.slow)])
-def test_every_byte_that_is_another_is_noticed(smallest, bits):
+def test_every_changed_byte_is_noticed(smallest, bits):
     path, read = smallest
     content = path.read_bytes()
     read(path)
-    for place in range(len(content)):
-        for bit in range(place % 8, place % 8 + bits):
-            path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit % 8]) + content[place + 1 :])
+    for i in range(len(content)):
+        for bit in range(i % 8, i % 8 + bits):
+            path.write_bytes(content[:i] + bytes([content[i] ^ 1 << bit % 8]) + content[i + 1 :])
             with refused():
                 read(path)
 
@@ -157,12 +157,12 @@ def test_every_truncation_and_every_addition_is_noticed(smallest):
 
 
 def with_header(header, data=b""):
-    """Return the bytes of a safetensors file, or of something that begins like one."""
+    """Return the bytes of a file that begins like a safetensors file."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data
 
 
-BOMBS = {
+FOREIGN_FILES = {
     "nothing": b"",
     "length of the header alone": struct.pack("<Q", 5),
     "header of an exabyte": struct.pack("<Q", 1 << 60) + b"{}",
@@ -175,15 +175,15 @@ BOMBS = {
     "twice the same key": with_header(b'{"__metadata__":{},"__metadata__":{}}'),
     "no UTF-8": with_header(b"\xff\xfe" * 100),
     "a pickle": pickle.dumps({"params": [1.0]}),
-    "a picture": b"\x89PNG\r\n\x1a\n" + bytes(100),
+    "an image": b"\x89PNG\r\n\x1a\n" + bytes(100),
 }
 
 
 @every_kind
-@pytest.mark.parametrize("content", BOMBS.values(), ids=BOMBS)
-def test_what_is_no_file_of_ours_is_refused_with_little_memory(written, tmp_path, kind, content):
+@pytest.mark.parametrize("content", FOREIGN_FILES.values(), ids=FOREIGN_FILES)
+def test_foreign_files_are_refused_with_little_memory(written, tmp_path, kind, content):
     (tmp_path / "file").write_bytes(content)
-    with little_memory(LITTLE + 20 * len(content)), refused():
+    with little_memory(MEMORY_LIMIT + 20 * len(content)), refused():
         written[kind][1](tmp_path / "file")
 
 
@@ -199,13 +199,13 @@ def test_random_bytes_are_refused(written, tmp_path_factory, kind, content):
 
 @every_kind
 @pytest.mark.parametrize("special", ["/dev/zero", "/dev/full", "."])
-def test_what_is_no_regular_file_is_refused(written, tmp_path, kind, special):
+def test_files_that_are_not_regular_are_refused(written, tmp_path, kind, special):
     (tmp_path / "file").symlink_to(special)
     with refused():
         written[kind][1](tmp_path / "file")
 
 
-# Whoever can write a file can compute its checksum: from here on it is right.
+# Anyone who can write a file can compute its checksum, so the files from here on have a correct one.
 
 
 words = st.sampled_from(["", "Conv", "Relu", "float64", "adam", "\x1b[2J", "a\nb", "\ud800", "x" * 100])
@@ -216,31 +216,31 @@ json_values = st.recursive(
 )
 
 
-def places_of(tree, here=()):
-    """Yield the way to each part of plain data."""
-    yield here
-    for key, part in tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ():
-        yield from places_of(part, (*here, key))
+def paths_in(tree, path=()):
+    """Yield the path to each node of plain data, as a tuple of keys and indices."""
+    yield path
+    for key, child in tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ():
+        yield from paths_in(child, (*path, key))
 
 
-def changed(tree, place, value):
-    if not place:
+def replaced(tree, path, value):
+    if not path:
         return value
-    first, *rest = place
+    first, *rest = path
     copy = dict(tree) if isinstance(tree, dict) else list(tree)
-    copy[first] = changed(copy[first], rest, value)
+    copy[first] = replaced(copy[first], rest, value)
     return copy
 
 
-def described(path, form):
-    file = ArrayFile(path, form)
+def read_array_file(path, file_format):
+    file = ArrayFile(path, file_format)
     return file.description, file.read(file.specs, allow_nonfinite=file.specs)
 
 
 @settings(fuzzed, max_examples=100)
 @given(data=st.data())
 @every_kind
-def test_any_description_is_refused_or_describes_what_works(written, tmp_path_factory, kind, data):
+def test_a_changed_description_is_refused_or_works(written, tmp_path_factory, kind, data):
     check_description(*written[kind], tmp_path_factory, kind, data)
 
 
@@ -248,15 +248,15 @@ def test_any_description_is_refused_or_describes_what_works(written, tmp_path_fa
 @settings(max_examples=3000, print_blob=True)
 @given(data=st.data())
 @every_kind
-def test_thousands_of_descriptions(written, tmp_path_factory, kind, data):
+def test_thousands_of_changed_descriptions_are_refused_or_work(written, tmp_path_factory, kind, data):
     check_description(*written[kind], tmp_path_factory, kind, data)
 
 
 def check_description(path, read, tmp_path_factory, kind, data):
-    description, arrays = described(path, f"xpconv-{kind}")
-    place = data.draw(st.sampled_from(list(places_of(description))[1:]))
+    description, arrays = read_array_file(path, f"xpconv-{kind}")
+    node = data.draw(st.sampled_from(list(paths_in(description))[1:]))
     other = tmp_path_factory.getbasetemp() / f"described-{kind}-file"
-    write_arrays(other, f"xpconv-{kind}", changed(description, place, data.draw(json_values)), arrays)
+    write_arrays(other, f"xpconv-{kind}", replaced(description, node, data.draw(json_values)), arrays)
     with little_memory():
         try:
             read(other)
@@ -267,9 +267,9 @@ def check_description(path, read, tmp_path_factory, kind, data):
 @settings(fuzzed, max_examples=100)
 @given(data=st.data())
 @every_kind
-def test_arrays_that_are_not_those_described_are_refused(written, tmp_path_factory, kind, data):
+def test_arrays_that_do_not_match_the_description_are_refused(written, tmp_path_factory, kind, data):
     path, read = written[kind]
-    description, arrays = described(path, f"xpconv-{kind}")
+    description, arrays = read_array_file(path, f"xpconv-{kind}")
     name = data.draw(st.sampled_from(sorted(arrays)))
     a = arrays[name]
     others = [None, a.astype(np.float16), a[None], np.zeros((0, *a.shape)), a.reshape(-1)[:-1]]
@@ -298,24 +298,24 @@ HUGE = {
 
 @pytest.mark.parametrize("change", HUGE.values(), ids=HUGE)
 def test_huge_architectures_are_refused_with_little_memory(written, tmp_path, change):
-    description, arrays = described(written["model"][0], "xpconv-model")
+    description, arrays = read_array_file(written["model"][0], "xpconv-model")
     change(description)
     write_arrays(tmp_path / "file", "xpconv-model", description, arrays)
-    with little_memory(LITTLE + 80 * (tmp_path / "file").stat().st_size), refused():
+    with little_memory(MEMORY_LIMIT + 80 * (tmp_path / "file").stat().st_size), refused():
         load_model(tmp_path / "file")
 
 
 @pytest.mark.parametrize("name", ["\x1b[31mred", "a\tb", "two\nlines", "\u202eright to left", 5, None])
-def test_names_that_would_write_on_a_terminal_are_refused(written, tmp_path, name):
-    description, arrays = described(written["model"][0], "xpconv-model")
+def test_class_names_that_are_not_printable_are_refused(written, tmp_path, name):
+    description, arrays = read_array_file(written["model"][0], "xpconv-model")
     write_arrays(tmp_path / "file", "xpconv-model", {**description, "class_names": ["a", name]}, arrays)
     with refused():
         load_model(tmp_path / "file")
 
 
 @pytest.mark.parametrize("name", ["\x1b[31mred", "x" * 100_000])
-def test_arrays_with_hostile_names_are_told_of_legibly(written, tmp_path, name):
-    description, arrays = described(written["model"][0], "xpconv-model")
+def test_errors_about_arrays_with_hostile_names_are_printable(written, tmp_path, name):
+    description, arrays = read_array_file(written["model"][0], "xpconv-model")
     write_arrays(tmp_path / "file", "xpconv-model", description, {**arrays, name: np.zeros(1)})
     with refused():
         load_model(tmp_path / "file")
@@ -325,7 +325,7 @@ def test_arrays_with_hostile_names_are_told_of_legibly(written, tmp_path, name):
 
 
 def pickled(*operations):
-    """Return a batch whose images are what these pickle operations leave."""
+    """Return a batch whose images are the result of these pickle operations."""
     return b"\x80\x02}(" + b"U\x06labels](K\x06eU\x04data" + b"".join(operations) + b"u."
 
 
@@ -333,32 +333,32 @@ def call(module, name, *arguments):
     return f"c{module}\n{name}\n(".encode() + b"".join(arguments) + b"tR"
 
 
-NUMPY = "numpy.core.multiarray", "_reconstruct"
-EVIL = {
+RECONSTRUCT = "numpy.core.multiarray", "_reconstruct"
+HOSTILE_PICKLES = {
     "runs a command": pickled(call("os", "system", b"U\x04exit")),
     "runs code": pickled(call("builtins", "eval", b"U\x031/0")),
     "imports": pickled(call("importlib", "import_module", b"U\x04this")),
     "opens a file": pickled(call("builtins", "open", b"U\x09/dev/zero")),
     "a dotted name": b"\x80\x04\x8c\x05numpy\x8c\x10ndarray.__init__\x93.",
     "a huge array": pickled(call("numpy", "ndarray", b"(J\xff\xff\xff\x7ft")),
-    "a huge array to be filled": pickled(call(*NUMPY, b"cnumpy\nndarray\n", b"(J\xff\xff\xff\x7ft", b"U\x01b")),
+    "a huge array to be filled": pickled(call(*RECONSTRUCT, b"cnumpy\nndarray\n", b"(J\xff\xff\xff\x7ft", b"U\x01b")),
     "long bytes": b"\x80\x04\x8e" + (1 << 40).to_bytes(8, "little"),
-    "a far place in the memo": pickled(b"Nr\xff\xff\xff\x7f"),
+    "a large memo index": pickled(b"Nr\xff\xff\xff\x7f"),
     "a long number": b"\x80\x02\x8b\xff\xff\xff\x7f",
     "lists in lists in lists": b"\x80\x02}(U\x06labels("
     + b"]q\x00"
     + b"".join(b"](" + b"h" + bytes([k]) * 1 + (b"h" + bytes([k])) * 19 + b"eq" + bytes([k + 1]) for k in range(8))
     + b"l.",
     "another encoding": pickled(call("_codecs", "encode", b"X\x01\0\0\0a", b"X\x03\0\0\0hex")),
-    "attributes of what it is given": pickled(b"c_codecs\nencode\n}U\x08__name__U\x01xsb"),
+    "attributes of the function that it gets": pickled(b"c_codecs\nencode\n}U\x08__name__U\x01xsb"),
     "a stored object": pickled(b"U\x01xQ"),
     "an extension": pickled(b"\x82\x01"),
     "labels in an array of lists": b"\x80\x02}(U\x06labels](]K\x01aeU\x04dataU\x01xu.",
 }
 
 
-@pytest.mark.parametrize("content", EVIL.values(), ids=EVIL)
-def test_hostile_pickles_are_refused_and_nothing_happens(tmp_path, content):
+@pytest.mark.parametrize("content", HOSTILE_PICKLES.values(), ids=HOSTILE_PICKLES)
+def test_hostile_pickles_are_refused_and_not_executed(tmp_path, content):
     (tmp_path / "batch").write_bytes(content)
     with little_memory(), refused(DatasetError, "batch"):
         load_batch(tmp_path / "batch")
@@ -370,10 +370,10 @@ def batch_of(count):
 
 @settings(fuzzed, max_examples=300)
 @given(data=st.data())
-def test_damaged_batches_are_refused_or_hold_images(tmp_path_factory, data):
+def test_damaged_batches_are_refused_or_give_images(tmp_path_factory, data):
     content, path = bytearray(batch_of(1)), tmp_path_factory.getbasetemp() / "damaged_batch"
-    for place in data.draw(st.lists(st.integers(0, 300), min_size=1, max_size=3)):
-        content[place] = data.draw(st.integers(0, 255))
+    for i in data.draw(st.lists(st.integers(0, 300), min_size=1, max_size=3)):
+        content[i] = data.draw(st.integers(0, 255))
     path.write_bytes(content[: data.draw(st.sampled_from([len(content), 100, 300, 3000]))])
     with little_memory():
         try:
@@ -387,7 +387,7 @@ def test_damaged_batches_are_refused_or_hold_images(tmp_path_factory, data):
 
 @pytest.mark.parametrize("suffix", ["", ".bin"])
 @pytest.mark.parametrize("special", ["/dev/zero", ".", "nowhere"])
-def test_batches_that_are_no_regular_files_are_refused(tmp_path, suffix, special):
+def test_batches_that_are_not_regular_files_are_refused(tmp_path, suffix, special):
     (tmp_path / f"batch{suffix}").symlink_to(special)
     with refused(DatasetError, "batch"):
         load_batch(tmp_path / f"batch{suffix}")
@@ -416,8 +416,8 @@ ARCHIVES = {
 }
 
 
-def unpack(tmp_path, monkeypatch, archive, checksum=None):
-    """Let the archive be what is downloaded, of the checksum that is expected."""
+def download(tmp_path, monkeypatch, archive):
+    """Look for CIFAR-10 where the only source is this archive, taken for the downloaded one."""
     pooch = pytest.importorskip("pooch")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("XPCONV_DATA", raising=False)
@@ -426,13 +426,13 @@ def unpack(tmp_path, monkeypatch, archive, checksum=None):
 
 
 @pytest.mark.parametrize("entry", ARCHIVES.values(), ids=ARCHIVES)
-def test_archives_that_hold_anything_else_are_refused_and_leave_nothing(tmp_path, monkeypatch, entry):
+def test_archives_with_anything_else_are_refused_and_leave_nothing(tmp_path, monkeypatch, entry):
     info, content = entry
     with tarfile.open(tmp_path / "archive.tar.gz", "w:gz") as tar:
         content.seek(0)
         tar.addfile(info, content)
     with refused(DatasetError, "the archive contains"):
-        unpack(tmp_path, monkeypatch, tmp_path / "archive.tar.gz")
+        download(tmp_path, monkeypatch, tmp_path / "archive.tar.gz")
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "archive.tar.gz"]
 
 
@@ -440,15 +440,15 @@ def test_damaged_archives_are_refused_and_leave_nothing(tmp_path, monkeypatch):
     with tarfile.open(tmp_path / "archive.tar.gz", "w:gz") as tar:
         info, content = member(f"{FOLDER}/data_batch_1", os.urandom(5000))
         tar.addfile(info, content)
-    whole = (tmp_path / "archive.tar.gz").read_bytes()
-    for content in (b"", whole[:20], whole[:2000], b"<html>"):
+    complete = (tmp_path / "archive.tar.gz").read_bytes()
+    for content in (b"", complete[:20], complete[:2000], b"<html>"):
         (tmp_path / "archive.tar.gz").write_bytes(content)
         with refused(DatasetError, "the download failed"):
-            unpack(tmp_path, monkeypatch, tmp_path / "archive.tar.gz")
+            download(tmp_path, monkeypatch, tmp_path / "archive.tar.gz")
         assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "archive.tar.gz"]
 
 
-# ---- pictures
+# ---- images
 
 SHAPE = 3, 4, 5
 MODES = {
@@ -460,20 +460,20 @@ MODES = {
     "PPM": ["1", "L", "RGB", "I;16"],
     "WEBP": ["RGB", "RGBA"],
 }
-PICTURES = [(form, mode) for form, modes in MODES.items() for mode in modes]
+FORMATS_AND_MODES = [(file_format, mode) for file_format, modes in MODES.items() for mode in modes]
 
 
-def picture(form, mode, **options):
+def image_bytes(file_format, mode, **options):
     values = np.add.outer(np.arange(9), np.arange(7)) * 15
     image = Image.fromarray((values * 257).astype(np.uint16) if mode == "I;16" else values.astype(np.uint8))
     file = io.BytesIO()
-    (image if mode == "I;16" else image.convert(mode)).save(file, form, **options)
+    (image if mode == "I;16" else image.convert(mode)).save(file, file_format, **options)
     return file.getvalue()
 
 
-@pytest.mark.parametrize(("form", "mode"), PICTURES)
-def test_pictures_of_every_kind_are_read(tmp_path, form, mode):
-    (tmp_path / "file").write_bytes(picture(form, mode))
+@pytest.mark.parametrize(("file_format", "mode"), FORMATS_AND_MODES)
+def test_images_of_every_format_and_mode_are_read(tmp_path, file_format, mode):
+    (tmp_path / "file").write_bytes(image_bytes(file_format, mode))
     for channels in (1, 3):
         pixels = read_image(tmp_path / "file", (channels, 9, 7))
         assert (pixels.shape, pixels.dtype) == ((channels, 9, 7), np.uint8)
@@ -484,22 +484,22 @@ def test_pictures_of_every_kind_are_read(tmp_path, form, mode):
 
 @settings(fuzzed, max_examples=300)
 @given(data=st.data())
-def test_damaged_pictures_are_refused_or_have_the_shape(tmp_path_factory, data):
-    content = bytearray(picture(*data.draw(st.sampled_from(PICTURES))))
-    for place in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=3)):
-        content[place] = data.draw(st.integers(0, 255))
-    path = tmp_path_factory.getbasetemp() / "damaged_picture"
+def test_damaged_images_are_refused_or_have_the_shape(tmp_path_factory, data):
+    content = bytearray(image_bytes(*data.draw(st.sampled_from(FORMATS_AND_MODES))))
+    for i in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=3)):
+        content[i] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.getbasetemp() / "damaged_image"
     path.write_bytes(content[: data.draw(st.integers(0, len(content)))] if data.draw(st.booleans()) else content)
     try:
         pixels = read_image(path, SHAPE)
     except DatasetError as error:
-        assert_clear(error, "damaged_picture")
+        assert_clear(error, "damaged_image")
     else:
         assert (pixels.shape, pixels.dtype) == (SHAPE, np.uint8)
 
 
 def png(width, height, data=b"", *, chunks=()):
-    """Return a PNG file that claims this size."""
+    """Return a PNG file whose header claims this size."""
 
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -507,56 +507,56 @@ def png(width, height, data=b"", *, chunks=()):
     return (
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-        + b"".join(chunk(*each) for each in chunks)
+        + b"".join(chunk(*arguments) for arguments in chunks)
         + chunk(b"IDAT", data)
         + chunk(b"IEND", b"")
     )
 
 
-def integers(value):
+def tiff_of_integers(value):
     file = io.BytesIO()
     Image.fromarray(np.full((4, 5), value, np.int32)).save(file, "TIFF")
     return file.getvalue()
 
 
-NO_PICTURES = {
+REFUSED_IMAGES = {
     "nothing": b"",
-    "text": b"no picture",
-    "a claim of terapixels": png(1 << 20, 1 << 20),
-    "a bomb": png(30_000, 30_000, zlib.compress(bytes(1 << 24), 9)),
+    "text": b"not an image",
+    "terapixels": png(1 << 20, 1 << 20),
+    "a decompression bomb": png(30_000, 30_000, zlib.compress(bytes(1 << 24), 9)),
     "no pixels": png(0, 0),
     "no height": png(5, 0),
-    "a bomb of text": png(1, 1, zlib.compress(bytes(4)), chunks=[(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 27)))]),
+    "a text bomb": png(1, 1, zlib.compress(bytes(4)), chunks=[(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 27)))]),
     "a program for Ghostscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n",
-    "floating-point numbers": picture("TIFF", "F"),
-    "numbers of 32 bits": integers(70_000),
-    "negative numbers": integers(-1),
+    "floating-point numbers": image_bytes("TIFF", "F"),
+    "integers of 32 bits": tiff_of_integers(70_000),
+    "negative integers": tiff_of_integers(-1),
     "a model": with_header({"__metadata__": {}}),
 }
 
 
-@pytest.mark.parametrize("content", NO_PICTURES.values(), ids=NO_PICTURES)
-def test_what_is_no_picture_or_too_large_a_one_is_refused(tmp_path, content):
+@pytest.mark.parametrize("content", REFUSED_IMAGES.values(), ids=REFUSED_IMAGES)
+def test_files_that_are_not_images_and_huge_images_are_refused(tmp_path, content):
     (tmp_path / "file").write_bytes(content)
     with little_memory(), refused(DatasetError):
         read_image(tmp_path / "file", SHAPE)
 
 
-def test_of_an_animated_picture_the_first_frame_counts(tmp_path):
+def test_the_first_frame_of_an_animation_is_read(tmp_path):
     frames = [Image.new("L", (5, 4), shade) for shade in (40, 200)]
-    for form in ("GIF", "PNG", "TIFF", "WEBP"):
+    for file_format in ("GIF", "PNG", "TIFF", "WEBP"):
         frames[0].save(
             tmp_path / "file",
-            form,
+            file_format,
             save_all=True,
             append_images=frames[1:],
-            **({"lossless": True} if form == "WEBP" else {}),
+            **({"lossless": True} if file_format == "WEBP" else {}),
         )
         assert set(read_image(tmp_path / "file", (1, 4, 5)).ravel().tolist()) == {40}
 
 
 @pytest.mark.parametrize("special", ["/dev/null", ".", "nowhere"])
-def test_pictures_that_are_no_regular_files_are_refused(tmp_path, special):
+def test_images_that_are_not_regular_files_are_refused(tmp_path, special):
     (tmp_path / "file").symlink_to(special)
     with refused(DatasetError):
         read_image(tmp_path / "file", SHAPE)
