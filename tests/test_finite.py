@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tests.helpers import find_backend
+from tests.solvers import make_solver
 from tests.test_cli import SHORT, call
-from tests.test_resume import make_solver
 from xpconv import layers as F
 from xpconv.backend import Backend, to_host
 from xpconv.cs231n import layers as course

@@ -8,16 +8,13 @@ import numpy as np
 import pytest
 
 from tests.helpers import assert_copies, find_backend
+from tests.solvers import HISTORIES, assert_same, make_solver, saving_at
 from xpconv import FullyConnectedNet, Preprocessing, Solver
 from xpconv.cs231n.classifiers.fc_net import FullyConnectedNet as CourseNet
 from xpconv.cs231n.solver import Solver as CourseSolver
-from xpconv.data.augment import parse_augmentation
 from xpconv.errors import CheckpointError, NonFiniteLossError
 from xpconv.io._safetensors import ArrayFile, write_arrays
-from xpconv.nn import Affine, BatchNorm, Conv, Dropout, Relu, Sequential
 from xpconv.training.checkpoint import FILE_FORMAT, CheckpointFolder
-
-HISTORIES = ("loss_history", "learning_rate_history", "train_acc_history", "val_acc_history", "health_history")
 
 
 @pytest.fixture
@@ -27,56 +24,6 @@ def data():
     X = rng.standard_normal((90, 1, 4, 4))
     X[np.arange(90), 0, y] += 2
     return {"X_train": X[:60], "y_train": y[:60], "X_val": X[60:], "y_val": y[60:]}
-
-
-def make_solver(data, *, backend="numpy", dtype="float64", filters=3, **options):
-    """Return a Solver of everything that has a state: running statistics, masks, samples of checks, changed images."""
-    net = Sequential(
-        [Conv(filters), BatchNorm(), Relu(), Dropout(0.8), Affine(3)],
-        input_shape=(1, 4, 4),
-        rng=0,
-        dtype=dtype,
-        backend=backend,
-    )
-    defaults = {
-        "update_rule": "adam",
-        "optim_config": {"learning_rate": 0.02},
-        "lr_decay": 0.9,
-        "batch_size": 7,
-        "num_epochs": 3,
-        "num_train_samples": 20,
-        "num_val_samples": 10,
-        "verbose": False,
-        "rng": 5,
-        "augment": parse_augmentation("crop-flip")[1],
-    }
-    return Solver(net, data, **{**defaults, **options})
-
-
-def saving_at(iteration, path):
-    return lambda solver: solver.iteration == iteration and solver.save(path)
-
-
-def everything_of(solver):
-    """Return each number that training has left, by name."""
-    params, state = solver.current()
-    stores = {
-        "params": params,
-        "state": state,
-        "best": solver.best_params,
-        "best_state": solver.best_state,
-        **{f"memory of {name}": config for name, config in solver.optim_configs.items()},
-    }
-    values = {f"{kind} {name}": value for kind, store in stores.items() for name, value in store.items()}
-    return values | {name: getattr(solver, name) for name in (*HISTORIES, "epoch", "iteration", "best_val_acc")}
-
-
-def assert_same(solver, other):
-    first, second = everything_of(solver), everything_of(other)
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        np.testing.assert_array_equal(value, second[name], strict=True, err_msg=name)
-        assert type(value) is type(second[name])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -10,13 +10,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tests.solvers import assert_same_results, results_of
 from xpconv import Solver
-from xpconv.backend import to_host
 from xpconv.errors import CheckpointError
 from xpconv.nn import Affine, BatchNorm, Dropout, Relu, Sequential
 
-HISTORIES = ("loss_history", "learning_rate_history", "train_acc_history", "val_acc_history")
-NUMBERS = ("epoch", "iteration", "skipped", "best_val_acc")
 LAST = 12
 PLACES = ["numpy", "array_api_strict"]
 
@@ -49,20 +47,6 @@ def make_solver(backend, update_rule, sampling):
         verbose=False,
         rng=3,
     )
-
-
-def everything_of(solver):
-    """Return a copy of each number that training has left, by name."""
-    params, state = solver.current()
-    stores = {
-        "params": params,
-        "state": state,
-        "best": solver.best_params,
-        "best state": solver.best_state,
-        **{f"memory of {name}": config for name, config in solver.optim_configs.items()},
-    }
-    numbers = {f"{kind} {name}": np.array(to_host(a)) for kind, store in stores.items() for name, a in store.items()}
-    return numbers | {name: np.array(getattr(solver, name)) for name in HISTORIES + NUMBERS}
 
 
 class Training(RuleBasedStateMachine):
@@ -213,14 +197,11 @@ class Training(RuleBasedStateMachine):
                     accuracies.extend([] if accuracy is None else [accuracy])
             if solver.iteration == self.solver.iteration:
                 solver._read_losses()
-                found.append(everything_of(solver))
+                found.append(results_of(solver))
 
         follow(plain)
         plain.train(follow)
-        expected, actual = found[0], everything_of(self.solver)
-        assert actual.keys() == expected.keys()
-        for name, value in expected.items():
-            np.testing.assert_array_equal(actual[name], value, strict=True, err_msg=name)
+        assert_same_results(results_of(self.solver), found[0])
         assert self.accuracies == accuracies
 
 
