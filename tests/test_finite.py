@@ -55,7 +55,7 @@ def spoil(solver, iteration, value=np.inf, where="W1"):
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
-def test_a_bad_gradient_is_named_with_its_iteration_and_its_largest_value(data, place, value):
+def test_a_nonfinite_gradient_is_named_with_its_iteration_and_largest_value(data, place, value):
     solver = make_solver(data, backend=find_backend(place), optim_config={"learning_rate": 1e-3}, lr_decay=1.0)
     seen = spoil(solver, 5, value)
     with np.errstate(all="ignore"), pytest.raises(NonFiniteLossError) as caught:
@@ -68,7 +68,7 @@ def test_a_bad_gradient_is_named_with_its_iteration_and_its_largest_value(data, 
     assert all(np.isfinite(to_host(w)).all() for w in solver.model.params.values())
 
 
-def test_on_the_host_training_stops_before_the_step_that_would_spoil_everything(data):
+def test_on_the_host_training_stops_before_the_nonfinite_update(data):
     solver = make_solver(data)
     spoil(solver, 5)
     kept = {}
@@ -84,7 +84,7 @@ def test_on_the_host_training_stops_before_the_step_that_would_spoil_everything(
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_bad_loss_is_told_with_the_largest_gradient(data, place):
+def test_a_nonfinite_loss_is_reported_with_the_largest_gradient(data, place):
     solver = make_solver(data, backend=find_backend(place))
     spoil(solver, 3, where="loss")
     with pytest.raises(
@@ -147,7 +147,7 @@ def test_a_skipped_iteration_changes_nothing(data, place, rule, where):
 
 
 @pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
-def test_nobody_waits_to_find_out(data, monkeypatch, on_nonfinite):
+def test_finite_checks_do_not_wait_for_the_device(data, monkeypatch, on_nonfinite):
     backend = find_backend("array_api_strict:device1")
     solver = make_solver(data, backend=backend, on_nonfinite=on_nonfinite, augment=None)
     batch = backend.asarray(data["X_train"][:7]), backend.asarray(data["y_train"][:7])
@@ -165,7 +165,7 @@ def test_nobody_waits_to_find_out(data, monkeypatch, on_nonfinite):
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_rule_of_ones_own_is_not_called_for_a_skipped_iteration(data, place):
+def test_a_custom_rule_is_not_called_for_a_skipped_iteration(data, place):
     called = []
 
     def rule(w, dw, config):
@@ -179,7 +179,7 @@ def test_a_rule_of_ones_own_is_not_called_for_a_skipped_iteration(data, place):
     assert len(called) == (solver.iteration - 1) * len(solver.model.params)
 
 
-def test_skipped_iterations_are_counted_across_a_stop(data, tmp_path):
+def test_resumed_trainings_keep_counting_skipped_iterations(data, tmp_path):
     solver, again = make_solver(data, on_nonfinite="skip"), make_solver(data, on_nonfinite="skip")
     spoil(solver, 2)
     spoil(again, 1)
@@ -190,7 +190,7 @@ def test_skipped_iterations_are_counted_across_a_stop(data, tmp_path):
     assert again.skipped == 2
 
 
-def test_the_command_stops_or_skips_as_asked(tmp_path, monkeypatch):
+def test_the_command_stops_at_or_skips_nonfinite_losses(tmp_path, monkeypatch):
     plain = Solver._record_loss
 
     def check_finite(self, loss, grads):
@@ -209,7 +209,7 @@ def test_the_command_stops_or_skips_as_asked(tmp_path, monkeypatch):
     assert "skipped 1 iterations whose loss or gradients were not finite\n" in result.stdout
 
 
-def test_other_answers_are_refused(data):
+def test_unknown_values_of_on_nonfinite_are_refused(data):
     with pytest.raises(ArgumentError, match="on_nonfinite is 'ignore'; expected stop or skip"):
         make_solver(data, on_nonfinite="ignore")
 
@@ -218,7 +218,7 @@ def test_other_answers_are_refused(data):
 
 
 @given(hnp.arrays(st.sampled_from(["float32", "float64"]), hnp.array_shapes(max_dims=3, max_side=9)))
-def test_whether_all_is_finite_agrees_with_numpy(a):
+def test_finite_checks_agree_with_numpy(a):
     finite = np.isfinite(a)
     assert all_finite(0.0, [a]) == finite.all()
     size = np.abs(a[finite]).max(initial=0)
@@ -228,7 +228,7 @@ def test_whether_all_is_finite_agrees_with_numpy(a):
 
 
 @pytest.mark.parametrize("size", [1e25, 3e38])
-def test_huge_gradients_are_finite_ones(size):
+def test_huge_gradients_count_as_finite(size):
     assert all_finite(1.0, [np.full((300, 300), size, np.float32)])
     assert not all_finite(1.0, [np.full((300, 300), np.inf, np.float32)])
 
@@ -267,7 +267,7 @@ def test_norms_and_losses_stay_finite_up_to_1e30(place, dtype, size, kind):
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (1, 3, 1, 1)])
-def test_batch_norm_of_one_value_a_channel_is_refused_in_training(backend, shape):
+def test_batch_norm_refuses_one_value_per_channel_in_training(backend, shape):
     x, ones = backend.asarray(np.full(shape, 7.0)), backend.asarray(np.ones(3))
     with pytest.raises(
         ArgumentError,
@@ -279,7 +279,7 @@ def test_batch_norm_of_one_value_a_channel_is_refused_in_training(backend, shape
     assert tuple(out.shape) == shape
 
 
-def test_a_single_image_is_a_batch_to_every_norm():
+def test_every_norm_accepts_a_single_image():
     x = np.random.default_rng(0).standard_normal((1, 4, 3, 3))
     ones, whole = np.ones(4), np.ones((4, 3, 3))
     for out in (
@@ -290,7 +290,7 @@ def test_a_single_image_is_a_batch_to_every_norm():
         assert np.isfinite(out).all()
 
 
-def test_the_courses_batch_norm_takes_a_single_sample_as_the_course_does():
+def test_the_courses_batch_norm_accepts_a_single_sample():
     x, gamma, beta = np.array([[1.0, -3.0]]), np.array([2.0, 2.0]), np.array([5.0, 6.0])
     out, cache = course.batchnorm_forward(x, gamma, beta, {"mode": "train"})
     np.testing.assert_array_equal(out, [beta])

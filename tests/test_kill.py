@@ -144,7 +144,7 @@ def test_ctrl_c_and_sigterm_save_a_checkpoint_and_exit_by_convention(server, who
         assert (run / name).read_bytes() == (whole["float32"].folder / name).read_bytes()
 
 
-def test_a_folder_in_use_is_refused_and_one_of_a_killed_run_is_not(server, tmp_path):
+def test_a_folder_in_use_is_refused_but_not_that_of_a_killed_run(server, tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
     assert server([*RUN, "--out", run], log, "(Iteration 5 /") == -signal.SIGKILL
     with lock_folder(run):
@@ -156,7 +156,7 @@ def test_a_folder_in_use_is_refused_and_one_of_a_killed_run_is_not(server, tmp_p
     assert server(["--resume", run], log) == 0
 
 
-def test_a_damaged_checkpoint_is_passed_over_with_a_note(server, whole, tmp_path):
+def test_a_damaged_checkpoint_is_skipped_with_a_note(server, whole, tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
     assert server([*RUN, "--dtype", "float32", "--out", run], log) == 0
     (run / "model.safetensors").unlink()  # as if it had been killed before it wrote what it leaves
@@ -182,7 +182,7 @@ def test_without_a_checkpoint_a_run_starts_over(server, whole, tmp_path):
     assert not list(run.glob(".*"))
 
 
-def test_the_lock_is_on_a_file_that_goes_with_it(tmp_path):
+def test_the_lock_file_is_removed_with_the_lock(tmp_path):
     with lock_folder(tmp_path):
         assert os.listdir(tmp_path) == [".lock"]
         with (

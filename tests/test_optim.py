@@ -119,7 +119,7 @@ def test_published_defaults():
         assert {k: v for k, v in config.items() if not isinstance(v, np.ndarray)} == defaults[name]
 
 
-def test_large_arrays_are_updated_whole(case):
+def test_every_element_of_a_large_array_is_updated(case):
     """They are cut in blocks for NumPy; every element must be in one."""
     rule, formula, config = case
     rng = np.random.default_rng(0)
@@ -129,7 +129,7 @@ def test_large_arrays_are_updated_whole(case):
     np.testing.assert_allclose(rule(w.copy(), dw, config, in_place=True)[0], expected, rtol=1e-12)
 
 
-def test_arrays_that_are_not_contiguous_are_updated_in_place(case):
+def test_non_contiguous_arrays_are_updated_in_place(case):
     rule, formula, config = case
     w, dw = np.zeros((2 * N, D)), np.zeros((D, N))
     w[::2], dw[...] = W, DW.T
@@ -139,7 +139,7 @@ def test_arrays_that_are_not_contiguous_are_updated_in_place(case):
     assert not w[1::2].any()
 
 
-def test_gradient_of_another_shape_is_refused(case):
+def test_a_gradient_of_another_shape_is_refused(case):
     with pytest.raises(ArgumentError, match=r"dw has shape \(5, 4\); expected that of w, \(4, 5\)"):
         case[0](W, DW.T)
 
@@ -166,7 +166,7 @@ def test_ten_steps_equal_those_of_torch(name):
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("rule", UPDATE_RULES.values(), ids=UPDATE_RULES)
-def test_options_may_be_numbers_of_numpy(rule, backend, dtype):
+def test_options_may_be_numpy_scalars(rule, backend, dtype):
     w, dw = (backend.asarray(np.array([1.0, -2.0]), dtype) for _ in range(2))
     new, config = rule(w, dw, {"learning_rate": np.float32(0.25)})
     assert_array(new, backend.to_host(rule(w, dw, {"learning_rate": 0.25})[0]), backend, dtype)
@@ -184,7 +184,7 @@ def test_options_may_be_numbers_of_numpy(rule, backend, dtype):
         (adam, {"t": -1}, "t is -1; expected 0 or more"),
     ],
 )
-def test_options_that_no_step_can_be_taken_with_are_named(rule, option, text):
+def test_invalid_options_are_refused_by_name(rule, option, text):
     w = np.ones(2)
     with pytest.raises(ArgumentError if "0 or more" in text else ArgumentTypeError, match=text):
         rule(w, w, option)

@@ -52,7 +52,7 @@ def test_a_resumed_training_ends_with_the_same_bits(data, tmp_path, rule, dtype,
         {"patience": 1, "num_epochs": 30},
     ],
 )
-def test_every_way_to_train_resumes(data, tmp_path, options):
+def test_trainings_with_other_options_resume(data, tmp_path, options):
     whole, resumed = make_solver(data, **options), make_solver(data, **options)
     whole.train(saving_at(5, tmp_path / "checkpoint"))
     resumed.resume(tmp_path / "checkpoint")
@@ -60,7 +60,7 @@ def test_every_way_to_train_resumes(data, tmp_path, options):
     assert_same(resumed, whole)
 
 
-def test_a_chain_of_resumed_trainings_ends_with_the_same_bits(data, tmp_path):
+def test_a_training_resumed_many_times_ends_with_the_same_bits(data, tmp_path):
     whole = make_solver(data)
     whole.train()
     part = make_solver(data)
@@ -75,7 +75,7 @@ def test_a_chain_of_resumed_trainings_ends_with_the_same_bits(data, tmp_path):
     assert_same(part, whole)
 
 
-def test_an_interrupted_solver_goes_on_where_it_was(data):
+def test_an_interrupted_solver_continues_where_it_stopped(data):
     whole, part = make_solver(data), make_solver(data)
     whole.train()
     for stop in (2, 9, 10):
@@ -88,7 +88,7 @@ def test_an_interrupted_solver_goes_on_where_it_was(data):
     assert part.iteration == 48
 
 
-def test_ctrl_c_is_taken_between_two_iterations_and_a_second_one_at_once(data, tmp_path):
+def test_ctrl_c_stops_after_the_iteration_and_a_second_one_at_once(data, tmp_path):
     solver = make_solver(data)
     plain, calls = solver.model.loss, []
 
@@ -117,7 +117,7 @@ def test_a_solver_trains_in_any_thread(data):
     assert_same(other, solver)
 
 
-def test_a_finished_training_has_nothing_left_but_may_get_more_epochs(data, tmp_path):
+def test_a_finished_training_resumes_only_with_more_epochs(data, tmp_path):
     path = tmp_path / "checkpoint"
     first, longer = make_solver(data), make_solver(data, num_epochs=4)
     first.train()
@@ -132,7 +132,7 @@ def test_a_finished_training_has_nothing_left_but_may_get_more_epochs(data, tmp_
 
 
 @pytest.mark.parametrize("saved_on", ["numpy", "other"])
-def test_a_training_moves_to_another_backend(data, tmp_path, backend, saved_on):
+def test_a_training_resumes_on_another_backend(data, tmp_path, backend, saved_on):
     whole = make_solver(data)
     whole.train()
     places = ["numpy", backend] if saved_on == "numpy" else [backend, "numpy"]
@@ -163,7 +163,7 @@ def test_the_courses_solver_resumes_with_numpys_global_state(data, tmp_path):
     assert np.random.rand() == drawn
 
 
-def test_a_rule_of_ones_own_resumes_with_what_it_remembers(data, tmp_path):
+def test_a_custom_rule_resumes_with_its_memory(data, tmp_path):
     def rule(w, dw, config):
         config = {"rate": np.float64(0.1), "steps": 0, "mean": np.zeros_like(w), "name": "mine", **config}
         mean = 0.9 * config["mean"] + dw
@@ -194,7 +194,7 @@ class Linear:
         return float(loss), {"W": X.reshape(len(X), -1).T @ p / len(y), "b": p.mean(axis=0)}
 
 
-def test_anything_with_params_and_loss_resumes(data, tmp_path):
+def test_a_custom_model_resumes(data, tmp_path):
     whole, resumed = (Solver(Linear(), data, batch_size=7, num_epochs=2, verbose=False, rng=0) for _ in range(2))
     whole.train(saving_at(4, tmp_path / "checkpoint"))
     resumed.resume(tmp_path / "checkpoint")
@@ -210,7 +210,7 @@ def test_anything_with_params_and_loss_resumes(data, tmp_path):
         lambda seed: np.random.Generator(np.random.Philox(seed)),
     ],
 )
-def test_streams_of_any_kind_resume(data, tmp_path, make_rng):
+def test_every_kind_of_random_stream_resumes(data, tmp_path, make_rng):
     solvers = []
     for seed in (1, 2):
         solver = make_solver(data, augment=None)
@@ -223,7 +223,7 @@ def test_streams_of_any_kind_resume(data, tmp_path, make_rng):
     assert_same(*solvers)
 
 
-def test_a_state_is_a_copy_in_plain_data_that_resumes_any_number_of_solvers(data):
+def test_one_state_dict_resumes_several_solvers(data):
     """Training on changes neither the state nor another Solver that has it."""
     whole, states = make_solver(data), []
     whole.train(lambda solver: solver.iteration == 10 and states.append(solver.state_dict()))
@@ -251,7 +251,7 @@ def test_a_state_is_a_copy_in_plain_data_that_resumes_any_number_of_solvers(data
         ),
     ],
 )
-def test_a_wrong_state_is_refused_and_changes_nothing(data, change, message):
+def test_a_malformed_state_dict_is_refused_and_changes_nothing(data, change, message):
     solver, plain = make_solver(data), make_solver(data)
     state = make_solver(data, rng=7).state_dict()
     change(state)
@@ -285,21 +285,21 @@ def saved(data, tmp_path):
         ({"dtype": "float32"}, "model.dtype = float64, but this one has float32"),
     ],
 )
-def test_a_solver_made_otherwise_is_refused_by_what_differs(data, saved, options, message):
+def test_a_checkpoint_of_other_options_is_refused_with_the_difference(data, saved, options, message):
     solver = make_solver(data, **options)
     with pytest.raises(CheckpointError, match=f"is of a training with {message}: make the Solver"):
         solver.resume(saved)
     assert solver.iteration == 0
 
 
-def test_other_data_is_refused(data, saved):
+def test_a_checkpoint_of_other_data_is_refused(data, saved):
     with pytest.raises(CheckpointError, match=r"is of a training with train\.labels = "):
         make_solver({**data, "y_train": data["y_train"][::-1]}).resume(saved)
     with pytest.raises(CheckpointError, match=r"is of a training with val.shape\[0\] = 30, but this one has 29"):
         make_solver({**data, "X_val": data["X_val"][1:], "y_val": data["y_val"][1:]}).resume(saved)
 
 
-def test_another_net_of_the_same_kind_is_refused_by_its_arrays(data, tmp_path):
+def test_a_checkpoint_of_other_parameters_is_refused(data, tmp_path):
     solver = Solver(Linear(), data, verbose=False)
     solver.save(tmp_path / "checkpoint")
     with pytest.raises(CheckpointError, match=r"has params\.b = nothing; expected float64 \(3,\)"):
@@ -338,7 +338,7 @@ def changed(path, change):
         ),
     ],
 )
-def test_a_checkpoint_that_is_wrong_in_itself_is_refused_and_changes_nothing(data, saved, change, message):
+def test_a_malformed_checkpoint_is_refused_and_changes_nothing(data, saved, change, message):
     changed(saved, change)
     solver, plain = make_solver(data), make_solver(data)
     with pytest.raises(CheckpointError, match=message):
@@ -348,7 +348,7 @@ def test_a_checkpoint_that_is_wrong_in_itself_is_refused_and_changes_nothing(dat
     assert_same(solver, plain)
 
 
-def test_models_and_checkpoints_are_not_taken_for_each_other(data, saved, tmp_path):
+def test_a_model_is_not_read_as_a_checkpoint_or_the_reverse(data, saved, tmp_path):
     from xpconv import load_model, save_model
 
     with pytest.raises(CheckpointError, match="has format 'xpconv-checkpoint', version 1; expected 'xpconv-model'"):
@@ -359,7 +359,7 @@ def test_models_and_checkpoints_are_not_taken_for_each_other(data, saved, tmp_pa
         solver.resume(tmp_path / "model")
 
 
-def test_equal_trainings_are_equal_bytes(data, tmp_path):
+def test_equal_trainings_write_equal_bytes(data, tmp_path):
     for name in "ab":
         make_solver(data).train(saving_at(12, tmp_path / name))
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
@@ -368,7 +368,7 @@ def test_equal_trainings_are_equal_bytes(data, tmp_path):
     assert list(json.loads(header[8 : 8 + size])["__metadata__"]) == ["xpconv"]
 
 
-def test_parameters_that_are_not_finite_are_never_written(data, tmp_path):
+def test_nonfinite_parameters_are_never_written(data, tmp_path):
     path = tmp_path / "checkpoint"
     solver = make_solver(data)
     solver.train(saving_at(3, path))
@@ -394,7 +394,7 @@ def test_the_newest_two_checkpoints_are_kept(data, tmp_path):
     assert folder.newest() == folder.files()[-1]
 
 
-def test_older_checkpoints_go_only_when_the_new_one_was_read_back(data, tmp_path, monkeypatch):
+def test_older_checkpoints_are_removed_only_after_the_new_one_is_read_back(data, tmp_path, monkeypatch):
     folder, solver = CheckpointFolder(tmp_path / "checkpoints"), make_solver(data)
     solver.train(lambda solver: solver.iteration <= 2 and folder.save(solver))
 
@@ -426,7 +426,7 @@ def test_on_a_full_disk_the_older_checkpoints_stay(data, tmp_path, monkeypatch):
     assert len(list(folder.path.iterdir())) == 2
 
 
-def test_net_of_the_library_takes_no_random_draws_when_resumed(data, tmp_path):
+def test_dropout_resumes_on_every_backend(data, tmp_path):
     """Dropout draws its keys from a stream of the model: resumed on any backend it draws on from there."""
     path = tmp_path / "checkpoint"
     for place in ("numpy", "array_api_strict:device1"):
@@ -449,7 +449,7 @@ def lookahead(w, dw, config):
     return w - 0.01 * dw, config
 
 
-def test_what_a_rule_remembers_may_have_any_name(data, tmp_path):
+def test_the_memory_of_a_rule_may_have_any_name(data, tmp_path):
     """An array called params was taken for the parameters."""
     whole, part = (make_solver(data, update_rule=lookahead, optim_config={}) for _ in range(2))
     whole.train(lambda solver: solver.iteration == 5 and solver.save(tmp_path / "checkpoint"))
@@ -459,7 +459,7 @@ def test_what_a_rule_remembers_may_have_any_name(data, tmp_path):
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3, 4, 7])
-def test_as_many_checkpoints_are_kept_as_asked_for(data, tmp_path, keep):
+def test_the_folder_keeps_the_given_number_of_checkpoints(data, tmp_path, keep):
     folder, counts = CheckpointFolder(tmp_path / "checkpoints", keep=keep), []
     make_solver(data).train(lambda solver: (folder.save(solver), counts.append(len(folder.files()))))
     assert counts == [min(k, keep) for k in range(1, len(counts) + 1)]
@@ -478,7 +478,7 @@ def with_preprocessing(mean):
         (lambda solver: setattr(solver, "X_train", -solver.X_train), "train.images"),
     ],
 )
-def test_other_images_preprocessing_or_masks_are_refused(data, tmp_path, change, where):
+def test_a_checkpoint_of_other_images_or_preprocessing_or_masks_is_refused(data, tmp_path, change, where):
     first, second = make_solver(data), make_solver(data)
     first.train(lambda solver: solver.iteration == 3 and solver.save(tmp_path / "checkpoint"))
     change(second)
@@ -487,7 +487,7 @@ def test_other_images_preprocessing_or_masks_are_refused(data, tmp_path, change,
 
 
 @pytest.mark.parametrize("value", [{"a": 1}, (1, 2), [[1]], {1, 2}])
-def test_what_a_rule_remembers_and_a_file_cannot_hold_is_refused(data, tmp_path, value):
+def test_a_memory_that_no_file_can_hold_is_refused(data, tmp_path, value):
     def rule(w, dw, config):
         return w - 0.01 * dw, {"value": value}
 
@@ -497,7 +497,7 @@ def test_what_a_rule_remembers_and_a_file_cannot_hold_is_refused(data, tmp_path,
     assert not (tmp_path / "checkpoint").exists()
 
 
-def test_fewer_epochs_than_a_checkpoint_has_leave_nothing_to_do(data, tmp_path):
+def test_a_training_with_enough_epochs_in_its_checkpoint_is_finished(data, tmp_path):
     solver, shorter = make_solver(data), make_solver(data, num_epochs=1)
     solver.train(lambda solver: solver.iteration == 9 and solver.save(tmp_path / "checkpoint"))
     shorter.resume(tmp_path / "checkpoint")

@@ -21,7 +21,7 @@ SCHEDULES = st.one_of(
 
 
 @given(SCHEDULES, STEPS)
-def test_factors_are_python_floats_from_0_to_1_and_always_the_same(schedule, step):
+def test_factors_are_reproducible_python_floats_from_0_to_1(schedule, step):
     factor = schedule(step)
     assert type(factor) is float
     assert 0 <= factor <= 1 + 1e-12
@@ -29,7 +29,7 @@ def test_factors_are_python_floats_from_0_to_1_and_always_the_same(schedule, ste
 
 
 @given(COUNTS, st.floats(0.01, 1), st.integers(1, 10))
-def test_step_decay_multiplies_once_each_so_many_steps(every, factor, times):
+def test_step_decay_multiplies_once_every_given_number_of_steps(every, factor, times):
     schedule, expected = step_decay(every, factor), 1.0
     for i in range(times):
         assert schedule(i * every) == schedule((i + 1) * every - 1) == pytest.approx(expected)
@@ -37,7 +37,7 @@ def test_step_decay_multiplies_once_each_so_many_steps(every, factor, times):
 
 
 @given(st.integers(2, 1000), st.floats(0, 0.9))
-def test_cosine_falls_from_1_to_its_end_and_stays_there(total, final):
+def test_cosine_falls_from_1_to_its_final_factor_and_stays_there(total, final):
     schedule = cosine(total, final)
     factors = [schedule(step) for step in range(total + 1)]
     assert (factors[0], factors[-1]) == (1.0, pytest.approx(final, abs=1e-12))
@@ -48,13 +48,13 @@ def test_cosine_falls_from_1_to_its_end_and_stays_there(total, final):
 
 
 @given(COUNTS, STEPS)
-def test_warm_up_rises_in_equal_parts_to_what_comes_then(steps, step):
+def test_warm_up_rises_linearly_to_the_next_schedule(steps, step):
     then = step_decay(7, 0.9)
     expected = then(step) * ((step + 1) / steps if step < steps else 1)
     assert warmup(steps, then)(step) == pytest.approx(expected)
 
 
-def test_warm_up_of_no_steps_is_none():
+def test_warm_up_of_no_steps_changes_nothing():
     assert [warmup(0)(step) for step in range(3)] == [1.0, 1.0, 1.0]
 
 
@@ -71,6 +71,6 @@ def test_warm_up_of_no_steps_is_none():
         (lambda: warmup(True), "steps is True; expected an int, 0 or more"),
     ],
 )
-def test_numbers_that_make_no_schedule_are_refused(make, message):
+def test_invalid_arguments_of_schedules_are_refused(make, message):
     with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
         make()

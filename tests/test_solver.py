@@ -66,7 +66,7 @@ def test_twenty_iterations_give_the_same_losses_on_every_backend(data, backend):
 
 
 @pytest.mark.parametrize("where", ["host", "device"])
-def test_data_may_live_on_the_host_or_on_the_device(data, backend, where):
+def test_data_may_be_on_the_host_or_on_the_device(data, backend, where):
     reference = Solver(make_net(), data, batch_size=12, num_epochs=2, verbose=False, rng=3)
     reference.train()
     moved = {k: backend.asarray(v) for k, v in data.items()} if where == "device" else data
@@ -113,7 +113,7 @@ def test_iterations_between_waits_read_nothing(data, monkeypatch):
         solver._step(*batch)
 
 
-def test_best_parameters_come_back_with_their_running_statistics(data):
+def test_best_parameters_are_restored_with_their_running_statistics(data):
     net = FullyConnectedNet(
         [9], input_dim=16, num_classes=3, normalization="batchnorm", weight_scale=None, rng=0, backend="numpy"
     )
@@ -144,7 +144,7 @@ def test_best_parameters_are_copies(data):
     assert solver.check_accuracy(data["X_val"], data["y_val"]) == solver.best_val_acc
 
 
-def test_lines_of_a_log_are_the_published_ones(data, capsys):
+def test_the_log_has_the_courses_lines(data, capsys):
     Solver(make_net(), data, batch_size=20, num_epochs=2, print_every=2, rng=0).train()
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" loss: ")[0].split(" train acc")[0] for line in lines] == [
@@ -158,7 +158,7 @@ def test_lines_of_a_log_are_the_published_ones(data, capsys):
     assert all(len(line.rpartition(".")[2]) == 6 for line in lines)
 
 
-def test_a_terminal_gets_a_bar(data, monkeypatch, capsys):
+def test_a_terminal_shows_a_progress_bar(data, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     Solver(make_net(), data, batch_size=20, num_epochs=2, print_every=2, rng=0).train()
     out = capsys.readouterr().out
@@ -167,7 +167,7 @@ def test_a_terminal_gets_a_bar(data, monkeypatch, capsys):
     assert "(Epoch 2 / 2)" in out
 
 
-def test_silence_when_asked(data, capsys):
+def test_verbose_false_prints_nothing(data, capsys):
     Solver(make_net(), data, num_epochs=1, verbose=False, rng=0).train()
     assert capsys.readouterr().out == ""
 
@@ -192,7 +192,7 @@ def test_ctrl_c_keeps_best_parameters_and_histories(data, capsys):
 
 
 @pytest.mark.parametrize("where", ["numpy", "array_api_strict:device1"])
-def test_a_loss_that_explodes_stops_with_the_first_bad_iteration(data, where):
+def test_an_exploding_loss_raises_with_the_first_nonfinite_iteration(data, where):
     net = make_net(find_backend(where))
     solver = Solver(net, data, optim_config={"learning_rate": 1e200}, batch_size=10, num_epochs=5, verbose=False, rng=0)
     with (
@@ -216,7 +216,7 @@ def test_learning_rate_decays_once_an_epoch(data):
     assert solver.optim_config == {"learning_rate": 0.1}
 
 
-def test_a_rule_of_ones_own(data):
+def test_a_custom_rule_trains_like_sgd(data):
     def mine(w, dw, config):
         return w - 0.01 * dw, config
 
@@ -229,7 +229,7 @@ def test_a_rule_of_ones_own(data):
     assert sgd.__name__ == "sgd"
 
 
-def test_trains_anything_with_params_and_loss(data):
+def test_a_custom_model_is_trained(data):
     class Linear:
         def __init__(self):
             self.params = {"W": np.zeros((16, 3))}
@@ -250,7 +250,7 @@ def test_trains_anything_with_params_and_loss(data):
     assert all(type(loss) is float for loss in solver.loss_history)
 
 
-def test_same_seed_same_run_and_other_seed_another(data):
+def test_the_seed_determines_the_run(data):
     runs = []
     for seed in (0, 0, 1):
         solver = Solver(make_net(), data, num_epochs=2, batch_size=10, verbose=False, rng=seed)
@@ -259,7 +259,7 @@ def test_same_seed_same_run_and_other_seed_another(data):
     assert runs[0] == runs[1] != runs[2]
 
 
-def test_check_accuracy_counts_hits(data):
+def test_check_accuracy_is_the_fraction_of_hits(data):
     net = TwoLayerNet(input_dim=16, num_classes=3, rng=0)
     solver = Solver(net, data, verbose=False, rng=0)
     predicted = np.argmax(net.loss(data["X_val"]), axis=1)
@@ -288,7 +288,7 @@ def test_digits_as_uint8_are_learned_in_float32():
         ({"print_every": 0}, "print_every is 0; expected an int, 1 or more"),
     ],
 )
-def test_bad_options_are_named(data, options, message):
+def test_invalid_options_are_refused_by_name(data, options, message):
     with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
         Solver(make_net(), data, **options)
 
@@ -319,7 +319,7 @@ def test_unknown_options_are_refused_by_name(data):
         (lambda d: d["X_val"].__setitem__((2, 0, 0, 0), np.inf), ArgumentError, r"X_val\[2\] has NaN or infinite"),
     ],
 )
-def test_bad_data_is_refused_before_training(data, change, error, message):
+def test_invalid_data_is_refused_before_training(data, change, error, message):
     change(data)
     with pytest.raises(error, match=message):
         Solver(make_net(), data)
@@ -329,7 +329,7 @@ def test_bad_data_is_refused_before_training(data, change, error, message):
 
 
 @pytest.mark.parametrize("where", ["numpy", "array_api_strict:device1"])
-def test_health_is_that_of_each_steps_weights_and_minibatch(data, where):
+def test_health_is_measured_from_each_steps_weights_and_minibatch(data, where):
     """Recomputed from copies of the weights before and after, and from the minibatches, by NumPy alone."""
     net = TwoLayerNet(
         input_dim=16,
@@ -386,7 +386,7 @@ def test_dead_units_of_a_convolution_are_filters(data):
     assert solver.health_history["dead_relu_1"] == [1 / 3, 1 / 3]
 
 
-def test_health_of_an_object_of_ones_own_is_that_of_its_weights(data):
+def test_health_of_a_custom_model_is_that_of_its_weights(data):
     class Own:
         def __init__(self):
             self.params = {"W1": np.zeros((16, 3)), "b": np.zeros(3)}

@@ -66,7 +66,7 @@ def test_schedule_sets_the_learning_rate_of_every_step(data, rule):
     assert all(type(rate) is float for rate in solver.learning_rate_history)
 
 
-def test_stepwise_schedule_trains_as_the_decay_of_the_course(data):
+def test_step_decay_trains_like_lr_decay(data):
     plain, scheduled = make_solver(data, lr_decay=0.5), make_solver(data, schedule=step_decay(4, 0.5))
     for solver in (plain, scheduled):
         solver.train()
@@ -78,14 +78,14 @@ def test_stepwise_schedule_trains_as_the_decay_of_the_course(data):
     )
 
 
-def test_learning_rate_of_the_rules_own_is_noted(data):
+def test_the_default_learning_rate_of_a_rule_is_recorded(data):
     solver = make_solver(data, optim_config={})
     solver.train()
     assert solver.learning_rate_history == [0.01] * 16
 
 
 @pytest.mark.parametrize("options", [{"lr_decay": 0.9}, {"optim_config": {}}])
-def test_schedule_refuses_a_second_decay_and_nothing_to_multiply(data, options):
+def test_a_schedule_requires_a_learning_rate_and_no_lr_decay(data, options):
     with pytest.raises(ArgumentError, match=r"schedule is given, with lr_decay .*; expected lr_decay 1 and a learning"):
         make_solver(data, schedule=cosine(16), **options)
 
@@ -101,7 +101,7 @@ def with_accuracies(solver, accuracies):
 
 
 @pytest.mark.parametrize(("patience", "epochs"), [(None, 9), (1, 2), (2, 5), (3, 9)])
-def test_training_ends_after_so_many_epochs_without_a_better_accuracy(data, patience, epochs):
+def test_training_ends_after_patience_epochs_without_a_better_accuracy(data, patience, epochs):
     accuracies = [0.1, 0.5, 0.5, 0.6, 0.2, 0.6, 0.7, 0.1, 0.1, 0.1]
     solver = with_accuracies(make_solver(data, num_epochs=9, patience=patience), accuracies)
     solver.train()
@@ -111,7 +111,7 @@ def test_training_ends_after_so_many_epochs_without_a_better_accuracy(data, pati
     assert_copies(solver.model.params, solver.best_params)
 
 
-def test_training_that_ended_for_want_of_progress_does_not_go_on(data):
+def test_training_that_ran_out_of_patience_does_not_continue(data):
     solver = with_accuracies(make_solver(data, patience=1), [0.5, 0.4])
     solver.train()
     losses = list(solver.loss_history)
@@ -126,7 +126,7 @@ def test_training_that_ended_for_want_of_progress_does_not_go_on(data):
         ({"sampling": "all"}, "sampling is 'all'; expected replacement or epoch"),
     ],
 )
-def test_bad_options_are_named(data, options, message):
+def test_invalid_options_are_refused_by_name(data, options, message):
     with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
         make_solver(data, **options)
 
@@ -157,7 +157,7 @@ def test_epochs_hold_each_sample_once(data):
 
 
 @pytest.mark.parametrize("where", ["numpy", "array_api_strict:device1"])
-def test_minibatches_are_changed_on_the_device_by_a_stream_of_their_own(data, where):
+def test_minibatches_are_augmented_on_the_device_from_their_own_stream(data, where):
     def change(X, key):
         keys.append(key)
         return random_crop(X, 1, key)
@@ -219,7 +219,7 @@ def test_resumed_training_is_the_same_to_the_bit(data, tmp_path, stop):
         ({"augment": parse_augmentation("flip")[1]}, "augment = crop-flip, but this one has flip"),
     ],
 )
-def test_checkpoint_of_other_options_is_refused(data, tmp_path, change, message):
+def test_a_checkpoint_of_other_schedule_or_sampling_is_refused(data, tmp_path, change, message):
     options = {"augment": parse_augmentation("crop-flip")[1], "sampling": "epoch", "schedule": cosine(16)}
     make_solver(data, **options).save(tmp_path / "checkpoint.safetensors")
     with pytest.raises(CheckpointError, match=message):
@@ -249,12 +249,12 @@ def train(folder, *words):
         (["--schedule", "cosine"], [(1 + np.cos(np.pi * step / 12)) / 2 for step in range(12)]),
     ],
 )
-def test_command_follows_the_schedule_and_writes_the_learning_rates(tmp_path, words, factors):
+def test_command_follows_the_schedule_and_writes_learning_rates(tmp_path, words, factors):
     rows, _ = train(tmp_path / "run", *words, "--learning-rate", "0.002")
     np.testing.assert_allclose([float(row["learning_rate"]) for row in rows], np.multiply(0.002, factors))
 
 
-def test_command_takes_every_option_at_once_and_repeats_itself(tmp_path):
+def test_command_with_every_option_is_reproducible(tmp_path):
     words = [
         "--augment",
         "crop-flip",
@@ -280,7 +280,7 @@ def test_command_takes_every_option_at_once_and_repeats_itself(tmp_path):
     assert " ".join(words[:2]) in config["command"]
 
 
-def test_an_array_as_learning_rate_decays_once_an_epoch_and_stays_the_users(data):
+def test_an_array_as_learning_rate_decays_once_per_epoch_in_a_copy(data):
     rate = np.array(0.5)
     solver = make_solver(data, optim_config={"learning_rate": rate}, lr_decay=0.5, num_epochs=3, batch_size=48)
     solver.train()
@@ -289,7 +289,7 @@ def test_an_array_as_learning_rate_decays_once_an_epoch_and_stays_the_users(data
 
 
 @pytest.mark.parametrize(("rule", "known"), [("sgd", "learning_rate"), ("adam", "learning_rate, beta1, beta2")])
-def test_options_that_the_rule_does_not_have_are_named(data, rule, known):
+def test_unknown_options_of_the_rule_are_refused_by_name(data, rule, known):
     with pytest.raises(ArgumentError, match=f"optim_config has 'lr', 'rate'; expected options of {rule}: {known}"):
         make_solver(data, update_rule=rule, optim_config={"lr": 3, "learning_rate": 1e-3, "rate": 2})
 
@@ -299,7 +299,7 @@ def test_accuracy_needs_a_label_for_each_sample(data):
         make_solver(data).check_accuracy(data["X_train"][:3], data["y_train"])
 
 
-def test_patience_counts_anew_in_another_round(data):
+def test_patience_starts_over_in_another_round(data):
     """Each round's first check is no epoch without a better accuracy."""
     solver = with_accuracies(make_solver(data, patience=1, num_epochs=2), [0.5, 0.6, 0.7, 0.1, 0.2, 0.3])
     for iterations in (8, 16):
@@ -307,7 +307,7 @@ def test_patience_counts_anew_in_another_round(data):
         assert solver.iteration == iterations
 
 
-def test_what_a_solver_keeps_stays_when_its_model_is_trained_by_another(data):
+def test_best_params_stay_when_another_solver_trains_the_model(data):
     first = make_solver(data)
     first.train()
     kept = {name: w.copy() for name, w in first.best_params.items()}
@@ -330,11 +330,11 @@ def test_options_are_checked_before_training(data, options, message):
         make_solver(data, **options)
 
 
-def test_validation_images_have_the_shape_of_the_others(data):
+def test_validation_images_must_have_the_shape_of_training_images(data):
     data["X_val"] = data["X_val"][:, :, :3]
     with pytest.raises(ArgumentError, match=r"X_val has samples of shape \(1, 3, 4\); expected \(1, 4, 4\)"):
         make_solver(data)
 
 
-def test_schedules_take_integers_of_numpy():
+def test_schedules_accept_numpy_integers():
     assert [cosine(np.int64(4))(2), step_decay(np.int32(2))(2), warmup(np.int64(2))(0)] == [0.5, 0.1, 0.5]
