@@ -23,7 +23,7 @@ from xpconv.cli._compare import read_run
 from xpconv.cli._info import diagnose
 from xpconv.data import load_digits
 from xpconv.data.images import read_image
-from xpconv.errors import DatasetError
+from xpconv.errors import ArgumentError
 from xpconv.training._progress import show_progress
 from xpconv.training.solver import Solver
 
@@ -455,7 +455,7 @@ def test_unreadable_images_are_named_and_the_others_predicted(tmp_path, bare, mo
 
 
 def test_model_of_no_images_cannot_take_files(tmp_path):
-    with pytest.raises(DatasetError, match=r"samples of shape \(64,\) cannot be read from image files"):
+    with pytest.raises(ArgumentError, match=r"samples of shape \(64,\) cannot be read from image files"):
         read_image(tmp_path / "any.png", (64,))
 
 

@@ -164,7 +164,7 @@ def write_file(path, text):
         ),
         (
             lambda f: write_file(f / "dark" / "notes.txt", "x"),
-            "cannot read the image {0}/dark/notes.txt: expected one of BMP, GIF, ",
+            "cannot read the image {0}/dark/notes.txt: its format is none of BMP, GIF, ",
         ),
         (lambda f: (f / "dark" / "more").mkdir(), "cannot read the image {0}/dark/more: "),
         (
@@ -211,9 +211,16 @@ def test_missing_folder_is_named(tmp_path, name):
         load_dataset(str(tmp_path / name))
 
 
-@pytest.mark.parametrize("shape", [(3, 0, 4), (2, 4, 4), (64,)])
-def test_shapes_that_are_not_of_images_are_refused(flat, shape):
-    with pytest.raises(DatasetError, match="cannot be read from image files; expected"):
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((64,), r"samples of shape \(64,\) cannot be read from image files; expected"),
+        ((2, 4, 4), r"samples of shape \(2, 4, 4\) cannot be read from image files; expected"),
+        ((3, 0, 4), "height is 0; expected an int, 1 or more"),
+    ],
+)
+def test_shapes_that_are_not_of_images_are_refused(flat, shape, message):
+    with pytest.raises(ArgumentError, match=message):
         load_folder(flat, shape)
 
 

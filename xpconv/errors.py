@@ -147,16 +147,16 @@ class OutOfMemoryError(XpconvError, MemoryError):
     """
 
 
-def printable(value: object, most: int = 300) -> str:
-    r"""Return text that came from a file as part of a message: printable, and not long.
+def printable(value: object, max_length: int = 300) -> str:
+    r"""Return text from a file as part of a message, with control characters escaped and a limited length.
 
     Examples
     --------
-    >>> printable("clear the screen: \x1b[2J"), printable("x" * 1000, most=5)
+    >>> printable("clear the screen: \x1b[2J"), printable("x" * 1000, max_length=5)
     ('clear the screen: \\x1b[2J', 'xxxxx...')
     """
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value)[: most + 1])
-    return text if len(text) <= most else text[:most] + "..."
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value)[: max_length + 1])
+    return text if len(text) <= max_length else text[:max_length] + "..."
 
 
 class PreflightError(XpconvError, RuntimeError):

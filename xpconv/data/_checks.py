@@ -62,7 +62,7 @@ def _check_labels(name: str, y: Array, num_classes: Any) -> None:
     labels = to_host(y)
     if labels.dtype.kind not in "iu":
         raise ArgumentTypeError(f"{name} has dtype {labels.dtype}; expected integer labels")
-    bounded = isinstance(num_classes, int)
+    bounded = isinstance(num_classes, int | np.integer)
     if labels.min() < 0 or (bounded and labels.max() >= num_classes):
         expected = f"0 to {num_classes - 1}" if bounded else "0 or more"
         raise ArgumentError(f"{name} has labels from {labels.min()} to {labels.max()}; expected {expected}")

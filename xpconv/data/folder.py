@@ -45,6 +45,8 @@ def load_folder(path: str | os.PathLike[str], shape: Sequence[int] = SHAPE, seed
     DatasetError
         If the folder does not exist or has fewer than two classes, a class has too few images, the splits differ in
         their classes, or a file is not a readable image.
+    ArgumentError, ArgumentTypeError
+        If `shape` is not that of an image.
 
     Examples
     --------
@@ -59,7 +61,7 @@ def load_folder(path: str | os.PathLike[str], shape: Sequence[int] = SHAPE, seed
     >>> colors.class_names, colors.X_train.shape, colors.X_val.shape, colors.X_test.shape
     (('blue', 'red'), (28, 3, 32, 32), (6, 3, 32, 32), (6, 3, 32, 32))
     """
-    check_image_shape(shape)
+    shape = check_image_shape(shape)
     folders = _split_folders(Path(path))
     files = {split: _class_files(folder) for split, folder in folders.items()}
     class_names = tuple(files["train"])

@@ -1,4 +1,4 @@
-"""Image files as the arrays that models take."""
+"""Image files, read as arrays for models."""
 
 import os
 import warnings
@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from xpconv.errors import DatasetError
+from xpconv._validation import check_count
+from xpconv.errors import ArgumentError, DatasetError
 
 __all__ = ["check_image_shape", "read_image"]
 
@@ -36,8 +37,9 @@ def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray
     Raises
     ------
     DatasetError
-        If Pillow is not installed, the file is missing, damaged or too large to be decompressed safely, or `shape` is
-        not that of an image.
+        If Pillow is not installed, or the file is missing, damaged or too large to be decompressed safely.
+    ArgumentError, ArgumentTypeError
+        If `shape` is not that of an image.
 
     Examples
     --------
@@ -50,14 +52,13 @@ def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray
     ...     read_image(path, (3, 2, 2))[:, 0, 0]
     array([255,   0,   0], dtype=uint8)
     """
-    check_image_shape(shape)
+    channels, height, width = check_image_shape(shape)
     try:
         from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError as error:
         raise DatasetError(
             f'reading images needs Pillow, which cannot be imported ({error}): pip install "xpconv[train]"'
         ) from error
-    channels, height, width = shape
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -66,8 +67,7 @@ def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray
                 image = _on_white(_as_8_bit(ImageOps.exif_transpose(file))).convert(MODES[channels])
     except UnidentifiedImageError as error:
         raise DatasetError(
-            f"cannot read the image {os.fspath(path)}: expected one of {', '.join(FORMATS)}: convert it, "
-            "or remove it from the folder"
+            f"cannot read the image {os.fspath(path)}: its format is none of {', '.join(FORMATS)}: convert or remove it"
         ) from error
     except OSError as error:
         raise DatasetError(f"cannot read the image {os.fspath(path)}: {error.strerror or error}") from error
@@ -77,19 +77,27 @@ def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray
     return pixels.reshape(height, width, channels).transpose(2, 0, 1)
 
 
-def check_image_shape(shape: Sequence[int]) -> None:
-    """Raise a DatasetError unless this is the shape of a grey or an RGB image.
+def check_image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
+    """Return the shape of a grey or an RGB image as ints.
+
+    Raises
+    ------
+    ArgumentError
+        If it has another number of axes or of channels, or an empty side.
+    ArgumentTypeError
+        If height or width is not an integer.
 
     Examples
     --------
     >>> check_image_shape((2, 8, 8))
     Traceback (most recent call last):
-    xpconv.errors.DatasetError: samples of shape (2, 8, 8) cannot be read from image files; expected (1, H, W) or ...
+    xpconv.errors.ArgumentError: samples of shape (2, 8, 8) cannot be read from image files; expected (1, H, W) or ...
     """
-    if len(shape) != 3 or shape[0] not in MODES or min(shape) < 1:
-        raise DatasetError(
+    if len(shape) != 3 or shape[0] not in MODES:
+        raise ArgumentError(
             f"samples of shape {tuple(shape)} cannot be read from image files; expected (1, H, W) or (3, H, W)"
         )
+    return int(shape[0]), check_count("height", shape[1]), check_count("width", shape[2])
 
 
 def _on_white(image: Any) -> Any:

@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 
+from xpconv._validation import check_count
 from xpconv.backend import Array, to_host
 from xpconv.errors import ArgumentError
 from xpconv.viz._figure import new_figure, write_figure
@@ -34,7 +35,7 @@ def visualize_grid(Xs: Array, ubound: float = 255.0, padding: int = 1) -> np.nda
     Raises
     ------
     ArgumentError
-        If `Xs` does not have four axes, or is empty.
+        If `Xs` does not have four axes or is empty, or `padding` is negative.
 
     Examples
     --------
@@ -50,6 +51,7 @@ def visualize_grid(Xs: Array, ubound: float = 255.0, padding: int = 1) -> np.nda
     if Xs.ndim != 4 or Xs.size == 0:
         raise ArgumentError(f"Xs has shape {Xs.shape}; expected images (N, H, W, C), at least one")
     N, H, W, C = Xs.shape
+    padding = check_count("padding", padding, 0)
     Xs = Xs.astype(np.float64)
     low, high = Xs.min(axis=(1, 2, 3), keepdims=True), Xs.max(axis=(1, 2, 3), keepdims=True)
     side = math.ceil(math.sqrt(N))
