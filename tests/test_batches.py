@@ -177,7 +177,7 @@ def test_labels_of_the_wrong_length_are_refused(rows):
         Batches(rows[0], rows[1][:-1], Draws(), get_backend("numpy"))
 
 
-def test_a_prefetch_that_is_no_count_is_refused(rows):
+def test_a_prefetch_that_is_not_a_count_is_refused(rows):
     with pytest.raises(ArgumentError, match="prefetch is -1; expected an int, 0 or more"):
         Batches(*rows, Draws(), get_backend("numpy"), prefetch=-1)
     with pytest.raises(ArgumentTypeError, match=r"prefetch is 1\.5; expected an int, 0 or more"):

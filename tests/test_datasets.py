@@ -82,13 +82,13 @@ def write_batch(folder, layout, name, images, labels):
 
 
 @pytest.fixture
-def small(monkeypatch):
+def small_batches(monkeypatch):
     """Let a batch have four images."""
     monkeypatch.setattr(cifar10, "IMAGES_PER_BATCH", 4)
 
 
 @pytest.fixture
-def nowhere(monkeypatch, tmp_path):
+def missing_cache(monkeypatch, tmp_path):
     """Let every folder that is searched and the download address be missing; return the cache's folder."""
     monkeypatch.delenv("XPCONV_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -132,7 +132,7 @@ def test_pickles_of_old_python_and_numpy_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_last_training_images_are_the_validation_split(tmp_path, small, layout):
+def test_the_last_training_images_are_the_validation_split(tmp_path, small_batches, layout):
     folder, images, labels = write_cifar10(tmp_path, layout)
     for root in (folder, tmp_path):
         data = load_cifar10(root, num_validation=3)
@@ -162,7 +162,7 @@ def test_batches_of_the_wrong_length_are_refused(tmp_path, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_missing_batch_is_named(tmp_path, small, layout):
+def test_missing_batch_is_named(tmp_path, small_batches, layout):
     folder, *_ = write_cifar10(tmp_path, layout)
     next(folder.glob("data_batch_3*")).unlink()
     with pytest.raises(DatasetError, match=r"cannot read the CIFAR-10 batch .*data_batch_3.*: No such file"):
@@ -171,7 +171,7 @@ def test_missing_batch_is_named(tmp_path, small, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("keep", [0, 5000])
-def test_truncated_batch_is_named(tmp_path, small, layout, keep):
+def test_truncated_batch_is_named(tmp_path, small_batches, layout, keep):
     folder, *_ = write_cifar10(tmp_path, layout)
     path = next(folder.glob("test_batch*"))
     path.write_bytes(path.read_bytes()[:keep])
@@ -216,10 +216,10 @@ def test_hostile_pickles_are_refused_and_not_executed(tmp_path, protocol):
         assert not harmed.exists()
 
 
-def test_the_folder_in_the_environment_comes_before_the_cache(tmp_path, small, nowhere, monkeypatch):
+def test_the_folder_in_the_environment_comes_before_the_cache(tmp_path, small_batches, missing_cache, monkeypatch):
     (tmp_path / "mine").mkdir()
     mine, *_ = write_cifar10(tmp_path / "mine", "bin")
-    cached, *_ = write_cifar10(nowhere, "py")
+    cached, *_ = write_cifar10(missing_cache, "py")
     assert find_cifar10() == cached
     monkeypatch.setenv("XPCONV_DATA", str(tmp_path / "mine"))
     assert find_cifar10() == mine
@@ -229,8 +229,8 @@ def test_the_folder_in_the_environment_comes_before_the_cache(tmp_path, small, n
     assert find_cifar10() == cached
 
 
-def test_a_named_folder_is_the_only_one_searched(tmp_path, small, nowhere):
-    write_cifar10(nowhere, "py")
+def test_a_named_folder_is_the_only_one_searched(tmp_path, small_batches, missing_cache):
+    write_cifar10(missing_cache, "py")
     with pytest.raises(
         DatasetError,
         match=r"CIFAR-10 is not in .*other \(no such folder\): extract http.* so that "
@@ -240,20 +240,20 @@ def test_a_named_folder_is_the_only_one_searched(tmp_path, small, nowhere):
 
 
 @pytest.mark.parametrize("download", [True, False])
-def test_without_files_the_error_says_where_to_put_them(tmp_path, nowhere, monkeypatch, download):
+def test_without_files_the_error_says_where_to_put_them(tmp_path, missing_cache, monkeypatch, download):
     monkeypatch.setenv("XPCONV_DATA", str(tmp_path))
     there = "" if download else r" \(no such folder\)"
     failed = r", and the download failed \(.*\)" if download else ""
     with pytest.raises(DatasetError) as caught:
         find_cifar10(download=download)
     caught.match(
-        rf"CIFAR-10 is not in {tmp_path} or {nowhere}{there}{failed}: extract http\S* so that "
-        rf"{nowhere}/cifar-10-batches-py/data_batch_1 exists, "
+        rf"CIFAR-10 is not in {tmp_path} or {missing_cache}{there}{failed}: extract http\S* so that "
+        rf"{missing_cache}/cifar-10-batches-py/data_batch_1 exists, "
         "or set XPCONV_DATA to the folder that contains cifar-10-batches-py"
     )
 
 
-def test_pooch_is_needed_only_if_the_files_are_not_found(tmp_path, nowhere, monkeypatch):
+def test_pooch_is_needed_only_if_the_files_are_not_found(tmp_path, missing_cache, monkeypatch):
     monkeypatch.setitem(sys.modules, "pooch", None)
     with pytest.raises(DatasetError, match=r"needs pooch.*pip install \"xpconv\[train\]\""):
         find_cifar10()
@@ -263,7 +263,7 @@ def test_pooch_is_needed_only_if_the_files_are_not_found(tmp_path, nowhere, monk
 
 
 @pytest.fixture
-def published(tmp_path, nowhere, monkeypatch):
+def published(tmp_path, missing_cache, monkeypatch):
     """Serve a small archive at the download address."""
     pooch = pytest.importorskip("pooch")
     folder, *_ = write_cifar10(tmp_path / "source", "py")
@@ -286,19 +286,19 @@ def published(tmp_path, nowhere, monkeypatch):
         thread.join()
 
 
-def test_a_download_is_checked_unpacked_and_cached(published, small, nowhere, monkeypatch):
+def test_a_download_is_checked_unpacked_and_cached(published, small_batches, missing_cache, monkeypatch):
     data = load_cifar10(num_validation=3)
     assert data.X_train.shape == (17, 3, 32, 32)
-    assert os.listdir(nowhere) == ["cifar-10-batches-py"]
+    assert os.listdir(missing_cache) == ["cifar-10-batches-py"]
     monkeypatch.setattr(cifar10, "URL", "http://127.0.0.1:9/gone")
-    assert find_cifar10() == nowhere / "cifar-10-batches-py"
+    assert find_cifar10() == missing_cache / "cifar-10-batches-py"
 
 
-def test_a_download_with_the_wrong_checksum_is_refused_and_leaves_nothing(published, nowhere, monkeypatch):
+def test_a_download_with_the_wrong_checksum_is_refused_and_leaves_nothing(published, missing_cache, monkeypatch):
     monkeypatch.setattr(cifar10, "CHECKSUM", f"sha256:{'0' * 64}")
     with pytest.raises(DatasetError, match=r"the download failed \(.*hash"):
         find_cifar10()
-    assert os.listdir(nowhere) == []
+    assert os.listdir(missing_cache) == []
 
 
 @pytest.mark.skipif(not os.environ.get("XPCONV_DATA"), reason="XPCONV_DATA is not set")
