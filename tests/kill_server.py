@@ -1,9 +1,9 @@
-"""A process that starts training runs by forking, so that each costs no imports: ``python -m tests.kill_server``.
+"""A process that forks training runs, which saves their imports: ``python -m tests.kill_server``.
 
-It reads lines of JSON, ``{"words": [...], "log": path, "when": seconds, text or null, "signal": number}``, runs
-``xpconv train`` with these words in a child of its own, sends it the signal after so many seconds or when the text is
-in its log, unless it has ended before, and prints its exit code, -9 if it was killed. Pictures are not drawn: they take
-most of the time and depend on nothing but what is compared.
+It reads lines of JSON, ``{"words": [...], "log": path, "when": seconds, text or null, "signal": number}``. For each
+line it runs ``xpconv train`` with these words in a child process, sends the signal after `when` seconds or once that
+text is in the log, and prints the exit code, -9 if the signal killed the run. Pictures are not drawn: they take most of
+the time and depend only on files that are compared.
 """
 
 import json
@@ -21,7 +21,7 @@ def no_picture(*arguments, **options):
 
 
 def run(words, log):
-    """Run the command in this process, which it ends."""
+    """Run the command in this process, then exit."""
     from xpconv.cli import _app
 
     code = 70

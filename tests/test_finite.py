@@ -1,4 +1,4 @@
-"""Numbers that go wrong are found, named and kept out of whatever is kept; large and constant ones do not go wrong."""
+"""Non-finite losses and gradients are detected, named and never saved; large and constant inputs stay finite."""
 
 import numpy as np
 import pytest
@@ -27,8 +27,8 @@ def data():
     return {"X_train": X, "y_train": y, "X_val": X[:20], "y_val": y[:20]}
 
 
-def spoil(solver, iteration, value=np.inf, where="W1"):
-    """Let one element of a gradient, or the loss, be `value` at an iteration; return that iteration's gradients."""
+def make_nonfinite(solver, iteration, value=np.inf, where="W1"):
+    """Set one gradient element, or scale the loss, by `value` at an iteration; return that iteration's gradients."""
     model, seen = solver.model, {}
     plain, calls = model.loss, []
 
@@ -57,7 +57,7 @@ def spoil(solver, iteration, value=np.inf, where="W1"):
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
 def test_a_nonfinite_gradient_is_named_with_its_iteration_and_largest_value(data, place, value):
     solver = make_solver(data, backend=find_backend(place), optim_config={"learning_rate": 1e-3}, lr_decay=1.0)
-    seen = spoil(solver, 5, value)
+    seen = make_nonfinite(solver, 5, value)
     with np.errstate(all="ignore"), pytest.raises(NonFiniteLossError) as caught:
         solver.train()
     largest = np.abs(seen["W1"].reshape(-1)[1:]).max()
@@ -70,7 +70,7 @@ def test_a_nonfinite_gradient_is_named_with_its_iteration_and_largest_value(data
 
 def test_on_the_host_training_stops_before_the_nonfinite_update(data):
     solver = make_solver(data)
-    spoil(solver, 5)
+    make_nonfinite(solver, 5)
     kept = {}
 
     def keep(solver):
@@ -86,7 +86,7 @@ def test_on_the_host_training_stops_before_the_nonfinite_update(data):
 @pytest.mark.parametrize("place", PLACES)
 def test_a_nonfinite_loss_is_reported_with_the_largest_gradient(data, place):
     solver = make_solver(data, backend=find_backend(place))
-    spoil(solver, 3, where="loss")
+    make_nonfinite(solver, 3, where="loss")
     with pytest.raises(
         NonFiniteLossError,
         match=r"the loss became inf at iteration 3 \(the largest gradient is that "
@@ -98,10 +98,10 @@ def test_a_nonfinite_loss_is_reported_with_the_largest_gradient(data, place):
 
 @pytest.mark.parametrize("place", PLACES)
 def test_the_last_good_checkpoint_stays(data, tmp_path, place):
-    """Whenever it is saved, nothing from after the bad iteration is written."""
+    """A training that saves after each iteration writes nothing after the non-finite one."""
     path = tmp_path / "checkpoint"
     solver, again = (make_solver(data, backend=find_backend(place)) for _ in range(2))
-    spoil(solver, 6, np.nan, "b1")
+    make_nonfinite(solver, 6, np.nan, "b1")
     with pytest.raises(NonFiniteLossError, match="the gradient of b1 stopped being finite at iteration 6"):
         solver.train(lambda solver: solver.save(path))
     again.resume(path)
@@ -116,15 +116,15 @@ def test_the_last_good_checkpoint_stays(data, tmp_path, place):
 @pytest.mark.parametrize("rule", ["sgd", "sgd_momentum", "rmsprop", "adam"])
 @pytest.mark.parametrize("where", ["W1", "gamma1", "loss"])
 def test_a_skipped_iteration_changes_nothing(data, place, rule, where):
-    """Neither parameters nor what the rule remembers, the count of Adam included, nor running statistics."""
+    """Parameters, the memory of the rule with the step count of Adam, and running statistics stay."""
     solver, without = (
         make_solver(data, backend=find_backend(place), update_rule=rule, on_nonfinite="skip") for _ in range(2)
     )
-    spoil(solver, 4, np.nan, where)
+    make_nonfinite(solver, 4, np.nan, where)
     plain = without._step
 
     def step(X, y):
-        if without.iteration == 3:  # what is drawn for an iteration is drawn
+        if without.iteration == 3:  # its random numbers are drawn all the same
             state = dict(without.model.state)
             without.model.loss(X, y)
             without.model.state = state
@@ -155,8 +155,8 @@ def test_finite_checks_do_not_wait_for_the_device(data, monkeypatch, on_nonfinit
     with monkeypatch.context() as patch, np.errstate(all="ignore"):
         strict = type(backend.xp.zeros(1))
         for name in ("__float__", "__bool__", "__int__"):
-            patch.setattr(strict, name, lambda *_: pytest.fail("waited"))
-        patch.setattr(Backend, "to_host", lambda *_: pytest.fail("waited"))
+            patch.setattr(strict, name, lambda *_: pytest.fail("waited for the device"))
+        patch.setattr(Backend, "to_host", lambda *_: pytest.fail("waited for the device"))
         bad = backend.asarray(np.inf)
         plain = solver.model.loss
         solver.model.loss = lambda X, y: (lambda pair: (pair[0], {**pair[1], "b1": pair[1]["b1"] * bad}))(plain(X, y))
@@ -173,7 +173,7 @@ def test_a_custom_rule_is_not_called_for_a_skipped_iteration(data, place):
         return w - 0.01 * dw, config
 
     solver = make_solver(data, backend=find_backend(place), update_rule=rule, on_nonfinite="skip", lr_decay=1.0)
-    spoil(solver, 4)
+    make_nonfinite(solver, 4)
     solver.train()
     assert solver.skipped == 1
     assert len(called) == (solver.iteration - 1) * len(solver.model.params)
@@ -181,8 +181,8 @@ def test_a_custom_rule_is_not_called_for_a_skipped_iteration(data, place):
 
 def test_resumed_trainings_keep_counting_skipped_iterations(data, tmp_path):
     solver, again = make_solver(data, on_nonfinite="skip"), make_solver(data, on_nonfinite="skip")
-    spoil(solver, 2)
-    spoil(again, 1)
+    make_nonfinite(solver, 2)
+    make_nonfinite(again, 1)
     solver.train(lambda solver: solver.iteration == 5 and solver.save(tmp_path / "checkpoint"))
     again.resume(tmp_path / "checkpoint")
     assert again.skipped == 1
@@ -214,7 +214,7 @@ def test_unknown_values_of_on_nonfinite_are_refused(data):
         make_solver(data, on_nonfinite="ignore")
 
 
-# ---- what is finite
+# ---- finite checks
 
 
 @given(hnp.arrays(st.sampled_from(["float32", "float64"]), hnp.array_shapes(max_dims=3, max_side=9)))

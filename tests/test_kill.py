@@ -1,7 +1,7 @@
-"""A run that is killed at any moment and resumed leaves the files of one that was never stopped.
+"""A run that is killed at any moment and resumed leaves the same files as one that never stopped.
 
-Real processes get a real SIGKILL, at moments drawn from the whole length of a run: while it loads, computes, writes
-checkpoints and results. ``nox -s kill`` does it a hundred times.
+Real processes get a real SIGKILL at random moments over the whole duration of a run: while it loads, computes, and
+writes checkpoints and results. ``nox -s kill`` kills a hundred times.
 """
 
 import json
@@ -45,7 +45,7 @@ RESUME = ("--print-every", "1", "--resume")
 
 @pytest.fixture(scope="module")
 def server():
-    """Start runs: ``server(words, log, when)`` kills one after so many seconds and returns its exit code."""
+    """Start runs: ``server(words, log, when)`` kills a run after `when` seconds and returns its exit code."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("XP_", "XPCONV_"))}
     with subprocess.Popen(
         [sys.executable, "-m", "tests.kill_server"],
@@ -69,7 +69,7 @@ def server():
 
 @pytest.fixture(scope="module")
 def whole(server, tmp_path_factory):
-    """What the run leaves that nobody stops, for either dtype, and how long it takes."""
+    """Return the folder and the duration of an undisturbed run, for each dtype."""
     runs = {}
     for dtype in ("float32", "float64"):
         folder = tmp_path_factory.mktemp(dtype) / "whole"
@@ -84,11 +84,11 @@ def iterations_of(log):
 
 
 def kill_and_resume(server, whole, folder, kills, seed):
-    """Kill runs, resume them, and compare each that came to its end with the one nobody stopped."""
+    """Kill and resume runs, and compare each finished one with the undisturbed run."""
     moments, finished = random.Random(seed), 0
     while kills > 0:
         run = folder / f"run{finished}"
-        while True:  # until this run has come to its end
+        while True:  # until this run is finished
             begun = (run / "config.json").exists()
             words = [*RESUME, run] if begun else [*RUN, "--dtype", whole.dtype, "--out", run]
             checkpoints = sorted((run / "checkpoints").glob("iteration-*"))
@@ -130,7 +130,7 @@ def test_a_hundred_kills_at_random_moments_change_no_bit(server, whole, tmp_path
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_ctrl_c_and_sigterm_save_a_checkpoint_and_exit_by_convention(server, whole, tmp_path, number, code):
     run, log = tmp_path / "run", tmp_path / "log"
-    words = [*RUN[:-2], "--dtype", "float32", "--out", run]  # without checkpoints at other times
+    words = [*RUN[:-2], "--dtype", "float32", "--out", run]  # no periodic checkpoints
     assert server(words, log, "(Iteration 5 /", number) == code
     stopped = int(re.search(r"interrupted after iteration (\d+);", log.read_text())[1])
     assert iterations_of(log)[-1] == stopped < ITERATIONS
@@ -159,7 +159,7 @@ def test_a_folder_in_use_is_refused_but_not_that_of_a_killed_run(server, tmp_pat
 def test_a_damaged_checkpoint_is_skipped_with_a_note(server, whole, tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
     assert server([*RUN, "--dtype", "float32", "--out", run], log) == 0
-    (run / "model.safetensors").unlink()  # as if it had been killed before it wrote what it leaves
+    (run / "model.safetensors").unlink()  # as if it had been killed before it wrote its results
     older, newest = sorted((run / "checkpoints").iterdir())
     newest.write_bytes(newest.read_bytes()[:-1])
     assert server([*RESUME, run], log) == 0
@@ -174,7 +174,7 @@ def test_without_a_checkpoint_a_run_starts_over(server, whole, tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
     run.mkdir()
     (run / "config.json").write_bytes((whole["float32"].folder / "config.json").read_bytes())
-    (run / f".{'0' * 16}.tmp").write_text("what a killed writer leaves")
+    (run / f".{'0' * 16}.tmp").write_text("a temporary file of a killed run")
     assert server([*RESUME, run], log) == 0
     assert f"no checkpoint in {run / 'checkpoints'}: starting over\n" in log.read_text()
     assert iterations_of(log) == list(range(1, 41))
@@ -192,7 +192,7 @@ def test_the_lock_file_is_removed_with_the_lock(tmp_path):
             pytest.fail("held twice")
     assert not os.listdir(tmp_path)
     fcntl = pytest.importorskip("fcntl")
-    with (tmp_path / ".lock").open("ab") as left:  # by a process that was killed: nobody holds it
+    with (tmp_path / ".lock").open("ab") as left:  # left by a killed process, so that no process holds the lock
         with lock_folder(tmp_path):
             pass
         fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)

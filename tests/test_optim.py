@@ -1,4 +1,4 @@
-"""Update rules against their formulas, against torch's, in place and not, on every backend."""
+"""Update rules agree with their formulas and with torch, in place and not, on every backend."""
 
 import numpy as np
 import pytest
@@ -120,7 +120,7 @@ def test_published_defaults():
 
 
 def test_every_element_of_a_large_array_is_updated(case):
-    """They are cut in blocks for NumPy; every element must be in one."""
+    """On NumPy they are updated in blocks, which must cover every element."""
     rule, formula, config = case
     rng = np.random.default_rng(0)
     w, dw = rng.standard_normal((2, 123_457))

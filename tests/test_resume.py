@@ -1,4 +1,4 @@
-"""A training that was saved and resumed is the one that never stopped, to the bit; what does not fit is refused."""
+"""A resumed training ends with the same bits as one that never stopped; checkpoints that do not fit are refused."""
 
 import json
 import signal
@@ -84,7 +84,7 @@ def test_an_interrupted_solver_continues_where_it_stopped(data):
     part.train()
     assert not part.interrupted
     assert_same(part, whole)
-    part.train()  # a complete one begins another round
+    part.train()  # a finished training starts another round
     assert part.iteration == 48
 
 
@@ -109,7 +109,7 @@ def test_ctrl_c_stops_after_the_iteration_and_a_second_one_at_once(data, tmp_pat
 
 
 def test_a_solver_trains_in_any_thread(data):
-    """Signals reach the main thread alone, and only there can they be postponed."""
+    """Only the main thread receives signals and can postpone them."""
     solver, other = make_solver(data), make_solver(data)
     solver.train()
     with ThreadPoolExecutor(1) as pool:
@@ -178,7 +178,7 @@ def test_a_custom_rule_resumes_with_its_memory(data, tmp_path):
 
 
 class Linear:
-    """A student's net: no state, no streams, float losses."""
+    """A custom model without state and streams, whose losses are Python floats."""
 
     def __init__(self, bias=False):
         self.params = {"W": np.zeros((16, 3)), **({"b": np.zeros(3)} if bias else {})}
@@ -224,7 +224,7 @@ def test_every_kind_of_random_stream_resumes(data, tmp_path, make_rng):
 
 
 def test_one_state_dict_resumes_several_solvers(data):
-    """Training on changes neither the state nor another Solver that has it."""
+    """Continuing a training changes neither the state nor another Solver with it."""
     whole, states = make_solver(data), []
     whole.train(lambda solver: solver.iteration == 10 and states.append(solver.state_dict()))
     state = {"arrays": states[0]["arrays"], "description": json.loads(json.dumps(states[0]["description"]))}
@@ -262,7 +262,7 @@ def test_a_malformed_state_dict_is_refused_and_changes_nothing(data, change, mes
     assert_same(solver, plain)
 
 
-# ---- what does not fit
+# ---- checkpoints that are refused
 
 
 @pytest.fixture
@@ -306,8 +306,8 @@ def test_a_checkpoint_of_other_parameters_is_refused(data, tmp_path):
         Solver(Linear(bias=True), data, verbose=False).resume(tmp_path / "checkpoint")
 
 
-def changed(path, change):
-    """Change what a checkpoint says as one who knows the format would."""
+def rewrite(path, change):
+    """Change the description or the arrays of a checkpoint, and keep its checksum valid."""
     file = ArrayFile(path, FILE_FORMAT)
     arrays = file.read(file.specs, allow_nonfinite=HISTORIES)
     change(file.description, arrays)
@@ -317,16 +317,22 @@ def changed(path, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda told, _: told.pop("streams"), "describes no training"),
-        (lambda told, _: told.update(iteration=-1), "describes no training"),
-        (lambda told, _: told.update(iteration=6), "has learning_rate_history = float64 .5,.; expected float64 .6,."),
-        (lambda told, _: told.update(epoch="two"), "describes no training"),
-        (lambda told, _: told.update(best_val_acc=None), "describes no training"),
-        (lambda told, _: told["streams"]["checks"].update(bit_generator="MT19937"), "describes no training"),
-        (lambda told, _: told["streams"]["masks"]["state"].update(state="many"), "describes no training"),
-        (lambda told, _: told.update(sampler={}), "describes no training"),
-        (lambda told, _: told["memory"].pop("W1"), "expected nothing"),
-        (lambda told, _: told["memory"]["W1"].update(values=7), "describes no training"),
+        (lambda description, _: description.pop("streams"), "describes no training"),
+        (lambda description, _: description.update(iteration=-1), "describes no training"),
+        (
+            lambda description, _: description.update(iteration=6),
+            "has learning_rate_history = float64 .5,.; expected float64 .6,.",
+        ),
+        (lambda description, _: description.update(epoch="two"), "describes no training"),
+        (lambda description, _: description.update(best_val_acc=None), "describes no training"),
+        (
+            lambda description, _: description["streams"]["checks"].update(bit_generator="MT19937"),
+            "describes no training",
+        ),
+        (lambda description, _: description["streams"]["masks"]["state"].update(state="many"), "describes no training"),
+        (lambda description, _: description.update(sampler={}), "describes no training"),
+        (lambda description, _: description["memory"].pop("W1"), "expected nothing"),
+        (lambda description, _: description["memory"]["W1"].update(values=7), "describes no training"),
         (lambda _, arrays: arrays.pop("best_params.b1"), "has best_params.b1 = nothing"),
         (
             lambda _, arrays: arrays.update({"memory.m.W1": np.zeros(3)}),
@@ -339,7 +345,7 @@ def changed(path, change):
     ],
 )
 def test_a_malformed_checkpoint_is_refused_and_changes_nothing(data, saved, change, message):
-    changed(saved, change)
+    rewrite(saved, change)
     solver, plain = make_solver(data), make_solver(data)
     with pytest.raises(CheckpointError, match=message):
         solver.resume(saved)
@@ -411,7 +417,7 @@ def test_older_checkpoints_are_removed_only_after_the_new_one_is_read_back(data,
     assert len(notes) == 1
     assert notes[0].startswith("passing over a checkpoint: ")
     monkeypatch.undo()
-    solver.iteration = 12  # as after resuming the older one
+    solver.iteration = 12  # as after resuming the older checkpoint
     folder.save(solver)
     assert numbers(folder) == [2, 12]
 
@@ -427,7 +433,7 @@ def test_on_a_full_disk_the_older_checkpoints_stay(data, tmp_path, monkeypatch):
 
 
 def test_dropout_resumes_on_every_backend(data, tmp_path):
-    """Dropout draws its keys from a stream of the model: resumed on any backend it draws on from there."""
+    """Dropout draws its seeds from a stream of the model, which the checkpoint holds."""
     path = tmp_path / "checkpoint"
     for place in ("numpy", "array_api_strict:device1"):
         nets = [
@@ -450,7 +456,7 @@ def lookahead(w, dw, config):
 
 
 def test_the_memory_of_a_rule_may_have_any_name(data, tmp_path):
-    """An array called params was taken for the parameters."""
+    """An array named params is not mistaken for the parameters."""
     whole, part = (make_solver(data, update_rule=lookahead, optim_config={}) for _ in range(2))
     whole.train(lambda solver: solver.iteration == 5 and solver.save(tmp_path / "checkpoint"))
     part.resume(tmp_path / "checkpoint")

@@ -1,4 +1,4 @@
-"""Learning-rate schedules are pure functions of the step that give Python floats."""
+"""Learning-rate schedules are pure functions from the step to a Python float."""
 
 import itertools
 import math

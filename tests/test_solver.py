@@ -1,4 +1,4 @@
-"""The Solver: the same run on every backend, no hidden waits, nothing lost when a run ends early."""
+"""The Solver: equal runs on every backend, no hidden waits, no loss of results when a run ends early."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from xpconv.training.optim import sgd
 
 
 def blobs(n=60, classes=3, seed=0):
-    """Noisy images (n, 1, 4, 4) with one bright row, the label's."""
+    """Return noisy images (n, 1, 4, 4) whose bright row is the label."""
     rng = np.random.default_rng(seed)
     y = rng.integers(0, classes, n)
     X = rng.standard_normal((n, 1, 4, 4))
@@ -76,7 +76,7 @@ def test_data_may_be_on_the_host_or_on_the_device(data, backend, where):
 
 
 def test_the_host_waits_only_to_print_and_to_check(data, monkeypatch):
-    """Waits are counted on a device that would raise nothing: reads of scalars and Backend.to_host."""
+    """Count the waits for the device: reads of scalars and Backend.to_host."""
     backend = find_backend("array_api_strict:device1")
     waits = []
 
@@ -93,12 +93,14 @@ def test_the_host_waits_only_to_print_and_to_check(data, monkeypatch):
     solver.train()
     checks = len(solver.val_acc_history)
     assert checks == 5
-    assert waits == ["to_host"] * 4 * checks  # the losses so far, two accuracies and the signs of health a check
+    assert waits == ["to_host"] * 4 * checks  # per check: losses, two accuracies, health
 
     waits.clear()
     solver.verbose = True
     solver.train()
-    assert waits == ["to_host"] * (4 * checks + 3)  # and to print iterations 7, 13 and 19; at 1 it does both
+    assert waits == ["to_host"] * (
+        4 * checks + 3
+    )  # plus the prints of iterations 7, 13 and 19; the one of 1 coincides with a check
 
 
 def test_iterations_between_waits_read_nothing(data, monkeypatch):
@@ -107,8 +109,8 @@ def test_iterations_between_waits_read_nothing(data, monkeypatch):
     batch = backend.asarray(data["X_train"][:12]), backend.asarray(data["y_train"][:12])
     strict = type(backend.xp.zeros(1))
     for name in ("__float__", "__bool__", "__int__"):
-        monkeypatch.setattr(strict, name, lambda *_: pytest.fail("waited"))
-    monkeypatch.setattr(Backend, "to_host", lambda *_: pytest.fail("waited"))
+        monkeypatch.setattr(strict, name, lambda *_: pytest.fail("waited for the device"))
+    monkeypatch.setattr(Backend, "to_host", lambda *_: pytest.fail("waited for the device"))
     for _ in range(3):
         solver._step(*batch)
 
@@ -121,7 +123,7 @@ def test_best_parameters_are_restored_with_their_running_statistics(data):
     kept = {}
 
     def check(progress, plain=solver._check_accuracies):
-        if len(solver.val_acc_history) == 1:  # make the second check the best, whatever it finds
+        if len(solver.val_acc_history) == 1:  # make the second check the best
             solver.best_val_acc = -1.0
             plain(progress)
             solver.best_val_acc = 2.0
@@ -330,7 +332,7 @@ def test_invalid_data_is_refused_before_training(data, change, error, message):
 
 @pytest.mark.parametrize("where", ["numpy", "array_api_strict:device1"])
 def test_health_is_measured_from_each_steps_weights_and_minibatch(data, where):
-    """Recomputed from copies of the weights before and after, and from the minibatches, by NumPy alone."""
+    """Compare with NumPy on copies of the minibatches and of the weights before and after each step."""
     net = TwoLayerNet(
         input_dim=16,
         hidden_dim=12,
@@ -400,4 +402,7 @@ def test_health_of_a_custom_model_is_that_of_its_weights(data):
     solver.train()
     first, last = solver.health_history["update_ratio_W1"]
     assert list(solver.health_history) == ["update_ratio_W1"]
-    assert (first, round(last, 12)) == (np.inf, 0.25)  # from 0, and from 4 steps to 5
+    assert (first, round(last, 12)) == (
+        np.inf,
+        0.25,
+    )  # the first step starts from weights of 0; the last one adds a fourth of the weights

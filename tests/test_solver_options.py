@@ -1,4 +1,4 @@
-"""What a Solver can be given beside the course's options: schedules, sampling, patience, changes of minibatches."""
+"""Options of the Solver that the course does not have: schedules, sampling, patience, augmentation."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ from xpconv.training.schedules import cosine, step_decay, warmup
 
 
 def make_data(n=48, seed=0):
-    """Return noisy images (n, 1, 4, 4) with one bright row, the label's."""
+    """Return noisy images (n, 1, 4, 4) whose bright row is the label."""
     rng = np.random.default_rng(seed)
     y = rng.integers(0, 3, n)
     X = rng.standard_normal((n, 1, 4, 4))
@@ -94,7 +94,7 @@ def test_a_schedule_requires_a_learning_rate_and_no_lr_decay(data, options):
 
 
 def with_accuracies(solver, accuracies):
-    """Let the checks find these validation accuracies."""
+    """Make the checks return these validation accuracies."""
     found = iter(accuracies)
     solver.check_accuracy = lambda X, y, num_samples=None: next(found) if X is solver.X_val else 0.0
     return solver
@@ -131,11 +131,11 @@ def test_invalid_options_are_refused_by_name(data, options, message):
         make_solver(data, **options)
 
 
-# ---- sampling and changes of minibatches
+# ---- sampling and augmentation
 
 
 def seen_by(solver):
-    """Return the minibatches that the model is trained on, as they come."""
+    """Return a list to which each minibatch of the training is appended."""
     plain, seen = solver.model.loss, []
 
     def loss(X, y=None):
@@ -300,7 +300,7 @@ def test_accuracy_needs_a_label_for_each_sample(data):
 
 
 def test_patience_starts_over_in_another_round(data):
-    """Each round's first check is no epoch without a better accuracy."""
+    """The first check of a round does not count as an epoch without a better accuracy."""
     solver = with_accuracies(make_solver(data, patience=1, num_epochs=2), [0.5, 0.6, 0.7, 0.1, 0.2, 0.3])
     for iterations in (8, 16):
         solver.train()

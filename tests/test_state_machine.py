@@ -1,4 +1,4 @@
-"""A Solver that is stopped, saved, resumed, moved and looked at in any order is the one that nobody disturbed."""
+"""A Solver that is stopped, saved, resumed and moved in any order has the results of an undisturbed one."""
 
 import signal
 import tempfile
@@ -16,7 +16,7 @@ from xpconv.errors import CheckpointError
 from xpconv.nn import Affine, BatchNorm, Dropout, Relu, Sequential
 
 LAST = 12
-PLACES = ["numpy", "array_api_strict"]
+BACKENDS = ["numpy", "array_api_strict"]
 
 _rng = np.random.default_rng(0)
 _y = _rng.integers(0, 3, 50)
@@ -25,7 +25,7 @@ DATA = {"X_train": _X[:30], "y_train": _y[:30], "X_val": _X[30:], "y_val": _y[30
 
 
 def make_solver(backend, update_rule, sampling):
-    """Return a Solver with everything that has a state, whose numbers have the same bits on both libraries."""
+    """Return a Solver with everything that has a state; its results have the same bits on both libraries."""
     net = Sequential(
         [Affine(5), BatchNorm(), Relu(), Dropout(0.8), Affine(3)],
         input_shape=(6,),
@@ -50,10 +50,10 @@ def make_solver(backend, update_rule, sampling):
 
 
 class Training(RuleBasedStateMachine):
-    """What is done to one training, and the plain one that it must equal: run from start to end in one go.
+    """Disturb one training, and compare it with a plain one that runs from start to end.
 
-    `events` are what was done to it beside training, as (iteration, what, value); the plain one gets them at the same
-    iterations. A file holds a training with its events until then.
+    `events` lists everything else that changes results, as (iteration, function, value); the plain training gets the
+    events at the same iterations. `files` lists checkpoints, each with the events before it.
     """
 
     def __init__(self):
@@ -76,10 +76,10 @@ class Training(RuleBasedStateMachine):
         self.solver, self.resumable = make_solver(backend, *self.options), True
         self.events, self.accuracies = [], []
 
-    # ---- what is done
+    # ---- rules
 
     def run(self, stop, at_stop):
-        """Train until so many iterations are done, and do something then."""
+        """Train until `stop` iterations are done, then call `at_stop`."""
         self.solver.train(lambda solver: solver.iteration == stop and at_stop(solver))
         assert self.solver.iteration == stop
 
@@ -104,12 +104,12 @@ class Training(RuleBasedStateMachine):
     @precondition(unfinished)
     @rule()
     def train_to_the_end(self):
-        """Go back for what follows: there is little to do after it."""
+        """Finish the training, then return to the state before it, since a finished training allows few rules."""
         path = self.new_file()
         self.solver.save(path)
         self.run(LAST, lambda solver: None)
         assert not self.solver.interrupted
-        self.it_is_the_training_that_nobody_disturbed()
+        self.results_are_those_of_the_plain_training()
         self.solver = make_solver("numpy", *self.options)
         self.solver.resume(path)
 
@@ -132,7 +132,7 @@ class Training(RuleBasedStateMachine):
         self.accuracies.append(check(self.solver, size))
 
     @precondition(lambda self: self.resumable)
-    @rule(backend=st.sampled_from(PLACES))
+    @rule(backend=st.sampled_from(BACKENDS))
     def save_and_resume(self, backend):
         path = self.new_file()
         self.solver.save(path)
@@ -154,14 +154,14 @@ class Training(RuleBasedStateMachine):
         self.solver.train(act)
 
     def new_file(self):
-        """Return a path, and note what the training that is to be saved there has been through."""
+        """Return a path for a checkpoint, and record the events before it."""
         path = Path(self.folder.name, str(len(self.files)))
         self.files.append((path, [*self.events], [*self.accuracies]))
         return path
 
     @precondition(unfinished)
     @rule()
-    def interrupt_in_the_midst_of_an_iteration(self):
+    def interrupt_within_an_iteration(self):
         def loss(*_):
             raise KeyboardInterrupt
 
@@ -169,31 +169,31 @@ class Training(RuleBasedStateMachine):
         self.solver.train()
         assert self.solver.interrupted
         with pytest.raises(CheckpointError, match="in the middle of an iteration"):
-            self.solver.save(Path(self.folder.name, "unsound"))
+            self.solver.save(Path(self.folder.name, "refused"))
         self.resumable = False
 
     @precondition(lambda self: self.files or not self.resumable)
-    @rule(data=st.data(), backend=st.sampled_from(PLACES))
+    @rule(data=st.data(), backend=st.sampled_from(BACKENDS))
     def go_back(self, data, backend):
-        """Resume any file from before, or start over where there is none."""
+        """Resume any earlier checkpoint, or start over if there is none."""
         self.begin(*self.options, backend)
         if self.files:
             path, events, accuracies = self.files[data.draw(st.integers(0, len(self.files) - 1))]
             self.solver.resume(path)
             self.events, self.accuracies = [*events], [*accuracies]
 
-    # ---- what must hold
+    # ---- invariants
 
     @invariant()
-    def it_is_the_training_that_nobody_disturbed(self):
+    def results_are_those_of_the_plain_training(self):
         if not self.resumable:
             return
         plain, accuracies, found = make_solver("numpy", *self.options), [], []
 
         def follow(solver):
-            for at, what, value in self.events:
+            for at, function, value in self.events:
                 if at == solver.iteration:
-                    accuracy = what(solver, value)
+                    accuracy = function(solver, value)
                     accuracies.extend([] if accuracy is None else [accuracy])
             if solver.iteration == self.solver.iteration:
                 solver._read_losses()
@@ -211,7 +211,7 @@ def write(solver, factor):
 
 
 def check(solver, size):
-    """Measure some images' accuracy with the best parameters, as anybody finds them once training has stopped."""
+    """Measure the accuracy of the best parameters on some images, as after the end of training."""
     model = solver.model
     now = model.params, model.state
     if solver.best_params:
