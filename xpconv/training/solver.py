@@ -148,12 +148,6 @@ class Solver:
         patience: int | None = None,
         preflight: bool = False,
     ) -> None:
-        self.model = model
-        self.backend = getattr(model, "backend", None) or backend_of(next(iter(model.params.values())))
-        splits, classes = data.splits() if isinstance(data, Dataset) else data, getattr(model, "num_classes", None)
-        self.X_train, self.y_train = check_split(splits, "train", classes)
-        self.X_val, self.y_val = check_split(splits, "val", classes, self.X_train.shape[1:])
-
         self.update_rule, self.optim_config, self.lr_decay = update_rule, dict(optim_config or {}), lr_decay
         self.schedule = schedule
         check_rule(update_rule, self.optim_config)
@@ -169,6 +163,12 @@ class Solver:
         self.sampling, self.on_nonfinite = sampling, on_nonfinite
         self.augment, self.preflight, self.verbose = augment, preflight, verbose
 
+        self.model = model
+        self.backend = getattr(model, "backend", None) or backend_of(next(iter(model.params.values())))
+        splits, classes = data.splits() if isinstance(data, Dataset) else data, getattr(model, "num_classes", None)
+        self.X_train, self.y_train = check_split(splits, "train", classes)
+        self.X_val, self.y_val = check_split(splits, "val", classes, self.X_train.shape[1:])
+
         self.streams = self._spawn_streams(rng)
         self.sampler = SAMPLERS[sampling](self.streams["batches"], self.X_train.shape[0], self.batch_size)
         self._prefetch = 2
@@ -183,7 +183,8 @@ class Solver:
         return streams
 
     def _reset(self) -> None:
-        self.epoch = self.iteration = self.skipped = self.round_start = self.round_checks = 0
+        self.epoch = self.iteration = self.skipped = 0
+        self.round_start = self.round_checks = 0  # iterations and checks before this round of `num_epochs` epochs
         self.interrupted, self.resumable, self._finished = False, True, False
         self._swapped_in: Any = None  # the best parameters, as `train` put them into the model at its end
         self._swapped_out: tuple[Any, Any] | None = None  # the parameters and state that they replaced
@@ -478,10 +479,11 @@ class Solver:
             where, saved, own = map(printable, difference)
             raise CheckpointError(
                 f"{owner} is of a training with {where} = {saved}, but this one has {own}: "
-                "make the Solver and its model as they were made then"
+                "make the Solver and its model with the same arguments"
             )
-        if not all(type(description[name]) is int and description[name] >= 0 for name in COUNTS):
-            raise ValueError(f"counts of { {name: description[name] for name in COUNTS} }")
+        counts = {name: description[name] for name in COUNTS}
+        if not all(type(count) is int and count >= 0 for count in counts.values()):
+            raise ValueError(f"counts of {counts}")
         specs = {name: array_spec(a) for name, a in arrays.items()}
         check_specs(owner, specs, self._wanted_specs(specs, description))
         unbounded = {*HISTORIES[:2], *(f"health.{name}" for name in description["health"])}
