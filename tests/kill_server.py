@@ -48,10 +48,10 @@ def main():
     import sklearn.datasets
     import sklearn.model_selection  # noqa: F401
 
-    from xpconv.cli import _run
+    from xpconv.cli import _results
 
-    _run.viz.save_curves = _run.viz.save_filters = no_picture
-    _run.viz.save_confusion_matrix = _run.viz.save_mistakes = no_picture
+    _results.viz.save_curves = _results.viz.save_filters = no_picture
+    _results.viz.save_confusion_matrix = _results.viz.save_mistakes = no_picture
     print("ready", flush=True)
     for line in sys.stdin:
         order = json.loads(line)

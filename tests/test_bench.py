@@ -60,7 +60,7 @@ def test_a_backend_that_cannot_run_is_told_in_one_line(model):
 def test_numpy_is_not_compared_with_itself(model):
     result = call(model, "--backend", "numpy")
     assert result.exit_code == 2
-    assert "numpy is what the other backend is compared with: name another, such as cupy." in result.stderr
+    assert "the other backend is compared with numpy: name another one, such as cupy." in result.stderr
 
 
 def test_a_file_that_describes_no_net_is_refused(tmp_path, config):

@@ -20,8 +20,12 @@ from typer.testing import CliRunner
 import xpconv
 from xpconv.cli import _app, _run, _run_folder, _tables
 from xpconv.cli._compare import read_run
+from xpconv.cli._evaluate import data_of_run
 from xpconv.cli._info import diagnose
-from xpconv.data import load_digits
+from xpconv.cli._nets import NETS
+from xpconv.cli._run_folder import FILES
+from xpconv.cli._settings import DEFAULTS
+from xpconv.data import DATASETS, load_digits
 from xpconv.data.images import read_image
 from xpconv.errors import ArgumentError
 from xpconv.training._progress import show_progress
@@ -68,8 +72,8 @@ def test_bare_train_reaches_97_percent_and_says_where_its_files_are(bare):
     last = bare.shown.splitlines()[-1]
     assert last.startswith("test accuracy: 0.")
     assert float(last.split()[-1]) >= 0.97
-    assert sorted(path.name for path in bare.folder.iterdir()) == sorted(_run.FILES)
-    for name in _run.FILES:
+    assert sorted(path.name for path in bare.folder.iterdir()) == sorted(FILES)
+    for name in FILES:
         assert f"wrote {Path('runs', bare.folder.name, name)}\n" in bare.shown
     assert "\x1b" not in bare.shown
 
@@ -137,7 +141,7 @@ def test_config_names_versions_data_and_backend(bare):
     assert config["interrupted"] is False
 
 
-@pytest.mark.parametrize("model", _run.MODELS)
+@pytest.mark.parametrize("model", NETS)
 @pytest.mark.parametrize("augment", ["shift", "mirror"])
 def test_every_net_trains_is_drawn_and_predicts(tmp_path, model, augment):
     shown = succeed(*SHORT, "--model", model, "--augment", augment, "--out", tmp_path / "run")
@@ -147,9 +151,9 @@ def test_every_net_trains_is_drawn_and_predicts(tmp_path, model, augment):
 
 
 def test_larger_images_get_the_net_of_their_size():
-    model = _run.MODELS["three-layer"]((3, 32, 32), 10, rng=0)
+    model = NETS["three-layer"]((3, 32, 32), 10, rng=0)
     assert model.params["W1"].shape == (32, 3, 5, 5)
-    assert set(_run.DEFAULTS) == {*_app.DATASETS, "a folder"}
+    assert set(DEFAULTS) == {*DATASETS, "a folder"}
 
 
 def test_backend_of_the_environment_gives_the_same_losses(tmp_path):
@@ -218,7 +222,7 @@ def test_interrupted_training_saves_what_there_is_and_exits_with_130(tmp_path, m
     monkeypatch.setattr(Solver, "_step", interrupted_step)
     result = call(*SHORT, "--out", tmp_path / "run")
     assert result.exit_code == 130
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(_run.FILES)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(FILES)
     assert [row["val_accuracy"] != "" for row in rows_of(tmp_path / "run")] == [True, True, False]
     assert config_of(tmp_path / "run")["interrupted"] is True
 
@@ -234,7 +238,7 @@ def test_interrupted_training_tells_how_to_go_on(tmp_path, monkeypatch):
     monkeypatch.setattr(Solver, "_step", pressed_in_step)
     result = call(*SHORT, "--out", tmp_path / "my run")
     assert result.exit_code == 130
-    program, *words = shlex.split(result.stdout.splitlines()[-1].removeprefix("to go on: "))
+    program, *words = shlex.split(result.stdout.splitlines()[-1].removeprefix("to resume: "))
     monkeypatch.setattr(Solver, "_step", step)
     assert program == "xpconv"
     assert "resumed at iteration 3" in succeed(*words)
@@ -248,26 +252,27 @@ def test_training_outlasts_the_reader_of_its_output(tmp_path):
         errors = process.stderr.read().decode()
     assert process.returncode == 0
     assert errors == "xpconv: nobody reads this output any more; training goes on, until Ctrl-C\n"
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(_run.FILES)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(FILES)
 
 
 @pytest.mark.parametrize(
     ("setting", "value", "message"),
     [
         ("model", "nonsense", "model is 'nonsense'; expected three-layer or fc or convnet"),
+        ("sampling", "all", "sampling is 'all'; expected replacement or epoch"),
         ("schedule", "nonsense", "schedule is 'nonsense'; expected step or cosine or constant"),
         ("batch_size", 0, "batch_size is 0; expected an int, 1 or more"),
         ("num_train", "5", "num_train is '5'; expected an int, 1 or more"),
         ("checkpoint_every", 0, "checkpoint_every is 0; expected an int, 1 or more"),
-        ("data", 3, "data is 3; expected a text"),
-        ("augment", 4, "augment is 4; expected a text"),
-        ("seed", -1, "seed is -1; expected a number, 0 or more"),
-        ("warmup", "a", "warmup is 'a'; expected a number, 0 or more"),
+        ("data", 3, "data is 3; expected a string"),
+        ("augment", 4, "augment is 4; expected a string"),
+        ("seed", -1, "seed is -1; expected an int, 0 or more"),
+        ("warmup", "a", "warmup is 'a'; expected an int, 0 or more"),
         ("learning_rate", None, "learning_rate is None; expected a number, 0 or more"),
     ],
 )
 def test_settings_of_a_run_that_cannot_be_are_named(tmp_path, setting, value, message):
-    settings = {"data": "digits", **_run.DEFAULTS["digits"], setting: value}
+    settings = {"data": "digits", **DEFAULTS["digits"], setting: value}
     (tmp_path / "config.json").write_text(json.dumps({"settings": settings}))
     result = call("train", "--resume", tmp_path)
     assert result.exit_code == 1
@@ -285,7 +290,7 @@ def test_data_beside_resume_is_for_folders_of_images(tmp_path):
     succeed(*SHORT, "--out", tmp_path / "run")
     result = call("train", "--resume", tmp_path / "run", "--data", "cifar10")
     assert result.exit_code == 2
-    assert "folder of images is now; it has digits: leave out --data." in " ".join(result.stderr.split())
+    assert "folder of images is now, but the run is on digits: leave out --data." in " ".join(result.stderr.split())
 
 
 def test_runs_that_skip_say_nothing_of_overflows(tmp_path):
@@ -328,7 +333,10 @@ def test_a_run_without_a_checkpoint_keeps_its_model(tmp_path, interrupted):
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     result = call("train", "--resume", run)
     assert result.exit_code == 1
-    assert "holds a model but no whole checkpoint to go on from: to start over, which would replace" in result.stderr
+    assert (
+        "holds a model but no undamaged checkpoint to continue from: to start over, which would replace"
+        in result.stderr
+    )
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 
@@ -361,9 +369,9 @@ def test_eval_gives_the_accuracy_that_training_printed(bare):
 
 
 def test_eval_takes_the_data_set_from_the_config_beside_the_model(tmp_path):
-    assert _run.data_of_run(tmp_path / "model.safetensors") == "digits"
+    assert data_of_run(tmp_path / "model.safetensors") == "digits"
     (tmp_path / "config.json").write_text('{"settings": {"data": "cifar10"}}')
-    assert _run.data_of_run(tmp_path / "model.safetensors") == "cifar10"
+    assert data_of_run(tmp_path / "model.safetensors") == "cifar10"
 
 
 def test_eval_refuses_a_model_of_other_images(tmp_path):
@@ -387,10 +395,10 @@ def write_digit(path, index, change=lambda image: image):
 def test_predict_prints_path_class_and_probability_of_each_image(tmp_path, bare):
     digits = load_digits()
     scores = xpconv.load_model(bare.model, "numpy").loss(digits.X_test[:5]).astype(float)
-    odds = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    probs = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
     paths = [write_digit(tmp_path / f"{i}.png", i) for i in range(5)]
     lines = succeed("predict", bare.model, *paths).splitlines()
-    expected = [f"{path}\t{row.argmax()}\t{row.max():.4f}" for path, row in zip(paths, odds, strict=True)]
+    expected = [f"{path}\t{row.argmax()}\t{row.max():.4f}" for path, row in zip(paths, probs, strict=True)]
     assert lines == expected
 
 
@@ -515,9 +523,9 @@ def test_wrong_usage_is_told_with_the_choices_and_exits_with_2(words, message):
         (
             ["train", "--out", "file"],
             {},
-            "file: cannot be the folder of a run (File exists): name another one by --out",
+            "file: cannot be the folder of a run (File exists): choose another one with --out",
         ),
-        (["train", "--out", "file/run"], {}, "file/run: cannot be the folder of a run (Not a directory): name"),
+        (["train", "--out", "file/run"], {}, "file/run: cannot be the folder of a run (Not a directory): choose"),
         (["train", "--optimizer", "sgd", "--learning-rate", "1e30"], {}, "the loss became"),
         (["train", "--image-size", "16"], {}, "image_size is 16, but the images of digits have a size of their own"),
         (["train", "--data", "cifar10"], {"XPCONV_DATA": "file"}, "CIFAR-10 is not in file (no such folder) or "),
@@ -663,7 +671,7 @@ OFFERED = {
     ("--data", ""): ["digits", "cifar10"],
     ("--data", "c"): ["cifar10"],
     ("--data", "my_images"): [],
-    ("--model", ""): list(_run.MODELS),
+    ("--model", ""): list(NETS),
     ("--schedule", "co"): ["cosine", "constant"],
     ("--dtype", "f"): ["float32", "float64"],
     ("--backend", "a"): ["array_api_strict", "auto"],

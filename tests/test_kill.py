@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from xpconv.cli._run import FILES
+from xpconv.cli._run_folder import FILES
 from xpconv.errors import FolderInUseError
 from xpconv.io._lock import lock_folder
 

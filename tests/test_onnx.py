@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 import xpconv
 from tests.nets import IMAGE, NETS
 from xpconv import nn
-from xpconv.cli import _app, _run
+from xpconv.cli import _app
+from xpconv.cli._nets import NETS as CLI_NETS
 from xpconv.errors import ArgumentError, ArgumentTypeError, XpconvError
 from xpconv.io import onnx as export
 from xpconv.nn import Preprocessing, Sequential
@@ -66,10 +67,10 @@ def test_onnx_runtime_gives_the_scores_of_every_net(name, dtype, tmp_path):
     assert_same_scores(net, tmp_path / "net.onnx", rng)
 
 
-@pytest.mark.parametrize("name", _run.MODELS)
+@pytest.mark.parametrize("name", CLI_NETS)
 def test_onnx_runtime_gives_the_scores_of_every_net_of_the_command_line(name, tmp_path):
     rng = np.random.default_rng(1)
-    net = randomise(_run.MODELS[name]((3, 16, 16), 10, rng=0, backend="numpy"), rng)
+    net = randomise(CLI_NETS[name]((3, 16, 16), 10, rng=0, backend="numpy"), rng)
     assert_same_scores(net, tmp_path / "net.onnx", rng)
 
 

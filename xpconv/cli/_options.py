@@ -1,0 +1,142 @@
+"""Options and arguments of the command line: their help, what they may be, and the words that the shell completes."""
+
+import os
+import warnings
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from xpconv.backend import LIBRARIES, get_backend
+from xpconv.cli._settings import CHOICES, DEFAULTS, MINIMUMS
+from xpconv.data import DATASETS
+from xpconv.data.augment import AUGMENTATIONS, parse_augmentation
+from xpconv.errors import ArgumentError
+
+__all__ = [
+    "BackendOption",
+    "ModelArgument",
+    "augment_option",
+    "choice_option",
+    "data_option",
+    "file_suffix",
+    "number_option",
+    "setting_option",
+]
+
+
+def choice_option(setting: str, text: str) -> Any:
+    """Return an option that takes one of the CHOICES of a setting."""
+    choices = CHOICES[setting]
+
+    def check(value: str) -> str:
+        if value not in choices:
+            raise typer.BadParameter(f"{value!r} is not one of {', '.join(choices)}.")
+        return value
+
+    return typer.Option(metavar="|".join(choices), callback=check, autocompletion=_completion(choices), help=text)
+
+
+def setting_option(setting: str, text: str, default: str | bool = True) -> Any:
+    """Return an option that takes a number from a setting's minimum on, and whose help has the setting's defaults."""
+    if setting in DEFAULTS["digits"]:
+        default = _defaults(setting)
+    return number_option(text, MINIMUMS[setting], default)
+
+
+def number_option(text: str, minimum: int, default: str | bool = True) -> Any:
+    """Return an option that takes a number from `minimum` on; a `default` that is a string is for the help only."""
+    return typer.Option(metavar="NUMBER", min=minimum, help=text, show_default=default)
+
+
+def _defaults(setting: str) -> str:
+    """Return a setting's defaults for the help, by data set if they differ."""
+    values = {data: settings[setting] for data, settings in DEFAULTS.items()}
+    if len(set(values.values())) == 1:
+        return str(values["digits"])
+    return ", ".join(f"{value} for {data}" for data, value in values.items())
+
+
+def _completion(words: Collection[str]) -> Callable[[str], list[str]]:
+    """Return the function that completes a word for the shell, which offers files if none of `words` fits."""
+
+    def fitting(incomplete: str) -> list[str]:
+        return [word for word in words if word.startswith(incomplete)]
+
+    return fitting
+
+
+def data_option(text: str) -> Any:
+    """Return an option that takes a data set or a folder of images."""
+    return typer.Option(
+        metavar="|".join([*DATASETS, "DIR"]), callback=_check_data, autocompletion=_completion(DATASETS), help=text
+    )
+
+
+def _check_data(value: str | None) -> str | None:
+    """Return the name of a data set, or the full path of a folder."""
+    if value is None or value in DATASETS:
+        return value
+    if not os.path.isdir(value):
+        raise typer.BadParameter(f"{value!r} is none of {', '.join(DATASETS)}, and there is no such folder.")
+    return os.path.abspath(value)
+
+
+def augment_option(text: str) -> Any:
+    """Return an option that takes augmentations."""
+    return typer.Option(
+        metavar="|".join(AUGMENTATIONS),
+        callback=_check_augment,
+        autocompletion=_completion(AUGMENTATIONS),
+        show_default=_defaults("augment"),
+        help=text,
+    )
+
+
+def _check_augment(value: str | None) -> str | None:
+    try:
+        parse_augmentation(value or "none")
+    except ArgumentError as error:
+        raise typer.BadParameter(str(error)) from error
+    return value
+
+
+def file_suffix(suffix: str) -> Callable[[Path], Path]:
+    """Return the check that the name of a file to write ends in `suffix`."""
+
+    def check(path: Path) -> Path:
+        if path.suffix != suffix:
+            raise typer.BadParameter(f"{str(path)!r}: expected a name that ends in {suffix}.")
+        return path
+
+    return check
+
+
+def _check_backend(ctx: typer.Context, spec: str) -> str:
+    """Return the backend's full name if it can run here."""
+    if ctx.resilient_parsing:  # the shell completes a word: a GPU takes seconds to try
+        return spec
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
+        try:
+            backend = get_backend(spec)
+        except ArgumentError as error:
+            raise typer.BadParameter(str(error)) from error
+    for note in notes:
+        typer.echo(f"xpconv: {note.message}", err=True)
+    return str(backend)
+
+
+BackendOption = Annotated[
+    str,
+    typer.Option(
+        envvar="XP_BACKEND",
+        callback=_check_backend,
+        metavar="LIBRARY[:DEVICE]",
+        autocompletion=_completion([*LIBRARIES, "auto"]),
+        help="Array library to compute with: numpy, cupy, cupy:1, torch, torch:cuda, array_api_strict, or auto.",
+    ),
+]
+ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="A model.safetensors that train wrote.")]

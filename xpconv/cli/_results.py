@@ -1,0 +1,151 @@
+"""The files that a training run leaves: the model, its metrics, pictures, and the configuration."""
+
+import csv
+import io
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from importlib.metadata import PackageNotFoundError, version
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xpconv import viz
+from xpconv.backend import get_backend, to_host
+from xpconv.cli._run_folder import CONFIG, FILES
+from xpconv.cli._settings import Settings
+from xpconv.data import Dataset
+from xpconv.errors import XpconvError
+from xpconv.io._atomic import write_bytes
+from xpconv.io.model import save_model
+from xpconv.nn import Sequential
+from xpconv.ops.numpy._workers import num_threads
+from xpconv.training import metrics
+from xpconv.training.solver import Solver
+
+__all__ = ["require_matplotlib", "save_config", "save_results"]
+
+
+def require_matplotlib() -> None:
+    """Raise XpconvError, before any work is done, if matplotlib cannot be imported."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise XpconvError(
+            f'drawing the curves needs matplotlib, which cannot be imported ({error}): pip install "xpconv[train]"'
+        ) from error
+
+
+def save_results(
+    folder: Path, settings: Settings, solver: Solver, dataset: Dataset, untrained: Sequential
+) -> list[Path]:
+    """Write all files of a run and return their paths, the model's first.
+
+    Parameters
+    ----------
+    folder : path
+    settings, solver, dataset
+        Those of the run.
+    untrained : Sequential
+        The model before training, whose filters are drawn beside those of the trained one.
+    """
+    model = solver.model
+    paths = [folder / name for name in FILES]
+    model_path, metrics_path, curves_path, filters_path, confusion_path, mistakes_path, config_path = paths
+    save_model(model, model_path)
+    _write(metrics_path, _metrics_table(solver))
+    viz.save_curves(_histories_by_epoch(solver), curves_path)
+    kind = "filters" if len(model.params["W1"].shape) == 4 else "weights"
+    viz.save_filters(_first_filters(model), filters_path, f"first-layer {kind}", before=_first_filters(untrained))
+    probs = metrics.probabilities(model, dataset.X_test)
+    viz.save_confusion_matrix(dataset.y_test, probs.argmax(axis=1), dataset.class_names, confusion_path)
+    viz.save_mistakes(dataset.X_test, dataset.y_test, probs, dataset.class_names, mistakes_path)
+    save_config(config_path.parent, settings, solver, dataset, finished=not solver.interrupted)
+    return paths
+
+
+def save_config(folder: Path, settings: Settings, solver: Solver, dataset: Dataset, *, finished: bool = False) -> None:
+    """Write ``config.json``: what one needs to repeat, resume and judge the run."""
+    config = {**_config(settings, solver, dataset), "finished": finished}
+    _write(folder / CONFIG, json.dumps(config, indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def _first_filters(model: Sequential) -> np.ndarray:
+    """Return the weights of the first layer as filters; each unit of an affine layer has one of the image's shape."""
+    w = to_host(model.params["W1"])
+    return w if w.ndim == 4 else w.T.reshape(-1, *model.input_shape)
+
+
+def _iterations_per_epoch(solver: Solver) -> int:
+    return max(solver.y_train.shape[0] // solver.batch_size, 1)
+
+
+def _histories_by_epoch(solver: Solver) -> dict[str, Any]:
+    """Return the histories, those of checks from epoch 0 on.
+
+    If an epoch is one iteration, the first check comes after epoch 1, so that epoch 0 is NaN.
+    """
+    first = [nan] if _iterations_per_epoch(solver) == 1 else []
+    return {
+        **vars(solver),
+        "train_acc_history": first + solver.train_acc_history,
+        "val_acc_history": first + solver.val_acc_history,
+        "health_history": {name: first + values for name, values in solver.health_history.items()},
+    }
+
+
+def _metrics_table(solver: Solver) -> str:
+    """Return CSV with a row for each iteration, and accuracies and health where they were checked."""
+    per_epoch = _iterations_per_epoch(solver)
+    checked = sorted({1, *range(per_epoch, solver.iteration + 1, per_epoch)})
+    health = list(solver.health_history)
+    checks = zip(solver.train_acc_history, solver.val_acc_history, *solver.health_history.values(), strict=False)
+    measured = dict(zip(checked, checks, strict=False))
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["iteration", "epoch", "loss", "learning_rate", "train_accuracy", "val_accuracy", *health])
+    steps = zip(solver.loss_history, solver.learning_rate_history, strict=False)
+    for iteration, (loss, learning_rate) in enumerate(steps, start=1):
+        epoch = (iteration - 1) // per_epoch + 1
+        table.writerow([iteration, epoch, loss, learning_rate, *measured.get(iteration, [""] * (2 + len(health)))])
+    return text.getvalue()
+
+
+def _config(settings: Settings, solver: Solver, dataset: Dataset) -> Mapping[str, Any]:
+    library = get_backend(settings.backend).library.replace("_", "-")
+    return {
+        "command": settings.command(),
+        "settings": asdict(settings),
+        "dataset": {
+            "name": dataset.name,
+            "input_shape": dataset.input_shape,
+            "class_names": dataset.class_names,
+            "sizes": {
+                field.name: len(getattr(dataset, field.name))
+                for field in fields(dataset)
+                if field.name.startswith("y_")
+            },
+        },
+        "model": solver.model.config(),
+        "iterations": solver.iteration,
+        "interrupted": solver.interrupted,
+        "skipped": solver.skipped,
+        "versions": {name: _version(name) for name in dict.fromkeys(("xpconv", "numpy", library))}
+        | {"python": platform.python_version()},
+        "platform": platform.platform(),
+        "threads": num_threads(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # CuPy's package is named after the CUDA version
+        return None

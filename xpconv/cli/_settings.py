@@ -1,0 +1,165 @@
+"""The settings of a training run: their names, choices, limits and defaults."""
+
+import shlex
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from xpconv._validation import check_choice, check_count
+from xpconv.cli._nets import NETS
+from xpconv.data import DATASETS
+from xpconv.data.sampling import SAMPLERS
+from xpconv.errors import ArgumentError, ArgumentTypeError
+from xpconv.training.optim import UPDATE_RULES
+
+__all__ = ["CHOICES", "DEFAULTS", "MINIMUMS", "Settings", "settings_for"]
+
+CHOICES = {
+    "model": tuple(NETS),
+    "schedule": ("step", "cosine", "constant"),
+    "optimizer": tuple(UPDATE_RULES),
+    "dtype": ("float32", "float64"),
+    "sampling": tuple(SAMPLERS),
+    "on_nonfinite": ("stop", "skip"),
+}
+"""The words that a setting may be."""
+
+MINIMUMS = {
+    "epochs": 1,
+    "batch_size": 1,
+    "learning_rate": 0,
+    "lr_decay": 0,
+    "decay_every": 1,
+    "warmup": 0,
+    "reg": 0,
+    "seed": 0,
+    "num_train": 1,
+    "image_size": 1,
+    "patience": 1,
+    "checkpoint_every": 1,
+}
+"""The least value of each setting that is a number."""
+
+REALS = ("learning_rate", "lr_decay", "reg")  # the other numbers are integers
+OPTIONAL = ("num_train", "image_size", "patience", "checkpoint_every")
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "digits": {"epochs": 8, "batch_size": 50, "learning_rate": 1e-3, "lr_decay": 0.85, "reg": 1e-3, "augment": "shift"},
+    "cifar10": {"epochs": 5, "batch_size": 50, "learning_rate": 1e-3, "lr_decay": 0.8, "reg": 1e-3, "augment": "none"},
+    "a folder": {
+        "epochs": 20,
+        "batch_size": 50,
+        "learning_rate": 1e-3,
+        "lr_decay": 0.9,
+        "reg": 1e-3,
+        "augment": "none",
+    },
+}
+"""For each data set the settings that train well on it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What determines a run: the same settings give the same model, however often the run is stopped and resumed.
+
+    Parameters
+    ----------
+    data : {"digits", "cifar10"} or str
+        Any other string is the path of a folder of images.
+    model : {"three-layer", "fc", "convnet"}
+    epochs, batch_size, learning_rate, lr_decay, reg
+        As for `Solver` and `Sequential`; DEFAULTS has good values for each data set.
+    optimizer : {"sgd", "sgd_momentum", "rmsprop", "adam"}
+    dtype : {"float32", "float64"}
+    backend : str
+    seed : int
+    num_train : int, optional
+        Train on the first `num_train` samples only.
+    augment : str
+        Images to add to the training images and random changes of each minibatch, as for
+        `xpconv.data.augment.parse_augmentation`.
+    image_size : int, optional
+        Height and width to which the images of a folder are resized.
+    schedule : {"step", "cosine", "constant"}
+        How the learning rate changes; "step" multiplies it by `lr_decay` after each `decay_every` epochs.
+    warmup : int
+        Epochs over which the learning rate rises from near 0.
+    sampling, patience, on_nonfinite
+        As for `Solver`.
+    checkpoint_every : int, optional
+        Iterations between two checkpoints.
+
+    Raises
+    ------
+    ArgumentError
+        If a setting is not among its CHOICES or below its minimum.
+    ArgumentTypeError
+        If a setting has the wrong type.
+
+    Examples
+    --------
+    >>> Settings(data="digits", **DEFAULTS["digits"]).model
+    'three-layer'
+    """
+
+    data: str
+    model: str = "three-layer"
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    lr_decay: float
+    optimizer: str = "adam"
+    reg: float
+    dtype: str = "float32"
+    backend: str = "numpy"
+    seed: int = 0
+    num_train: int | None = None
+    augment: str
+    image_size: int | None = None
+    schedule: str = "step"
+    decay_every: int = 1
+    warmup: int = 0
+    sampling: str = "replacement"
+    patience: int | None = None
+    on_nonfinite: str = "stop"
+    checkpoint_every: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("data", "augment", "backend"):
+            if not isinstance(value := getattr(self, name), str):
+                raise ArgumentTypeError(f"{name} is {value!r}; expected a string")
+        for name, words in CHOICES.items():
+            check_choice(name, getattr(self, name), words)
+        for name, minimum in MINIMUMS.items():
+            value = getattr(self, name)
+            if name in REALS:
+                _check_number(name, value, minimum)
+            elif value is not None or name not in OPTIONAL:
+                check_count(name, value, minimum)
+
+    def command(self) -> str:
+        """Return the command that repeats the run."""
+        words = (
+            f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
+            for name, value in asdict(self).items()
+            if value is not None
+        )
+        return " ".join(["xpconv train", *words])
+
+
+def _check_number(name: str, value: object, minimum: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= minimum:
+        raise ArgumentError(f"{name} is {value!r}; expected a number, {minimum} or more")
+
+
+def settings_for(data: str, **options: Any) -> Settings:
+    """Return the settings of a run on a data set; DEFAULTS and Settings replace each option that is None.
+
+    Examples
+    --------
+    >>> settings = settings_for("digits", epochs=2, batch_size=None)
+    >>> settings.epochs, settings.batch_size
+    (2, 50)
+    """
+    defaults = DEFAULTS[data if data in DATASETS else "a folder"]
+    given = {name: value for name, value in options.items() if value is not None}
+    return Settings(data=data, **{**defaults, **given})

@@ -1,0 +1,182 @@
+"""``xpconv train``."""
+
+import shlex
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from xpconv.cli._evaluate import accuracy
+from xpconv.cli._options import (
+    BackendOption,
+    augment_option,
+    choice_option,
+    data_option,
+    number_option,
+    setting_option,
+)
+from xpconv.cli._results import require_matplotlib, save_results
+from xpconv.cli._run import build_solver, build_untrained_model, load_data, train_with_checkpoints
+from xpconv.cli._run_folder import is_finished, read_settings, remove_leftovers, run_folder
+from xpconv.cli._settings import Settings, settings_for
+from xpconv.data import DATASETS, Dataset
+from xpconv.training._progress import ignore_broken_pipe
+from xpconv.training.solver import Solver
+
+__all__ = ["train"]
+
+
+def train(
+    ctx: typer.Context,
+    data: Annotated[
+        str, data_option("Images to train on; DIR is a folder of images with one subfolder per class.")
+    ] = "digits",
+    model: Annotated[str, choice_option("model", "Architecture of the net.")] = Settings.model,
+    epochs: Annotated[int | None, setting_option("epochs", "Passes over the training images.")] = None,
+    batch_size: Annotated[int | None, setting_option("batch_size", "Images per minibatch.")] = None,
+    learning_rate: Annotated[float | None, setting_option("learning_rate", "Step size of the optimizer.")] = None,
+    lr_decay: Annotated[
+        float | None,
+        setting_option("lr_decay", "If --schedule is step: factor of the learning rate every --decay-every epochs."),
+    ] = None,
+    decay_every: Annotated[
+        int, setting_option("decay_every", "If --schedule is step: epochs between changes of the learning rate.")
+    ] = Settings.decay_every,
+    schedule: Annotated[
+        str, choice_option("schedule", "How the learning rate falls: in steps, along half a cosine to 0, or not.")
+    ] = Settings.schedule,
+    warmup: Annotated[
+        int, setting_option("warmup", "Epochs over which the learning rate rises from near 0.")
+    ] = Settings.warmup,
+    optimizer: Annotated[str, choice_option("optimizer", "Update rule of the parameters.")] = Settings.optimizer,
+    reg: Annotated[float | None, setting_option("reg", "Strength of the L2 penalty on weights.")] = None,
+    augment: Annotated[
+        str | None,
+        augment_option(
+            "Add images that are shifted by a pixel (shift) or mirrored (mirror), or change each minibatch at random "
+            "(crop, flip); join several with -, as in crop-flip."
+        ),
+    ] = None,
+    dtype: Annotated[str, choice_option("dtype", "Floating-point type to compute with.")] = Settings.dtype,
+    backend: BackendOption = Settings.backend,
+    seed: Annotated[
+        int, setting_option("seed", "Determines initial weights, minibatches and dropout.")
+    ] = Settings.seed,
+    num_train: Annotated[
+        int | None, setting_option("num_train", "Number of images to train on, the first ones.", "all")
+    ] = None,
+    sampling: Annotated[
+        str, choice_option("sampling", "Draw each minibatch from all images, or use each image once per epoch.")
+    ] = Settings.sampling,
+    patience: Annotated[
+        int | None,
+        setting_option("patience", "Stop after this many epochs without a better validation accuracy.", "never"),
+    ] = None,
+    image_size: Annotated[
+        int | None, setting_option("image_size", "Height and width to which images of a folder are resized.", "32")
+    ] = None,
+    print_every: Annotated[int, number_option("Iterations between two printed losses.", 1)] = 100,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for the results.", show_default="runs/<date>_<time>")
+    ] = None,
+    on_nonfinite: Annotated[
+        str, choice_option("on_nonfinite", "If a loss or gradient is not finite: stop, or skip that minibatch.")
+    ] = Settings.on_nonfinite,
+    checkpoint_every: Annotated[
+        int | None,
+        setting_option(
+            "checkpoint_every", "Iterations between two checkpoints, which --resume continues from.", "only at Ctrl-C"
+        ),
+    ] = None,
+    preflight: Annotated[
+        bool, typer.Option("--preflight", help="First check model, data and settings for likely problems.")
+    ] = False,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Continue the run in this folder with its settings.", show_default=False),
+    ] = None,
+) -> None:
+    """Train a net on real images and save it.
+
+    Writes the model, its metrics, its settings and pictures to a folder. Ctrl-C ends the training early and still
+    saves them, with a checkpoint. --resume continues from the newest checkpoint, or starts over if there is none.
+    """
+    require_matplotlib()
+    if resume is None:
+        settings = settings_for(
+            data,
+            model=model,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            lr_decay=lr_decay,
+            decay_every=decay_every,
+            schedule=schedule,
+            warmup=warmup,
+            optimizer=optimizer,
+            reg=reg,
+            augment=augment,
+            dtype=dtype,
+            backend=backend,
+            seed=seed,
+            num_train=num_train,
+            sampling=sampling,
+            patience=patience,
+            image_size=image_size,
+            on_nonfinite=on_nonfinite,
+            checkpoint_every=checkpoint_every,
+        )
+    else:
+        given = _options_given(ctx)
+        _refuse_settings_beside_resume(given)
+        settings = read_settings(resume, checkpoint_every)
+        if "data" in given:
+            settings = _with_moved_images(settings, data)
+        if is_finished(resume):
+            remove_leftovers(resume)
+            typer.echo(f"{resume} is finished: nothing is left to train")
+            raise typer.Exit
+    dataset = load_data(settings)
+    solver = build_solver(settings, dataset, print_every=print_every, preflight=preflight)
+    with warnings.catch_warnings(), ignore_broken_pipe():
+        warnings.simplefilter("ignore", RuntimeWarning)  # the Solver reports overflows in one line
+        folder = _train_and_save(resume or out, settings, solver, dataset, resume=resume is not None)
+        typer.echo(f"test accuracy: {accuracy(solver.model, dataset.X_test, dataset.y_test):.4f}")
+        if solver.skipped:
+            typer.echo(f"skipped {solver.skipped} iterations whose loss or gradients were not finite")
+        if solver.interrupted:
+            if solver.resumable:
+                typer.echo(f"to resume: xpconv train --resume {shlex.quote(str(folder))}")
+            raise KeyboardInterrupt
+
+
+def _options_given(ctx: typer.Context) -> list[str]:
+    """Return the names of the options on the command line; the others have defaults or come from the environment."""
+    return [name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"]
+
+
+def _refuse_settings_beside_resume(given: list[str]) -> None:
+    allowed = ("resume", "print_every", "checkpoint_every", "data")
+    if others := [f"--{name.replace('_', '-')}" for name in given if name not in allowed]:
+        raise typer.BadParameter(f"--resume takes the settings of its run: leave out {', '.join(others)}.")
+
+
+def _with_moved_images(settings: Settings, data: str) -> Settings:
+    """Return the settings of a run whose folder of images has moved to `data`."""
+    if {settings.data, data} & {*DATASETS}:
+        raise typer.BadParameter(
+            "--data with --resume says where the run's folder of images is now, but the run is on "
+            f"{settings.data}: leave out --data."
+        )
+    return replace(settings, data=data)
+
+
+def _train_and_save(out: Path | None, settings: Settings, solver: Solver, dataset: Dataset, *, resume: bool) -> Path:
+    with run_folder(out, resume=resume) as folder:
+        train_with_checkpoints(folder, settings, solver, dataset, resume=resume)
+        untrained = build_untrained_model(settings, dataset)
+        for path in save_results(folder, settings, solver, dataset, untrained):
+            typer.echo(f"wrote {path}")
+    return folder
