@@ -1,21 +1,41 @@
-"""The project's checks: ``nox`` runs them all, ``nox -s tests`` the tests alone."""
+"""The project's checks: ``nox`` runs them all, ``nox -s smoke`` the quick tests, ``nox -s tests`` all tests."""
 
 import nox
 
 nox.needs_version = ">=2024.10.9"
 nox.options.default_venv_backend = "virtualenv"
-nox.options.sessions = ["tests", "kernels", "lint", "types", "torch", "docs"]
+nox.options.sessions = ["lint", "types", "tests", "torch", "kernels", "docs"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 TEST = nox.project.dependency_groups(PROJECT, "test")
 LINT = nox.project.dependency_groups(PROJECT, "lint")
 DOCS = nox.project.dependency_groups(PROJECT, "docs")
-PARALLEL = ("-n", "logical", "--dist", "loadfile")  # one process a core, each with whole files
+PARALLEL = ("-n", "logical", "--dist", "loadfile")  # one process a core; each file runs in one process
+SMOKE = (
+    "tests/test_layers.py",
+    "tests/test_reference.py",
+    "tests/test_nets.py",
+    "tests/test_optim.py",
+    "tests/test_solver.py",
+    "tests/test_random.py",
+    "tests/test_readme.py",
+    "tests/test_cli.py::test_bare_train_reaches_97_percent_and_says_where_its_files_are",
+    "tests/test_cli.py::test_eval_gives_the_accuracy_that_training_printed",
+    "tests/test_cli.py::test_predict_prints_path_class_and_probability_of_each_image",
+    "tests/test_cli.py::test_wrong_usage_is_told_with_the_choices_and_exits_with_2",
+)
+
+
+@nox.session
+def smoke(session: nox.Session) -> None:
+    """Run the tests of layers, nets, the Solver and the main commands, in about two minutes."""
+    session.install(".[train]", *TEST)
+    session.run("pytest", *PARALLEL, "-m", "not slow and not torch", *SMOKE, *session.posargs)
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the test suite with its coverage; further arguments go to pytest (``-- -m slow`` runs the slow tests)."""
+    """Run all tests with their coverage; further arguments go to pytest (``-- -m slow`` runs the slow tests)."""
     session.install(".[train,onnx]", *TEST)
     session.run("pytest", *PARALLEL, "--cov", "--cov-report=term", "-m", "not slow and not torch", *session.posargs)
 
@@ -29,7 +49,7 @@ def kill(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Call layers ten thousand times at random, disturb trainings, and read hostile files: other ones each time."""
+    """Call layers ten thousand times at random, disturb trainings, and read hostile files, with new seeds each time."""
     session.install(".[train]", *TEST)
     fuzzed = ("tests/test_fuzz_layers.py", "tests/test_fuzz_files.py", "tests/test_state_machine.py")
     session.run("pytest", "-m", "slow", *fuzzed, *session.posargs)
@@ -37,24 +57,25 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session
 def torch(session: nox.Session) -> None:
-    """Compare with PyTorch: its autograd is an oracle, and it is one more array library to run on."""
+    """Compare gradients with PyTorch's autograd, and run on PyTorch as one more array library."""
     session.install("torch==2.13.0", ".[train,onnx]", *TEST)
     session.run("pytest", *PARALLEL, "-m", "torch", *session.posargs, env={"XPCONV_REQUIRE": "torch"})
 
 
 @nox.session
 def kernels(session: nox.Session) -> None:
-    """Run the CUDA kernels on the CPU, compiled by g++, and watch each access to memory: no GPU is needed."""
+    """Compile the CUDA kernels with g++, run them on the CPU and check every memory access; needs no GPU."""
     session.install(".", *TEST)
     session.run("pytest", "-n", "logical", "tests/emulated", *session.posargs, env={"PYTHONPATH": "tests/emulated"})
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style, and that each floor of the package imports from floors below it."""
+    """Check style, spelling, and that each floor of the package imports only from itself and the floors below."""
     session.install("-e", ".", *LINT)
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
+    session.run("typos")
     session.run("lint-imports")
 
 
@@ -67,7 +88,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the documentation into docs/_build/html, which runs every code cell in it; a warning is an error."""
+    """Build the documentation into docs/_build/html, running every code cell; a warning is an error."""
     session.install(".[train,onnx]", *DOCS)
     options = ("-W", "--keep-going", "-E", "-q", "-j", "auto", *session.posargs)
     session.run("sphinx-build", *options, "docs", "docs/_build/html")

@@ -115,3 +115,26 @@ def test_no_test_depends_on_speed():
     """Hypothesis fails an example that takes longer than a deadline; tests/conftest.py turns that off for all tests."""
     named = [path.name for path in (ROOT / "tests").rglob("*.py") if re.search(r"\bdeadline\s*=", path.read_text())]
     assert named == ["conftest.py"]
+
+
+def test_continuous_integration_runs_the_sessions_of_the_local_checks():
+    """Those of ``nox`` without arguments, too."""
+    sessions = re.search(r"nox.options.sessions = \[(.*)\]", (ROOT / "noxfile.py").read_text())[1]
+    local = re.findall(r" -s ([\w ]+)", (ROOT / ".ci" / "run").read_text())
+    workflow = (ROOT / ".github" / "workflows" / "tests.yml").read_text()
+    hosted = re.findall(r"nox -s (\w+)", workflow) + re.search(r"session: \[(.*)\]", workflow)[1].split(", ")
+    assert set(re.findall(r"\w+", sessions)) == set(" ".join(local).split()) == set(hosted)
+
+
+def test_files_that_sessions_and_guides_name_exist():
+    texts = [ROOT / "noxfile.py", ROOT / "CONTRIBUTING.md", ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    named = {
+        name
+        for text in texts
+        for name in re.findall(r"(?<![\w/])(?:tests|xpconv)/[\w/]+\.\w+", text.read_text("utf-8"))
+    }
+    assert not {name for name in named if not (ROOT / name).is_file()}
+
+
+def test_citation_has_the_version_of_the_package():
+    assert f"\nversion: {xpconv.__version__}\n" in (ROOT / "CITATION.cff").read_text()
