@@ -251,7 +251,7 @@ def test_training_outlasts_the_reader_of_its_output(tmp_path):
         process.stdout.close()  # as head does
         errors = process.stderr.read().decode()
     assert process.returncode == 0
-    assert errors == "xpconv: nobody reads this output any more; training goes on, until Ctrl-C\n"
+    assert errors == "xpconv: the reader of this output has closed it; training continues (Ctrl-C stops it)\n"
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(FILES)
 
 

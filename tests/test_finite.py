@@ -17,7 +17,7 @@ from xpconv.ops.finite import largest_finite
 from xpconv.training._nonfinite import all_finite
 from xpconv.training.solver import Solver
 
-PLACES = ["numpy", "array_api_strict", "array_api_strict:device1"]
+BACKENDS = ["numpy", "array_api_strict", "array_api_strict:device1"]
 
 
 @pytest.fixture
@@ -53,10 +53,10 @@ def make_nonfinite(solver, iteration, value=np.inf, where="W1"):
 # ---- stop
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("backend_name", BACKENDS)
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
-def test_a_nonfinite_gradient_is_named_with_its_iteration_and_largest_value(data, place, value):
-    solver = make_solver(data, backend=find_backend(place), optim_config={"learning_rate": 1e-3}, lr_decay=1.0)
+def test_a_nonfinite_gradient_is_named_with_its_iteration_and_largest_value(data, backend_name, value):
+    solver = make_solver(data, backend=find_backend(backend_name), optim_config={"learning_rate": 1e-3}, lr_decay=1.0)
     seen = make_nonfinite(solver, 5, value)
     with np.errstate(all="ignore"), pytest.raises(NonFiniteLossError) as caught:
         solver.train()
@@ -83,9 +83,9 @@ def test_on_the_host_training_stops_before_the_nonfinite_update(data):
         np.testing.assert_array_equal(w, kept[name])
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_a_nonfinite_loss_is_reported_with_the_largest_gradient(data, place):
-    solver = make_solver(data, backend=find_backend(place))
+@pytest.mark.parametrize("backend_name", BACKENDS)
+def test_a_nonfinite_loss_is_reported_with_the_largest_gradient(data, backend_name):
+    solver = make_solver(data, backend=find_backend(backend_name))
     make_nonfinite(solver, 3, where="loss")
     with pytest.raises(
         NonFiniteLossError,
@@ -96,11 +96,11 @@ def test_a_nonfinite_loss_is_reported_with_the_largest_gradient(data, place):
     assert len(solver.loss_history) >= 3
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_the_last_good_checkpoint_stays(data, tmp_path, place):
+@pytest.mark.parametrize("backend_name", BACKENDS)
+def test_the_last_good_checkpoint_stays(data, tmp_path, backend_name):
     """A training that saves after each iteration writes nothing after the non-finite one."""
     path = tmp_path / "checkpoint"
-    solver, again = (make_solver(data, backend=find_backend(place)) for _ in range(2))
+    solver, again = (make_solver(data, backend=find_backend(backend_name)) for _ in range(2))
     make_nonfinite(solver, 6, np.nan, "b1")
     with pytest.raises(NonFiniteLossError, match="the gradient of b1 stopped being finite at iteration 6"):
         solver.train(lambda solver: solver.save(path))
@@ -112,13 +112,13 @@ def test_the_last_good_checkpoint_stays(data, tmp_path, place):
 # ---- skip
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("backend_name", BACKENDS)
 @pytest.mark.parametrize("rule", ["sgd", "sgd_momentum", "rmsprop", "adam"])
 @pytest.mark.parametrize("where", ["W1", "gamma1", "loss"])
-def test_a_skipped_iteration_changes_nothing(data, place, rule, where):
-    """Parameters, the memory of the rule with the step count of Adam, and running statistics stay."""
+def test_a_skipped_iteration_changes_nothing(data, backend_name, rule, where):
+    """Parameters, running statistics and the memory of the rule, with the step count of Adam, do not change."""
     solver, without = (
-        make_solver(data, backend=find_backend(place), update_rule=rule, on_nonfinite="skip") for _ in range(2)
+        make_solver(data, backend=find_backend(backend_name), update_rule=rule, on_nonfinite="skip") for _ in range(2)
     )
     make_nonfinite(solver, 4, np.nan, where)
     plain = without._step
@@ -164,15 +164,15 @@ def test_finite_checks_do_not_wait_for_the_device(data, monkeypatch, on_nonfinit
             solver._step(*batch)
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_a_custom_rule_is_not_called_for_a_skipped_iteration(data, place):
+@pytest.mark.parametrize("backend_name", BACKENDS)
+def test_a_custom_rule_is_not_called_for_a_skipped_iteration(data, backend_name):
     called = []
 
     def rule(w, dw, config):
         called.append(1)
         return w - 0.01 * dw, config
 
-    solver = make_solver(data, backend=find_backend(place), update_rule=rule, on_nonfinite="skip", lr_decay=1.0)
+    solver = make_solver(data, backend=find_backend(backend_name), update_rule=rule, on_nonfinite="skip", lr_decay=1.0)
     make_nonfinite(solver, 4)
     solver.train()
     assert solver.skipped == 1
@@ -237,11 +237,11 @@ def test_huge_gradients_count_as_finite(size):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("backend_name", BACKENDS)
 @pytest.mark.parametrize("size", [1e19, 1e30])
 @pytest.mark.parametrize("kind", ["random", "constant", "constant channels"])
-def test_norms_and_losses_stay_finite_up_to_1e30(place, dtype, size, kind):
-    backend, rng = find_backend(place), np.random.default_rng(0)
+def test_norms_and_losses_stay_finite_up_to_1e30(backend_name, dtype, size, kind):
+    backend, rng = find_backend(backend_name), np.random.default_rng(0)
     x = {
         "random": rng.choice([-1.0, 1.0, 0.3], (6, 4, 3, 3)),
         "constant": np.ones((6, 4, 3, 3)),

@@ -135,8 +135,8 @@ def test_a_finished_training_resumes_only_with_more_epochs(data, tmp_path):
 def test_a_training_resumes_on_another_backend(data, tmp_path, backend, saved_on):
     whole = make_solver(data)
     whole.train()
-    places = ["numpy", backend] if saved_on == "numpy" else [backend, "numpy"]
-    first, second = (make_solver(data, backend=place) for place in places)
+    names = ["numpy", backend] if saved_on == "numpy" else [backend, "numpy"]
+    first, second = (make_solver(data, backend=name) for name in names)
     first.train(saving_at(10, tmp_path / "checkpoint"))
     second.resume(tmp_path / "checkpoint")
     second.train()
@@ -435,10 +435,10 @@ def test_on_a_full_disk_the_older_checkpoints_stay(data, tmp_path, monkeypatch):
 def test_dropout_resumes_on_every_backend(data, tmp_path):
     """Dropout draws its seeds from a stream of the model, which the checkpoint holds."""
     path = tmp_path / "checkpoint"
-    for place in ("numpy", "array_api_strict:device1"):
+    for name in ("numpy", "array_api_strict:device1"):
         nets = [
             FullyConnectedNet(
-                [9], input_dim=16, num_classes=3, keep_prob=0.5, dtype="float64", rng=0, backend=find_backend(place)
+                [9], input_dim=16, num_classes=3, keep_prob=0.5, dtype="float64", rng=0, backend=find_backend(name)
             )
             for _ in range(2)
         ]

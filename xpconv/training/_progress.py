@@ -117,5 +117,7 @@ class _UnbreakableStream:
             devnull = os.open(os.devnull, os.O_WRONLY)
             os.dup2(devnull, self._stream.fileno())
             os.close(devnull)
-            print("xpconv: nobody reads this output any more; training goes on, until Ctrl-C", file=sys.stderr)
+            print(
+                "xpconv: the reader of this output has closed it; training continues (Ctrl-C stops it)", file=sys.stderr
+            )
             return write()

@@ -45,7 +45,7 @@ def _update_rule(*memory: str, **defaults: float) -> Callable[[Callable[[Config]
 
 
 def _check_gradient(w: Array, dw: Array) -> None:
-    array_namespace(w=w, dw=dw)  # raises an error if they differ
+    array_namespace(w=w, dw=dw)  # raises an error if library or device differ
     if tuple(w.shape) != tuple(dw.shape):
         raise ArgumentError(f"dw has shape {tuple(dw.shape)}; expected that of w, {tuple(w.shape)}")
 
@@ -264,7 +264,9 @@ def adam(config: Config) -> Callable[..., None]:
         astype = array_api_compat.array_namespace(w).astype
         portable("adam_step")(w, dw, m, v, beta1, beta2, astype(step, w.dtype), astype(epsilon, w.dtype))
 
-    return update_by_arrays if array_api_compat.is_array_api_obj(t) else update  # an array after a step `where`
+    return (
+        update_by_arrays if array_api_compat.is_array_api_obj(t) else update
+    )  # t is an array after an update with `where`
 
 
 UPDATE_RULES: dict[str, Rule] = {"sgd": sgd, "sgd_momentum": sgd_momentum, "rmsprop": rmsprop, "adam": adam}

@@ -520,7 +520,7 @@ class Solver:
         if isinstance(self.update_rule, str):
             for config in optim_configs.values():
                 numbers = {key: value for key, value in config.items() if not is_array(value)}
-                with np.errstate(all="ignore"):  # a step on other numbers: only errors matter
+                with np.errstate(all="ignore"):  # only errors matter, not this step
                     UPDATE_RULES[self.update_rule](np.zeros(1), np.zeros(1), numbers)
         model = {"params": on_device("params", own_params), "state": on_device("state", own_state)}
         return model, {
@@ -611,7 +611,7 @@ class Solver:
         own_grads = {name: grads[name] for name in self.model.params}
         row, good = check_finite(loss, own_grads, per_gradient=self.on_nonfinite == "stop")
         if good is False:
-            self._read_losses()  # rows of finite iterations are shorter
+            self._read_losses()  # first, since this row is longer than theirs
         self._pending_rows.append(row)
         return good if isinstance(good, bool) or isinstance(self.update_rule, str) else bool(to_host(good))
 
