@@ -142,6 +142,8 @@ ROWS = [
     Row("relu", "images", _images),
     Row("conv", "plain", _conv),
     Row("conv", "same_size", _conv, {"padding": 1}),
+    Row("conv", "same", {**_conv, "w": (4, 2, 3, 5)}, {"padding": "same"}),
+    Row("conv", "same_strided", _conv, {"padding": "same", "stride": 2}),
     Row("conv", "no_bias", {**_conv, "b": None}, {"padding": 1}),
     Row("conv", "strided", _conv, {"stride": 2, "padding": 1}),
     Row("conv", "pairs", _conv, {"stride": (2, 1), "padding": (0, 2)}),

@@ -13,7 +13,7 @@ HISTORIES = ("loss_history", "learning_rate_history", "train_acc_history", "val_
 def make_solver(data, *, backend="numpy", dtype="float64", filters=3, **options):
     """Return a Solver with everything that has a state: running statistics, masks, samples of checks, augmentation."""
     net = Sequential(
-        [Conv(filters), BatchNorm(), Relu(), Dropout(0.8), Affine(3)],
+        [Conv(filters, padding="same"), BatchNorm(), Relu(), Dropout(0.8), Affine(3)],
         input_shape=(1, 4, 4),
         rng=0,
         dtype=dtype,

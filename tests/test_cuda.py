@@ -50,11 +50,11 @@ def images(n=60, seed=0):
 def make_net(backend, dtype="float32"):
     return Sequential(
         [
-            Conv(8, bias=False),
+            Conv(8, padding="same", bias=False),
             BatchNorm(),
             Relu(),
-            MaxPool(3, 2, 1),
-            Conv(12, 5, 2),
+            MaxPool(3, 2, padding=1),
+            Conv(12, 5, stride=2, padding="same"),
             GroupNorm(groups=4),
             Relu(),
             Conv(6, 1),
@@ -256,7 +256,7 @@ class Hungry(Relu):
 
 def test_out_of_memory_in_a_backward_pass_leaves_running_statistics_as_they_were():
     net = Sequential(
-        [Conv(2), BatchNorm(), Hungry(), GlobalAvgPool(), Affine(3)],
+        [Conv(2, padding="same"), BatchNorm(), Hungry(), GlobalAvgPool(), Affine(3)],
         input_shape=(3, 4, 4),
         rng=0,
         backend="array_api_strict",
@@ -274,7 +274,10 @@ def test_out_of_memory_in_a_backward_pass_leaves_running_statistics_as_they_were
 @gpu
 def test_out_of_memory_names_the_workspace_and_leaves_the_model_as_it_was(backend, little_memory, monkeypatch):
     net = Sequential(
-        [Conv(4, 7), BatchNorm(), Relu(), GlobalAvgPool(), Affine(3)], input_shape=(3, 32, 32), rng=0, backend=backend
+        [Conv(4, 7, padding="same"), BatchNorm(), Relu(), GlobalAvgPool(), Affine(3)],
+        input_shape=(3, 32, 32),
+        rng=0,
+        backend=backend,
     )
     X, y = np.zeros((256, 3, 32, 32), np.float32), np.zeros(256, int)
     before = snapshot(net)

@@ -82,7 +82,7 @@ def make_solver():
 def write_model(path):
     save_model(
         make_model(
-            Conv(2),
+            Conv(2, padding="same"),
             BatchNorm(),
             Relu(),
             MaxPool(),

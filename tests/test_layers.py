@@ -555,6 +555,14 @@ BAD_SHAPES = {
         lambda: layers.conv_forward(images, filters, None, padding=(0, -1)),
         "padding is (0, -1); expected 0 or more",
     ),
+    "conv padding name": (
+        lambda: layers.conv_forward(images, filters, None, padding="valid"),
+        "padding is 'valid'; expected 'same', an int or a pair of ints",
+    ),
+    "conv same padding of an even window": (
+        lambda: layers.conv_forward(images, zeros(4, 3, 3, 2), None, padding="same"),
+        "padding is 'same' and kernel_size is (3, 2); expected odd kernel sizes",
+    ),
     "conv algorithm": (
         lambda: layers.conv_forward(images, filters, None, algorithm="fft"),
         "algorithm is 'fft'; expected",
@@ -657,10 +665,6 @@ BAD_TYPES = {
     "conv padding triple": (
         lambda: layers.conv_forward(images, filters, None, padding=(1, 1, 1)),
         "padding is (1, 1, 1); expected an int or a pair of ints",
-    ),
-    "conv padding name": (
-        lambda: layers.conv_forward(images, filters, None, padding="same"),
-        "padding is 'same'; expected an int or a pair of ints",
     ),
     "pool size bool": (
         lambda: layers.max_pool_forward(images, kernel_size=True),

@@ -82,6 +82,8 @@ def as_pair(value):
 
 def in_torch(row):
     """Whether PyTorch has the layer: it has no dropout with a given mask, nor more padding than half a window."""
+    if row.options.get("padding") == "same":
+        return row.options.get("stride", 1) == 1  # PyTorch refuses strides with "same"
     padding, kernel_size = as_pair(row.options.get("padding", 0)), as_pair(row.options.get("kernel_size", 9))
     return hasattr(Torch, row.layer) and all(2 * p <= k for p, k in zip(padding, kernel_size, strict=True))
 

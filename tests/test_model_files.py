@@ -53,7 +53,7 @@ def test_the_file_contains_the_architecture(tmp_path):
     metadata = json.loads(header[8 : 8 + size])["__metadata__"]
     document = json.loads(metadata["xpconv"])
     config = document["description"]
-    assert (document["format"], document["version"]) == ("xpconv-model", 1)
+    assert (document["format"], document["version"]) == ("xpconv-model", 2)
     assert list(metadata) == ["xpconv"]
     assert config["name"] == "ConvNet"
     assert config["dtype"] == "float32"
@@ -197,11 +197,16 @@ def test_equal_models_give_equal_bytes(tmp_path):
 
 
 def test_files_of_another_format_or_version_are_refused(saved, monkeypatch):
-    monkeypatch.setattr("xpconv.io._safetensors.VERSION", 9)
-    with pytest.raises(CheckpointError, match="has format 'xpconv-model', version 1; expected 'xpconv-model', ver"):
+    monkeypatch.setattr("xpconv.io._safetensors.VERSION", 1)
+    with pytest.raises(CheckpointError, match="has format 'xpconv-model', version 2; expected 'xpconv-model', ver"):
+        load_model(saved)
+    monkeypatch.setattr("xpconv.io._safetensors.VERSION", 3)
+    with pytest.raises(
+        CheckpointError, match=r"was written by an older version of xpconv.*version 3\): train again, or"
+    ):
         load_model(saved)
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="has format 'other', version 1; expected 'xpconv-model', version 1"):
+    with pytest.raises(CheckpointError, match="has format 'other', version 2; expected 'xpconv-model', version 2"):
         load_model(rewritten(saved, file_format="other"))
     save_file({"x": np.zeros(3)}, saved)
     with pytest.raises(CheckpointError, match="it has no metadata of xpconv"):

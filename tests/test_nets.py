@@ -226,7 +226,7 @@ def test_published_gradient_check_of_the_three_layer_net():
     [
         (
             lambda: Sequential([nn.Conv(3)], input_shape=(3, 8, 8)),
-            r"samples of shape \(3, 8, 8\); expected scores \(C,\)",
+            r"samples of shape \(3, 6, 6\); expected scores \(C,\)",
         ),
         (
             lambda: Sequential([nn.Affine(3)], input_shape=(4,), loss="mse"),
@@ -247,6 +247,79 @@ def test_published_gradient_check_of_the_three_layer_net():
 def test_nets_that_cannot_be_built_say_why(build, message):
     with pytest.raises(ArgumentError, match=message):
         build()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.Conv(3, 16, 3),
+        lambda: nn.Affine(3, 16),
+        lambda: nn.MaxPool(3, 2, 1),
+        lambda: nn.AvgPool(3, 2, 1),
+        lambda: nn.BatchNorm(16),
+        lambda: nn.LayerNorm(16),
+        lambda: nn.GroupNorm(4, 16),
+        lambda: nn.Dropout(0.5, 1),
+    ],
+)
+def test_pytorchs_order_of_arguments_is_refused(make):
+    with pytest.raises(TypeError, match="positional argument"):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (
+            lambda: nn.Conv(3, (3, 4), padding="same"),
+            ArgumentError,
+            r"padding is 'same' and kernel_size is \(3, 4\); expected odd kernel sizes.*give padding as a number",
+        ),
+        (lambda: nn.Conv(3, padding="full"), ArgumentError, "padding is 'full'; expected 'same', an int or a pair"),
+        (lambda: nn.Conv(3, algorithm="fft"), ArgumentError, "algorithm is 'fft'; expected auto or im2col"),
+        (lambda: nn.Conv(2.5), ArgumentTypeError, "filters is 2.5; expected an int, 1 or more"),
+        (lambda: nn.AvgPool(2, padding=-1), ArgumentError, "padding is -1; expected 0 or more"),
+        (lambda: nn.MaxPool("3"), ArgumentTypeError, "kernel_size is '3'; expected an int or a pair of ints"),
+    ],
+)
+def test_layers_check_their_options(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_same_padding_keeps_the_size_of_an_image_at_stride_1():
+    for kernel_size, padding in [(1, (0, 0)), (3, (1, 1)), ((5, 7), (2, 3))]:
+        layer = nn.Conv(4, kernel_size, padding="same")
+        assert layer.resolved_padding == padding
+        assert layer.output_shape((3, 9, 8)) == (4, 9, 8)
+
+
+def test_a_stochastic_layer_gets_a_seed_of_its_own_in_each_training_pass():
+    class Noise(nn.Layer):
+        stochastic = True
+
+        def forward(self, x, p, *, train, seed):
+            seeds.append((train, seed))
+            return x, None
+
+        def backward(self, dout, cache, *, need_dx):
+            return dout, {}
+
+    X, y, seeds = np.ones((2, 5)), np.array([0, 1]), []
+    layers = [nn.Affine(4), Noise(), nn.Relu(), Noise(), nn.Affine(3)]
+    net = Sequential(layers, input_shape=(5,), rng=0)
+    for _ in range(3):
+        net.loss(X, y)
+    assert len(set(seeds)) == 6
+    assert all(train and 0 < seed < 2**32 for train, seed in seeds)
+    seeds.clear()
+    net.loss(X)
+    assert seeds == [(False, 0)] * 2
+    seeds.clear()
+    net = Sequential(layers, input_shape=(5,), rng=0, seed=2**32 - 2)
+    net.loss(X, y)
+    net.loss(X, y)
+    assert seeds == [(True, 2**32 - 1), (True, 1)] * 2
 
 
 def test_layers_that_only_remember_have_a_state_each(batch):
@@ -273,9 +346,9 @@ def test_options_may_be_numbers_of_numpy(tmp_path):
     net = Sequential(
         [
             nn.Affine(4),
-            nn.BatchNorm(np.float32(1e-5), np.float32(0.5)),
+            nn.BatchNorm(eps=np.float32(1e-5), momentum=np.float32(0.5)),
             nn.Dropout(np.float32(0.5)),
-            nn.LayerNorm(np.float64(1e-5)),
+            nn.LayerNorm(eps=np.float64(1e-5)),
             nn.Affine(3),
         ],
         input_shape=(5,),

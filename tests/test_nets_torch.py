@@ -13,20 +13,20 @@ pytestmark = pytest.mark.torch
 def scores(torch, net, params, x):
     """Compute a net's scores in training mode with torch's functions."""
     F = torch.nn.functional
-    for layer, keys in zip(net.layers, net._keys, strict=True):
+    for layer, keys in zip(net.layers, net.layer_keys, strict=True):
         p = {name: params[key] for name, key in keys.items() if key in params}
         match layer:
             case nn.Affine():
                 x = x.flatten(1) @ p["W"] + p.get("b", 0.0)
             case nn.Conv():
-                x = F.conv2d(x, p["W"], p.get("b"), stride=layer.stride, padding=layer._padding)
+                x = F.conv2d(x, p["W"], p.get("b"), stride=layer.stride, padding=layer.resolved_padding)
             case nn.BatchNorm():
                 x = F.batch_norm(x, None, None, p["gamma"], p["beta"], training=True, eps=layer.eps)
             case nn.LayerNorm():
                 x = F.layer_norm(x, x.shape[1:], p["gamma"], p["beta"], eps=layer.eps)
             case nn.GroupNorm():
                 x = F.group_norm(x, layer.groups, p["gamma"], p["beta"], eps=layer.eps)
-            case nn.AvgPool():  # a MaxPool in Python's eyes, so it comes first
+            case nn.AvgPool():
                 x = F.avg_pool2d(x, layer.kernel_size, layer.stride)
             case nn.MaxPool():
                 x = F.max_pool2d(x, layer.kernel_size, layer.stride)

@@ -116,25 +116,26 @@ STRIDES = st.one_of(st.integers(1, 3), st.tuples(st.integers(1, 3), st.integers(
 def pools(draw, kind):
     size = draw(SIZES)
     limits = (size, size) if isinstance(size, int) else size
-    return kind(size, draw(st.none() | STRIDES), tuple(draw(st.integers(0, limit - 1)) for limit in limits))
+    return kind(size, draw(st.none() | STRIDES), padding=tuple(draw(st.integers(0, limit - 1)) for limit in limits))
 
 
 LAYERS = {
-    nn.Affine: st.builds(nn.Affine, st.integers(1, 4), st.booleans()),
+    nn.Affine: st.builds(nn.Affine, st.integers(1, 4), bias=st.booleans()),
     nn.AvgPool: pools(nn.AvgPool),
-    nn.BatchNorm: st.builds(nn.BatchNorm, st.sampled_from([1e-5, 1e-2])),
+    nn.BatchNorm: st.builds(nn.BatchNorm, eps=st.sampled_from([1e-5, 1e-2])),
     nn.Conv: st.builds(
         nn.Conv,
         st.integers(1, 4),
         SIZES,
-        STRIDES,
-        st.none() | st.integers(0, 3) | st.tuples(st.integers(0, 3), st.integers(0, 3)),
-        st.booleans(),
-    ),
+        stride=STRIDES,
+        padding=st.integers(0, 3) | st.tuples(st.integers(0, 3), st.integers(0, 3)),
+        bias=st.booleans(),
+    )
+    | st.builds(nn.Conv, st.integers(1, 4), st.sampled_from([1, 3, (3, 5)]), stride=STRIDES, padding=st.just("same")),
     nn.Dropout: st.builds(nn.Dropout, st.floats(0.1, 1)),
     nn.GlobalAvgPool: st.builds(nn.GlobalAvgPool),
-    nn.GroupNorm: st.builds(nn.GroupNorm, st.sampled_from([1e-5, 1e-2]), st.sampled_from([1, 2, 4])),
-    nn.LayerNorm: st.builds(nn.LayerNorm, st.sampled_from([1e-5, 1e-2])),
+    nn.GroupNorm: st.builds(nn.GroupNorm, st.sampled_from([1, 2, 4]), eps=st.sampled_from([1e-5, 1e-2])),
+    nn.LayerNorm: st.builds(nn.LayerNorm, eps=st.sampled_from([1e-5, 1e-2])),
     nn.MaxPool: pools(nn.MaxPool),
     nn.Relu: st.builds(nn.Relu),
 }

@@ -21,7 +21,9 @@ TORCH = {
     nn.BatchNorm: lambda t, a, shape: [
         (t.BatchNorm1d, None, t.BatchNorm2d)[len(shape) - 1](shape[0], a.eps, 1 - a.momentum)
     ],
-    nn.Conv: lambda t, a, shape: [t.Conv2d(shape[0], a.filters, a.kernel_size, a.stride, a._padding, bias=a.bias)],
+    nn.Conv: lambda t, a, shape: [
+        t.Conv2d(shape[0], a.filters, a.kernel_size, a.stride, a.resolved_padding, bias=a.bias)
+    ],
     nn.Dropout: lambda t, a, shape: [t.Dropout(1 - a.keep_prob)],
     nn.GlobalAvgPool: lambda t, a, shape: [t.AdaptiveAvgPool2d(1), t.Flatten()],
     nn.GroupNorm: lambda t, a, shape: [t.GroupNorm(a.groups, shape[0], a.eps)],

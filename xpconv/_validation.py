@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -16,10 +16,16 @@ __all__ = [
     "check_fraction",
     "check_pair",
     "check_probability",
+    "is_integer",
 ]
 
 
 MOST_PIXELS = 2**31 - 1  # of a padded image: what 32-bit indices reach
+
+
+def is_integer(value: object) -> TypeGuard[int]:
+    """Return whether a value is an integer of Python or NumPy, which booleans are not."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def check_flag(name: str, value: object) -> None:
@@ -47,7 +53,7 @@ def check_count(name: str, value: object, minimum: int = 1, maximum: int | None 
     xpconv.errors.ArgumentError: batch_size is 0; expected an int, 1 or more
     """
     wanted = f"an int, {minimum} or more" if maximum is None else f"an int from {minimum} to {maximum}"
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+    if not is_integer(value):
         raise ArgumentTypeError(f"{name} is {value!r}; expected {wanted}")
     if value < minimum or (maximum is not None and value > maximum):
         raise ArgumentError(f"{name} is {value}; expected {wanted}")
@@ -80,13 +86,8 @@ def check_eps(eps: object) -> float:
 
 def check_pair(name: str, value: int | Sequence[int], minimum: int) -> tuple[int, int]:
     """Return an integer or a (height, width) pair of integers as a pair of ints, each `minimum` or more."""
-    pair = (value, value) if isinstance(value, int | np.integer) else value
-    if (
-        isinstance(value, bool)
-        or not isinstance(pair, Sequence)
-        or len(pair) != 2
-        or not all(isinstance(size, int | np.integer) and not isinstance(size, bool) for size in pair)
-    ):
+    pair: object = (value, value) if is_integer(value) else value
+    if not isinstance(pair, Sequence) or len(pair) != 2 or not all(map(is_integer, pair)):
         raise ArgumentTypeError(f"{name} is {value!r}; expected an int or a pair of ints (height, width)")
     height, width = map(int, pair)
     if min(height, width) < minimum:
@@ -105,5 +106,5 @@ def check_choice(name: str, word: str, words: Collection[str]) -> None:
     Traceback (most recent call last):
     xpconv.errors.ArgumentError: sampling is 'all'; expected replacement or epoch
     """
-    if word not in words:
+    if not isinstance(word, str) or word not in words:
         raise ArgumentError(f"{name} is {word!r}; expected {' or '.join(words)}")

@@ -28,7 +28,7 @@ __all__ = [
     "write_arrays",
 ]
 
-VERSION = 1
+VERSION = 2
 METADATA_KEY = "xpconv"
 MAX_HEADER_BYTES = 1 << 23  # a net of a thousand layers needs a million
 DTYPES = {
@@ -185,6 +185,11 @@ class ArrayFile:
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise self._damaged("it has no metadata of xpconv") from error
+        if format_and_version[0] == file_format and format_and_version[1] in range(1, VERSION):
+            raise CheckpointError(
+                f"{self.path} was written by an older version of xpconv (format version {format_and_version[1]}; "
+                f"expected version {VERSION}): train again, or read it with that version of xpconv"
+            )
         if format_and_version != (file_format, VERSION):
             raise CheckpointError(
                 f"{self.path} has format {printable(repr(format_and_version[0]))}, version "

@@ -16,7 +16,7 @@ from xpconv.io._safetensors import (
     write_arrays,
 )
 from xpconv.nn import Preprocessing, Sequential
-from xpconv.nn.layers import Shape
+from xpconv.nn.layers import Initial, Shape
 from xpconv.nn.sequential import arguments_of
 from xpconv.random import RandomStream
 
@@ -118,7 +118,7 @@ class _SpecModel(Sequential):
     def __init__(self, **arguments: Any) -> None:
         super().__init__(backend="numpy", rng=0, **arguments)
 
-    def _initial(self, shape: Shape, value: float | None, stream: RandomStream) -> Any:
+    def _initial(self, shape: Shape, value: Initial, stream: RandomStream) -> Any:
         if not all(type(size) is int and size > 0 for size in shape):
             raise ValueError(f"a parameter has shape {shape}")
         return ArraySpec(shape, self.dtype)

@@ -127,7 +127,7 @@ def _affine(graph: Graph, layer: nn.Affine, x: str, shape: Shape, params: dict[s
 
 def _conv(graph: Graph, layer: nn.Conv, x: str, shape: Shape, params: dict[str, str]) -> str:
     return graph.add_node(
-        "Conv", x, *params.values(), **_window_attributes(layer.kernel_size, layer.stride, layer._padding)
+        "Conv", x, *params.values(), **_window_attributes(layer.kernel_size, layer.stride, layer.resolved_padding)
     )
 
 
@@ -218,7 +218,7 @@ def _model_proto(model: Sequential) -> Any:
         mean, std = (to_host(a).astype(np.float32) for a in (model.preprocessing.mean, model.preprocessing.std))
         centred = graph.add_node("Sub", x, graph.add_constant(mean, "mean"))
         x = graph.add_node("Div", centred, graph.add_constant(std, "std"))
-    for position, (layer, keys) in enumerate(zip(model.layers, model._keys, strict=True)):
+    for position, (layer, keys) in enumerate(zip(model.layers, model.layer_keys, strict=True)):
         if type(layer) not in CONVERTERS:
             raise ArgumentError(
                 f"layers[{position}] is {layer!r}, which has no converter to ONNX: "

@@ -135,7 +135,7 @@ class _StateDictEntry(NamedTuple):
 
 
 def _state_dict_entries(model: Sequential, names: Sequence[str] | None) -> Iterator[_StateDictEntry]:
-    with_parameters = [(layer, keys) for layer, keys in zip(model.layers, model._keys, strict=True) if keys]
+    with_parameters = [(layer, keys) for layer, keys in zip(model.layers, model.layer_keys, strict=True) if keys]
     names = _module_positions(model) if names is None else list(names)
     if len(set(names)) != len(with_parameters) or len(names) != len(with_parameters):
         types = ", ".join(type(layer).__name__ for layer, _ in with_parameters)
@@ -161,7 +161,7 @@ def _state_dict_entries(model: Sequential, names: Sequence[str] | None) -> Itera
 def _module_positions(model: Sequential) -> list[str]:
     """Return the position in a torch.nn.Sequential of each layer with parameters."""
     names, position, shape = [], 0, model.input_shape
-    for layer, keys in zip(model.layers, model._keys, strict=True):
+    for layer, keys in zip(model.layers, model.layer_keys, strict=True):
         position += isinstance(layer, nn.Affine) and len(shape) > 1  # after a Flatten
         if keys:
             names.append(str(position))

@@ -16,6 +16,7 @@ __all__ = [
     "check_gradient_shape",
     "check_labels",
     "check_shape",
+    "resolve_padding",
     "window_output",
 ]
 
@@ -83,6 +84,21 @@ def check_backward(dout: Array, cache: Any, kind: type) -> Any:
     xp = check_arrays(dout=dout, x=cache.x)
     check_gradient_shape(dout, cache.x.shape)
     return xp
+
+
+def resolve_padding(padding: int | Sequence[int] | str, kernel_size: Sequence[int]) -> tuple[int, int]:
+    """Return the padding of a convolution as a pair of ints; "same" stands for half the kernel on each side."""
+    if not isinstance(padding, str):
+        return check_pair("padding", padding, 0)
+    if padding != "same":
+        raise ArgumentError(f"padding is {padding!r}; expected 'same', an int or a pair of ints (height, width)")
+    height, width = kernel_size
+    if height % 2 == 0 or width % 2 == 0:
+        raise ArgumentError(
+            f"padding is 'same' and kernel_size is {(height, width)}; expected odd kernel sizes, for which both sides "
+            "get as many zeros: take an odd kernel_size, or give padding as a number"
+        )
+    return height // 2, width // 2
 
 
 def window_output(

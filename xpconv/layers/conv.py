@@ -8,10 +8,16 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from xpconv import ops
-from xpconv._validation import check_pair
+from xpconv._validation import check_choice, check_pair
 from xpconv.backend import Array
-from xpconv.errors import ArgumentError
-from xpconv.layers._checks import check_arrays, check_cache, check_gradient_shape, check_shape, window_output
+from xpconv.layers._checks import (
+    check_arrays,
+    check_cache,
+    check_gradient_shape,
+    check_shape,
+    resolve_padding,
+    window_output,
+)
 from xpconv.ops.windows import Pair, output_size
 
 __all__ = ["ConvCache", "conv_backward", "conv_forward"]
@@ -43,7 +49,7 @@ def conv_forward(
     b: Array | None,
     *,
     stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] = 0,
+    padding: int | Sequence[int] | str = 0,
     algorithm: str = "auto",
 ) -> tuple[Array, ConvCache]:
     """Convolve images with filters (as the field says: a cross-correlation).
@@ -60,8 +66,9 @@ def conv_forward(
         Bias.
     stride : int or (int, int)
         Pixels from one window to the next, down and across.
-    padding : int or (int, int)
-        Zeros put around the images, above and below, left and right.
+    padding : int, (int, int) or "same"
+        Rows of zeros above and below the images, and columns left and right of them. "same" is ``((KH - 1) / 2, (KW -
+        1) / 2)`` for odd KH and KW, with which the output has the image's size at stride 1.
     algorithm : {"auto", "im2col"}
         How to compute it; "auto" chooses by shape and dtype, and takes Winograd's algorithm where that is faster:
         its results differ by about 1e-5 of the largest, and values of 1e36 and more, NaN or infinite ones make NaN of
@@ -77,7 +84,8 @@ def conv_forward(
     Raises
     ------
     ArgumentError
-        If the shapes do not fit each other or the window is larger than the padded image.
+        If the shapes do not fit each other, the window is larger than the padded image, or padding is "same" and a size
+        of the window even.
 
     References
     ----------
@@ -96,10 +104,9 @@ def conv_forward(
     check_shape("w", w, ("F", x.shape[1], "KH", "KW"))
     if b is not None:
         check_shape("b", b, (w.shape[0],))
-    stride, padding = check_pair("stride", stride, 1), check_pair("padding", padding, 0)
+    stride, padding = check_pair("stride", stride, 1), resolve_padding(padding, w.shape[2:])
     window_output(x.shape, w.shape[2:], stride, padding)
-    if not isinstance(algorithm, str) or algorithm not in ("auto", "im2col"):
-        raise ArgumentError(f"algorithm is {algorithm!r}; expected auto or im2col")
+    check_choice("algorithm", algorithm, ("auto", "im2col"))
 
     out = ops.convolve(x, w, b, stride, padding, algorithm)
     return out, ConvCache(x, w, b is not None, stride, padding, algorithm)

@@ -71,7 +71,7 @@ def relu_backward(dout: Array, cache: Cache) -> Array:
     return dx
 
 
-def conv_forward(x: Array, w: Array, b: Array | None, *, stride: Pair = 1, padding: Pair = 0) -> Result:
+def conv_forward(x: Array, w: Array, b: Array | None, *, stride: Pair = 1, padding: Pair | str = 0) -> Result:
     """Slide the filters w (F, C, KH, KW) over x (N, C, H, W), add b (F,) or nothing, give (N, F, OH, OW).
 
     ``out[n, f, i, j] = sum(window * w[f]) + b[f]``, where the window at (i, j) starts at pixel
@@ -83,7 +83,7 @@ def conv_forward(x: Array, w: Array, b: Array | None, *, stride: Pair = 1, paddi
     (1, 1, 2, 2)
     """
     (N, C, H, W), (F, _, KH, KW) = x.shape, w.shape
-    (sh, sw), (ph, pw) = _pair(stride), _pair(padding)
+    (sh, sw), (ph, pw) = _pair(stride), _padding(padding, KH, KW)
     OH, OW = _output_length(H, KH, sh, ph), _output_length(W, KW, sw, pw)
     bias = np.zeros(F, w.dtype) if b is None else b
     _check_shapes((F, C, KH, KW), w=w)
@@ -373,6 +373,16 @@ def _normalise_backward(dhat: Array, values: Array, eps: float) -> Array:
 def _pair(value: Pair) -> tuple[int, int]:
     rows, columns = np.broadcast_to(value, 2).tolist()
     return rows, columns
+
+
+def _padding(padding: Pair | str, KH: int, KW: int) -> tuple[int, int]:
+    if not isinstance(padding, str):
+        return _pair(padding)
+    if padding != "same":
+        raise ArgumentError(f"padding is {padding!r}; expected 'same' or numbers")
+    if KH % 2 == 0 or KW % 2 == 0:
+        raise ArgumentError(f"padding is 'same' for a {KH}x{KW} window; expected odd sizes")
+    return KH // 2, KW // 2
 
 
 def _pad(x: Array, rows: int, columns: int, value: float) -> Array:

@@ -1,15 +1,22 @@
-"""Layer objects: the layers' functions together with what they know of their parameters and shapes."""
+"""Layer objects: a layer's two functions, its options, and the shapes of its parameters and of its output."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from math import prod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from xpconv import layers as F
-from xpconv._validation import check_count, check_eps, check_flag, check_fraction, check_pair, check_probability
+from xpconv._validation import (
+    check_choice,
+    check_count,
+    check_eps,
+    check_flag,
+    check_fraction,
+    check_pair,
+    check_probability,
+)
 from xpconv.backend import Array
-from xpconv.errors import ArgumentError
-from xpconv.layers._checks import window_output
+from xpconv.layers._checks import resolve_padding, window_output
 
 __all__ = [
     "Affine",
@@ -28,11 +35,20 @@ __all__ = [
 Shape = tuple[int, ...]
 Size = int | Sequence[int]
 Arrays = dict[str, Any]  # arrays by name
+Initial = float | Literal["normal"]
+Parameters = dict[str, tuple[Shape, Initial]]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer without parameters whose backward pass takes nothing but the cache; others add to it.
+    """Base class of layers: no parameters, no state, and an output in the input's shape, unless a subclass differs.
+
+    A subclass writes `forward` and `backward`. Its options are the fields of a frozen dataclass.
+
+    Attributes
+    ----------
+    stochastic : bool
+        Of the class: whether training passes are random. If so, `forward` gets another seed in each of them.
 
     Examples
     --------
@@ -45,28 +61,47 @@ class Layer:
     ((3, 8, 8), {})
     """
 
+    stochastic: ClassVar[bool] = False
+
     def output_shape(self, shape: Shape) -> Shape:
-        """Return the shape of one output sample for one input sample's shape."""
+        """Return the shape of one output sample, given that of one input sample."""
         return shape
 
-    def parameters(self, shape: Shape) -> dict[str, tuple[Shape, float | None]]:
-        """Return each parameter's shape and initial value; None stands for random numbers."""
+    def parameters(self, shape: Shape) -> Parameters:
+        """Return each parameter's shape and initial value: a number, or "normal" for values that the model draws.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            The shape of one input sample.
+        """
         return {}
 
     def state(self, shape: Shape) -> dict[str, tuple[Shape, float]]:
-        """Return the shape and initial value of what the layer remembers but does not learn."""
+        """Return the shape and the initial value of each array that the layer keeps but does not learn."""
         return {}
 
     def forward(self, x: Array, p: Arrays, *, train: bool, seed: int) -> tuple[Array, Any]:
-        """Return the output and the cache; `p` holds parameters and state under their own names."""
+        """Return the output and the cache.
+
+        Parameters
+        ----------
+        x : array (N, ...)
+        p : dict of str to array
+            The parameters and the state, by the names that `parameters` and `state` give them.
+        train : bool
+            Whether this is a training pass.
+        seed : int
+            In the training passes of a `stochastic` layer a new number, 0 to 2**32 - 1; else 0.
+        """
         raise NotImplementedError
 
     def backward(self, dout: Array, cache: Any, *, need_dx: bool) -> tuple[Array | None, Arrays]:
-        """Return the gradient of the input and those of the parameters by name."""
+        """Return the gradient of the input, or None unless `need_dx`, and the gradients of the parameters by name."""
         raise NotImplementedError
 
     def new_state(self, cache: Any) -> Arrays:
-        """Return what the layer remembers after a training pass."""
+        """Return the state after a training pass, by name."""
         return {}
 
 
@@ -77,20 +112,21 @@ class Affine(Layer):
     Examples
     --------
     >>> Affine(10).output_shape((3, 8, 8)), Affine(10).parameters((3, 8, 8))["W"]
-    ((10,), ((192, 10), None))
+    ((10,), ((192, 10), 'normal'))
     """
 
     units: int
+    _: KW_ONLY
     bias: bool = True
 
     def __post_init__(self) -> None:
-        check_count("units", self.units)
+        _store(self, units=check_count("units", self.units))
         check_flag("bias", self.bias)
 
     def output_shape(self, shape: Shape) -> Shape:
         return (self.units,)
 
-    def parameters(self, shape: Shape) -> dict[str, tuple[Shape, float | None]]:
+    def parameters(self, shape: Shape) -> Parameters:
         return _weights((prod(shape), self.units), self.units, self.bias)
 
     def forward(self, x: Array, p: Arrays, *, train: bool, seed: int) -> tuple[Array, Any]:
@@ -105,65 +141,77 @@ class Affine(Layer):
 class Conv(Layer):
     """`filters` filters: parameters W (filters, C, KH, KW) and b (filters,).
 
-    Without `padding` the output keeps the image's size at stride 1, if kernel_size is odd.
+    ``padding="same"`` needs odd kernel sizes; the output then has the image's size divided by the stride, rounded up.
 
     Examples
     --------
-    >>> Conv(16).output_shape((3, 8, 8)), Conv(16, kernel_size=5, stride=2, padding=0).output_shape((3, 8, 8))
+    >>> Conv(16, padding="same").output_shape((3, 8, 8)), Conv(16, 5, stride=2).output_shape((3, 8, 8))
     ((16, 8, 8), (16, 2, 2))
     >>> Conv(16, bias=False).parameters((3, 8, 8))
-    {'W': ((16, 3, 3, 3), None)}
+    {'W': ((16, 3, 3, 3), 'normal')}
     """
 
     filters: int
     kernel_size: Size = 3
+    _: KW_ONLY
     stride: Size = 1
-    padding: Size | None = None
+    padding: Size | Literal["same"] = 0
     bias: bool = True
     algorithm: str = "auto"
 
     def __post_init__(self) -> None:
-        check_count("filters", self.filters)
-        _check_window(self.kernel_size, self.stride, self.padding)
+        _store(
+            self,
+            filters=check_count("filters", self.filters),
+            kernel_size=_check_size("kernel_size", self.kernel_size, 1),
+            stride=_check_size("stride", self.stride, 1),
+        )
+        if isinstance(self.padding, str):
+            resolve_padding(self.padding, check_pair("kernel_size", self.kernel_size, 1))
+        else:
+            _store(self, padding=_check_size("padding", self.padding, 0))
         check_flag("bias", self.bias)
-        if self.algorithm not in ("auto", "im2col"):
-            raise ArgumentError(f"algorithm is {self.algorithm!r}; expected auto or im2col")
+        check_choice("algorithm", self.algorithm, ("auto", "im2col"))
+
+    @property
+    def resolved_padding(self) -> tuple[int, int]:
+        """The rows of zeros above and below an image and the columns left and right of it, also for "same".
+
+        Examples
+        --------
+        >>> Conv(16, (5, 3), padding="same").resolved_padding
+        (2, 1)
+        """
+        return resolve_padding(self.padding, check_pair("kernel_size", self.kernel_size, 1))
 
     def output_shape(self, shape: Shape) -> Shape:
-        return (self.filters, *window_output(shape, self.kernel_size, self.stride, self._padding))
+        return (self.filters, *window_output(shape, self.kernel_size, self.stride, self.resolved_padding))
 
-    def parameters(self, shape: Shape) -> dict[str, tuple[Shape, float | None]]:
-        return _weights((self.filters, shape[0], *_both(self.kernel_size)), self.filters, self.bias)
+    def parameters(self, shape: Shape) -> Parameters:
+        return _weights(
+            (self.filters, shape[0], *check_pair("kernel_size", self.kernel_size, 1)), self.filters, self.bias
+        )
 
     def forward(self, x: Array, p: Arrays, *, train: bool, seed: int) -> tuple[Array, Any]:
-        return F.conv_forward(
-            x, p["W"], p.get("b"), stride=self.stride, padding=self._padding, algorithm=self.algorithm
-        )
+        return F.conv_forward(x, p["W"], p.get("b"), stride=self.stride, padding=self.padding, algorithm=self.algorithm)
 
     def backward(self, dout: Array, cache: Any, *, need_dx: bool) -> tuple[Array | None, Arrays]:
         dx, dw, db = F.conv_backward(dout, cache, need_dx=need_dx)
         return dx, {"W": dw, "b": db} if self.bias else {"W": dw}
 
-    @property
-    def _padding(self) -> Size:
-        if self.padding is not None:
-            return self.padding
-        height, width = _both(self.kernel_size)
-        return (height - 1) // 2, (width - 1) // 2
-
 
 @dataclass(frozen=True)
-class _Plain(Layer):
-    """A layer without parameters, whose backward function is `_gradient`."""
+class _WithoutParameters(Layer):
+    """A layer without parameters, whose backward function is `_backward`."""
 
-    _gradient: ClassVar[Callable[..., Any]]
+    _backward: ClassVar[Callable[..., Any]]
 
     def backward(self, dout: Array, cache: Any, *, need_dx: bool) -> tuple[Array | None, Arrays]:
-        return self._gradient(dout, cache), {}
+        return self._backward(dout, cache), {}
 
 
 @dataclass(frozen=True)
-class Relu(_Plain):
+class Relu(_WithoutParameters):
     """``max(x, 0)``.
 
     Examples
@@ -174,14 +222,14 @@ class Relu(_Plain):
     array([0., 2.])
     """
 
-    _gradient: ClassVar[Callable[..., Any]] = staticmethod(F.relu_backward)
+    _backward: ClassVar[Callable[..., Any]] = staticmethod(F.relu_backward)
 
     def forward(self, x: Array, p: Arrays, *, train: bool, seed: int) -> tuple[Array, Any]:
         return F.relu_forward(x)
 
 
 @dataclass(frozen=True)
-class Dropout(_Plain):
+class Dropout(_WithoutParameters):
     """Keep each element with probability `keep_prob` in training.
 
     Examples
@@ -193,19 +241,48 @@ class Dropout(_Plain):
     """
 
     keep_prob: float = 0.5
+    stochastic: ClassVar[bool] = True
+    _backward: ClassVar[Callable[..., Any]] = staticmethod(F.dropout_backward)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "keep_prob", check_probability("keep_prob", self.keep_prob))
-
-    _gradient: ClassVar[Callable[..., Any]] = staticmethod(F.dropout_backward)
+        _store(self, keep_prob=check_probability("keep_prob", self.keep_prob))
 
     def forward(self, x: Array, p: Arrays, *, train: bool, seed: int) -> tuple[Array, Any]:
         return F.dropout_forward(x, keep_prob=self.keep_prob, seed=seed, train=train)
 
 
 @dataclass(frozen=True)
-class MaxPool(_Plain):
-    """The maximum of each window.
+class _Pool(_WithoutParameters):
+    """A layer that reduces each window of a channel to one value."""
+
+    kernel_size: Size = 2
+    stride: Size | None = None
+    _: KW_ONLY
+    padding: Size = 0
+    _forward: ClassVar[Callable[..., Any]]
+
+    def __post_init__(self) -> None:
+        _store(
+            self,
+            kernel_size=_check_size("kernel_size", self.kernel_size, 1),
+            stride=None if self.stride is None else _check_size("stride", self.stride, 1),
+            padding=_check_size("padding", self.padding, 0),
+        )
+
+    def output_shape(self, shape: Shape) -> Shape:
+        stride = self.kernel_size if self.stride is None else self.stride
+        return (shape[0], *window_output(shape, self.kernel_size, stride, self.padding))
+
+    def forward(self, x: Array, p: Arrays, *, train: bool, seed: int) -> tuple[Array, Any]:
+        result: tuple[Array, Any] = self._forward(
+            x, kernel_size=self.kernel_size, stride=self.stride, padding=self.padding
+        )
+        return result
+
+
+@dataclass(frozen=True)
+class MaxPool(_Pool):
+    """The maximum of each window; by default windows tile the image.
 
     Examples
     --------
@@ -213,25 +290,13 @@ class MaxPool(_Plain):
     ((16, 4, 4), (16, 6, 6))
     """
 
-    kernel_size: Size = 2
-    stride: Size | None = None
-    padding: Size = 0
-    _gradient: ClassVar[Callable[..., Any]] = staticmethod(F.max_pool_backward)
-
-    def __post_init__(self) -> None:
-        _check_window(self.kernel_size, self.stride, self.padding)
-
-    def output_shape(self, shape: Shape) -> Shape:
-        stride = self.kernel_size if self.stride is None else self.stride
-        return (shape[0], *window_output(shape, self.kernel_size, stride, self.padding))
-
-    def forward(self, x: Array, p: Arrays, *, train: bool, seed: int) -> tuple[Array, Any]:
-        return F.max_pool_forward(x, kernel_size=self.kernel_size, stride=self.stride, padding=self.padding)
+    _forward: ClassVar[Callable[..., Any]] = staticmethod(F.max_pool_forward)
+    _backward: ClassVar[Callable[..., Any]] = staticmethod(F.max_pool_backward)
 
 
 @dataclass(frozen=True)
-class AvgPool(MaxPool):
-    """The mean of each window.
+class AvgPool(_Pool):
+    """The mean of each window; by default windows tile the image.
 
     Examples
     --------
@@ -240,14 +305,12 @@ class AvgPool(MaxPool):
     2.5
     """
 
-    _gradient: ClassVar[Callable[..., Any]] = staticmethod(F.avg_pool_backward)
-
-    def forward(self, x: Array, p: Arrays, *, train: bool, seed: int) -> tuple[Array, Any]:
-        return F.avg_pool_forward(x, kernel_size=self.kernel_size, stride=self.stride, padding=self.padding)
+    _forward: ClassVar[Callable[..., Any]] = staticmethod(F.avg_pool_forward)
+    _backward: ClassVar[Callable[..., Any]] = staticmethod(F.avg_pool_backward)
 
 
 @dataclass(frozen=True)
-class GlobalAvgPool(_Plain):
+class GlobalAvgPool(_WithoutParameters):
     """The mean of each channel.
 
     Examples
@@ -256,7 +319,7 @@ class GlobalAvgPool(_Plain):
     (16,)
     """
 
-    _gradient: ClassVar[Callable[..., Any]] = staticmethod(F.global_avg_pool_backward)
+    _backward: ClassVar[Callable[..., Any]] = staticmethod(F.global_avg_pool_backward)
 
     def output_shape(self, shape: Shape) -> Shape:
         return shape[:1]
@@ -269,23 +332,23 @@ class GlobalAvgPool(_Plain):
 class _Norm(Layer):
     """A normalisation: parameters gamma and beta, one for each channel."""
 
-    eps: float = 1e-5
-    _gradient: ClassVar[Callable[..., Any]]
+    eps: float = field(default=1e-5, kw_only=True)
+    _backward: ClassVar[Callable[..., Any]]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "eps", check_eps(self.eps))
+        _store(self, eps=check_eps(self.eps))
 
-    def parameters(self, shape: Shape) -> dict[str, tuple[Shape, float | None]]:
+    def parameters(self, shape: Shape) -> Parameters:
         return {"gamma": (shape[:1], 1.0), "beta": (shape[:1], 0.0)}
 
     def backward(self, dout: Array, cache: Any, *, need_dx: bool) -> tuple[Array | None, Arrays]:
-        dx, dgamma, dbeta = self._gradient(dout, cache)
+        dx, dgamma, dbeta = self._backward(dout, cache)
         return dx, {"gamma": dgamma, "beta": dbeta}
 
 
 @dataclass(frozen=True)
 class BatchNorm(_Norm):
-    """Normalise each channel over the batch; remembers running_mean and running_var (C,).
+    """Normalise each channel over the batch; the state is running_mean and running_var (C,).
 
     Examples
     --------
@@ -293,12 +356,12 @@ class BatchNorm(_Norm):
     ({'gamma': ((16,), 1.0), 'beta': ((16,), 0.0)}, ['running_mean', 'running_var'])
     """
 
-    momentum: float = 0.9
-    _gradient: ClassVar[Callable[..., Any]] = staticmethod(F.batchnorm_backward)
+    momentum: float = field(default=0.9, kw_only=True)
+    _backward: ClassVar[Callable[..., Any]] = staticmethod(F.batchnorm_backward)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "momentum", check_fraction("momentum", self.momentum))
+        _store(self, momentum=check_fraction("momentum", self.momentum))
 
     def state(self, shape: Shape) -> dict[str, tuple[Shape, float]]:
         return {"running_mean": (shape[:1], 0.0), "running_var": (shape[:1], 0.0)}
@@ -321,9 +384,9 @@ class LayerNorm(_Norm):
     ((16, 8, 8), 1.0)
     """
 
-    _gradient: ClassVar[Callable[..., Any]] = staticmethod(F.layernorm_backward)
+    _backward: ClassVar[Callable[..., Any]] = staticmethod(F.layernorm_backward)
 
-    def parameters(self, shape: Shape) -> dict[str, tuple[Shape, float | None]]:
+    def parameters(self, shape: Shape) -> Parameters:
         return {"gamma": (shape, 1.0), "beta": (shape, 0.0)}
 
     def forward(self, x: Array, p: Arrays, *, train: bool, seed: int) -> tuple[Array, Any]:
@@ -341,27 +404,27 @@ class GroupNorm(_Norm):
     """
 
     groups: int = 1
-    _gradient: ClassVar[Callable[..., Any]] = staticmethod(F.groupnorm_backward)
+    _backward: ClassVar[Callable[..., Any]] = staticmethod(F.groupnorm_backward)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count("groups", self.groups)
+        _store(self, groups=check_count("groups", self.groups))
 
     def forward(self, x: Array, p: Arrays, *, train: bool, seed: int) -> tuple[Array, Any]:
         return F.groupnorm_forward(x, p["gamma"], p["beta"], groups=self.groups, eps=self.eps)
 
 
-def _check_window(kernel_size: Size, stride: Size | None, padding: Size | None) -> None:
-    check_pair("kernel_size", kernel_size, 1)
-    if stride is not None:
-        check_pair("stride", stride, 1)
-    if padding is not None:
-        check_pair("padding", padding, 0)
+def _store(layer: Layer, **options: Any) -> None:
+    """Replace options by the plain Python values that their checks returned, which JSON can hold."""
+    for name, value in options.items():
+        object.__setattr__(layer, name, value)
 
 
-def _weights(shape: Shape, units: int, bias: bool) -> dict[str, tuple[Shape, float | None]]:
-    return {"W": (shape, None), "b": ((units,), 0.0)} if bias else {"W": (shape, None)}
+def _check_size(name: str, size: Size, minimum: int) -> Size:
+    """Return an int or a pair of ints as what it is, in Python's integers."""
+    pair = check_pair(name, size, minimum)
+    return pair if isinstance(size, Sequence) else pair[0]
 
 
-def _both(size: Size) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+def _weights(shape: Shape, units: int, bias: bool) -> Parameters:
+    return {"W": (shape, "normal"), "b": ((units,), 0.0)} if bias else {"W": (shape, "normal")}

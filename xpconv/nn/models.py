@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from xpconv._validation import is_integer
 from xpconv.errors import ArgumentError
 from xpconv.nn.layers import Affine, BatchNorm, Conv, Dropout, GlobalAvgPool, GroupNorm, Layer, LayerNorm, MaxPool, Relu
 from xpconv.nn.sequential import Sequential
@@ -97,7 +98,7 @@ class ThreeLayerConvNet(Sequential):
     input_dim : (int, int, int)
         Channels, height and width of an image.
     num_filters, filter_size : int
-        The convolution keeps the image's size, for odd filter sizes.
+        The convolution keeps the image's size, for which `filter_size` is odd.
     hidden_dim, num_classes : int
     weight_scale : float or None
     **options
@@ -123,7 +124,7 @@ class ThreeLayerConvNet(Sequential):
     ) -> None:
         super().__init__(
             [
-                Conv(num_filters, filter_size),
+                Conv(num_filters, filter_size, padding="same"),
                 Relu(),
                 MaxPool(2),
                 Affine(hidden_dim),
@@ -149,6 +150,7 @@ class ConvNet(Sequential):
     normalization : {"batchnorm", "groupnorm", None}
         Group norm uses the largest number of groups up to 8 that divides the filters.
     filter_size : int
+        Odd, so that convolutions keep the image's size.
     weight_scale : float or None
     **options
         As for `Sequential`.
@@ -175,12 +177,12 @@ class ConvNet(Sequential):
         for position, stage in enumerate(stages):
             if stage == "pool":
                 layers.append(MaxPool(2))
-            elif isinstance(stage, int) and not isinstance(stage, bool) and stage > 0:
+            elif is_integer(stage) and stage > 0:
                 groups = max(g for g in range(1, 9) if stage % g == 0)
                 norms = {None: [], "batchnorm": [BatchNorm()], "groupnorm": [GroupNorm(groups=groups)]}
                 norm: list[Layer] = list(_choose("normalization", normalization, norms))
                 # A norm takes the mean away, and with it any bias before it.
-                layers += [Conv(stage, filter_size, bias=not norm), *norm, Relu()]
+                layers += [Conv(stage, filter_size, padding="same", bias=not norm), *norm, Relu()]
             else:
                 raise ArgumentError(f"stages[{position}] is {stage!r}; expected a number of filters or 'pool'")
         super().__init__(

@@ -11,7 +11,7 @@ from xpconv.backend import Array, Backend, get_backend, on_its_device
 from xpconv.errors import ArgumentError, ArgumentTypeError, OutOfMemoryError
 from xpconv.layers import softmax_loss, svm_loss
 from xpconv.nn import layers as layer_objects
-from xpconv.nn.layers import Arrays, Layer, Shape
+from xpconv.nn.layers import Arrays, Initial, Layer, Shape
 from xpconv.nn.preprocessing import Preprocessing
 from xpconv.ops.tiling import workspace_bytes
 from xpconv.random import RandomStream, Rng, as_random_stream, draw_seed, spawn
@@ -56,12 +56,14 @@ class Sequential:
         into its arrays at will.
     state : dict of str to array
         running_mean1, running_var1, ... of batch norm.
+    layer_keys : list of dict of str to str
+        For each layer, the key in `params` or `state` of each of its own names: ``{"W": "W1", "b": "b1"}``.
 
     Examples
     --------
     >>> import numpy as np
     >>> from xpconv.nn import Affine, Conv, MaxPool, Relu
-    >>> net = Sequential([Conv(4), Relu(), MaxPool(), Affine(10)], input_shape=(1, 8, 8), rng=0)
+    >>> net = Sequential([Conv(4, padding="same"), Relu(), MaxPool(), Affine(10)], input_shape=(1, 8, 8), rng=0)
     >>> sorted(net.params)
     ['W1', 'W2', 'b1', 'b2']
     >>> X, y = np.zeros((5, 1, 8, 8)), np.arange(5)
@@ -96,24 +98,29 @@ class Sequential:
         self.params: Arrays = {}
         self.state: Arrays = {}
         stream = as_random_stream(rng)
-        self._keys = self._build(stream)
+        self.layer_keys = self._build(stream)
+        self._check_names()
         self.mask_stream: RandomStream = stream if rng is None else spawn(stream, 1)[0]
 
     @on_its_device
     def _build(self, stream: RandomStream) -> list[dict[str, str]]:
-        """Draw the parameters and return, for each layer, the key of each of its parameters and states."""
-        keys, weight_layers, shape = [], 0, self.input_shape
-        taken: dict[str, int] = {}  # how often a name was given behind a weight layer
+        """Make `params` and `state`; return `layer_keys`.
+
+        The number of a key counts weight layers, so that a norm has the number of the layer before it. A name
+        that comes again behind the same weight layer gets a second number: gamma1, gamma1_2.
+        """
+        layer_keys, weight_layers, shape = [], 0, self.input_shape
+        uses: dict[str, int] = {}  # of each name with its first number
         for position, layer in enumerate(self.layers):
             if not isinstance(layer, Layer):
                 raise ArgumentTypeError(f"layers[{position}] is {layer!r}; expected a Layer such as Relu()")
             parameters, state = layer.parameters(shape), layer.state(shape)
             weight_layers += "W" in parameters
             names = [f"{name}{weight_layers}" for name in [*parameters, *state]]
-            k = 1 + max((taken.get(name, 0) for name in names), default=0)
-            taken.update(dict.fromkeys(names, k))
-            number = f"{weight_layers}_{k}" if k > 1 else f"{weight_layers}"
-            keys.append({name: name + number for name in [*parameters, *state]})
+            use = 1 + max((uses.get(name, 0) for name in names), default=0)
+            uses.update(dict.fromkeys(names, use))
+            number = f"{weight_layers}_{use}" if use > 1 else f"{weight_layers}"
+            layer_keys.append({name: name + number for name in [*parameters, *state]})
             for name, (size, value) in parameters.items():
                 self.params[name + number] = self._initial(size, value, stream)
             for name, (size, value) in state.items():
@@ -123,18 +130,20 @@ class Sequential:
             raise ArgumentError(
                 f"the last layer gives samples of shape {shape}; expected scores (C,): end with Affine(C)"
             )
-        if self.class_names and len(self.class_names) != shape[0]:
-            raise ArgumentError(
-                f"class_names has {len(self.class_names)} names; expected {shape[0]}, one for each score"
-            )
-        for what, text in [("name", self.name), *(("class_names", name) for name in self.class_names)]:
-            if not isinstance(text, str) or not text.isprintable():
-                raise ArgumentError(f"{what} has {text!r}; expected printable text")
         self.num_classes = shape[0]
-        return keys
+        return layer_keys
 
-    def _initial(self, shape: Shape, value: float | None, stream: RandomStream) -> Array:
-        if value is not None:
+    def _check_names(self) -> None:
+        if self.class_names and len(self.class_names) != self.num_classes:
+            raise ArgumentError(
+                f"class_names has {len(self.class_names)} names; expected {self.num_classes}, one for each score"
+            )
+        for argument, text in [("name", self.name), *(("class_names", name) for name in self.class_names)]:
+            if not isinstance(text, str) or not text.isprintable():
+                raise ArgumentError(f"{argument} has {text!r}; expected printable text")
+
+    def _initial(self, shape: Shape, value: Initial, stream: RandomStream) -> Array:
+        if value != "normal":
             dtype = self.backend.dtype(self.dtype)
             return self.backend.xp.full(shape, value, dtype=dtype, device=self.backend.device)
         fan_in = shape[0] if len(shape) == 2 else prod(shape[1:])
@@ -201,7 +210,7 @@ class Sequential:
         loss, dout = LOSSES[self.loss_name](scores, self.backend.upload("y", y))
         grads = self._backward(dout, caches)
         if self.reg:
-            keys = [keys["W"] for keys in self._keys if "W" in keys]
+            keys = [keys["W"] for keys in self.layer_keys if "W" in keys]
             loss = ops.add_l2_penalty(loss, [self.params[key] for key in keys], [grads[key] for key in keys], self.reg)
         self.state.update(state)
         return loss, grads
@@ -223,7 +232,7 @@ class Sequential:
     def _forward(self, x: Array, *, train: bool) -> tuple[Array, list[Any], Arrays]:
         """Return the scores and, in training, the layers' caches and their new state."""
         store, caches, state = {**self.params, **self.state}, list[Any](), Arrays()
-        for position, (layer, keys) in enumerate(zip(self.layers, self._keys, strict=True)):
+        for position, (layer, keys) in enumerate(zip(self.layers, self.layer_keys, strict=True)):
             x, cache = layer.forward(
                 x,
                 {name: store[key] for name, key in keys.items()},
@@ -254,7 +263,7 @@ class Sequential:
         """
         with self.backend.current():
             x, store = self._prepare(X), {**self.params, **self.state}
-        for layer, keys in zip(self.layers, self._keys, strict=True):
+        for layer, keys in zip(self.layers, self.layer_keys, strict=True):
             train = not self.state.keys().isdisjoint(keys.values())
             with self.backend.current():
                 x = layer.forward(x, {name: store[key] for name, key in keys.items()}, train=train, seed=0)[0]
@@ -262,16 +271,16 @@ class Sequential:
 
     def _backward(self, dout: Any, caches: list[Any]) -> Arrays:
         grads: Arrays = {}
-        first = next((i for i, keys in enumerate(self._keys) if keys), len(self._keys))
+        first = next((i for i, keys in enumerate(self.layer_keys) if keys), len(self.layer_keys))
         for position in reversed(range(first, len(self.layers))):
             dout, own = self.layers[position].backward(dout, caches.pop(), need_dx=position > first)
-            grads.update({self._keys[position][name]: grad for name, grad in own.items()})
+            grads.update({self.layer_keys[position][name]: grad for name, grad in own.items()})
         return grads
 
     def _layer_seed(self, position: int) -> int:
-        if not isinstance(self.layers[position], layer_objects.Dropout):
+        if not self.layers[position].stochastic:
             return 0
-        return draw_seed(self.mask_stream) if self.seed is None else self.seed + position
+        return draw_seed(self.mask_stream) if self.seed is None else (self.seed + position) % 2**32
 
     def config(self) -> dict[str, Any]:
         """Return what rebuilds the architecture, as plain data for JSON; `from_config` is its inverse."""
