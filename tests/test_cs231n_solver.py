@@ -237,5 +237,5 @@ def test_a_missing_gradient_is_named(data):
                 del result[1]["b"]
             return result
 
-    with pytest.raises(ArgumentError, match="loss of the model gave no gradient for b; expected one for each of its"):
+    with pytest.raises(ArgumentError, match="the model's loss returned no gradient for b; expected one for each"):
         Solver(Forgetful(12, 3), data, num_epochs=1, verbose=False).train()

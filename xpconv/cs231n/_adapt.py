@@ -1,4 +1,4 @@
-"""From what notebooks pass to what the layers take."""
+"""Conversion of the arrays and options that notebooks pass to those that `xpconv.layers` takes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,16 +9,16 @@ import numpy as np
 from xpconv.backend import Array, backend_of
 from xpconv.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["draw_mask", "floats", "gradient", "options"]
+__all__ = ["cast_floats", "cast_gradient", "draw_mask", "read_options"]
 
 
-def floats(like: Array | None = None, /, **arrays: Array | None) -> tuple[Any, ...]:
-    """Return NumPy arrays of one floating dtype: that of `like` or of the first array; integers become float64."""
+def cast_floats(like: Array | None = None, /, **arrays: Array | None) -> tuple[Any, ...]:
+    """Return the arrays as NumPy arrays with the dtype of `like`, or else of the first one; integers become float64."""
     for name, a in arrays.items():
         if a is not None and array_api_compat.is_array_api_obj(a) and not isinstance(a, np.ndarray | np.generic):
             raise ArgumentTypeError(
                 f"{name} is on {backend_of(a)}; the course's functions take NumPy arrays: "
-                f"pass to_host({name}), or take the function of xpconv.layers"
+                f"pass to_host({name}), or use the function of xpconv.layers"
             )
     dtype = np.asarray(next(iter(arrays.values())) if like is None else like).dtype
     if dtype not in (np.float32, np.float64):
@@ -26,12 +26,12 @@ def floats(like: Array | None = None, /, **arrays: Array | None) -> tuple[Any, .
     return tuple(None if a is None else np.asarray(a, dtype=dtype) for a in arrays.values())
 
 
-def gradient(dout: Array, like: Array | None = None) -> Any:
-    """Return the upstream gradient as a NumPy array of the dtype of `like`, or of its own."""
-    return floats(like, dout=dout)[0]
+def cast_gradient(dout: Array, like: Array | None = None) -> Any:
+    """Return the upstream gradient as a NumPy array with the dtype of `like`, or else its own."""
+    return cast_floats(like, dout=dout)[0]
 
 
-def options(name: str, param: Mapping[str, Any], *keys: str) -> tuple[Any, ...]:
+def read_options(name: str, param: Mapping[str, Any], *keys: str) -> tuple[Any, ...]:
     """Return the values of the keys that a notebook's dict of options must have."""
     missing = [key for key in keys if key not in param]
     if missing:
@@ -43,7 +43,7 @@ def options(name: str, param: Mapping[str, Any], *keys: str) -> tuple[Any, ...]:
 
 
 def draw_mask(shape: tuple[int, ...], keep_prob: float, seed: int | None) -> np.ndarray:
-    """Draw which elements stay, as the course does: from NumPy's global state, which a `seed` resets first."""
+    """Draw which elements dropout keeps, from NumPy's global state as the course does; `seed` resets that first."""
     if not 0 < keep_prob <= 1:
         raise ArgumentError(f"p is {keep_prob!r}; expected the probability of keeping a value, above 0 and at most 1")
     if seed is not None:

@@ -1,4 +1,4 @@
-"""The assignment's norms, which `xpconv.cs231n.layers` gives under the same names."""
+"""The assignment's normalisation layers, which `xpconv.cs231n.layers` re-exports."""
 
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, NamedTuple
@@ -7,7 +7,7 @@ import numpy as np
 
 from xpconv import layers as F
 from xpconv.backend import Array
-from xpconv.cs231n._adapt import floats, gradient, options
+from xpconv.cs231n._adapt import cast_floats, cast_gradient, read_options
 from xpconv.errors import ArgumentError
 from xpconv.layers._checks import check_shape
 from xpconv.layers.norm import normalise_batch
@@ -17,9 +17,9 @@ Gradients = tuple[Array, Array, Array]
 
 
 class NormCache(NamedTuple):
-    """The layer's own cache, and the shapes that gamma and beta came in."""
+    """The cache of the layer in `xpconv.layers`, and the shapes in which gamma and beta were passed."""
 
-    own: Any
+    layer_cache: Any
     gamma_shape: tuple[int, ...]
     beta_shape: tuple[int, ...]
 
@@ -35,7 +35,7 @@ def batchnorm_forward(
     gamma, beta : array (D,)
     bn_param : dict
         ``mode`` 'train' or 'test', ``eps`` (1e-5), ``momentum`` (0.9), ``running_mean`` and ``running_var`` (zeros).
-        The new running averages are written back to it.
+        The new running averages are stored in it.
 
     Returns
     -------
@@ -46,7 +46,7 @@ def batchnorm_forward(
     Raises
     ------
     ArgumentError
-        A ValueError, if the mode is another or the shapes do not fit.
+        A ValueError, if the mode is neither 'train' nor 'test' or the shapes do not fit.
 
     Examples
     --------
@@ -55,12 +55,14 @@ def batchnorm_forward(
     >>> bn_param["running_mean"].round(3)
     array([0.2])
     """
-    (mode,) = options("bn_param", bn_param, "mode")
+    (mode,) = read_options("bn_param", bn_param, "mode")
     if mode not in ("train", "test"):
         raise ArgumentError(f'Invalid forward batchnorm mode "{mode}"; expected train or test')
     zeros = np.zeros(np.shape(x)[1:2])
     running = F.RunningStats(
-        *floats(x, running_mean=bn_param.get("running_mean", zeros), running_var=bn_param.get("running_var", zeros))
+        *cast_floats(
+            x, running_mean=bn_param.get("running_mean", zeros), running_var=bn_param.get("running_var", zeros)
+        )
     )
     out, cache = _norm_forward(
         normalise_batch,
@@ -72,7 +74,7 @@ def batchnorm_forward(
         momentum=bn_param.get("momentum", 0.9),
         eps=bn_param.get("eps", 1e-5),
     )
-    bn_param["running_mean"], bn_param["running_var"] = cache.own.running
+    bn_param["running_mean"], bn_param["running_var"] = cache.layer_cache.running
     return out, cache
 
 
@@ -127,7 +129,7 @@ def layernorm_backward(dout: Array, cache: NormCache) -> Gradients:
 def spatial_batchnorm_forward(
     x: Array, gamma: Array, beta: Array, bn_param: MutableMapping[str, Any]
 ) -> tuple[Array, NormCache]:
-    """Normalise each channel of x (N, C, H, W) over batch and image; gamma, beta (C,), else as `batchnorm_forward`.
+    """Normalise each channel of x (N, C, H, W) over batch and pixels; otherwise as `batchnorm_forward`.
 
     Examples
     --------
@@ -176,7 +178,7 @@ def spatial_groupnorm_forward(
     (1, 6, 1, 1)
     """
     check_shape("x", np.asarray(x), ("N", "C", "H", "W"))
-    (groups,) = options("gn_param", {**gn_param, "G": G}, "G")
+    (groups,) = read_options("gn_param", {**gn_param, "G": G}, "G")
     return _norm_forward(F.groupnorm_forward, x, gamma, beta, groups=groups, eps=gn_param.get("eps", 1e-5))
 
 
@@ -196,11 +198,11 @@ def spatial_groupnorm_backward(dout: Array, cache: NormCache) -> Gradients:
 def _norm_forward(
     forward: Callable[..., tuple[Array, Any]], x: Array, gamma: Array, beta: Array, **options: Any
 ) -> tuple[Array, NormCache]:
-    x, flat_gamma, flat_beta = floats(x=x, gamma=gamma, beta=beta)
-    out, own = forward(x, np.reshape(flat_gamma, -1), np.reshape(flat_beta, -1), **options)
-    return out, NormCache(own, np.shape(gamma), np.shape(beta))
+    x, flat_gamma, flat_beta = cast_floats(x=x, gamma=gamma, beta=beta)
+    out, layer_cache = forward(x, np.reshape(flat_gamma, -1), np.reshape(flat_beta, -1), **options)
+    return out, NormCache(layer_cache, np.shape(gamma), np.shape(beta))
 
 
 def _norm_backward(backward: Callable[..., Gradients], dout: Array, cache: NormCache) -> Gradients:
-    dx, dgamma, dbeta = backward(gradient(dout, cache.own.x), cache.own)
+    dx, dgamma, dbeta = backward(cast_gradient(dout, cache.layer_cache.x), cache.layer_cache)
     return dx, np.reshape(np.asarray(dgamma), cache.gamma_shape), np.reshape(np.asarray(dbeta), cache.beta_shape)

@@ -27,7 +27,7 @@ def load_CIFAR_batch(filename: str | os.PathLike[str]) -> tuple[Array, Array]:
     Raises
     ------
     DatasetError
-        If the file is missing or no batch.
+        If the file is missing or is not a batch.
 
     Examples
     --------
@@ -70,16 +70,16 @@ def load_CIFAR10(ROOT: str | os.PathLike[str]) -> tuple[Array, Array, Array, Arr
 def get_CIFAR10_data(
     num_training: int = 49000, num_validation: int = 1000, num_test: int = 1000, subtract_mean: bool = True
 ) -> dict[str, Array]:
-    """Return CIFAR-10 in the assignment's parts, the mean training image subtracted.
+    """Return CIFAR-10 in the assignment's splits, with the mean training image subtracted.
 
-    The files are looked for in ``XPCONV_DATA``, else in the user's cache, else downloaded.
+    The files are taken from ``XPCONV_DATA``, else from the user's cache, else downloaded.
 
     Parameters
     ----------
     num_training, num_validation : int
-        Training images are the first of the published training set, validation images those that follow.
+        Training images are the first of the published training set; validation images follow them.
     num_test : int
-        The first of the published test set.
+        Test images are the first of the published test set.
     subtract_mean : bool
 
     Returns
@@ -90,9 +90,9 @@ def get_CIFAR10_data(
     Raises
     ------
     ArgumentError
-        If a part would be empty or there are not as many images.
+        If a split would be empty, or there are too few images.
     DatasetError
-        If the files cannot be had or read.
+        If the files cannot be found or read.
 
     Examples
     --------
@@ -112,15 +112,15 @@ def get_CIFAR10_data(
     if num_test > 10_000:
         raise ArgumentError(f"num_test is {num_test}; expected at most 10000, the images of the published test set")
     X, y, X_test, y_test = read_cifar10(find_cifar10())
-    parts = {
+    splits = {
         "train": (X[:num_training], y[:num_training]),
         "val": (X[num_training:used], y[num_training:used]),
         "test": (X_test[:num_test], y_test[:num_test]),
     }
     data: dict[str, Array] = {}
-    mean = parts["train"][0].mean(axis=0) if subtract_mean else np.zeros(X.shape[1:])
-    for part, (images, labels) in parts.items():
-        data[f"X_{part}"], data[f"y_{part}"] = images - mean, labels
+    mean = splits["train"][0].mean(axis=0) if subtract_mean else np.zeros(X.shape[1:])
+    for split, (images, labels) in splits.items():
+        data[f"X_{split}"], data[f"y_{split}"] = images - mean, labels
     return data
 
 

@@ -1,8 +1,8 @@
-"""The assignment's fast layers: each of its names for one of xpconv's, which need no compiler and fit any window."""
+"""The assignment's names for the layers of `xpconv.layers`, which need no compiler and take windows of any size."""
 
 from xpconv import layers as F
 from xpconv.backend import Array
-from xpconv.cs231n._adapt import floats, gradient, options
+from xpconv.cs231n._adapt import cast_floats, cast_gradient, read_options
 from xpconv.cs231n._norms import Options
 
 __all__ = [
@@ -22,7 +22,7 @@ __all__ = [
 
 
 def conv_forward_fast(x: Array, w: Array, b: Array, conv_param: Options) -> tuple[Array, F.ConvCache]:
-    """Convolve x (N, C, H, W) with w (F, C, HH, WW), b (F,) by matrix products; as `conv_forward_naive`.
+    """Convolve x (N, C, H, W) with w (F, C, HH, WW), b (F,) by matrix products; otherwise as `conv_forward_naive`.
 
     Examples
     --------
@@ -31,8 +31,8 @@ def conv_forward_fast(x: Array, w: Array, b: Array, conv_param: Options) -> tupl
     >>> conv_forward_fast(x, w, b, {"stride": 1, "pad": 1})[0].shape
     (1, 2, 4, 4)
     """
-    stride, pad = options("conv_param", conv_param, "stride", "pad")
-    x, w, b = floats(x=x, w=w, b=b)
+    stride, pad = read_options("conv_param", conv_param, "stride", "pad")
+    x, w, b = cast_floats(x=x, w=w, b=b)
     return F.conv_forward(x, w, b, stride=stride, padding=pad, algorithm="im2col")
 
 
@@ -47,12 +47,12 @@ def conv_backward_fast(dout: Array, cache: F.ConvCache) -> tuple[Array, Array, A
     >>> [gradient.shape for gradient in conv_backward_fast(np.ones_like(out), cache)]
     [(1, 3, 4, 4), (2, 3, 3, 3), (2,)]
     """
-    dx, dw, db = F.conv_backward(gradient(dout, cache.x), cache)
+    dx, dw, db = F.conv_backward(cast_gradient(dout, cache.x), cache)
     return dx, dw, db
 
 
 def max_pool_forward_fast(x: Array, pool_param: Options) -> tuple[Array, F.MaxPoolCache]:
-    """Take the maximum of each window of x (N, C, H, W); as `max_pool_forward_naive`.
+    """Take the maximum of each window of x (N, C, H, W); otherwise as `max_pool_forward_naive`.
 
     Examples
     --------
@@ -61,13 +61,13 @@ def max_pool_forward_fast(x: Array, pool_param: Options) -> tuple[Array, F.MaxPo
     >>> max_pool_forward_fast(np.ones((1, 2, 7, 7)), pool_param)[0].shape
     (1, 2, 3, 3)
     """
-    height, width, stride = options("pool_param", pool_param, "pool_height", "pool_width", "stride")
-    (x,) = floats(x=x)
+    height, width, stride = read_options("pool_param", pool_param, "pool_height", "pool_width", "stride")
+    (x,) = cast_floats(x=x)
     return F.max_pool_forward(x, kernel_size=(height, width), stride=stride)
 
 
 def max_pool_backward_fast(dout: Array, cache: F.MaxPoolCache) -> Array:
-    """Return dx of `max_pool_forward_fast`; of equal values the first gets the gradient.
+    """Return dx of `max_pool_forward_fast`; the first of tied maxima gets the gradient.
 
     Examples
     --------
@@ -78,7 +78,7 @@ def max_pool_backward_fast(dout: Array, cache: F.MaxPoolCache) -> Array:
     array([[0., 0.],
            [1., 0.]])
     """
-    return F.max_pool_backward(gradient(dout), cache)
+    return F.max_pool_backward(cast_gradient(dout), cache)
 
 
 conv_forward_im2col = conv_forward_strides = conv_forward_fast

@@ -1,4 +1,4 @@
-"""The assignment's gradient checks: those of `xpconv.testing`, and one of a few elements."""
+"""The assignment's gradient checks: those of `xpconv.testing`, and one that samples a few elements."""
 
 import random
 from collections.abc import Callable
@@ -19,17 +19,17 @@ def grad_check_sparse(
     f : callable
         Takes `x` and returns a number.
     x : numpy.ndarray of floats
-        Changed in place while `f` runs, and as it was afterwards.
+        Changed in place while `f` runs, and restored afterwards.
     analytic_grad : array in the shape of `x`
     num_checks : int
-        How many elements, drawn by Python's `random`.
+        Number of elements, drawn by Python's `random`.
     h : float
         The step of the central difference, in the units of `x`.
 
     Raises
     ------
     ArgumentTypeError
-        If `x` is no NumPy array of floats.
+        If `x` is not a NumPy array of floats.
 
     Examples
     --------
@@ -38,9 +38,9 @@ def grad_check_sparse(
     numerical: 3.000000 analytic: 3.000000, relative error: ...
     """
     for _ in range(num_checks):
-        place = tuple(random.randrange(size) for size in x.shape)
-        element = to_host(x)[tuple(slice(i, i + 1) for i in place)]  # a view: a step in it is a step in x
+        index = tuple(random.randrange(size) for size in x.shape)
+        element = to_host(x)[tuple(slice(i, i + 1) for i in index)]  # a view, so that f sees its changes
         numeric = eval_numerical_gradient(lambda _: f(x), element, h=h).item()
-        analytic = float(analytic_grad[place])
+        analytic = float(analytic_grad[index])
         error = abs(numeric - analytic) / max(abs(numeric) + abs(analytic), 1e-300)
         print(f"numerical: {numeric:f} analytic: {analytic:f}, relative error: {error:e}")

@@ -1,4 +1,4 @@
-"""The assignment's im2col: windows as columns, in its order, the images running fastest along the columns.
+"""The assignment's im2col: windows as columns, in its order: neighbouring columns belong to neighbouring images.
 
 Letters: N images, C channels, (H, W) image, (FH, FW) window, P windows on an image, K = C * FH * FW.
 """
@@ -17,13 +17,13 @@ __all__ = ["col2im_indices", "get_im2col_indices", "im2col_indices"]
 def get_im2col_indices(
     x_shape: Sequence[int], field_height: int, field_width: int, padding: int = 1, stride: int = 1
 ) -> tuple[Array, Array, Array]:
-    """Return where each element of the columns lies in the padded images: channel, row and column.
+    """Return the channel, row and column in the padded image of each element of the columns.
 
     Parameters
     ----------
     x_shape : (N, C, H, W)
     field_height, field_width : int
-        The window, in pixels.
+        Size of the window in pixels.
     padding, stride : int
         In pixels.
 
@@ -31,7 +31,7 @@ def get_im2col_indices(
     -------
     k : array (K, 1) of int
     i, j : array (K, P) of int
-        ``padded[:, k, i, j]`` are the columns of each image.
+        ``padded[:, k, i, j]`` holds the columns of each image.
 
     Raises
     ------
@@ -79,7 +79,7 @@ def im2col_indices(x: Array, field_height: int, field_width: int, padding: int =
 def col2im_indices(
     cols: Array, x_shape: Sequence[int], field_height: int = 3, field_width: int = 3, padding: int = 1, stride: int = 1
 ) -> Array:
-    """Add columns back to where `im2col_indices` took them from.
+    """Add each element of the columns to the pixel that `im2col_indices` took it from.
 
     Parameters
     ----------

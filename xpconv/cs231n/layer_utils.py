@@ -1,4 +1,4 @@
-"""The assignment's sandwiches of layers; all names of `layers` and `fast_layers` are here too."""
+"""The assignment's combinations of layers; it re-exports `layers` and `fast_layers`."""
 
 from collections.abc import MutableMapping
 from typing import Any

@@ -1,8 +1,8 @@
 """The assignment's layers on NumPy arrays, with its names, its dicts of options and its defaults.
 
-`xpconv.layers` computes them all, but ``*_naive``: those are the loops of `xpconv.layers.reference`, since notebooks
-compare them with the fast layers. Results have the dtype of the first argument, float64 if that is of integers;
-the other arrays are cast to it, so gammas, betas and biases may be of integers.
+`xpconv.layers` computes all of them except ``*_naive``: those are the loops of `xpconv.layers.reference`, since
+notebooks compare them with the fast layers. Results have the dtype of the first argument, or float64 if it has
+integers. The other arrays are cast to that dtype, so gammas, betas and biases may be integers.
 
 The options: ``conv_param`` {stride, pad}, ``pool_param`` {pool_height, pool_width, stride}, ``bn_param`` {mode,
 eps=1e-5, momentum=0.9, running_mean, running_var}, ``ln_param`` and ``gn_param`` {eps=1e-5}, ``dropout_param``
@@ -13,7 +13,7 @@ import numpy as np
 
 from xpconv import layers as F
 from xpconv.backend import Array
-from xpconv.cs231n._adapt import draw_mask, floats, gradient, options
+from xpconv.cs231n._adapt import cast_floats, cast_gradient, draw_mask, read_options
 from xpconv.cs231n._norms import (
     Options,
     batchnorm_backward,
@@ -63,7 +63,7 @@ def affine_forward(x: Array, w: Array, b: Array) -> tuple[Array, F.AffineCache]:
     >>> affine_forward(np.ones((2, 3, 4)), np.ones((12, 5)), np.zeros(5))[0].shape
     (2, 5)
     """
-    x, w, b = floats(x=x, w=w, b=b)
+    x, w, b = cast_floats(x=x, w=w, b=b)
     return F.affine_forward(x, w, b)
 
 
@@ -76,7 +76,7 @@ def affine_backward(dout: Array, cache: F.AffineCache) -> tuple[Array, Array, Ar
     >>> [gradient.shape for gradient in affine_backward(np.ones((2, 5)), cache)]
     [(2, 3, 4), (12, 5), (5,)]
     """
-    dx, dw, db = F.affine_backward(gradient(dout, cache.x), cache)
+    dx, dw, db = F.affine_backward(cast_gradient(dout, cache.x), cache)
     return dx, dw, db
 
 
@@ -88,12 +88,12 @@ def relu_forward(x: Array) -> tuple[Array, F.ReluCache]:
     >>> relu_forward(np.array([-1, 0, 2]))[0]
     array([0., 0., 2.])
     """
-    (x,) = floats(x=x)
+    (x,) = cast_floats(x=x)
     return F.relu_forward(x)
 
 
 def relu_backward(dout: Array, cache: F.ReluCache) -> Array:
-    """Return dx: dout where x was above 0, else 0.
+    """Return dx: dout where x was above 0, and 0 elsewhere.
 
     Examples
     --------
@@ -101,28 +101,28 @@ def relu_backward(dout: Array, cache: F.ReluCache) -> Array:
     >>> relu_backward(np.ones(3), cache)
     array([0., 0., 1.])
     """
-    return F.relu_backward(gradient(dout), cache)
+    return F.relu_backward(cast_gradient(dout), cache)
 
 
 def dropout_forward(x: Array, dropout_param: Options) -> tuple[Array, tuple[Options, Array | None]]:
-    """Keep each value with probability p: ``x * mask / p`` in training, x in a test.
+    """Keep each value with probability p: ``x * mask / p`` in training, x in testing.
 
     Parameters
     ----------
     x : array of any shape
     dropout_param : dict
         ``mode`` 'train' or 'test', ``p`` the probability of keeping a value, and optionally ``seed``, which
-        resets NumPy's global state. The mask is drawn from that: ``np.random.rand(*x.shape) < p``.
+        resets NumPy's global state. The mask is drawn from that state: ``np.random.rand(*x.shape) < p``.
 
     Returns
     -------
     out : array in the shape of `x`
-    cache : tuple of dropout_param and the boolean mask, None in a test
+    cache : tuple of dropout_param and the boolean mask, which is None in testing
 
     Raises
     ------
     ArgumentError
-        If the mode or p is another.
+        If the mode is neither 'train' nor 'test', or p is not above 0 and at most 1.
 
     Examples
     --------
@@ -130,16 +130,16 @@ def dropout_forward(x: Array, dropout_param: Options) -> tuple[Array, tuple[Opti
     >>> out
     array([2., 0., 2., 2.])
     """
-    mode, p = options("dropout_param", dropout_param, "mode", "p")
+    mode, p = read_options("dropout_param", dropout_param, "mode", "p")
     if mode not in ("train", "test"):
         raise ArgumentError(f'Invalid forward dropout mode "{mode}"; expected train or test')
-    (x,) = floats(x=x)
+    (x,) = cast_floats(x=x)
     mask = draw_mask(x.shape, p, dropout_param.get("seed")) if mode == "train" else None
     return dropout_backward(x, (dropout_param, mask)), (dropout_param, mask)
 
 
 def dropout_backward(dout: Array, cache: tuple[Options, Array | None]) -> Array:
-    """Return dx: dout through the same mask and scale as x went.
+    """Return dx: dout multiplied by the mask and scale of the forward pass.
 
     Examples
     --------
@@ -148,13 +148,13 @@ def dropout_backward(dout: Array, cache: tuple[Options, Array | None]) -> Array:
     array([2., 0., 2., 2.])
     """
     dropout_param, mask = cache
-    dout = gradient(dout)
+    dout = cast_gradient(dout)
     shape = dout.shape if mask is None else mask.shape
     return F.dropout_backward(dout, F.DropoutCache(mask, dropout_param["p"], shape))
 
 
 def conv_forward_naive(x: Array, w: Array, b: Array, conv_param: Options) -> tuple[Array, reference.Cache]:
-    """Convolve by loops: x (N, C, H, W), w (F, C, HH, WW), b (F,), zeros around; out (N, F, H', W').
+    """Convolve zero-padded x (N, C, H, W) with w (F, C, HH, WW), b (F,) by loops; out (N, F, H', W').
 
     Parameters
     ----------
@@ -168,8 +168,8 @@ def conv_forward_naive(x: Array, w: Array, b: Array, conv_param: Options) -> tup
     >>> conv_forward_naive(x, w, b, {"stride": 1, "pad": 1})[0].shape
     (1, 2, 4, 4)
     """
-    stride, pad = options("conv_param", conv_param, "stride", "pad")
-    images, filters, bias = floats(x=x, w=w, b=b)
+    stride, pad = read_options("conv_param", conv_param, "stride", "pad")
+    images, filters, bias = cast_floats(x=x, w=w, b=b)
     check_shape("x", images, ("N", "C", "H", "W"))
     check_shape("w", filters, ("F", images.shape[1], "HH", "WW"))
     window_output(images.shape, filters.shape[2:], stride, pad)
@@ -186,7 +186,7 @@ def conv_backward_naive(dout: Array, cache: reference.Cache) -> tuple[Array, Arr
     >>> [gradient.shape for gradient in conv_backward_naive(np.ones_like(out), cache)]
     [(1, 3, 4, 4), (2, 3, 3, 3), (2,)]
     """
-    return reference.conv_backward(gradient(dout, cache[0]), cache)
+    return reference.conv_backward(cast_gradient(dout, cache[0]), cache)
 
 
 def max_pool_forward_naive(x: Array, pool_param: Options) -> tuple[Array, reference.Cache]:
@@ -205,15 +205,15 @@ def max_pool_forward_naive(x: Array, pool_param: Options) -> tuple[Array, refere
     array([[[[ 5.,  7.],
              [13., 15.]]]])
     """
-    height, width, stride = options("pool_param", pool_param, "pool_height", "pool_width", "stride")
-    (images,) = floats(x=x)
+    height, width, stride = read_options("pool_param", pool_param, "pool_height", "pool_width", "stride")
+    (images,) = cast_floats(x=x)
     check_shape("x", images, ("N", "C", "H", "W"))
     window_output(images.shape, (height, width), stride, 0)
     return reference.max_pool_forward(images, kernel_size=(height, width), stride=stride)
 
 
 def max_pool_backward_naive(dout: Array, cache: reference.Cache) -> Array:
-    """Return dx of `max_pool_forward_naive`; of equal values the first gets the gradient.
+    """Return dx of `max_pool_forward_naive`; the first of tied maxima gets the gradient.
 
     Examples
     --------
@@ -223,7 +223,7 @@ def max_pool_backward_naive(dout: Array, cache: reference.Cache) -> Array:
     array([[0., 0.],
            [1., 0.]])
     """
-    return reference.max_pool_backward(gradient(dout, cache[0]), cache)
+    return reference.max_pool_backward(cast_gradient(dout, cache[0]), cache)
 
 
 def svm_loss(x: Array, y: Array) -> tuple[float, Array]:
@@ -234,7 +234,7 @@ def svm_loss(x: Array, y: Array) -> tuple[float, Array]:
     >>> svm_loss(np.zeros((2, 10)), np.array([3, 7]))[0]
     9.0
     """
-    (x,) = floats(x=x)
+    (x,) = cast_floats(x=x)
     loss, dx = F.svm_loss(x, np.asarray(y))
     return float(loss), dx
 
@@ -247,6 +247,6 @@ def softmax_loss(x: Array, y: Array) -> tuple[float, Array]:
     >>> round(softmax_loss(np.zeros((2, 10)), np.array([3, 7]))[0], 6)
     2.302585
     """
-    (x,) = floats(x=x)
+    (x,) = cast_floats(x=x)
     loss, dx = F.softmax_loss(x, np.asarray(y))
     return float(loss), dx

@@ -1,4 +1,4 @@
-"""The assignment's Solver: xpconv's, with the course's order of draws and its printed lines."""
+"""The assignment's Solver: `xpconv.Solver` with the course's order of random draws and its printed lines."""
 
 import warnings
 from collections.abc import Mapping
@@ -37,9 +37,8 @@ OPTIONS = (
 class Solver(solver.Solver):
     """Train a model by minibatches, checking its accuracy once an epoch.
 
-    All draws come from NumPy's global state, at the time and in the order of the course: the indices of each
-    minibatch, and those of the samples of each check. A loss that is not finite only warns, as in searches for a
-    learning rate.
+    All draws come from NumPy's global state, in the course's order: the indices of each minibatch, and those of the
+    samples of each accuracy check. A loss that is not finite only warns, as a search for a learning rate needs.
 
     Parameters
     ----------
@@ -58,7 +57,7 @@ class Solver(solver.Solver):
     Raises
     ------
     ArgumentError
-        A ValueError: for a name that is no option, an update rule that there is not, or data that cannot be used.
+        A ValueError: for an unknown option or update rule, or data that cannot be used.
 
     Examples
     --------
@@ -84,7 +83,7 @@ class Solver(solver.Solver):
             raise ArgumentError(f'Invalid update_rule "{rule}"; expected one of {", ".join(UPDATE_RULES)}')
         super().__init__(model, data, **kwargs)
         self.checkpoint_name = checkpoint_name
-        self._prefetch = 0  # the checks draw from the same stream, between two minibatches
+        self._prefetch = 0  # fetching minibatches early would change the order of the draws
 
     def _spawn_streams(self, rng: Rng) -> dict[str, RandomStream]:
         return dict.fromkeys(("batches", "checks"), as_random_stream(None))
@@ -96,7 +95,7 @@ class Solver(solver.Solver):
         """Update every parameter; called without arguments, as in notebooks, draw a minibatch first."""
         for name, w in self.model.params.items():
             if isinstance(w, np.ndarray) and not np.issubdtype(w.dtype, np.floating):
-                self.model.params[name] = w.astype(np.float64)  # an update in place would round
+                self.model.params[name] = w.astype(np.float64)  # an update in place would round to integers
         if X is not None and y is not None:
             super()._step(X, y)
             return
@@ -108,7 +107,7 @@ class Solver(solver.Solver):
         missing = [name for name in self.model.params if name not in grads]
         if missing:
             raise ArgumentError(
-                f"loss of the model gave no gradient for {', '.join(missing)}; "
+                f"the model's loss returned no gradient for {', '.join(missing)}; "
                 "expected one for each of its params, under the same name"
             )
         self._pending_rows.append(loss)

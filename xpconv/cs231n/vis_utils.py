@@ -12,7 +12,7 @@ __all__ = ["vis_grid", "visualize_grid"]
 
 
 def vis_grid(Xs: Array) -> Array:
-    """Lay images out as one picture from 0 to 1, all on one scale, a dark pixel right of and below each.
+    """Arrange images in a square grid, scaled together to 0..1, with a dark pixel right of and below each.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ def vis_grid(Xs: Array) -> Array:
     Raises
     ------
     ArgumentError
-        If `Xs` is not four-dimensional or has no images.
+        If `Xs` is not four-dimensional or is empty.
 
     Examples
     --------

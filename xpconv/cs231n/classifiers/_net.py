@@ -1,4 +1,4 @@
-"""What the assignment's nets share."""
+"""The base class of the assignment's nets."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from xpconv.nn import Sequential
 
 
 class CourseNet(Sequential):
-    """A net whose `params` take whatever a notebook assigns: NumPy arrays of any real dtype, and lists."""
+    """A net whose `params` may be set to NumPy arrays of any real dtype and to lists, as notebooks do."""
 
     def loss(self, X: Array, y: Array | None = None) -> Any:
         """Return the scores of `X`, or with labels the loss and the gradients; see `xpconv.Sequential.loss`."""

@@ -28,7 +28,7 @@ class ThreeLayerConvNet(CourseNet, nn.ThreeLayerConvNet):
         Weight of ``0.5 * sum(W * W)`` in the loss.
     dtype : numpy.float32 or numpy.float64
     backend : str or Backend
-        Notebooks write NumPy arrays into ``params``, so it is not the selected one.
+        NumPy by default, whatever ``XP_BACKEND`` says, since notebooks write NumPy arrays into ``params``.
 
     Examples
     --------

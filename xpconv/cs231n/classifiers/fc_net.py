@@ -29,7 +29,7 @@ class TwoLayerNet(CourseNet, nn.TwoLayerNet):
     reg : float
         Weight of ``0.5 * sum(W * W)`` in the loss.
     backend : str or Backend
-        Notebooks write NumPy arrays into ``params``, so it is not the selected one.
+        NumPy by default, whatever ``XP_BACKEND`` says, since notebooks write NumPy arrays into ``params``.
 
     Examples
     --------
@@ -66,7 +66,7 @@ class FullyConnectedNet(CourseNet, nn.FullyConnectedNet):
     hidden_dims : sequence of int
     input_dim, num_classes : int
     dropout_keep_ratio : float
-        Probability that dropout keeps a value; 1 (or 0, an older default) is no dropout.
+        Probability that dropout keeps a value; 1 (or 0, an older default) means no dropout.
     normalization : {None, "batchnorm", "layernorm"}
     reg, weight_scale : float
         As for `TwoLayerNet`.
@@ -74,9 +74,9 @@ class FullyConnectedNet(CourseNet, nn.FullyConnectedNet):
     seed : int, optional
         Resets NumPy's global state before each mask is drawn, so that gradient checks see one function.
     dropout : float, optional
-        What older editions call `dropout_keep_ratio`.
+        Older editions' name of `dropout_keep_ratio`.
     use_batchnorm : bool
-        What the oldest edition calls ``normalization="batchnorm"``.
+        The oldest edition's name of ``normalization="batchnorm"``.
     backend : str or Backend
         As for `TwoLayerNet`.
 
