@@ -92,7 +92,7 @@ def test_rel_error_compares_across_devices(backend):
 
 
 def test_rel_error_refuses_shapes_that_would_broadcast():
-    with pytest.raises(ArgumentError, match=r"a has shape \(3, 1\) but b has \(3,\); expected one shape"):
+    with pytest.raises(ArgumentError, match=r"a has shape \(3, 1\) but b has \(3,\); expected equal shapes"):
         rel_error(np.zeros((3, 1)), np.zeros(3))
 
 

@@ -1,4 +1,4 @@
-"""Comparisons between backends; `xpconv.testing` is where one imports them from."""
+"""Comparisons of a function's results between backends."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ _RTOL = {"float64": 1e-10, "float32": 1e-4, "float16": 1e-2}
 
 @dataclass(frozen=True)
 class EquivalenceRow:
-    """What one backend's outputs were, and how far they were from the reference's.
+    """The outputs of one backend, and their differences from the reference's.
 
-    `library`, `device` and `dtypes` list what the outputs have, joined by commas. `max_absolute` is the
-    largest difference; `max_relative` the largest in proportion to its output's largest magnitude.
+    `library`, `device` and `dtypes` list those of all outputs, joined by commas. `max_absolute` is the largest
+    difference; `max_relative` is the largest difference divided by the largest magnitude of its output.
 
     Examples
     --------
@@ -39,7 +39,7 @@ class EquivalenceRow:
 
 @dataclass(frozen=True)
 class EquivalenceReport:
-    """One row a backend; printing it gives a table.
+    """One row per backend; `print` shows a table.
 
     Examples
     --------
@@ -85,27 +85,27 @@ def check_equivalence(
     rtol: float | None = None,
     atol: float = 0.0,
 ) -> EquivalenceReport:
-    """Run a function on several backends and compare all that it returns.
+    """Run a function on several backends and compare everything that it returns.
 
     Parameters
     ----------
     fn : callable
-        Runs inside `use_backend`; gives arrays, numbers, None, or nested tuples, lists and dicts of them.
+        Called inside `use_backend`; returns arrays, numbers, None, or nested tuples, lists and dicts of them.
     *args : object
-        Its arguments. Copies of NumPy arrays, nested ones too, are moved to the backend; others pass as they are.
+        Its arguments. NumPy arrays, also nested ones, are copied to the backend; other values are passed unchanged.
     backends : iterable of str or Backend
         As for `get_backend`.
     reference : str or Backend
-        What the others are compared with; it is run whether among `backends` or not.
+        The backend that the others are compared with; it need not be one of `backends`.
     rtol, atol : float
-        A difference may be up to ``rtol * (the output's largest magnitude) + atol``. Without an rtol it is
-        1e-10 for float64, 1e-4 for float32, 1e-2 for float16, and 0 for other dtypes.
+        The largest difference that passes is ``rtol * (largest magnitude of the output) + atol``. The default rtol
+        is 1e-10 for float64, 1e-4 for float32, 1e-2 for float16, and 0 for other dtypes.
 
     Raises
     ------
     AssertionError
-        If an output is on another library or device than the inputs, or differs from the reference's in
-        structure, dtype, shape or by too much; the text names each such output and ends with the table.
+        If an output is not on the library and device of the inputs, or differs from the reference's in structure,
+        dtype, shape or by too much; the text names each such output and ends with the table.
 
     Examples
     --------
@@ -144,7 +144,7 @@ def _upload(tree: Any, backend: Backend) -> Any:
 
 
 def _leaves(path: str, tree: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what is in nested containers, with a path such as ``output[1].mean``."""
+    """Yield each value in nested containers, with its path, such as ``output[1].mean``."""
     if hasattr(tree, "_fields"):
         parts = {f".{field}": getattr(tree, field) for field in tree._fields}
     elif isinstance(tree, (dict, tuple, list)):
@@ -164,22 +164,24 @@ def _compare(
     atol: float,
     problems: list[str],
 ) -> EquivalenceRow:
-    """Return a backend's row and add what is wrong to the list of problems."""
-    home, matching, absolute, relative = f"{backend.library} ({backend.device})", True, 0.0, 0.0
+    """Return a backend's row, and append its differences to `problems`."""
+    expected_location, matching, absolute, relative = f"{backend.library} ({backend.device})", True, 0.0, 0.0
     if outputs.keys() != expected.keys():
         matching = False
         problems.append(f"{backend} gives {', '.join(outputs)}; the reference gives {', '.join(expected)}")
     for path in [path for path in outputs if path in expected]:
         got, want = outputs[path], expected[path]
-        if array_api_compat.is_array_api_obj(got) and _place(got) != home:
-            problems.append(f"{backend}: {path} is on {_place(got)}; expected {home}, as the inputs are")
-        if kind_of(got) != kind_of(want):
-            problems.append(f"{backend}: {path} is {kind_of(got)}; the reference gives {kind_of(want)}")
+        if array_api_compat.is_array_api_obj(got) and _location(got) != expected_location:
+            problems.append(
+                f"{backend}: {path} is on {_location(got)}; expected {expected_location}, as the inputs are"
+            )
+        if describe_array(got) != describe_array(want):
+            problems.append(f"{backend}: {path} is {describe_array(got)}; the reference gives {describe_array(want)}")
         a, b = to_host(got), to_host(want)
         matching &= a.shape == b.shape
         if a.shape == b.shape and {a.dtype.kind, b.dtype.kind} <= set("biufc"):
             difference, scale = _difference(a, b)
-        else:  # None and texts are equal or not
+        else:  # None and strings are equal or not
             difference, scale = (0.0 if a.shape == b.shape and got == want else np.inf), 1.0
         allowed = _RTOL.get(b.dtype.name, 0.0) if rtol is None else rtol
         if difference > allowed * scale + atol:
@@ -197,22 +199,22 @@ def _compare(
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """Return the largest absolute difference, where NaNs and equal infinities are equal, and b's magnitude."""
+    """Return the largest absolute difference and b's largest magnitude; NaNs are equal, and so are equal infinities."""
     exact, equal = np.result_type(a, b, np.float64), a == b
     a, b = a.astype(exact), b.astype(exact)
     with np.errstate(invalid="ignore"):
-        apart = np.maximum(np.abs(a - b), np.finfo(exact).tiny)  # of integers that differ, where floats do not
-        apart = np.where(equal | (np.isnan(a) & np.isnan(b)), 0.0, apart)
-    apart[np.isnan(apart)] = np.inf
-    return float(np.max(apart, initial=0.0)), float(np.max(np.abs(b[np.isfinite(b)]), initial=1e-8))
+        difference = np.maximum(np.abs(a - b), np.finfo(exact).tiny)  # unequal large integers may be equal as floats
+        difference = np.where(equal | (np.isnan(a) & np.isnan(b)), 0.0, difference)
+    difference[np.isnan(difference)] = np.inf
+    return float(np.max(difference, initial=0.0)), float(np.max(np.abs(b[np.isfinite(b)]), initial=1e-8))
 
 
-def _place(x: Array) -> str:
+def _location(x: Array) -> str:
     return f"{library_of(x)} ({array_api_compat.device(x)})"
 
 
-def kind_of(x: Any, place: bool = False) -> str:
-    """Return a value's dtype and shape, and its place if wanted, as text."""
+def describe_array(x: Any, *, location: bool = False) -> str:
+    """Return an array's dtype and shape, and if asked for its library and device, or another value's type."""
     if not array_api_compat.is_array_api_obj(x):
         return f"a {type(x).__name__}"
-    return f"{to_host(x).dtype} {to_host(x).shape}" + (f" on {_place(x)}" if place else "")
+    return f"{to_host(x).dtype} {to_host(x).shape}" + (f" on {_location(x)}" if location else "")

@@ -1,7 +1,8 @@
-"""Gradient checks and comparisons between backends, for this library's tests and for its users' own layers."""
+"""Numerical gradients, and checks of backward passes against them."""
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import array_api_compat
@@ -9,7 +10,7 @@ import numpy as np
 
 from xpconv.backend import Array, backend_of, to_host
 from xpconv.errors import ArgumentError, ArgumentTypeError
-from xpconv.testing._equivalence import kind_of
+from xpconv.testing._equivalence import describe_array
 
 __all__ = ["check_gradient", "eval_numerical_gradient", "eval_numerical_gradient_array", "rel_error"]
 
@@ -22,7 +23,7 @@ def rel_error(a: Any, b: Any) -> float:
     Parameters
     ----------
     a, b : array or number
-        Of one shape, of any library and on any device.
+        Arrays of the same shape, of any library and on any device.
 
     Raises
     ------
@@ -36,7 +37,7 @@ def rel_error(a: Any, b: Any) -> float:
     """
     a, b = (np.asarray(host, np.result_type(host, np.float64)) for host in (to_host(a), to_host(b)))
     if a.shape != b.shape:
-        raise ArgumentError(f"a has shape {a.shape} but b has {b.shape}; expected one shape: reshape one of them")
+        raise ArgumentError(f"a has shape {a.shape} but b has {b.shape}; expected equal shapes: reshape one of them")
     return float(np.max(np.abs(a - b) / np.maximum(1e-8, np.abs(a) + np.abs(b)), initial=0.0))
 
 
@@ -50,9 +51,9 @@ def eval_numerical_gradient(
     Parameters
     ----------
     f : callable
-        Takes `x` and returns a number, or an array of one value on any device.
+        Takes `x` and returns a number, or an array with one element on any device.
     x : numpy.ndarray
-        Changed in place while `f` runs, and as it was afterwards, also when `f` raises.
+        Changed in place while `f` runs, and restored afterwards, also if `f` raises.
     verbose : bool
         Whether to print each element's index and slope.
     h : float
@@ -61,7 +62,7 @@ def eval_numerical_gradient(
     Raises
     ------
     ArgumentTypeError
-        If `x` is no NumPy array of floats, on which a small step would be lost.
+        If `x` is not a NumPy array of floats: other dtypes would lose a small step.
 
     Examples
     --------
@@ -82,7 +83,7 @@ def eval_numerical_gradient_array(f: Callable[[Any], Any], x: np.ndarray, df: Ar
     Parameters
     ----------
     f : callable
-        Takes `x` and returns an array of `df`'s shape, on any device.
+        Takes `x` and returns an array with the shape of `df`, on any device.
     x, h : numpy.ndarray, float
         As for `eval_numerical_gradient`, which raises the same error.
     df : array
@@ -100,7 +101,7 @@ def eval_numerical_gradient_array(f: Callable[[Any], Any], x: np.ndarray, df: Ar
 
 
 def _perturbed(f: Callable[[Any], Any], x: np.ndarray, h: float) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
-    """Yield each index of `x` with f a step above and a step below it."""
+    """Yield each index of `x`, and the values of f if `x` is a step higher and a step lower there."""
     if not isinstance(x, np.ndarray) or not np.issubdtype(x.dtype, np.floating):
         raise ArgumentTypeError(
             f"x is {getattr(x, 'dtype', type(x).__name__)}; expected a NumPy array of floats: "
@@ -120,7 +121,7 @@ def _perturbed(f: Callable[[Any], Any], x: np.ndarray, h: float) -> Iterator[tup
 
 
 def _copy(value: Any) -> Any:
-    """Return a copy of an array, and anything else as it is."""
+    """Return a copy of an array, or the value itself if it is not an array."""
     if isinstance(value, np.generic) or not array_api_compat.is_array_api_obj(value):
         return value
     return array_api_compat.array_namespace(value).asarray(value, copy=True)
@@ -139,26 +140,27 @@ def check_gradient(
     """Check a layer's backward pass on any backend by random projection; return the worst relative error.
 
     For a random ``dout`` and, for each input, a random direction ``v`` it compares
-    ``<dout, (f(x + h v) - f(x - h v)) / 2h>`` with ``<gradient, v>``: two forward passes an input, whatever its
-    size, and two with half the step. These disagree where a ReLU or a maximum switches between the points; then
-    another direction is drawn and the step halved. A gradient must also have its input's shape, dtype and device.
+    ``<dout, (f(x + h v) - f(x - h v)) / 2h>`` with ``<gradient, v>``. That takes two forward passes per input of any
+    size, and two more with half the step. If the two slopes disagree, a ReLU or a maximum switches between the
+    points: another direction is drawn and the step is halved. A gradient must also have its input's shape, dtype
+    and device.
 
     Parameters
     ----------
     forward : callable
         ``forward(*inputs) -> (out, cache)``.
     backward : callable
-        ``backward(dout, cache) -> gradients``, one for each input in order; a single one may come bare.
+        ``backward(dout, cache) -> gradients``, one for each input, in order; a single one need not be in a tuple.
     inputs : sequence or mapping of str to array
         float64 arrays of one backend, named by the mapping's keys or by forward's parameters. An input may be
         None (a missing bias) if its gradient is.
     h : float
         The step, in the units of the inputs.
     tolerance : float
-        The largest error that passes, relative to the projections or the gradient's norm, whichever is
-        larger, and never finer than what rounding leaves of a difference.
+        The largest error that passes, relative to the largest of the projections and the gradient's norm, or the
+        rounding error if that is larger.
     rng : int or numpy.random.Generator
-        Where dout and directions are drawn, on the host.
+        Draws dout and the directions, on the host.
     wrt : iterable of str, optional
         The names of the inputs to check; all unless given. The others may be of any type.
 
@@ -169,7 +171,7 @@ def check_gradient(
     ArgumentTypeError
         If an input is not float64.
     ArgumentError
-        If `wrt` has another name, or there is nothing to check.
+        If `wrt` has a name that is not an input's, or there is no array to check.
 
     Examples
     --------
@@ -179,34 +181,19 @@ def check_gradient(
     Traceback (most recent call last):
     AssertionError: gradient of x is wrong: ...
     """
-    if not isinstance(inputs, Mapping):
-        names = [p.name for p in inspect.signature(forward).parameters.values() if p.kind != p.VAR_POSITIONAL]
-        names += [f"input {i}" for i in range(len(names), len(inputs))]
-        inputs = dict(zip(names, inputs, strict=False))
-    named = dict(inputs)
+    named = dict(inputs) if isinstance(inputs, Mapping) else _name_inputs(forward, inputs)
     checked = list(named if wrt is None else wrt)
-    for name in checked:
-        if name not in named:
-            raise ArgumentError(f"wrt has {name!r}; expected names of inputs: {', '.join(named)}")
-        if named[name] is not None and not kind_of(named[name]).startswith("float64 "):
-            raise ArgumentTypeError(
-                f"{name} is {kind_of(named[name])}; expected a float64 array, since differences of less exact numbers "
-                f"tell little: cast it, as in get_backend().asarray({name}, dtype='float64'), or leave it out of wrt"
-            )
+    _check_inputs(named, checked)
     # A stream of its own: a dout equal to an x that the caller drew with the same seed would hide transposed gradients.
     rng = rng if isinstance(rng, np.random.Generator) else np.random.default_rng(rng).spawn(1)[0]
-    arrays = [named[name] for name in checked if named[name] is not None]
-    if not arrays:
-        raise ArgumentError("inputs hold no array to check; expected at least one")
-    backend = backend_of(arrays[0])
+    backend = backend_of(next(named[name] for name in checked if named[name] is not None))
 
-    def call(moved: Mapping[str, Array]) -> tuple[Array, Any]:
-        """Give forward arrays of its own: it may write into them."""
-        return forward(*(_copy(value) for value in {**named, **moved}.values()))
+    def run(changed: Mapping[str, Array]) -> tuple[Array, Any]:
+        return forward(*(_copy(value) for value in {**named, **changed}.values()))  # forward may write into its inputs
 
-    out, cache = call({})
+    out, cache = run({})
     dout = rng.standard_normal(to_host(out).shape)
-    rounding = 8 * 2.0**-52 * float(np.linalg.norm(dout) * np.linalg.norm(to_host(out)))
+    rounding_error = 8 * 2.0**-52 * float(np.linalg.norm(dout) * np.linalg.norm(to_host(out)))
     gradients = backward(backend.asarray(dout.copy()), cache)
     gradients = gradients if isinstance(gradients, (tuple, list)) else (gradients,)
     if len(gradients) != len(named):
@@ -215,40 +202,85 @@ def check_gradient(
     def slope(name: str, direction: np.ndarray, step: float) -> float:
         x = to_host(named[name])
         ahead, behind = (
-            to_host(call({name: backend.asarray(moved)})[0]).copy()
+            to_host(run({name: backend.asarray(moved)})[0]).copy()
             for moved in (x + step * direction, x - step * direction)
         )
         return float(np.sum((ahead - behind) * dout)) / (2 * step)
 
     worst = 0.0
     for name, gradient in zip(named, gradients, strict=True):
-        found, expected = kind_of(gradient, place=True), kind_of(named[name], place=True)
+        found, expected = describe_array(gradient, location=True), describe_array(named[name], location=True)
         if name in checked and found != expected:
             raise AssertionError(f"gradient of {name} is {found}; expected {expected}, as {name} is")
-        if name not in checked or gradient is None:
-            continue
-        host = to_host(gradient)
-        for step in (h / 2**draw for draw in range(_DRAWS)):
-            # Rounding makes the slopes uncertain by so much that smaller gradients cannot be told from 0.
-            floor = max(float(np.linalg.norm(host)), rounding / step / tolerance)
-            direction = rng.standard_normal(host.shape)
-            numeric, half = slope(name, direction, step), slope(name, direction, step / 2)
-            if not abs(numeric - half) > tolerance * max(abs(numeric), abs(half), floor):  # NaN is no kink
-                break
-        else:
-            raise AssertionError(
-                f"gradient of {name} cannot be checked: on each of {_DRAWS} random directions one step and half of "
-                f"it give other slopes ({numeric:.9g} and {half:.9g} with {step:.1e}, from h = {h:.0e} down): the "
-                "forward pass has kinks or is too curved there; take a smaller h or other values"
+        if name in checked and gradient is not None:
+            error = _projection_error(
+                name, to_host(gradient), partial(slope, name), h, tolerance, rounding_error=rounding_error, rng=rng
             )
-        analytic = float(np.sum(host * direction))
-        error = abs(numeric - analytic) / (max(abs(numeric), abs(analytic), floor) or 1.0)  # 0 / 0 is no error
-        if not error <= tolerance:
-            raise AssertionError(
-                f"gradient of {name} is wrong: along a random direction the forward pass has slope {numeric:.9g} "
-                f"but backward gives {analytic:.9g}: they differ by {error:.2e} of the largest of these slopes and the "
-                f"gradient's norm (tolerance {tolerance:.0e}); "
-                f"if {name} has values exactly at a kink, such as 0 before a ReLU, choose others"
-            )
-        worst = max(worst, error)
+            worst = max(worst, error)
     return worst
+
+
+def _name_inputs(forward: Callable[..., Any], inputs: Sequence[Array]) -> dict[str, Array]:
+    names = [p.name for p in inspect.signature(forward).parameters.values() if p.kind != p.VAR_POSITIONAL]
+    names += [f"input {i}" for i in range(len(names), len(inputs))]
+    return dict(zip(names, inputs, strict=False))
+
+
+def _check_inputs(named: Mapping[str, Array], checked: Sequence[str]) -> None:
+    for name in checked:
+        if name not in named:
+            raise ArgumentError(f"wrt has {name!r}; expected names of inputs: {', '.join(named)}")
+        if named[name] is not None and not describe_array(named[name]).startswith("float64 "):
+            raise ArgumentTypeError(
+                f"{name} is {describe_array(named[name])}; expected a float64 array, since differences of less exact "
+                f"numbers tell little: cast it, as in get_backend().asarray({name}, dtype='float64'), or leave it out "
+                "of wrt"
+            )
+    if all(named[name] is None for name in checked):
+        raise ArgumentError("inputs hold no array to check; expected at least one")
+
+
+def _projection_error(
+    name: str,
+    gradient: np.ndarray,
+    slope: Callable[[np.ndarray, float], float],
+    h: float,
+    tolerance: float,
+    *,
+    rounding_error: float,
+    rng: np.random.Generator,
+) -> float:
+    """Return the relative error of a gradient along a random direction; raise AssertionError if it is too large.
+
+    Parameters
+    ----------
+    name, gradient, h, tolerance, rng
+        The input's name and its gradient on the host; the others as for `check_gradient`.
+    slope : callable
+        ``slope(direction, step)``: that of the forward pass by a central difference.
+    rounding_error : float
+        Rounding error of the difference of two outputs, projected on dout.
+    """
+    for step in (h / 2**draw for draw in range(_DRAWS)):
+        # Gradients below the rounding error of a slope cannot be told from 0.
+        floor = max(float(np.linalg.norm(gradient)), rounding_error / step / tolerance)
+        direction = rng.standard_normal(gradient.shape)
+        numeric, half = slope(direction, step), slope(direction, step / 2)
+        if not abs(numeric - half) > tolerance * max(abs(numeric), abs(half), floor):  # NaN is no kink
+            break
+    else:
+        raise AssertionError(
+            f"gradient of {name} cannot be checked: on each of {_DRAWS} random directions one step and half of "
+            f"it give other slopes ({numeric:.9g} and {half:.9g} with {step:.1e}, from h = {h:.0e} down): the "
+            "forward pass has kinks or is too curved there; take a smaller h or other values"
+        )
+    analytic = float(np.sum(gradient * direction))
+    error = abs(numeric - analytic) / (max(abs(numeric), abs(analytic), floor) or 1.0)  # 0 / 0 is no error
+    if not error <= tolerance:
+        raise AssertionError(
+            f"gradient of {name} is wrong: along a random direction the forward pass has slope {numeric:.9g} "
+            f"but backward gives {analytic:.9g}: they differ by {error:.2e} of the largest of these slopes and the "
+            f"gradient's norm (tolerance {tolerance:.0e}); "
+            f"if {name} has values exactly at a kink, such as 0 before a ReLU, choose others"
+        )
+    return error
