@@ -1,4 +1,25 @@
-"""Normalisation on NumPy."""
+"""Normalisation on NumPy: sums first, then one linear combination that is written once.
+
+Forward, with ``xhat = (x - mean) * inv_std``::
+
+    out = gamma * xhat + beta = scale * x + shift      scale = gamma * inv_std      shift = beta - mean * scale
+
+Backward, with ``dxhat = gamma * dout`` and means over the ``n`` values that share their statistics::
+
+    dx = inv_std * (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat)) = a * dout - b * x + c
+
+    S1 = sum(dxhat)            a = inv_std * gamma
+    S2 = sum(dxhat * x)        b = inv_std / n * inv_std**2 * (S2 - mean * S1)
+                               c = b * mean - inv_std / n * S1
+
+    dbeta = sum(dout)          dgamma = inv_std * (sum(dout * x) - mean * sum(dout))
+
+The sums in dgamma and dbeta are over `param_axes`, S1 and S2 over `axes`. If gamma is constant over `param_axes`, S1
+and S2 are derived from the sums in dgamma and dbeta; if not, gamma * dout is written out first.
+
+``S2 - mean * S1`` cancels where the mean is large beside the standard deviation. There the same formulas are applied to
+xhat in place of x, whose mean is 0 and whose standard deviation is 1.
+"""
 
 from collections.abc import Sequence
 from math import prod, sqrt
@@ -13,47 +34,38 @@ from xpconv.ops.numpy._tiles import map_tiles
 
 Array = np.ndarray
 
-
-_PART_BYTES = 1 << 19  # of an array: the closest cache that is not tiny holds one being made and one being read
-
-
-_PIECE = 1 << 10  # elements that are added one after the other
-
-
-_TINY = 1e-9  # of 1 / std: its square times a small gradient has no place in float32
-
-
-_LOCKED = 500  # up to so many results, NumPy's products keep Python's lock
-
-
-_NEAR_ZERO = 4  # mean**2 / var up to which E[x**2] - mean**2 loses less than one digit
+_CHUNK_BYTES = 1 << 19  # Bytes per chunk; an input and an output chunk fit in L2.
+_MAX_SEQUENTIAL = 1 << 10  # Longer sums are added in pieces, for smaller rounding errors.
+_MAX_RESULTS_UNDER_GIL = 500  # Up to this many results, np.vecdot keeps the GIL.
+_MAX_SQUARED_MEAN = 4  # Up to this mean**2 / var, E[x**2] - mean**2 loses less than one digit.
+_MIN_INV_STD = 1e-9  # Below this, inv_std**2 times a small gradient underflows in float32.
 
 
 @accelerate("numpy")
 def normalise(
     x: Array, gamma: Array, beta: Array, *, axes: Sequence[int], tile_axis: int, eps: float
 ) -> tuple[Array, ...]:
-    """Take both moments before writing anything; then ``out = scale * x + shift``."""
+    """Compute both moments, then ``out = scale * x + shift``."""
 
     def tile(out: Array, x: Array, gamma: Array, beta: Array) -> tuple[Array, Array, Array]:
-        mean = _sums(axes, x) / count
+        mean = _sum_of_products(axes, x) / n
         with np.errstate(over="ignore", invalid="ignore"):
-            square = mean * mean
-            var = _sums(axes, x, x) / count - square
-            as_it_is = ((square <= _NEAR_ZERO * var) & (var < np.inf)).all()
-            if not as_it_is:
+            squared_mean = mean * mean
+            var = _sum_of_products(axes, x, x) / n - squared_mean
+            well_conditioned = ((squared_mean <= _MAX_SQUARED_MEAN * var) & (var < np.inf)).all()
+            if not well_conditioned:
                 x = np.subtract(x, mean, out=out)
-                rest = _sums(axes, x) / count  # by so much the mean was rounded
-                x -= rest
-                mean, var = mean + rest, _sums(axes, x, x) / count
+                error = _sum_of_products(axes, x) / n  # Rounding error of the mean.
+                x -= error
+                mean, var = mean + error, _sum_of_products(axes, x, x) / n
         inv_std = 1 / np.sqrt(var + eps)
-        if not as_it_is and not (var < np.inf).all():
+        if not well_conditioned and not (var < np.inf).all():
             var, inv_std = variance_and_inverse_std(np, x, axes, eps)
         scale = inv_std * gamma
-        _combine(out, beta - mean * scale if as_it_is else beta, (scale, x))
+        _write_linear_combination(out, beta - mean * scale if well_conditioned else beta, (scale, x))
         return mean, var, inv_std
 
-    out, count = np.empty(x.shape, x.dtype), prod(x.shape[axis] for axis in axes)
+    out, n = np.empty(x.shape, x.dtype), prod(x.shape[axis] for axis in axes)
     return out, *map_tiles(out, x, gamma, beta, function=tile, axis=tile_axis)
 
 
@@ -69,80 +81,82 @@ def normalise_backward(
     param_axes: Sequence[int],
     tile_axis: int,
 ) -> tuple[Array, ...]:
-    """Take the sums of dout and dout * x once; what is over `axes` is a sum of those, unless gamma varies."""
-    alike = all(gamma.shape[axis] == 1 for axis in param_axes)
-    rest = tuple(axis + 1 for axis in axes if axis not in param_axes)  # of both totals in one array
+    """Compute ``dx = a * dout - b * x + c`` from sums of dout and dout * x; see the top of this file."""
+    scalar_gamma = all(gamma.shape[axis] == 1 for axis in param_axes)
+    other_axes = tuple(axis for axis in axes if axis not in param_axes)
 
     def tile(dx: Array, dout: Array, x: Array, mean: Array, inv_std: Array, gamma: Array) -> tuple[Array, Array]:
-        as_it_is = ((np.abs(mean) <= sqrt(_NEAR_ZERO) / inv_std) & (inv_std > _TINY)).all()
-        middle, width = (mean, inv_std) if as_it_is else (np.zeros_like(mean), np.ones_like(mean))
-        if not as_it_is:
-            x = (x - mean) * inv_std
-        totals = np.array([_sums(param_axes, dout), _sums(param_axes, dout, x)])
-        if alike:
-            center, slope = (totals * gamma).sum(axis=rest, keepdims=True)
-            scale = inv_std * gamma
+        near_zero = np.abs(mean) <= sqrt(_MAX_SQUARED_MEAN) / inv_std
+        offset, scale = mean, inv_std  # xhat = (x - offset) * scale
+        if not (near_zero & (inv_std > _MIN_INV_STD)).all():
+            x, offset, scale = (x - mean) * inv_std, np.zeros_like(mean), np.ones_like(mean)
+        sum_dout, sum_dout_x = _sum_of_products(param_axes, dout), _sum_of_products(param_axes, dout, x)
+        if scalar_gamma:
+            s1, s2 = ((total * gamma).sum(axis=other_axes, keepdims=True) for total in (sum_dout, sum_dout_x))
+            a = inv_std * gamma
         else:
-            dout, scale = np.multiply(dout, gamma, out=dx), inv_std
-            center, slope = _sums(axes, dout), _sums(axes, dout, x)
-        share = inv_std / -count
-        slope = share * (width * (width * (slope - middle * center)))  # width**2 may be too large a number
-        _combine(dx, share * center - slope * middle, (slope, x), (scale, dout))
-        return (totals[1] - middle * totals[0]) * width, totals[0]
+            dout, a = np.multiply(dout, gamma, out=dx), inv_std
+            s1, s2 = _sum_of_products(axes, dout), _sum_of_products(axes, dout, x)
+        mean_factor = inv_std / n
+        b = mean_factor * (scale * (scale * (s2 - offset * s1)))  # scale**2 alone may overflow
+        c = b * offset - mean_factor * s1
+        _write_linear_combination(dx, c, (-b, x), (a, dout))
+        return (sum_dout_x - offset * sum_dout) * scale, sum_dout
 
-    dx, count = np.empty(x.shape, x.dtype), prod(x.shape[axis] for axis in axes)
+    dx, n = np.empty(x.shape, x.dtype), prod(x.shape[axis] for axis in axes)
     return dx, *map_tiles(dx, dout, x, mean, inv_std, gamma, function=tile, axis=tile_axis)
 
 
-def _sums(axes: Sequence[int], *factors: Array) -> Array:
-    """Return the sum of the product of arrays over `axes`, which it keeps.
+def _sum_of_products(axes: Sequence[int], *factors: Array) -> Array:
+    """Return the sum over `axes` of the product of arrays; the axes stay, with size 1.
 
-    einsum is faster than sum, and BLAS than einsum, but both add up one after the other: they get short pieces.
+    NumPy's einsum is faster than its sum, and BLAS is faster than einsum, but both add the terms one after the other.
+    Long sums are therefore cut into pieces.
     """
     x, axis = factors[0], max(axes)
-    size, pieces = x.shape[axis], x.shape[axis] // _PIECE
+    size, pieces = x.shape[axis], x.shape[axis] // _MAX_SEQUENTIAL
     before, after = (slice(None),) * axis, x.shape[axis + 1 :]
     total: Array
     if pieces > 1:
-        cut = pieces * _PIECE
-        shape = (*x.shape[:axis], pieces, _PIECE, *after)
-        total = _row_sums(axis + 1, *(a[*before, :cut].reshape(shape) for a in factors)).sum(axis=axis)
-        if cut < size:
-            total += _row_sums(axis, *(a[*before, cut:] for a in factors))
+        end = pieces * _MAX_SEQUENTIAL
+        shape = (*x.shape[:axis], pieces, _MAX_SEQUENTIAL, *after)
+        total = _sum_sequentially(axis + 1, *(a[*before, :end].reshape(shape) for a in factors)).sum(axis=axis)
+        if end < size:
+            total += _sum_sequentially(axis, *(a[*before, end:] for a in factors))
     else:
-        total = _row_sums(axis, *factors)
+        total = _sum_sequentially(axis, *factors)
     total = total[*before, None]
     others = tuple(a for a in axes if a != axis)
-    if prod(x.shape[a] for a in others) > _PIECE:
-        return _sums(others, total)
+    if prod(x.shape[a] for a in others) > _MAX_SEQUENTIAL:
+        return _sum_of_products(others, total)
     return total.sum(axis=others, keepdims=True) if others else total
 
 
-def _row_sums(axis: int, *factors: Array) -> Array:
-    """Return the sum of the product of arrays over an axis, which it does not keep."""
+def _sum_sequentially(axis: int, *factors: Array) -> Array:
+    """Return the sum over one axis of the product of arrays; the axis goes."""
     x = factors[0]
-    if len(factors) == 2 and axis == x.ndim - 1 and x.size // x.shape[axis] > _LOCKED:
-        rows: Array = np.vecdot(*factors)
-        return rows
-    letters = ascii_letters[: x.ndim]
-    total: Array = np.einsum(f"{','.join([letters] * len(factors))}->{letters.replace(letters[axis], '')}", *factors)
+    if len(factors) == 2 and axis == x.ndim - 1 and x.size // x.shape[axis] > _MAX_RESULTS_UNDER_GIL:
+        total: Array = np.vecdot(*factors)
+    else:
+        letters = ascii_letters[: x.ndim]
+        total = np.einsum(f"{','.join([letters] * len(factors))}->{letters.replace(letters[axis], '')}", *factors)
     return total
 
 
-def _combine(out: Array, shift: Array, *terms: tuple[Array, Array]) -> None:
-    """Write ``shift + a * x + b * y + ...`` part by part: each is made in the closest cache, then copied."""
-    step = max(1, _PART_BYTES * len(out) // out.nbytes)
-    shape = out[:step].shape
+def _write_linear_combination(out: Array, shift: Array, *terms: tuple[Array, Array]) -> None:
+    """Write ``shift + a * x + b * y + ...`` to `out` in chunks along the first axis, each computed in the cache."""
+    rows = max(1, _CHUNK_BYTES * len(out) // out.nbytes)
+    shape = out[:rows].shape
     total, term = scratch("total", shape, out.dtype), scratch("term", shape, out.dtype)
     (a, x), *others = terms
-    for start in range(0, len(out), step):
-        here = slice(start, start + step)
-        part = out[here]
-        if len(part) < len(total):
-            total, term = total[: len(part)], term[: len(part)]
-        np.multiply(x[here], a[here] if len(a) > 1 else a, total)
-        np.add(total, shift[here] if len(shift) > 1 else shift, total)
+    for start in range(0, len(out), rows):
+        chunk = slice(start, start + rows)
+        target = out[chunk]
+        if len(target) < len(total):
+            total, term = total[: len(target)], term[: len(target)]
+        np.multiply(x[chunk], a[chunk] if len(a) > 1 else a, total)
+        np.add(total, shift[chunk] if len(shift) > 1 else shift, total)
         for b, y in others:
-            np.multiply(y[here], b[here] if len(b) > 1 else b, term)
+            np.multiply(y[chunk], b[chunk] if len(b) > 1 else b, term)
             np.add(total, term, total)
-        part[...] = total
+        target[...] = total
