@@ -1,14 +1,34 @@
 """Convolution on NumPy by memory-efficient lowering (MEC; Cho and Brand 2017): im2col along the width alone.
 
-In each row of an image, each column of the window meets OW pixels. Laid side by side for all images of a tile, channels
-and columns of the window, those make a line (C * KW, m * OW). What one row of the output sees are KH lines that follow
-each other: a matrix already, so that nothing is copied for the height of the window.
+One row of the padded images is lowered to one line: a matrix (C * KW, m * OW) which holds, for each channel and each
+column of the window, the OW pixels that this column meets, for all m images of a tile. The window's height needs no
+copies: the KH rows that a window covers are KH lines, and these lie side by side in memory.
 
-With lines that follow each other by output rows, filters meet all that they see at once (`sections`). With channels
-outermost, each row of the window meets one long slice, whatever the row of the output (`slices`).
+Example: windows of KH = 3 rows at stride SH = 2, and OH = 3 rows of output. Row r of the padded image is
+``r = q * SH + phase``; the stride makes every window begin at phase 0.
 
-Letters: N images, C channels, F filters, (H, W) image, (KH, KW) window, (SH, SW) stride, (OH, OW) output; m images in
-a tile, Hq groups of rows, each of the `phases` rows of a stride that windows meet.
+Lines by rows follow each other down the image. A *section* is what one row of the output sees, KH lines in a row: one
+matrix (KH * C * KW, m * OW). Sections overlap::
+
+    image row   q   phase   line              section of output row
+        0       0     0     [C*KW, m*OW]      0
+        1       0     1     [C*KW, m*OW]      0
+        2       1     0     [C*KW, m*OW]      0   1
+        3       1     1     [C*KW, m*OW]          1
+        4       2     0     [C*KW, m*OW]          1   2
+        5       2     1     [C*KW, m*OW]              2
+        6       3     0     [C*KW, m*OW]              2
+        7       3     1     [C*KW, m*OW]      (in no section)
+
+Lines by channels are one matrix of C * KW rows for each phase, with the lines of all q side by side. A *slice* is what
+one row of the window meets, OH neighbouring lines: one matrix (C * KW, OH * m * OW)::
+
+                 q = 0    1    2    3         slice of window row
+    phase 0        | 0  | 2  | 4  | 6  |      0: image rows 0 2 4      2: image rows 2 4 6
+    phase 1        | 1  | 3  | 5  | 7  |      1: image rows 1 3 5
+
+Letters: N images, C channels, F filters, (H, W) image, (KH, KW) window, (SH, SW) stride, (PH, PW) padding, (OH, OW)
+output; m images in a tile, Q values of q.
 """
 
 import sys
@@ -25,25 +45,25 @@ from xpconv.ops.numpy._tiles import for_each_tile, sum_over_tiles
 from xpconv.ops.windows import Pair, output_size
 
 Array = np.ndarray
-_BY_ROWS, _BY_CHANNELS = (0, 1, 2, 3, 4, 5), (1, 2, 3, 0, 4, 5)  # orders of the axes (Hq, phases, C, KW, m, OW)
-_FEW = 1 << 13  # weights: so few that a sum of their gradients over rows of the output costs little
-_ENOUGH = 128  # columns that make a matrix product fast
+_BY_ROWS, _BY_CHANNELS = (0, 1, 2, 3, 4, 5), (1, 2, 3, 0, 4, 5)  # Orders of the axes (Q, phases, C, KW, m, OW).
+_FEW_WEIGHTS = 1 << 13  # Below this, one gradient of the weights for each row of the output costs little.
+_MIN_COLUMNS = 128  # From this number of columns on, a matrix product is fast.
 
 
 @lru_cache
 class _Lines:
-    """The geometry of one tile's lines, and the copies to them and from them."""
+    """The lines of one tile: their geometry, and the copies to and from them."""
 
-    def __init__(self, shape: tuple[int, ...], size: Pair, stride: Pair, padding: Pair) -> None:
-        (self.m, self.C, H, W), (self.KH, KW), self.stride, self.padding = shape, size, stride, padding
-        self.image, (self.OH, self.OW) = (H, W), output_size((H, W), size, stride, padding)
-        self.Hq, self.phases = self.OH + (self.KH - 1) // stride[0], min(self.KH, stride[0])
-        self.shape = self.Hq, self.phases, self.C, KW, self.m, self.OW
-        self.height = (self.Hq - 1) * stride[0] + self.phases  # of a padded image which has all those rows
-        self.nothing_to_copy = self.m == H == 1 and size == stride == (1, 1) and padding == (0, 0)
+    def __init__(self, shape: tuple[int, ...], kernel_size: Pair, stride: Pair, padding: Pair) -> None:
+        (self.m, self.C, H, W), (self.KH, KW), self.stride, self.padding = shape, kernel_size, stride, padding
+        self.image, (self.OH, self.OW) = (H, W), output_size((H, W), kernel_size, stride, padding)
+        Q, phases = self.OH + (self.KH - 1) // stride[0], min(self.KH, stride[0])
+        self.shape = Q, phases, self.C, KW, self.m, self.OW
+        self.height = (Q - 1) * stride[0] + phases  # Rows of a padded image that has a row for every line.
+        self.nothing_to_copy = self.m == H == 1 and kernel_size == stride == (1, 1) and padding == (0, 0)
 
-    def fill(self, images: Array, order: tuple[int, ...]) -> Array:
-        """Lay images (m, C, H, W) out as lines: one strided copy of the padded images."""
+    def lower(self, images: Array, order: tuple[int, ...]) -> Array:
+        """Copy images (m, C, H, W) to lines, by rows or by channels."""
         shape = tuple(self.shape[axis] for axis in order)
         if self.nothing_to_copy:
             return np.ascontiguousarray(images).reshape(shape)
@@ -58,78 +78,82 @@ class _Lines:
         return lines
 
     def image_bytes(self, itemsize: int, columns: bool = False) -> int:
-        """Return how much of a tile an image takes: what its lines do, or its columns, or all if none are copied."""
+        """Return the scratch memory for one image: that of its lines or of its columns, in bytes.
+
+        If nothing is copied, the result is so large that every tile gets a single image.
+        """
         if self.nothing_to_copy:
             return sys.maxsize
-        rows = self.KH * self.OH if columns else self.Hq * self.phases
+        Q, phases = self.shape[:2]
+        rows = self.KH * self.OH if columns else Q * phases
         return rows * prod(self.shape[2:]) // self.m * itemsize
 
     def _padded(self, name: str, dtype: np.dtype) -> tuple[Array, Array]:
-        """Return a place for padded images, channel by channel, and the part of it which is the images."""
+        """Return a scratch array for padded images (C, rows, m, columns), and its view of the images alone."""
         (H, W), (PH, PW) = self.image, self.padding
         padded = scratch(name, (self.C, max(H + 2 * PH, self.height), self.m, W + 2 * PW), dtype)
         return padded, padded[:, PH : PH + H, :, PW : PW + W]
 
     def _windows(self, padded: Array) -> Array:
-        """Return a view of what the columns of the window meet."""
+        """Return padded images as a view in the shape of the lines."""
         (SH, SW), (c, h, n, w) = self.stride, padded.strides
         return as_strided(padded, self.shape, (h * SH, h, c, w, n, w * SW))
 
     def sections(self, lines: Array) -> Array:
-        """Return what each row of the output sees: views (OH, KH * C * KW, m * OW) of lines by rows, which overlap."""
+        """Return the sections of lines by rows, as overlapping views (OH, KH * C * KW, m * OW)."""
         K, L = self.KH * self.C * self.shape[3], self.m * self.OW
         return as_strided(lines, (self.OH, K, L), (lines.strides[0], L * lines.itemsize, lines.itemsize))
 
     def slices(self, lines: Array) -> list[Array]:
-        """Return what each row of the window meets: views (C * KW, OH * m * OW) of lines by channels."""
+        """Return the slices of lines by channels, KH views (C * KW, OH * m * OW)."""
         starts = [divmod(i, self.stride[0]) for i in range(self.KH)]
         return [lines[phase, :, :, q : q + self.OH].reshape(-1, self.OH * self.m * self.OW) for q, phase in starts]
 
     def fold(self, cols: Array, images: Array) -> None:
-        """Write the images to which the columns of im2col (KH, C * KW, OH * m * OW) add up."""
+        """Add up the columns of im2col (KH, C * KW, OH * m * OW) and write the sums to `images` (m, C, H, W)."""
         if self.nothing_to_copy:
             images[...] = cols.reshape(images.shape)
             return
         lines = scratch("dlines", tuple(self.shape[axis] for axis in _BY_CHANNELS), cols.dtype)
         lines[...] = 0
-        for view, seen in zip(self.slices(lines), cols, strict=True):
-            view += seen
+        for lines_of_row, cols_of_row in zip(self.slices(lines), cols, strict=True):
+            lines_of_row += cols_of_row
         padded, inside = self._padded("dpadded", cols.dtype)
         padded[...] = 0
         windows = self._windows(padded).transpose(_BY_CHANNELS)
-        for j in range(self.shape[3]):  # windows of neighbours overlap
+        for j in range(self.shape[3]):  # Neighbouring windows overlap: add one column of the window at a time.
             windows[:, :, j] += lines[:, :, j]
         images[...] = inside.transpose(2, 0, 1, 3)
 
 
-def _as_row(x: Array, w: Array, stride: Pair, padding: Pair) -> Array:
-    """Return images of which a 1x1 window sees one pixel at a time as images of a single row, if that is long."""
-    alone = w.shape[2:] == stride == (1, 1) and padding == (0, 0) and x[0, 0].size >= _ENOUGH
-    return x.reshape(*x.shape[:2], 1, -1) if alone else x
+def _flatten_for_1x1(x: Array, w: Array, stride: Pair, padding: Pair) -> Array:
+    """Return large images as images of a single row if a 1x1 window sees each pixel by itself; else return `x`."""
+    pointwise = w.shape[2:] == stride == (1, 1) and padding == (0, 0)
+    return x.reshape(*x.shape[:2], 1, -1) if pointwise and x[0, 0].size >= _MIN_COLUMNS else x
 
 
 @accelerate("numpy")
 def convolve(x: Array, w: Array, b: Array | None, stride: Pair, padding: Pair, algorithm: str) -> Array:
-    """Multiply the filters with the sections of each tile."""
+    """Multiply the filters with all sections of a tile."""
     if algorithm == "auto" and winograd.is_applicable(x, w, stride, padding):
         return winograd.convolve(x, w, b, padding)
-    F, size, output = w.shape[0], w.shape[2:], output_size(x.shape[2:], w.shape[2:], stride, padding)
-    x = _as_row(x, w, stride, padding)
-    OH, OW = output_size(x.shape[2:], size, stride, padding)
+    F, kernel_size, output = w.shape[0], w.shape[2:], output_size(x.shape[2:], w.shape[2:], stride, padding)
+    x = _flatten_for_1x1(x, w, stride, padding)
+    OH, OW = output_size(x.shape[2:], kernel_size, stride, padding)
     out = np.empty((len(x), F, OH, OW), x.dtype)
-    filters = w.transpose(0, 2, 1, 3).reshape(F, -1)
+    filters = w.transpose(0, 2, 1, 3).reshape(F, -1)  # (F, KH * C * KW)
 
     def task(tile: slice) -> None:
-        lines = _Lines(x[tile].shape, size, stride, padding)
-        mine = out[tile].transpose(2, 1, 0, 3)  # (OH, F, m, OW)
-        y = mine if lines.nothing_to_copy else scratch("y", mine.shape, x.dtype)
-        np.matmul(filters, lines.sections(lines.fill(x[tile], _BY_ROWS)), out=y.reshape(OH, F, -1))
+        lines = _Lines(x[tile].shape, kernel_size, stride, padding)
+        target = out[tile].transpose(2, 1, 0, 3)  # (OH, F, m, OW)
+        y = target if lines.nothing_to_copy else scratch("y", target.shape, x.dtype)
+        np.matmul(filters, lines.sections(lines.lower(x[tile], _BY_ROWS)), out=y.reshape(OH, F, -1))
         if b is not None:
             y += b[:, None, None]
-        if y is not mine:
-            mine[...] = y
+        if y is not target:
+            target[...] = y
 
-    for_each_tile(x, task, len(x), _Lines(x[:1].shape, size, stride, padding).image_bytes(x.itemsize))
+    for_each_tile(x, task, len(x), _Lines(x[:1].shape, kernel_size, stride, padding).image_bytes(x.itemsize))
     return out.reshape(len(x), F, *output)
 
 
@@ -137,34 +161,34 @@ def convolve(x: Array, w: Array, b: Array | None, stride: Pair, padding: Pair, a
 def convolve_backward(
     dout: Array, x: Array, w: Array, stride: Pair, padding: Pair, algorithm: str, need_dx: bool
 ) -> tuple[Array | None, Array, Array]:
-    """Multiply the output's gradient with what the filters met, and with filters for the images."""
+    """Multiply dout with the sections or slices for dw; for dx, convolve dout or fold the columns' gradient."""
     if algorithm == "auto" and winograd.is_applicable(x, w, stride, padding):
         return winograd.convolve_backward(dout, x, w, padding, need_dx)
-    (F, C, KH, KW), size, shape = w.shape, w.shape[2:], x.shape
-    x, dout = (_as_row(a, w, stride, padding) for a in (x, dout))
+    (F, C, KH, KW), kernel_size, shape = w.shape, w.shape[2:], x.shape
+    x, dout = (_flatten_for_1x1(a, w, stride, padding) for a in (x, dout))
     OH = dout.shape[2]
-    # The images' gradient is a convolution, too: of dout with the filters turned and exchanged.
-    turn = need_dx and stride == (1, 1) and padding[0] < KH and padding[1] < KW and 2 * C >= F
-    dx = np.empty(x.shape, x.dtype) if need_dx and not turn else None
+    # At stride 1, dx is the convolution of dout with the filters turned by 180 degrees, C and F exchanged.
+    dx_by_convolution = need_dx and stride == (1, 1) and padding[0] < KH and padding[1] < KW and 2 * C >= F
+    dx = np.empty(x.shape, x.dtype) if need_dx and not dx_by_convolution else None
     filters = w.transpose(2, 1, 3, 0).reshape(-1, F)  # (KH * C * KW, F)
 
     def task(tile: slice) -> tuple[Array, Array]:
-        lines = _Lines(x[tile].shape, size, stride, padding)
+        lines = _Lines(x[tile].shape, kernel_size, stride, padding)
         dy = np.ascontiguousarray(dout[tile].transpose(1, 2, 0, 3)).reshape(F, -1)  # (F, OH * m * OW)
-        if w.size < _FEW:
-            sections = lines.sections(lines.fill(x[tile], _BY_ROWS))
+        if w.size < _FEW_WEIGHTS:
+            sections = lines.sections(lines.lower(x[tile], _BY_ROWS))
             dw = np.matmul(sections, dy.reshape(F, OH, -1).transpose(1, 2, 0)).sum(axis=0)
         else:
-            slices = lines.slices(lines.fill(x[tile], _BY_CHANNELS))
-            dw = np.concatenate([view @ dy.T for view in slices])
+            slices = lines.slices(lines.lower(x[tile], _BY_CHANNELS))
+            dw = np.concatenate([lines_of_row @ dy.T for lines_of_row in slices])
         if dx is not None:
             dcols = np.matmul(filters, dy, out=scratch("columns", (len(filters), dy.shape[1]), x.dtype))
             lines.fold(dcols.reshape(KH, C * KW, -1), dx[tile])
         return dw, dy.sum(axis=1)
 
-    image_bytes = _Lines(x[:1].shape, size, stride, padding).image_bytes(x.itemsize, columns=dx is not None)
+    image_bytes = _Lines(x[:1].shape, kernel_size, stride, padding).image_bytes(x.itemsize, columns=dx is not None)
     dw, db = sum_over_tiles(x, task, len(x), image_bytes)
-    if turn:
+    if dx_by_convolution:
         turned = w[:, :, ::-1, ::-1].transpose(1, 0, 2, 3)
         dx = convolve(dout, turned, None, stride, (KH - 1 - padding[0], KW - 1 - padding[1]), algorithm)
     dw = np.ascontiguousarray(dw.reshape(KH, C, KW, F).transpose(3, 1, 0, 2))
