@@ -18,6 +18,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 import xpconv
+from tests.commands import SHORT, call
 from xpconv.cli import _app, _run, _run_folder, _tables
 from xpconv.cli._compare import read_run
 from xpconv.cli._evaluate import data_of_run
@@ -30,13 +31,6 @@ from xpconv.data.images import read_image
 from xpconv.errors import ArgumentError
 from xpconv.training._progress import show_progress
 from xpconv.training.solver import Solver
-
-SHORT = ("train", "--num-train", 100, "--epochs", 2, "--augment", "none")
-
-
-def call(*words, **environment):
-    """Run one command in this process, without the settings of the machine."""
-    return CliRunner().invoke(_app.app, [str(word) for word in words], env={"XP_BACKEND": None, **environment})
 
 
 def succeed(*words, **environment):

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from tests.commands import SHORT, call
 from tests.helpers import find_backend
 from tests.solvers import make_solver
-from tests.test_cli import SHORT, call
 from xpconv import layers as F
 from xpconv.backend import Backend, to_host
 from xpconv.cs231n import layers as course

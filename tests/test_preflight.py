@@ -6,12 +6,11 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
+from tests.commands import call
 from tests.helpers import find_backend
 from xpconv import ConvNet, FullyConnectedNet, Preprocessing, Solver, ThreeLayerConvNet, TwoLayerNet
 from xpconv.backend._memory import peak_bytes
-from xpconv.cli import _app
 from xpconv.cs231n.classifiers.fc_net import FullyConnectedNet as CourseNet
 from xpconv.cs231n.solver import Solver as CourseSolver
 from xpconv.data import load_digits
@@ -365,7 +364,7 @@ def test_a_resumed_training_is_not_checked_again(digits, tmp_path, capsys):
 def test_command_checks_before_it_trains(tmp_path):
     words = ["train", "--preflight", "--num-train", "200", "--epochs", "1"]
     words += ["--model", "fc", "--augment", "none"]
-    result = CliRunner().invoke(_app.app, [*words, "--out", str(tmp_path / "run")], env={"XP_BACKEND": None})
+    result = call(*words, "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output
     shown = [line.split(":")[0] for line in result.output.splitlines()[:5]]
     assert shown == [f"passed  {name}" for name in [*CHECKS, "first steps"]]
@@ -374,7 +373,7 @@ def test_command_checks_before_it_trains(tmp_path):
 
 def test_command_refuses_too_large_a_learning_rate(tmp_path):
     words = ["train", "--preflight", "--num-train", "200", "--epochs", "1", "--learning-rate", "1000"]
-    result = CliRunner().invoke(_app.app, [*words, "--out", str(tmp_path / "run")], env={"XP_BACKEND": None})
+    result = call(*words, "--out", tmp_path / "run")
     assert result.exit_code == 1
     assert "first steps: 20 steps on the same images" in result.stderr
     assert not (tmp_path / "run").exists()

@@ -5,11 +5,10 @@ import json
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
+from tests.commands import call
 from tests.helpers import assert_copies, find_backend
 from xpconv import Solver, ThreeLayerConvNet
-from xpconv.cli import _app
 from xpconv.data.augment import parse_augmentation, random_crop
 from xpconv.errors import ArgumentError, ArgumentTypeError, CheckpointError
 from xpconv.random import draw_seed, spawn
@@ -230,8 +229,7 @@ def test_a_checkpoint_of_other_schedule_or_sampling_is_refused(data, tmp_path, c
 
 
 def train(folder, *words):
-    words = ["train", "--num-train", "200", "--epochs", "3", "--augment", "none", *words, "--out", str(folder)]
-    result = CliRunner().invoke(_app.app, words, env={"XP_BACKEND": None})
+    result = call("train", "--num-train", 200, "--epochs", 3, "--augment", "none", *words, "--out", folder)
     assert result.exit_code == 0, result.output
     with (folder / "metrics.csv").open(newline="") as file:
         return list(csv.DictReader(file)), json.loads((folder / "config.json").read_text())
