@@ -1,4 +1,4 @@
-"""`xpconv check`: right layers pass, and every common mistake is told by its cause."""
+"""`xpconv check`: correct layers pass, and each common mistake is reported with its cause."""
 
 import re
 import sys
@@ -19,7 +19,7 @@ from xpconv.testing._causes import explain
 
 @pytest.fixture(autouse=True)
 def _numpy_alone(request, monkeypatch):
-    """Leave other libraries to the tests that are about them: importing torch takes its time."""
+    """Leave other libraries to the tests that are about them: importing torch is slow."""
     if "libraries" not in request.node.name:
         monkeypatch.setattr(_layer_check, "LIBRARIES", ())
 
@@ -29,7 +29,7 @@ def finding(report, name):
     return found.status, found.text
 
 
-# ---- layers that are right
+# ---- correct layers
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if not row.kinks], ids=str)
@@ -52,7 +52,7 @@ def test_layer_of_xpconv_agrees_on_all_libraries():
     assert finding(report, "torch")[0] in ("ok", "note")
 
 
-def test_report_is_for_people():
+def test_report_is_readable_text():
     report = check_layer(lambda x: (2 * x, None), lambda dout, cache: 2 * dout, {"x": np.ones((2, 3))}, "double")
     assert report.ok
     lines = str(report).splitlines()
@@ -62,7 +62,7 @@ def test_report_is_for_people():
     assert max(map(len, lines)) <= 110
 
 
-# ---- mistakes: code of an affine layer (or another) with one of them, the check that fails, and what it says
+# ---- mistakes: the change of the affine layer's code, the check that fails, and its message
 
 AFFINE = """
     import numpy as np
@@ -85,7 +85,7 @@ MISTAKES = {
         "T @ dout / len(x)",
         "gradient of w",
         r"18|24 of 24 elements are wrong\. Likely it is 0\.2 times what it should be, off by the "
-        r"batch size \(5\): a sum in place of a mean or the other way round",
+        r"batch size \(5\): a sum instead of a mean, or a mean instead of a sum",
     ),
     "sum for mean": ("dout.sum(axis=0)", "5 * dout.sum(axis=0)", "gradient of b", r"it is 5 times .* the batch size"),
     "sign": ("T @ dout", "T @ -dout", "gradient of w", "the sign is wrong"),
@@ -169,7 +169,7 @@ def written(tmp_path, code):
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_mistake_is_told_by_its_cause(name, tmp_path):
+def test_mistake_is_reported_with_its_cause(name, tmp_path):
     old, new, where, text = MISTAKES[name]
     assert AFFINE.count(old) == 1
     code = AFFINE.replace(old, new)
@@ -179,20 +179,20 @@ def test_mistake_is_told_by_its_cause(name, tmp_path):
         code = code.replace("return x.reshape", "return (x.reshape")
     (report,) = check_file(written(tmp_path, code), shapes=SHAPES)
     assert where in report.failed, str(report)
-    status, told = finding(report, where)
+    status, message = finding(report, where)
     assert status == "FAIL"
-    assert re.search(text, told), told
+    assert re.search(text, message), message
     assert str(report).splitlines()[-1].startswith("verdict: affine has problems: ")
 
 
-def test_right_layer_has_no_finding_but_ok(tmp_path):
+def test_correct_layer_passes_all_checks(tmp_path):
     (report,) = check_file(written(tmp_path, AFFINE), shapes=SHAPES)
     assert [f.status for f in report.findings] == ["ok"] * 7, str(report)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 231])
 def test_square_weights_hide_no_transposition(seed):
-    """Inputs of any seed: had dout the values of x, its product with x would be symmetric."""
+    """If dout had the values of x, its product with x would be symmetric."""
     rng = np.random.default_rng(seed)
     inputs = {"x": rng.standard_normal((5, 3)), "w": rng.standard_normal((3, 3))}
     report = check_layer(
@@ -233,7 +233,7 @@ def test_wrong_edges_point_to_the_padding():
     )
 
 
-def test_gradient_where_there_should_be_none_is_recognised():
+def test_gradient_that_should_be_zero_is_recognised():
     def backward(dout, mask):
         return dout
 
@@ -242,13 +242,13 @@ def test_gradient_where_there_should_be_none_is_recognised():
     assert "The wrong ones should be 0" in finding(report, "gradient of x")[1]
 
 
-def test_input_at_a_kink_is_told():
+def test_input_at_a_kink_fails():
     x = np.zeros((2, 3))
     report = check_layer(lambda x: (np.maximum(x, 0), x > 0), lambda dout, mask: dout * mask, {"x": x})
     assert report.failed == ["gradient of x"]
 
 
-def test_large_inputs_are_looked_at_in_part(monkeypatch):
+def test_large_inputs_are_sampled(monkeypatch):
     calls = []
 
     def forward(x):
@@ -261,7 +261,7 @@ def test_large_inputs_are_looked_at_in_part(monkeypatch):
     assert len(calls) == 2000
 
 
-def test_shapes_of_axis_explain_factors():
+def test_sizes_of_axes_explain_factors():
     x = np.random.default_rng(0).standard_normal((3, 2, 5, 7))
     report = check_layer(
         lambda x: (x.mean(axis=(2, 3)), x.shape),
@@ -272,7 +272,7 @@ def test_shapes_of_axis_explain_factors():
     assert "(35)" in finding(report, "gradient of x")[1]
 
 
-def test_gradient_that_is_not_given_is_noted():
+def test_missing_gradient_is_noted():
     report = check_layer(
         lambda x, w: (x * w, w), lambda dout, w: (dout * w, None), {"x": np.ones((2, 3)), "w": np.ones((2, 3))}
     )
@@ -280,19 +280,19 @@ def test_gradient_that_is_not_given_is_noted():
     assert finding(report, "gradient of w") == ("note", "not checked: backward gives None")
 
 
-def test_gradient_in_the_memory_of_an_input_is_told():
+def test_gradient_that_shares_memory_with_an_input_fails():
     report = check_layer(
         lambda x, w: (x + 0 * w + np.sum(w * w) / 2, (x, w)),
         lambda dout, cache: (dout, cache[1]),
         {"x": np.ones((1, 1)), "w": np.ones((1, 1))},
     )
-    assert "the gradient of w is in the memory of w" in finding(report, "cache")[1]
+    assert "the gradient of w shares memory with w" in finding(report, "cache")[1]
 
 
 # ---- other libraries
 
 
-def test_libraries_that_the_code_does_not_serve_are_a_note():
+def test_libraries_that_the_code_does_not_support_are_a_note():
     report = check_layer(lambda x: (np.tanh(x), np.tanh(x)), lambda dout, y: dout * (1 - y**2), {"x": np.ones((2, 3))})
     assert report.ok, str(report)
     status, text = finding(report, "array_api_strict")
@@ -415,22 +415,22 @@ def test_file_imports_its_neighbours_and_leaves_no_trace(tmp_path):
         ),
     ],
 )
-def test_file_that_cannot_be_checked_is_told_what_it_lacks(tmp_path, code, layer, shapes, message):
+def test_file_that_cannot_be_checked_says_what_is_missing(tmp_path, code, layer, shapes, message):
     with pytest.raises(ArgumentError, match=message):
         check_file(written(tmp_path, code), layer, shapes)
 
 
-def test_inputs_that_do_not_fit_are_told():
-    with pytest.raises(ArgumentError, match=r"inputs are y, but it is <lambda>\(x\): missing"):
+def test_inputs_that_do_not_fit_are_named():
+    with pytest.raises(ArgumentError, match=r"inputs are y, but the function is <lambda>\(x\): missing"):
         check_layer(lambda x: (x, x), lambda dout, cache: dout, {"y": np.ones(3)})
 
 
-def test_file_must_be_a_python_file_that_is_there(tmp_path):
+def test_file_must_be_an_existing_python_file(tmp_path):
     for name in ("missing.py", "."):
         with pytest.raises(ArgumentError, match=r"there is no file .*; expected a Python file"):
             check_file(tmp_path / name)
     (tmp_path / "layer.txt").touch()
-    with pytest.raises(ArgumentError, match=r"layer\.txt is no Python file; expected .* ends in \.py"):
+    with pytest.raises(ArgumentError, match=r"layer\.txt is not a Python file; expected .* ends in \.py"):
         check_file(tmp_path / "layer.txt")
 
 
@@ -451,17 +451,17 @@ def options(shapes):
     return [word for name, shape in shapes.items() for word in ("--input", f"{name}={','.join(map(str, shape))}")]
 
 
-def test_command_exits_with_0_for_a_right_layer_and_1_for_a_wrong_one(tmp_path):
-    right = call(written(tmp_path, AFFINE), *options(SHAPES))
-    assert right.exit_code == 0, right.output
-    assert right.stdout.endswith("verdict: affine is right\n")
+def test_command_exits_with_0_for_a_correct_layer_and_1_for_a_wrong_one(tmp_path):
+    correct = call(written(tmp_path, AFFINE), *options(SHAPES))
+    assert correct.exit_code == 0, correct.output
+    assert correct.stdout.endswith("verdict: affine is right\n")
     wrong = call(written(tmp_path, AFFINE.replace("T @ dout", "T @ dout / len(x)")), *options(SHAPES))
     assert wrong.exit_code == 1
     assert "off by the batch size (5)" in " ".join(wrong.stdout.split())
     assert wrong.stdout.endswith("verdict: affine has problems: gradient of w\n")
 
 
-def test_command_tells_what_is_missing_in_one_line(tmp_path):
+def test_command_says_in_one_line_what_is_missing(tmp_path):
     result = call(written(tmp_path, AFFINE))
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith("xpconv: error: affine_forward(x, w, b) cannot be called with nothing")
@@ -472,7 +472,7 @@ def test_help_shows_an_example():
     assert "Example: xpconv check my_layer.py --input x=4,6" in " ".join(call("--help").stdout.split())
 
 
-def test_how_to_page_shows_a_layer_that_is_told_as_it_says(tmp_path):
+def test_layer_of_the_how_to_page_fails_as_the_page_says(tmp_path):
     """The first Python code of the page is the wrong layer, and the page prints the report."""
     page = Path(__file__).parents[1] / "docs" / "howto" / "check_a_layer.md"
     code = page.read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
@@ -481,7 +481,7 @@ def test_how_to_page_shows_a_layer_that_is_told_as_it_says(tmp_path):
     assert "off by the batch size (4)" in " ".join(result.stdout.split())
 
 
-# ---- what a review found
+# ---- further cases
 
 
 X34 = np.random.default_rng(0).standard_normal((3, 4))
@@ -501,14 +501,14 @@ def test_writing_into_labels_is_found():
     assert "forward writes into y" in str(report)
 
 
-def test_nan_that_stays_is_not_written():
+def test_unchanged_nan_is_not_reported():
     report = check_layer(
         lambda x, m: (2 * x, None), lambda dout, cache: (2 * dout, None), {"x": X34, "m": np.array([np.nan])}
     )
     assert "inputs untouched" not in report.failed
 
 
-def test_gradients_in_a_buffer_that_is_used_again_are_found():
+def test_gradients_in_a_reused_buffer_are_found():
     buffers = {}
 
     def backward(dout, x):
@@ -519,13 +519,13 @@ def test_gradients_in_a_buffer_that_is_used_again_are_found():
     assert "gradients are overwritten by the next call of backward" in str(report)
 
 
-def test_a_dict_of_gradients_is_told():
+def test_a_dict_of_gradients_fails():
     report = check_layer(lambda x: (2 * x, None), lambda dout, cache: {"x": 2 * dout}, {"x": X34})
     assert "it returns a dict; expected the gradients themselves" in str(report)
 
 
-def test_a_layer_for_numpy_alone_is_not_blamed_for_what_torch_makes_of_it():
-    """Its var is that of the sample."""
+def test_a_layer_for_numpy_alone_does_not_fail_on_torch():
+    """The default var of torch divides by N - 1."""
 
     def forward(x):
         std = x.std(axis=0)
@@ -547,7 +547,7 @@ def test_a_factor_of_nearly_one_is_not_a_wrong_sign():
 
 
 @pytest.mark.parametrize("inputs", ["None", "3", "np.ones(3)"])
-def test_inputs_that_are_no_arguments_are_told(tmp_path, inputs):
+def test_inputs_that_are_not_arguments_are_refused(tmp_path, inputs):
     file = tmp_path / "mine.py"
     file.write_text(
         "import numpy as np\ndef a_forward(x): return x, None\ndef a_backward(dout, cache): return dout\n"

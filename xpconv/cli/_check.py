@@ -1,4 +1,4 @@
-"""A Python file with layers of a user's own: it is run, its layers are found by name, and checked."""
+"""Checks of the layers in a user's Python file, which are found by their names."""
 
 import inspect
 import os
@@ -23,25 +23,25 @@ Function = Callable[..., Any]
 def check_file(
     path: str | os.PathLike[str], layer: str | None = None, shapes: Mapping[str, Sequence[int]] | None = None
 ) -> list[LayerReport]:
-    r"""Check the layers in a Python file with `check_layer`; the file is run.
+    r"""Run a Python file and check its layers with `check_layer`.
 
-    A layer is a pair of functions ``<name>_forward`` and ``<name>_backward``; something may follow in both, as in
-    ``conv_forward_naive``, which is called ``conv_naive``. Its inputs are what a function ``<name>_inputs()`` or
-    ``inputs()`` in the file returns, a dict of forward's arguments by name or a tuple of them in order, and arrays of
-    normally distributed numbers in the shapes given here.
+    A layer is a pair of functions ``<name>_forward`` and ``<name>_backward``. Both may have the same suffix:
+    ``conv_forward_naive`` belongs to the layer ``conv_naive``. Its inputs come from a function ``<name>_inputs()`` or
+    ``inputs()`` in the file, which returns a dict of forward's arguments or a tuple of them in order, and from
+    `shapes`, which are filled with normally distributed numbers.
 
     Parameters
     ----------
     path : str or path
     layer : str, optional
-        The name of the only one to check.
+        The only layer to check; by default all are checked.
     shapes : mapping of str to sequence of int, optional
-        A shape for each array that forward takes.
+        Shapes of array arguments of forward.
 
     Raises
     ------
     ArgumentError
-        If the file cannot be run, has no such pair, or a layer's inputs are not known.
+        If the file cannot be run or has no such layer, or a layer's inputs are unknown.
 
     Examples
     --------
@@ -55,7 +55,7 @@ def check_file(
     ('double', True)
     """
     path = Path(path)
-    with _neighbours(path):
+    with _importable_neighbours(path):
         module = _load(path)
         return [
             check_layer(forward, backward, _inputs(module, name, forward, shapes or {}), name)
@@ -64,12 +64,12 @@ def check_file(
 
 
 def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes that are written as ``x=4,3,8,8``.
+    """Parse shapes such as ``x=4,3,8,8``.
 
     Raises
     ------
     ArgumentError
-        If one is written otherwise.
+        If one is not of that form.
 
     Examples
     --------
@@ -86,7 +86,7 @@ def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
 
 
 @contextmanager
-def _neighbours(path: Path) -> Iterator[None]:
+def _importable_neighbours(path: Path) -> Iterator[None]:
     """Let the file import the files beside it, as Python does with a script."""
     folder = str(path.resolve().parent)
     sys.path.insert(0, folder)
@@ -100,22 +100,22 @@ def _load(path: Path) -> ModuleType:
     if not path.is_file():
         raise ArgumentError(f"there is no file {path}; expected a Python file with the layer's functions")
     if path.suffix != ".py":
-        raise ArgumentError(f"{path} is no Python file; expected the name of one that ends in .py")
+        raise ArgumentError(f"{path} is not a Python file; expected a name that ends in .py")
     module = ModuleType(f"checked_{path.stem}")
     module.__file__ = str(path)
-    sys.modules[module.__name__] = module  # where dataclasses look for it
+    sys.modules[module.__name__] = module  # dataclasses look their module up there
     try:
         exec(compile(path.read_bytes(), path, "exec"), vars(module))
     except (Exception, SystemExit) as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        place = f" at line {lines[-1]}" if lines else ""
-        raise ArgumentError(f"{path} cannot be run: {type(error).__name__}{place}: {error}") from error
+        line = f" at line {lines[-1]}" if lines else ""
+        raise ArgumentError(f"{path} cannot be run: {type(error).__name__}{line}: {error}") from error
     return module
 
 
 def _pairs(module: ModuleType, path: Path, layer: str | None) -> dict[str, tuple[Function, Function]]:
-    """Return the file's own pairs of functions by name; one that is asked for by name may be imported there."""
-    functions = {name: thing for name, thing in vars(module).items() if callable(thing)}
+    """Return the pairs of functions that the file defines, or the one named `layer`, which it may import."""
+    functions = {name: value for name, value in vars(module).items() if callable(value)}
     forwards = {name.replace("_forward", "", 1): name for name in functions if "_forward" in name.removeprefix("_")}
     pairs = {
         name: (functions[forward], functions[backward])
@@ -131,16 +131,18 @@ def _pairs(module: ModuleType, path: Path, layer: str | None) -> dict[str, tuple
         return {layer: pairs[layer]}
     own = {name: pair for name, pair in pairs.items() if getattr(pair[0], "__module__", None) == module.__name__}
     if not own:
-        lonely = f"; {', '.join(forwards.values())} has no backward function" if forwards.keys() - pairs.keys() else ""
+        unpaired = (
+            f"; {', '.join(forwards.values())} has no backward function" if forwards.keys() - pairs.keys() else ""
+        )
         raise ArgumentError(
             f"{path} has no pair of functions such as affine_forward(x, w, b), which returns "
-            f"(out, cache), and affine_backward(dout, cache), which returns gradients{lonely}"
+            f"(out, cache), and affine_backward(dout, cache), which returns gradients{unpaired}"
         )
     return own
 
 
 def _inputs(module: ModuleType, name: str, forward: Function, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """Return forward's arguments: what the file gives, then arrays of the shapes asked for."""
+    """Return forward's arguments: those from the file, and random arrays for `shapes`."""
     parameters = list(inspect.signature(forward).parameters)
     given = getattr(module, f"{name}_inputs", getattr(module, "inputs", {}))
     given = given() if callable(given) else given

@@ -1,4 +1,4 @@
-"""Checks of a layer of one's own, a forward and a backward function, with a verdict that says what to do."""
+"""Checks of a user's layer, a forward and a backward function, with a verdict that says what to do."""
 
 import copy
 import inspect
@@ -21,12 +21,12 @@ from xpconv.testing._gradients import check_gradient
 __all__ = ["LayerFinding", "LayerReport", "check_layer"]
 
 LIBRARIES = ("array_api_strict", "torch")
-SEED = 7_305_129  # one that nobody draws inputs from: with dout equal to x, x.T @ dout hides that it is transposed
+SEED = 7_305_129  # unlikely for inputs: if dout equals x, x.T @ dout is symmetric, which hides a transposition
 
 
 @dataclass(frozen=True)
 class LayerFinding:
-    """What one check found: `status` is ``ok``, ``FAIL`` or, where it could not be made, ``note``.
+    """The result of one check: `status` is ``ok``, ``FAIL``, or ``note`` if the check could not be made.
 
     Examples
     --------
@@ -41,7 +41,7 @@ class LayerFinding:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What all checks of a layer found; its text is for people.
+    """The results of all checks of a layer; `print` shows them with a verdict.
 
     Examples
     --------
@@ -80,10 +80,10 @@ class LayerReport:
 def check_layer(
     forward: Callable[..., Any], backward: Callable[..., Any], inputs: Mapping[str, Any], name: str = "the layer"
 ) -> LayerReport:
-    """Check a layer's gradients, shapes and dtypes, and that it leaves alone what is not its own.
+    """Check a layer's gradients, shapes and dtypes, and that it does not change arrays that it does not own.
 
-    Its gradients are compared with differences of its forward pass in float64. It is run in float32 too, on other
-    array libraries if its code allows, and twice, to see whether one call disturbs another.
+    Gradients are compared with central differences of the forward pass in float64. The layer also runs in float32, on
+    other array libraries if its code allows, and twice, to see whether one call disturbs another.
 
     Parameters
     ----------
@@ -91,12 +91,12 @@ def check_layer(
         ``forward(**inputs) -> (out, cache)``.
     backward : callable
         ``backward(dout, cache) -> gradients``, one for each input that is an array of floats, in order; a single one
-        may come bare. None says that an input has no gradient.
+        need not be in a tuple. None means that an input has no gradient.
     inputs : mapping of str to object
-        The arguments of `forward`. Arrays of floats may be of any float dtype; copies are cast. All else passes as it
-        is, a copy each time.
+        The arguments of `forward`, which gets a copy of each in every call. Arrays of floats may have any float dtype;
+        the copies are cast.
     name : str
-        What the report calls the layer.
+        Name of the layer in the report.
 
     Returns
     -------
@@ -105,7 +105,7 @@ def check_layer(
     Raises
     ------
     ArgumentError
-        If `inputs` do not fit `forward`'s parameters, or none is an array of floats.
+        If `inputs` do not fit the parameters of `forward`, or none is an array of floats.
 
     Examples
     --------
@@ -120,7 +120,14 @@ def check_layer(
     layer = _Layer(forward, backward, dict(inputs))
     findings: list[LayerFinding] = []
     try:
-        for check in (_runs, _gradients, _untouched, _cache, _float32, _libraries):
+        for check in (
+            _check_runs,
+            _check_gradients,
+            _check_inputs_untouched,
+            _check_cache,
+            _check_float32,
+            _check_libraries,
+        ):
             for finding in check(layer):
                 findings.append(finding)
     except _StopError as stop:
@@ -128,12 +135,12 @@ def check_layer(
     return LayerReport(name, tuple(findings))
 
 
-# ---- the layer under test, and how it is run
+# ---- running the layer under test
 
 
 @dataclass(frozen=True)
 class _Run:
-    """A forward and a backward pass, with the arrays that they were given."""
+    """A forward and a backward pass, with their arguments."""
 
     inputs: dict[str, Any]
     out: Any
@@ -143,6 +150,8 @@ class _Run:
 
 
 class _StopError(Exception):
+    """A failure that makes all later checks pointless."""
+
     def __init__(self, check: str, text: str) -> None:
         super().__init__(text)
         self.finding = LayerFinding("FAIL", check, text)
@@ -157,19 +166,21 @@ class _Layer:
         try:
             inspect.signature(forward).bind(**inputs)
         except TypeError as error:
-            raise ArgumentError(f"inputs are {', '.join(inputs) or 'none'}, but it is {title}: {error}") from error
+            raise ArgumentError(
+                f"inputs are {', '.join(inputs) or 'none'}, but the function is {title}: {error}"
+            ) from error
         if not self.arrays:
             raise ArgumentError(f"inputs of {title} hold no array of floats; expected at least one to check")
 
     def forward(self, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
-        with self._telling("forward"):
+        with self._reporting_errors("forward"):
             result = self._forward(**inputs)
         if not isinstance(result, tuple) or len(result) != 2:
             raise _StopError("forward", f"it returns {_describe(result)}; expected a pair: return out, cache")
         return result[0], result[1]
 
     def backward(self, dout: Array, cache: Any) -> tuple[Any, ...]:
-        with self._telling("backward"):
+        with self._reporting_errors("backward"):
             result = self._backward(dout, cache)
         if isinstance(result, dict):
             raise _StopError(
@@ -186,16 +197,16 @@ class _Layer:
         return _Run(inputs, out, cache, dout, self.backward(dout.copy(), cache))
 
     @contextmanager
-    def _telling(self, which: str) -> Iterator[None]:
-        """Tell an error of the layer's own code with its line there."""
+    def _reporting_errors(self, which: str) -> Iterator[None]:
+        """Report an error that the layer's code raises, with the line in its file."""
         try:
             yield
         except Exception as error:
             code = getattr(inspect.unwrap(self._forward), "__code__", None)
             file = getattr(code, "co_filename", None)
             frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-            place = f" (line {frames[-1].lineno}: {frames[-1].line})" if frames else ""
-            raise _StopError(which, f"it raises {type(error).__name__}: {error}{place}") from error
+            line = f" (line {frames[-1].lineno}: {frames[-1].line})" if frames else ""
+            raise _StopError(which, f"it raises {type(error).__name__}: {error}{line}") from error
 
 
 def _is_floats(value: Any) -> bool:
@@ -203,7 +214,7 @@ def _is_floats(value: Any) -> bool:
 
 
 def _cast(tree: Any, dtype: str) -> Any:
-    """Copy arguments, with what is floating point, in nested containers too, in the dtype of that name."""
+    """Copy arguments, and cast the floating-point ones, also in nested containers."""
     if isinstance(tree, dict):
         return {key: _cast(value, dtype) for key, value in tree.items()}
     if isinstance(tree, (tuple, list)):
@@ -218,11 +229,11 @@ def _describe(value: Any) -> str:
     return f"a tuple of {len(value)}" if isinstance(value, tuple) else f"a {type(value).__name__}"
 
 
-# ---- the checks, in the order in which they make sense: one that stops leaves nothing for the next
+# ---- the checks, in order: each relies on those before it, so a _StopError ends them all
 
 
-def _runs(layer: _Layer) -> Iterator[LayerFinding]:
-    """Check what forward and backward return before any number of it is judged."""
+def _check_runs(layer: _Layer) -> Iterator[LayerFinding]:
+    """Check the types and shapes that forward and backward return, and that they are deterministic."""
     outputs = [layer.forward(_cast(layer.inputs, "float64"))[0] for _ in range(2)]
     if not isinstance(outputs[0], (np.ndarray, np.floating)) or outputs[0].dtype != np.float64:
         raise _StopError(
@@ -236,15 +247,15 @@ def _runs(layer: _Layer) -> Iterator[LayerFinding]:
     if not np.array_equal(*outputs):
         raise _StopError(
             "forward",
-            "it gives another output each time for the same inputs: take random numbers from "
-            "an argument or a fixed seed, else no gradient can be checked",
+            "it gives another output each time for the same inputs: draw random numbers with "
+            "a fixed seed or pass them as an argument, else no gradient can be checked",
         )
-    names = _named(layer, layer.run().gradients)
+    names = _name_gradients(layer, layer.run().gradients)
     yield LayerFinding("ok", "runs", f"out has shape {out.shape}; backward gives gradients of {', '.join(names)}")
 
 
-def _named(layer: _Layer, gradients: tuple[Any, ...]) -> dict[str, Any]:
-    """Return the gradients by their input's name: of all float arrays, and maybe of arrays left out and of options."""
+def _name_gradients(layer: _Layer, gradients: tuple[Any, ...]) -> dict[str, Any]:
+    """Return the gradients of float arrays by name; backward may return some for absent arrays and options too."""
     for names in (
         layer.arrays,
         [n for n, value in layer.inputs.items() if n in layer.arrays or value is None],
@@ -255,14 +266,14 @@ def _named(layer: _Layer, gradients: tuple[Any, ...]) -> dict[str, Any]:
     raise _StopError(
         "backward",
         f"it returns {len(gradients)} gradients for {len(layer.arrays)} arrays: "
-        f"{', '.join(layer.arrays)}. Return one for each, in this order, None where there is "
-        "none",
+        f"{', '.join(layer.arrays)}. Return one for each, in this order, and None for an array "
+        "without a gradient",
     )
 
 
-def _gradients(layer: _Layer) -> Iterator[LayerFinding]:
+def _check_gradients(layer: _Layer) -> Iterator[LayerFinding]:
     run = layer.run()
-    for name, gradient in _named(layer, run.gradients).items():
+    for name, gradient in _name_gradients(layer, run.gradients).items():
         x, title = layer.inputs[name], f"gradient of {name}"
         if gradient is None:
             yield LayerFinding("note", title, "not checked: backward gives None")
@@ -275,15 +286,15 @@ def _gradients(layer: _Layer) -> Iterator[LayerFinding]:
         elif not np.all(np.isfinite(gradient)):
             yield LayerFinding("FAIL", title, _not_finite("it", np.asarray(gradient)))
         else:
-            yield _gradient(layer, run, name, title)
+            yield _check_gradient(layer, run, name, title)
 
 
-def _gradient(layer: _Layer, run: _Run, name: str, title: str) -> LayerFinding:
+def _check_gradient(layer: _Layer, run: _Run, name: str, title: str) -> LayerFinding:
     def forward(x: np.ndarray) -> tuple[Any, Any]:
         return layer.forward({**_cast(layer.inputs, "float64"), name: x.copy()})
 
     def backward(dout: np.ndarray, cache: Any) -> Any:
-        return np.asarray(_named(layer, layer.backward(dout.copy(), cache))[name])
+        return np.asarray(_name_gradients(layer, layer.backward(dout.copy(), cache))[name])
 
     try:
         error = check_gradient(forward, backward, {name: layer.inputs[name]}, rng=SEED)
@@ -298,12 +309,12 @@ def _gradient(layer: _Layer, run: _Run, name: str, title: str) -> LayerFinding:
             sizes,
         )
         return LayerFinding("FAIL", title, cause or str(problem))
-    return LayerFinding("ok", title, f"as the forward pass has it, to a relative error of {error:.0e}")
+    return LayerFinding("ok", title, f"agrees with the forward pass, relative error {error:.0e}")
 
 
 def _not_finite(name: str, values: np.ndarray) -> str:
-    place = np.argwhere(~np.isfinite(values))[0]
-    return f"{name} is {values[tuple(place)]} at {place.tolist()}: something overflows or is divided by 0"
+    index = np.argwhere(~np.isfinite(values))[0]
+    return f"{name} is {values[tuple(index)]} at {index.tolist()}: something overflows or is divided by 0"
 
 
 def _shape_cause(gradient: Any, x: np.ndarray) -> str:
@@ -315,7 +326,7 @@ def _shape_cause(gradient: Any, x: np.ndarray) -> str:
     return " Likely it only needs to be reshaped." if np.size(gradient) == x.size else ""
 
 
-def _untouched(layer: _Layer) -> Iterator[LayerFinding]:
+def _check_inputs_untouched(layer: _Layer) -> Iterator[LayerFinding]:
     inputs = _cast(layer.inputs, "float64")
     out, cache = layer.forward(inputs)
     changed = [(name, "forward") for name in _changed(inputs, layer.inputs)]
@@ -325,14 +336,14 @@ def _untouched(layer: _Layer) -> Iterator[LayerFinding]:
     changed += [(name, "backward") for name in _changed(inputs, inputs_before)]
     changed += [] if np.array_equal(dout, before) else [("dout", "backward")]
     if changed:
-        told = ", ".join(f"{which} writes into {name}" for name, which in changed)
-        yield LayerFinding("FAIL", "inputs untouched", f"{told}: work on a copy, as in x = x - 1 for x -= 1")
+        writes = ", ".join(f"{which} writes into {name}" for name, which in changed)
+        yield LayerFinding("FAIL", "inputs untouched", f"{writes}: work on a copy, as in x = x - 1 for x -= 1")
     else:
         yield LayerFinding("ok", "inputs untouched")
 
 
 def _changed(inputs: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
-    """Return the names of the arrays that have other values; what is in a dict of options is the layer's to change."""
+    """Return the names of the arrays whose values changed; a layer may change arrays in a dict of options."""
     return [
         name
         for name, value in before.items()
@@ -340,8 +351,8 @@ def _changed(inputs: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _cache(layer: _Layer) -> Iterator[LayerFinding]:
-    """Check that cache and gradients belong to their call, not to the next one or to whoever gets the gradients."""
+def _check_cache(layer: _Layer) -> Iterator[LayerFinding]:
+    """Check that no later call changes a cache or gradients, and that gradients share no memory with inputs."""
     run = layer.run()
     first = copy.deepcopy(run.gradients)
     second = layer.backward(run.dout.copy(), run.cache)
@@ -355,7 +366,7 @@ def _cache(layer: _Layer) -> Iterator[LayerFinding]:
     after_another_call = layer.backward(run.dout.copy(), run.cache)
     shared = [
         (key, name)
-        for key, gradient in _named(layer, run.gradients).items()
+        for key, gradient in _name_gradients(layer, run.gradients).items()
         for name in layer.arrays
         if isinstance(gradient, np.ndarray) and np.may_share_memory(gradient, run.inputs[name])
     ]
@@ -365,16 +376,16 @@ def _cache(layer: _Layer) -> Iterator[LayerFinding]:
         text = "gradients are overwritten by the next call of backward: make new arrays in each call"
     elif not _same(after_another_call, first):
         text = (
-            "a cache is spoilt by the next call of forward: make new arrays in each call and keep none in global "
+            "a cache is spoilt by the next call of forward: make new arrays in each call, and keep none in global "
             "variables"
         )
     elif shared:
         text = (
-            f"the gradient of {shared[0][0]} is in the memory of {shared[0][1]}, so changing one changes the "
+            f"the gradient of {shared[0][0]} shares memory with {shared[0][1]}, so changing one changes the "
             "other: return a copy"
         )
     else:
-        yield LayerFinding("ok", "cache", "each call has its own")
+        yield LayerFinding("ok", "cache", "each call has its own arrays")
         return
     yield LayerFinding("FAIL", "cache", text)
 
@@ -383,9 +394,11 @@ def _same(a: Sequence[Any], b: Sequence[Any]) -> bool:
     return len(a) == len(b) and all(np.array_equal(x, y, equal_nan=_is_floats(x)) for x, y in zip(a, b, strict=True))
 
 
-def _float32(layer: _Layer) -> Iterator[LayerFinding]:
+def _check_float32(layer: _Layer) -> Iterator[LayerFinding]:
     run = layer.run("float32")
-    results = {"out": run.out} | {f"the gradient of {name}": g for name, g in _named(layer, run.gradients).items()}
+    results = {"out": run.out} | {
+        f"the gradient of {name}": g for name, g in _name_gradients(layer, run.gradients).items()
+    }
     wrong = [
         f"{name} is {np.asarray(a).dtype}"
         for name, a in results.items()
@@ -403,8 +416,8 @@ def _float32(layer: _Layer) -> Iterator[LayerFinding]:
         yield LayerFinding("ok", "float32", "stays float32")
 
 
-def _libraries(layer: _Layer) -> Iterator[LayerFinding]:
-    """Compare NumPy with other libraries; code that is written for NumPy alone need not run there."""
+def _check_libraries(layer: _Layer) -> Iterator[LayerFinding]:
+    """Compare with other libraries; layers written for NumPy alone need not run there."""
 
     def both(moved: dict[str, Any], dout: Array) -> Any:
         out, cache = layer.forward({**_cast(layer.inputs, "float64"), **moved})
@@ -416,14 +429,16 @@ def _libraries(layer: _Layer) -> Iterator[LayerFinding]:
 
     dout, numpy_only, findings = layer.run().dout, False, {}
     moved = {name: value for name, value in layer.inputs.items() if isinstance(value, (np.ndarray, dict, tuple, list))}
-    for spec in sorted(LIBRARIES, key=lambda spec: spec != "array_api_strict"):  # which tells whether others matter
+    for spec in sorted(
+        LIBRARIES, key=lambda spec: spec != "array_api_strict"
+    ):  # first: it shows whether the layer is for NumPy alone
         found = diagnose(spec)
         if not found.available:
             findings[spec] = LayerFinding("note", spec, "not checked: it is not installed, or does not run here")
             continue
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of conversions, which are told below
+                warnings.simplefilter("ignore")  # conversions between libraries, which are reported below
                 report = check_equivalence(both, moved, dout, backends=[spec])
         except _StopError as stop:
             numpy_only = True
@@ -431,7 +446,7 @@ def _libraries(layer: _Layer) -> Iterator[LayerFinding]:
                 "note",
                 spec,
                 f"written for NumPy alone: {stop.finding.text}. To run on other "
-                "libraries take functions from "
+                "libraries, take functions from "
                 "array_api_compat.array_namespace(x), not from np",
             )
         except AssertionError as error:
