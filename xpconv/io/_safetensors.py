@@ -28,7 +28,7 @@ __all__ = [
     "write_arrays",
 ]
 
-VERSION = 2
+VERSION = 2  # of the description; raise it if an older description would be refused
 METADATA_KEY = "xpconv"
 MAX_HEADER_BYTES = 1 << 23  # a net of a thousand layers needs a million
 DTYPES = {
