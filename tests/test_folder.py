@@ -287,9 +287,12 @@ def test_a_run_resumes_after_its_images_were_moved(digits_folder, tmp_path):
     [
         (
             ("--image-size", 1),
-            "have 1x1 pixels; expected 4x4 or more, which three-layer pools: take a larger image_size",
+            "have 1x1 pixels; expected 4x4 or more, which the pooling of three-layer needs: take a larger image_size",
         ),
-        (("--image-size", 3, "--model", "convnet"), "have 3x3 pixels; expected 4x4 or more, which convnet pools"),
+        (
+            ("--image-size", 3, "--model", "convnet"),
+            "have 3x3 pixels; expected 4x4 or more, which the pooling of convnet needs",
+        ),
     ],
 )
 def test_images_that_are_too_small_for_the_net_are_refused(digits_folder, tmp_path, words, message):
