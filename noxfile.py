@@ -22,7 +22,7 @@ SMOKE = (
     "tests/test_cli.py::test_bare_train_reaches_97_percent_and_says_where_its_files_are",
     "tests/test_cli.py::test_eval_gives_the_accuracy_that_training_printed",
     "tests/test_cli.py::test_predict_prints_path_class_and_probability_of_each_image",
-    "tests/test_cli.py::test_wrong_usage_is_told_with_the_choices_and_exits_with_2",
+    "tests/test_cli.py::test_wrong_usage_names_the_choices_and_exits_with_2",
 )
 
 

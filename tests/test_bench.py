@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from tests.helpers import find_backend
 from xpconv import ConvNet, get_backend, save_model
 from xpconv.backend._memory import peak_bytes
 from xpconv.cli._app import app
@@ -51,7 +52,7 @@ def test_the_backend_may_come_from_the_environment(model):
     assert "\narray_api_strict\t" in call(model, XP_BACKEND="array_api_strict").stdout
 
 
-def test_a_backend_that_cannot_run_is_told_in_one_line(model):
+def test_a_backend_that_cannot_run_is_named_in_one_line(model):
     result = call(model, "--backend", "array_api_strict:nowhere")
     assert result.exit_code == 1
     assert result.stderr.startswith("xpconv: error: array_api_strict has no device 'nowhere'")
@@ -82,8 +83,8 @@ def test_backends_that_disagree_are_not_compared():
         measure_step([make_net(), other], 5)
 
 
-def test_a_minibatch_has_samples():
-    with pytest.raises(ArgumentError, match="batch_size is 0; expected 1 or more"):
+def test_an_empty_minibatch_is_refused():
+    with pytest.raises(ArgumentError, match="batch_size is 0; expected an int, 1 or more"):
         measure_step([make_net()], 0)
 
 
@@ -94,7 +95,7 @@ def test_a_step_of_float64_on_the_host_moves_nothing():
 
 
 @pytest.mark.parametrize("backend", ["numpy", "array_api_strict"])
-def test_memory_is_the_most_that_is_held_at_once(backend):
+def test_memory_is_the_peak(backend):
     backend = get_backend(backend)
     ones = backend.xp.ones
 
@@ -108,9 +109,7 @@ def test_memory_is_the_most_that_is_held_at_once(backend):
 
 
 @pytest.mark.gpu
-def test_memory_of_a_gpu_is_the_most_that_is_held_at_once():
-    from tests.helpers import find_backend
-
+def test_memory_of_a_gpu_is_the_peak():
     backend = find_backend("cupy")
     old = [backend.xp.ones(1_000_000)]
 
@@ -128,7 +127,7 @@ def judge(seconds, move=0.0, first=0.0):
     return verdict(here, Step("cupy:0", images=10, first=first or seconds, seconds=seconds, move=move, memory=1 << 20))
 
 
-def test_the_verdict_weighs_steps_moves_and_the_start():
+def test_verdict_depends_on_steps_moves_and_start():
     assert judge(0.01).startswith("The move pays: cupy:0 trains 10.0 times as fast as numpy, and after 1 steps")
     assert "after 23 steps has made up for the 2.0 s of its start" in judge(0.01, first=2.01)
     assert judge(0.2).startswith("The move does not pay: cupy:0 trains 2.0 times as slowly")
@@ -141,7 +140,7 @@ def test_the_table_has_a_row_for_each_step():
     assert table([step, step])[1:] == [("cupy:0", "2.000", "128000", "4.000", "3.0")] * 2
 
 
-def test_measuring_leaves_tracing_as_it_was():
+def test_measuring_leaves_tracing_off():
     import tracemalloc
 
     peak_bytes(get_backend("numpy"), lambda: np.ones(10))

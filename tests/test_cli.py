@@ -50,7 +50,7 @@ def config_of(folder):
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory):
-    """What a stranger's first command leaves and prints."""
+    """The folder and the output of ``xpconv train`` without options."""
     with pytest.MonkeyPatch.context() as patch:
         home = tmp_path_factory.mktemp("bare")
         patch.chdir(home)
@@ -86,7 +86,7 @@ def test_pictures_are_pngs_of_a_readable_size(bare):
             assert min(picture.size) >= 400
 
 
-def test_metrics_have_one_row_an_iteration_and_accuracies_where_they_were_checked(bare):
+def test_metrics_have_one_row_per_iteration_and_accuracies_where_they_were_checked(bare):
     rows, config = rows_of(bare.folder), config_of(bare.folder)
     health = ["update_ratio_W1", "update_ratio_W2", "update_ratio_W3", "dead_relu_1", "dead_relu_2"]
     assert list(rows[0]) == ["iteration", "epoch", "loss", "learning_rate", "train_accuracy", "val_accuracy", *health]
@@ -137,7 +137,7 @@ def test_config_names_versions_data_and_backend(bare):
 
 @pytest.mark.parametrize("model", NETS)
 @pytest.mark.parametrize("augment", ["shift", "mirror"])
-def test_every_net_trains_is_drawn_and_predicts(tmp_path, model, augment):
+def test_every_net_trains_and_predicts(tmp_path, model, augment):
     shown = succeed(*SHORT, "--model", model, "--augment", augment, "--out", tmp_path / "run")
     assert "test accuracy: 0." in shown
     picture = write_digit(tmp_path / "digit.png", 0)
@@ -167,10 +167,10 @@ def test_backend_auto_says_on_stderr_why_it_takes_numpy(bare):
     assert result.stdout.count("\n") == 1
 
 
-# ---- what a user made is never lost
+# ---- folders of runs
 
 
-def test_folder_of_another_run_is_refused_and_stays_as_it_is(tmp_path):
+def test_folder_of_another_run_is_refused_and_unchanged(tmp_path):
     (tmp_path / "model.safetensors").write_text("precious")
     result = call(*SHORT, "--out", tmp_path)
     assert result.exit_code == 1
@@ -192,7 +192,7 @@ def write_twice(path):
     path.touch(exist_ok=False)
 
 
-def test_failed_run_removes_the_folder_that_it_made_and_no_other(tmp_path):
+def test_failed_run_removes_only_a_folder_that_it_made(tmp_path):
     (tmp_path / "mine").mkdir()
     for name in ("mine", "new"):
         with pytest.raises(ZeroDivisionError), _run_folder.run_folder(tmp_path / name):
@@ -205,7 +205,7 @@ def test_failed_run_removes_the_folder_that_it_made_and_no_other(tmp_path):
 # ---- Ctrl-C
 
 
-def test_interrupted_training_saves_what_there_is_and_exits_with_130(tmp_path, monkeypatch):
+def test_interrupted_training_saves_all_files_and_exits_with_130(tmp_path, monkeypatch):
     step = Solver._step
 
     def interrupted_step(self, X, y):
@@ -221,7 +221,7 @@ def test_interrupted_training_saves_what_there_is_and_exits_with_130(tmp_path, m
     assert config_of(tmp_path / "run")["interrupted"] is True
 
 
-def test_interrupted_training_tells_how_to_go_on(tmp_path, monkeypatch):
+def test_interrupted_training_prints_the_command_that_resumes_it(tmp_path, monkeypatch):
     step = Solver._step
 
     def pressed_in_step(self, X, y):
@@ -238,7 +238,7 @@ def test_interrupted_training_tells_how_to_go_on(tmp_path, monkeypatch):
     assert "resumed at iteration 3" in succeed(*words)
 
 
-def test_training_outlasts_the_reader_of_its_output(tmp_path):
+def test_training_continues_when_its_output_pipe_closes(tmp_path):
     words = [sys.executable, "-m", "xpconv", *map(str, SHORT), "--print-every", "1", "--out", str(tmp_path / "run")]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=plain_environment()) as process:
         assert process.stdout.readline().startswith(b"(Iteration 1 ")
@@ -265,7 +265,7 @@ def test_training_outlasts_the_reader_of_its_output(tmp_path):
         ("learning_rate", None, "learning_rate is None; expected a number, 0 or more"),
     ],
 )
-def test_settings_of_a_run_that_cannot_be_are_named(tmp_path, setting, value, message):
+def test_unusable_settings_of_a_resumed_run_are_named(tmp_path, setting, value, message):
     settings = {"data": "digits", **DEFAULTS["digits"], setting: value}
     (tmp_path / "config.json").write_text(json.dumps({"settings": settings}))
     result = call("train", "--resume", tmp_path)
@@ -273,21 +273,21 @@ def test_settings_of_a_run_that_cannot_be_are_named(tmp_path, setting, value, me
     assert f"holds no settings of a run in config.json ({message})" in result.stderr
 
 
-def test_resume_is_no_advice_where_there_are_no_settings(tmp_path):
+def test_resume_is_not_suggested_without_settings(tmp_path):
     (tmp_path / "model.safetensors").touch()
     refused = call(*SHORT, "--out", tmp_path).stderr
     assert "which already holds model.safetensors: choose another folder" in refused
     assert "--resume" not in refused
 
 
-def test_data_beside_resume_is_for_folders_of_images(tmp_path):
+def test_data_with_resume_is_for_folders_of_images(tmp_path):
     succeed(*SHORT, "--out", tmp_path / "run")
     result = call("train", "--resume", tmp_path / "run", "--data", "cifar10")
     assert result.exit_code == 2
     assert "folder of images is now, but the run is on digits: leave out --data." in " ".join(result.stderr.split())
 
 
-def test_runs_that_skip_say_nothing_of_overflows(tmp_path):
+def test_runs_that_skip_do_not_warn_of_overflows(tmp_path):
     """Warnings are errors here."""
     shown = succeed(
         *SHORT, "--optimizer", "sgd", "--learning-rate", "1e30", "--on-nonfinite", "skip", "--out", tmp_path / "run"
@@ -295,8 +295,8 @@ def test_runs_that_skip_say_nothing_of_overflows(tmp_path):
     assert "skipped" in shown
 
 
-def test_checks_of_epochs_of_one_iteration_are_at_their_epochs(tmp_path):
-    """There the first check comes after epoch 1, not before it."""
+def test_checks_after_epochs_of_one_iteration_have_the_right_epoch(tmp_path):
+    """The first check then comes after epoch 1, not before it."""
     shown = succeed("train", "--num-train", 20, "--augment", "none", "--epochs", 3, "--out", tmp_path / "run")
     assert "(Epoch 1 / 3)" in shown
     accuracies = read_run(tmp_path / "run").history["val_acc_history"]
@@ -306,7 +306,7 @@ def test_checks_of_epochs_of_one_iteration_are_at_their_epochs(tmp_path):
     assert table.split("\t")[-1] == epoch
 
 
-def test_a_finished_run_is_left_alone_by_resume(tmp_path):
+def test_resume_does_not_change_a_finished_run(tmp_path):
     run = tmp_path / "run"
     succeed(*SHORT, "--out", run)
     before = {path.name: path.read_bytes() for path in run.iterdir()}
@@ -412,8 +412,8 @@ def test_other_kinds_of_image_become_the_models_pixels(tmp_path, name, change):
 
 
 @pytest.mark.parametrize("name", ["stroke.png", "palette.png", "grey.png"])
-def test_transparent_parts_are_white_as_on_paper(tmp_path, name):
-    """A black stroke on nothing, as drawing programs save it: without its transparency all of it is black."""
+def test_transparent_pixels_become_white(tmp_path, name):
+    """Drawing programs save a black stroke on a transparent ground, whose colour is black too."""
     opaque = Image.fromarray(np.array([[0, 255], [0, 0]], np.uint8))
     image = Image.merge("LA", (Image.new("L", (2, 2)), opaque))
     image = image if name == "grey.png" else image.convert("RGBA")
@@ -467,7 +467,7 @@ def test_classes_without_names_are_numbers(tmp_path):
     assert name in "0123456789"
 
 
-# ---- mistakes
+# ---- errors
 
 
 def raising(error):
@@ -501,7 +501,7 @@ def raising(error):
         ([], "Usage: "),
     ],
 )
-def test_wrong_usage_is_told_with_the_choices_and_exits_with_2(words, message):
+def test_wrong_usage_names_the_choices_and_exits_with_2(words, message):
     result = call(*words)
     assert result.exit_code == 2
     assert message in result.output
@@ -530,7 +530,7 @@ def test_wrong_usage_is_told_with_the_choices_and_exits_with_2(words, message):
         (["predict", "file", "file"], {}, "file is damaged or not a safetensors file"),
     ],
 )
-def test_failure_is_told_in_one_line_and_exits_with_1(tmp_path, monkeypatch, words, environment, message):
+def test_failure_prints_one_line_and_exits_with_1(tmp_path, monkeypatch, words, environment, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("xpconv.data.cifar10._download", raising(OSError("offline")))
     monkeypatch.setattr("xpconv.data.cifar10._cache_folder", lambda: tmp_path / "cache")
@@ -552,7 +552,7 @@ def test_failure_is_told_in_one_line_and_exits_with_1(tmp_path, monkeypatch, wor
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, ""),
     ],
 )
-def test_trouble_of_the_machine_leaves_no_traceback(monkeypatch, error, code, message):
+def test_errors_of_the_system_print_no_traceback(monkeypatch, error, code, message):
     monkeypatch.setattr(_run, "load_dataset", raising(error))
     result = call("train")
     assert result.exit_code == code
@@ -560,7 +560,7 @@ def test_trouble_of_the_machine_leaves_no_traceback(monkeypatch, error, code, me
     assert "Traceback" not in result.output
 
 
-def test_missing_matplotlib_is_told_before_training(tmp_path, monkeypatch):
+def test_missing_matplotlib_is_named_before_training(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     result = call(*SHORT, "--out", tmp_path / "run")
@@ -570,7 +570,7 @@ def test_missing_matplotlib_is_told_before_training(tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-def test_missing_pillow_is_told(bare, monkeypatch):
+def test_missing_pillow_is_named(bare, monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
     result = call("predict", bare.model, "digit.png")
     assert result.exit_code == 1
@@ -636,7 +636,7 @@ def test_help_shows_an_example_and_every_command():
 
 
 def completions(line, shell="zsh", **environment):
-    """Return what the tab key offers at the end of a line, and what is printed on the side."""
+    """Return the completions of a line, and the standard error."""
     words = {"bash": {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}}
     asked = words.get(shell, {"_TYPER_COMPLETE_ARGS": line, "_TYPER_COMPLETE_FISH_ACTION": "get-args"})
     run = subprocess.run(
@@ -676,7 +676,7 @@ OFFERED = {
 
 
 @pytest.mark.parametrize(("option", "begun"), OFFERED)
-def test_words_offered_are_those_that_the_option_takes(option, begun):
+def test_completion_offers_the_words_that_the_option_takes(option, begun):
     params = {name: param for param in get_command(_app.app).commands["train"].params for name in param.opts}
     context = SimpleNamespace(resilient_parsing=True)
     assert [item.value for item in params[option].shell_complete(context, begun)] == OFFERED[option, begun]
@@ -719,7 +719,7 @@ def test_bash_completes_a_line_with_the_installed_script(tmp_path):
     assert run.stdout == "--optimizer\n"
 
 
-def test_help_tells_the_defaults_of_each_data_set():
+def test_help_shows_the_defaults_of_each_data_set():
     assert "8 for digits, 5 for cifar10" in " ".join(succeed("train", "--help").split())
 
 

@@ -1,4 +1,4 @@
-"""Runs side by side: named by what differs, and drawn over each other."""
+"""`xpconv compare`: names, summaries and curves of several runs."""
 
 import csv
 import json
@@ -52,7 +52,7 @@ def test_run_is_read_as_it_was_written(tmp_path):
 def test_folder_that_holds_no_run_is_named(tmp_path, damage):
     folder = write_run(tmp_path / "a", [1.0], [0.1])
     damage(folder)
-    with pytest.raises(ArgumentError, match=r"a is no folder of a run .* with config\.json and metrics\.csv"):
+    with pytest.raises(ArgumentError, match=r"a is not the folder of a run .* with config\.json and metrics\.csv"):
         read_run(folder)
 
 
@@ -71,11 +71,11 @@ def runs_of(*settings):
         ([{"a": 1}, {"a": 1, "new": "x"}], ["new=None", "new=x"]),
     ],
 )
-def test_runs_are_named_by_what_differs(settings, names):
+def test_runs_are_named_by_differing_settings(settings, names):
     assert differences(runs_of(*settings)) == names
 
 
-def test_summary_tells_the_last_losses_and_the_best_accuracy():
+def test_summary_has_the_last_losses_and_the_best_accuracy():
     history = {"loss_history": np.arange(30.0, 0, -1), "val_acc_history": np.array([0.1, 0.7, 0.6])}
     empty = {"loss_history": np.array([]), "val_acc_history": np.array([])}
     table = summary([Run(Path("a"), {"x": 1}, history), Run(Path("b"), {"x": 2}, empty)])
@@ -107,10 +107,10 @@ def test_command_draws_runs_of_different_lengths_and_prints_a_row_each(tmp_path,
         assert picture.format == "PNG"
 
 
-def test_command_tells_what_is_no_run(tmp_path):
+def test_command_names_a_folder_that_holds_no_run(tmp_path):
     result = compare(tmp_path, "--out", tmp_path / "new.png")
     assert result.exit_code == 1
-    assert result.stderr.startswith(f"xpconv: error: {tmp_path} is no folder of a run")
+    assert result.stderr.startswith(f"xpconv: error: {tmp_path} is not the folder of a run")
     assert not list(tmp_path.iterdir())
 
 

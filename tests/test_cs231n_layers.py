@@ -54,14 +54,14 @@ SPELLINGS = {
 
 
 @pytest.mark.parametrize("module", SPELLINGS)
-def test_every_name_of_the_course_is_there(module):
+def test_every_name_of_the_course_exists(module):
     found = importlib.import_module(f"xpconv.cs231n.{module}")
     assert set(SPELLINGS[module].split()) <= set(found.__all__)
     assert all(callable(getattr(found, name)) for name in found.__all__)
 
 
 @pytest.mark.parametrize("module", ["layer_utils", "classifiers.fc_net", "classifiers.cnn"])
-def test_star_imports_bring_the_layers_along(module):
+def test_star_imports_include_the_layers(module):
     namespace = {}
     exec(f"from xpconv.cs231n.{module} import *", namespace)
     for source in ("layers", "fast_layers", "layer_utils"):
@@ -249,7 +249,7 @@ def test_group_norm_gives_gradients_in_the_shape_of_gamma(shape):
         np.testing.assert_array_equal(g.reshape(-1), e.reshape(-1))
 
 
-def test_numbers_of_options_may_be_numpys():
+def test_options_may_be_numpy_integers():
     x, w, b = values(1, 1, 5, 5), values(1, 1, 3, 3), values(1)
     numbers = {"stride": np.int64(2), "pad": np.int64(1)}
     plain = {"stride": 2, "pad": 1}
@@ -271,7 +271,7 @@ def test_running_averages_are_written_back_into_the_dict():
     np.testing.assert_allclose(bn_param["running_mean"], 0.36 * x.mean(axis=0))
 
 
-def test_a_test_uses_the_running_averages_and_leaves_them():
+def test_testing_uses_the_running_averages_without_changing_them():
     x = values(10, 3)
     bn_param = {"mode": "test", "eps": 0.5, "running_mean": np.array([1, 2, 3]), "running_var": np.array([4, 5, 6])}
     out, _ = layers.batchnorm_forward(x, np.ones(3), np.zeros(3), bn_param)
@@ -315,7 +315,7 @@ def test_dropout_masks_are_the_draws_of_the_course(seed):
     np.testing.assert_allclose(layers.dropout_backward(np.ones_like(x), cache), mask / 0.3, rtol=1e-14)
 
 
-def test_dropout_leaves_a_test_alone():
+def test_dropout_does_nothing_in_testing():
     x = values(3, 4)
     state = np.random.get_state()[1].copy()
     out, cache = layers.dropout_forward(x, {"mode": "test", "p": 0.3})
@@ -355,7 +355,7 @@ def test_columns_make_a_convolution_a_product():
     np.testing.assert_allclose(product.reshape(4, 6, 6, 2).transpose(3, 0, 1, 2), out, atol=1e-12)
 
 
-def test_col2im_adds_back_where_im2col_took():
+def test_col2im_adds_to_the_pixels_that_im2col_took():
     x = values(2, 3, 5, 6)
     cols = im2col.im2col_indices(x, 3, 2, padding=1, stride=2)
     other = values(*cols.shape)
@@ -429,14 +429,14 @@ def test_grids_share_one_scale_or_not():
 
 @pytest.fixture
 def small_cifar(monkeypatch):
-    """Put 300 training and 60 test images in the place of CIFAR-10."""
+    """Replace CIFAR-10 by 300 training and 60 test images."""
     X, y = rng.integers(0, 256, (360, 3, 32, 32), dtype=np.uint8), rng.integers(0, 10, 360)
     monkeypatch.setattr(data_utils, "find_cifar10", lambda root=None: Path("anywhere"))
     monkeypatch.setattr(data_utils, "read_cifar10", lambda folder: (X[:300], y[:300], X[300:], y[300:]))
     return X, y
 
 
-def test_parts_have_the_mean_training_image_subtracted(small_cifar):
+def test_splits_have_the_mean_training_image_subtracted(small_cifar):
     X, y = small_cifar
     data = data_utils.get_CIFAR10_data(num_training=200, num_validation=50, num_test=40)
     assert {k: (v.shape, v.dtype.name) for k, v in data.items()} == {
@@ -454,7 +454,7 @@ def test_parts_have_the_mean_training_image_subtracted(small_cifar):
     np.testing.assert_array_equal(data["y_val"], y[200:250])
 
 
-def test_the_mean_may_stay(small_cifar):
+def test_subtracting_the_mean_is_optional(small_cifar):
     X, _ = small_cifar
     data = data_utils.get_CIFAR10_data(200, 50, 40, subtract_mean=False)
     np.testing.assert_array_equal(data["X_val"], X[200:250])
@@ -487,7 +487,7 @@ def test_a_batch_file_is_read(tmp_path):
         ({"num_validation": 0}, r"num_validation is 0; expected 1 or more"),
     ],
 )
-def test_more_images_than_there_are_is_refused(counts, message):
+def test_impossible_numbers_of_images_are_refused(counts, message):
     with pytest.raises(ArgumentError, match=message):
         data_utils.get_CIFAR10_data(**counts)
 

@@ -37,7 +37,7 @@ def test_two_layer_net_is_float64():
     assert net.reg == 0.1
 
 
-def test_positions_of_arguments_are_the_courses():
+def test_positional_arguments_are_in_the_courses_order():
     net = FullyConnectedNet([20, 30], 15, 10, 0.5, "layernorm", 0.1, 5e-2, np.float64, 123)
     assert (net.reg, net.dtype, net.seed) == (0.1, "float64", 123)
     assert [layer.keep_prob for layer in net.layers if isinstance(layer, Dropout)] == [0.5, 0.5]
@@ -59,7 +59,7 @@ def test_positions_of_arguments_are_the_courses():
         {"use_batchnorm": False},
     ],
 )
-def test_spellings_of_nothing_extra(options):
+def test_every_spelling_of_no_dropout_and_no_norm(options):
     net = FullyConnectedNet([6], input_dim=5, **options)
     assert not any(isinstance(layer, Dropout | BatchNorm | LayerNorm) for layer in net.layers)
     assert sorted(net.params) == ["W1", "W2", "b1", "b2"]
@@ -105,7 +105,7 @@ def test_convolutions_of_the_course_are_im2col():
     assert [layer.algorithm for layer in ThreeLayerConvNet().layers if isinstance(layer, Conv)] == ["im2col"]
 
 
-def test_nets_are_on_numpy_whatever_is_selected(monkeypatch):
+def test_nets_are_on_numpy_whatever_backend_is_selected(monkeypatch):
     monkeypatch.setenv("XP_BACKEND", "array_api_strict")
     for net in (TwoLayerNet(4, 5, 3), FullyConnectedNet([5], 4), ThreeLayerConvNet((1, 4, 4), 2, 3, 5)):
         assert all(type(w) is np.ndarray for w in net.params.values())

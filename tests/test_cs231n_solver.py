@@ -160,7 +160,7 @@ def test_unknown_options_are_value_errors(data, options, message):
     assert isinstance(caught.value, ValueError)
 
 
-def test_checkpoints_are_models_one_an_epoch(data, tmp_path, capsys):
+def test_each_epoch_saves_a_model(data, tmp_path, capsys):
     net = FullyConnectedNet([8], 12, 3, normalization="batchnorm")
     name = tmp_path / "run"
     Solver(net, data, num_epochs=2, batch_size=30, checkpoint_name=str(name)).train()
@@ -184,7 +184,7 @@ def test_checkpoints_of_a_students_net_are_its_parameters(data, tmp_path):
         np.testing.assert_array_equal(value, net.params[key])
 
 
-def test_a_loss_that_explodes_warns_once_and_goes_on(data):
+def test_a_loss_that_explodes_warns_once_and_training_continues(data):
     class Exploding(StudentNet):
         def loss(self, X, y=None):
             if y is None:

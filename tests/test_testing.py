@@ -1,4 +1,4 @@
-"""The checks must pass what is right and catch what is wrong: each test of the second kind breaks something."""
+"""Checks of gradients and equivalence: correct functions pass, and broken ones are caught."""
 
 import sys
 from typing import NamedTuple
@@ -131,7 +131,7 @@ def test_numerical_gradient_of_a_function_that_returns_its_argument():
     assert eval_numerical_gradient_array(lambda x: x, np.ones(3), np.ones(3)) == pytest.approx([1, 1, 1])
 
 
-def test_numerical_gradients_leave_x_as_it_was():
+def test_numerical_gradients_leave_x_unchanged():
     x = np.random.default_rng(0).normal(size=(3, 3))
     before = x.copy()
     eval_numerical_gradient(np.sum, x)
@@ -157,7 +157,7 @@ def test_x_is_restored_when_the_function_raises(evaluate):
 
 
 @pytest.mark.parametrize(("x", "what"), [(np.arange(3), "int64"), ([1.0], "list")])
-def test_numerical_gradient_refuses_what_a_small_step_would_not_change(x, what):
+def test_numerical_gradient_refuses_dtypes_that_would_lose_a_small_step(x, what):
     with pytest.raises(ArgumentTypeError, match=f"x is {what}; expected a NumPy array of floats"):
         eval_numerical_gradient(np.sum, x)
 
@@ -165,7 +165,7 @@ def test_numerical_gradient_refuses_what_a_small_step_would_not_change(x, what):
 # ---- random projection
 
 
-def test_right_gradients_pass_on_every_backend(backend):
+def test_correct_gradients_pass_on_every_backend(backend):
     assert check_gradient(affine_forward, affine_backward, affine_inputs(backend)) < 1e-8
 
 
@@ -174,7 +174,7 @@ def test_inputs_may_be_a_sequence_and_missing():
     assert check_gradient(affine_forward, affine_backward, [x, w, None]) < 1e-8
 
 
-def test_inputs_are_left_alone(backend):
+def test_inputs_are_not_changed(backend):
     inputs = affine_inputs(backend)
     before = {name: np.array(backend.to_host(x)) for name, x in inputs.items()}
     check_gradient(affine_forward, affine_backward, inputs)
@@ -309,7 +309,7 @@ def test_relu_passes_far_from_its_kinks_and_near_them(backend):
     assert check_gradient(relu_forward, relu_backward, [backend.asarray(x)]) < 1e-6
 
 
-def test_another_direction_is_drawn_where_a_kink_lies_between_the_points():
+def test_another_direction_is_drawn_if_a_kink_lies_between_the_points():
     steps = []
 
     def forward(x):
@@ -327,7 +327,7 @@ def test_kinks_that_no_direction_avoids_are_reported():
         check_gradient(relu_forward, relu_backward, [x])
 
 
-def test_values_exactly_at_a_kink_are_hinted_at():
+def test_error_mentions_values_exactly_at_a_kink():
     with pytest.raises(AssertionError, match="exactly at a kink"):
         check_gradient(relu_forward, relu_backward, [np.zeros(3)])
 
@@ -370,7 +370,7 @@ def test_the_backend_is_selected_while_the_function_runs():
     assert get_backend() == before
 
 
-def test_nested_arguments_are_moved_and_the_others_passed_as_they_are():
+def test_nested_arrays_are_moved_and_other_arguments_passed_unchanged():
     def fn(nested, number, text):
         assert (number, text) == (3, "same")
         assert library_of(nested["a"][0].scores) == get_backend().library
@@ -498,7 +498,7 @@ def test_a_backend_that_cannot_run_is_an_error(monkeypatch):
 
 
 @pytest.mark.torch
-def test_torch_is_compared_with_numpy_and_torch_dtypes_are_named_alike():
+def test_torch_dtypes_have_numpys_names():
     pytest.importorskip("torch")
     report = check_equivalence(lambda x: x @ x, np.ones((3, 3), np.float32), backends=["torch"])
     assert report.rows[1].library == "torch"
@@ -519,14 +519,14 @@ def test_a_transposed_gradient_is_caught_though_the_arguments_come_from_the_same
         check_gradient(forward, backward, {"x": x, "w": w})
 
 
-# ---- what a review found
+# ---- further cases
 
 
-def test_a_right_gradient_of_zero_has_no_error():
+def test_a_correct_gradient_of_zero_has_no_error():
     assert check_gradient(layers.relu_forward, layers.relu_backward, [-np.ones(3)]) == 0.0
 
 
-def test_a_layer_that_writes_into_what_it_is_given_is_judged_by_its_results():
+def test_a_layer_that_writes_into_its_inputs_is_judged_by_its_results():
     def wrong(dout, cache):
         gradient = 3 * dout
         dout *= 1.5
@@ -548,7 +548,7 @@ def test_a_layer_that_writes_into_what_it_is_given_is_judged_by_its_results():
     assert np.all(x == 1)
 
 
-def test_a_buffer_that_is_used_again_is_no_slope_of_0():
+def test_a_reused_output_buffer_does_not_give_slope_0():
     buffer = np.empty((2, 3))
 
     def forward(x):

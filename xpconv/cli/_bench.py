@@ -1,4 +1,4 @@
-"""Whether it pays to move a net to another backend: its training step, timed and weighed on both."""
+"""Time and memory of a net's training step on two backends, and whether it pays to move."""
 
 import json
 import time
@@ -10,24 +10,25 @@ from typing import Any
 
 import numpy as np
 
+from xpconv._validation import check_count
 from xpconv.backend import Backend, to_host
 from xpconv.backend._memory import peak_bytes
-from xpconv.errors import ArgumentError, CheckpointError, XpconvError
+from xpconv.errors import CheckpointError, XpconvError
 from xpconv.io.model import load_model
 from xpconv.nn import Sequential
 from xpconv.training.optim import UPDATE_RULES
 
 __all__ = ["Step", "load_net", "measure_step", "table", "verdict"]
 
-_GROUP_SECONDS = 0.3  # steps follow each other for so long before anyone waits for the device
+_GROUP_SECONDS = 0.3  # duration of a group of steps, after which the host waits for the device
 _GROUPS = 3
-_CLEAR = 1.1  # how many times as fast counts as faster
-_AGREE = {"float32": 1e-3, "float64": 1e-9}
+_CLEARLY_FASTER = 1.1  # smaller ratios count as equal speed
+_LOSS_RTOL = {"float32": 1e-3, "float64": 1e-9}
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one training step takes on a backend.
+    """Time and memory of one training step on a backend.
 
     Parameters
     ----------
@@ -35,11 +36,11 @@ class Step:
     images : int
         Samples in the minibatch.
     first, seconds : float
-        The very first step with all that it prepares, and the best of the later ones, in seconds.
+        Seconds of the first step, including its preparations, and of the fastest later one.
     move : float
-        Seconds to bring a minibatch from host memory to the device.
+        Seconds to move a minibatch from host memory to the device.
     memory : int or None
-        Bytes that a step takes at most beyond parameters and minibatch.
+        Peak memory of a step in bytes, without parameters and minibatch; None if unknown.
 
     Examples
     --------
@@ -56,17 +57,17 @@ class Step:
 
     @property
     def rate(self) -> float:
-        """Samples per second, where moving a minibatch overlaps with computing on the one before."""
+        """Samples per second if the next minibatch is moved while one is computed."""
         return self.images / max(self.seconds, self.move)
 
 
 def load_net(path: Path, backend: str | Backend) -> Sequential:
-    """Read a net from a model's file, or from the ``config.json`` of a run with new parameters.
+    """Read a net from a model file, or build it with new parameters from the ``config.json`` of a run.
 
     Raises
     ------
     CheckpointError
-        If it is neither.
+        If the file is neither.
     """
     if path.suffix != ".json":
         return load_model(path, backend)
@@ -74,12 +75,12 @@ def load_net(path: Path, backend: str | Backend) -> Sequential:
         return Sequential.from_config(json.loads(path.read_text(encoding="utf-8"))["model"], backend)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{path} describes no net ({error!r}): give a model.safetensors or a config.json that xpconv train left"
+            f"{path} describes no net ({error!r}): give a model.safetensors or a config.json that xpconv train wrote"
         ) from error
 
 
 def measure_step(nets: Sequence[Sequential], batch_size: int) -> list[Step]:
-    """Time training steps of the same net on several backends, on the same random minibatch.
+    """Time training steps of the same net on several backends with the same random minibatch.
 
     Raises
     ------
@@ -95,8 +96,7 @@ def measure_step(nets: Sequence[Sequential], batch_size: int) -> list[Step]:
     >>> step.images, step.seconds > 0
     (10, True)
     """
-    if batch_size < 1:
-        raise ArgumentError(f"batch_size is {batch_size}; expected 1 or more")
+    check_count("batch_size", batch_size)
     rng = np.random.default_rng(0)
     X = rng.standard_normal((batch_size, *nets[0].input_shape)).astype(nets[0].dtype)
     y = rng.integers(0, nets[0].num_classes, batch_size)
@@ -106,10 +106,10 @@ def measure_step(nets: Sequence[Sequential], batch_size: int) -> list[Step]:
             measured.append(_measure(net, X, y))
     steps, losses = zip(*measured, strict=True)
     for step, loss in zip(steps, losses, strict=True):
-        if not isclose(loss, losses[0], rel_tol=_AGREE[nets[0].dtype]):
+        if not isclose(loss, losses[0], rel_tol=_LOSS_RTOL[nets[0].dtype]):
             raise XpconvError(
                 f"the loss is {loss!r} on {step.backend} but {losses[0]!r} on {steps[0].backend}: one "
-                "of them computes wrong results; xpconv info tells their versions"
+                "of them computes wrong results; xpconv info shows their versions"
             )
     return list(steps)
 
@@ -126,8 +126,8 @@ def _measure(net: Sequential, X: np.ndarray, y: np.ndarray) -> tuple[Step, float
             UPDATE_RULES["adam"](w, grads[name], configs[name], in_place=True)
 
     first = _seconds(backend, step)
-    once = _seconds(backend, step)
-    calls = max(1, min(100, int(_GROUP_SECONDS / once)))
+    second = _seconds(backend, step)
+    calls = max(1, min(100, int(_GROUP_SECONDS / second)))
     best = min(_seconds(backend, step, calls) for _ in range(_GROUPS))
     move = min(_seconds(backend, lambda: backend.asarray(X)) for _ in range(_GROUPS))
     return (
@@ -146,7 +146,7 @@ def _seconds(backend: Backend, call: Callable[[], Any], calls: int = 1) -> float
 
 
 def table(steps: Sequence[Step]) -> list[tuple[str, ...]]:
-    """Return a header and one row a backend.
+    """Return a header and one row per backend.
 
     Examples
     --------
@@ -169,7 +169,7 @@ def table(steps: Sequence[Step]) -> list[tuple[str, ...]]:
 
 
 def verdict(here: Step, there: Step) -> str:
-    """Say in a sentence whether training should move.
+    """Say in one sentence whether it pays to move the training from one backend to the other.
 
     Examples
     --------
@@ -178,15 +178,15 @@ def verdict(here: Step, there: Step) -> str:
     The move pays: cupy:0 trains 10.0 times as fast as numpy, and after 56 steps has made up for the 5.0 s of its start.
     """
     ratio = there.rate / here.rate
-    if ratio < 1 / _CLEAR:
+    if ratio < 1 / _CLEARLY_FASTER:
         return (
             f"The move does not pay: {there.backend} trains {1 / ratio:.1f} times as slowly as {here.backend}; "
             "larger minibatches or nets suit a GPU better."
         )
-    if ratio < _CLEAR:
+    if ratio < _CLEARLY_FASTER:
         return f"The move does not pay: {there.backend} trains as fast as {here.backend}."
-    start, gain = there.first - there.seconds, here.images / here.rate - there.images / there.rate
+    start, saved_per_step = there.first - there.seconds, here.images / here.rate - there.images / there.rate
     return (
         f"The move pays: {there.backend} trains {ratio:.1f} times as fast as {here.backend}, and after "
-        f"{max(1, ceil(start / gain))} steps has made up for the {start:.1f} s of its start."
+        f"{max(1, ceil(start / saved_per_step))} steps has made up for the {start:.1f} s of its start."
     )

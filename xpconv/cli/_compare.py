@@ -1,4 +1,4 @@
-"""Training runs side by side: what differs between their settings, and how each went."""
+"""Comparison of training runs: their differing settings, and their results."""
 
 import csv
 import json
@@ -18,15 +18,15 @@ HISTORIES = {"loss_history": "loss", "train_acc_history": "train_accuracy", "val
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What a folder that `xpconv train` left says of its run.
+    """The settings and histories in a run's folder.
 
     Parameters
     ----------
     folder : path
     settings : dict
-        Those in ``config.json``.
+        The settings in ``config.json``.
     history : dict of str to array
-        ``loss_history``, ``train_acc_history`` and ``val_acc_history``, as a Solver has them.
+        ``loss_history``, ``train_acc_history`` and ``val_acc_history``, as those of a Solver.
 
     Examples
     --------
@@ -51,7 +51,7 @@ def read_run(folder: Path) -> Run:
     --------
     >>> read_run(Path("no/such/run"))
     Traceback (most recent call last):
-    xpconv.errors.ArgumentError: no/such/run is no folder of a run (...): expected one that xpconv train left...
+    xpconv.errors.ArgumentError: no/such/run is not the folder of a run (...): expected one that xpconv train wrote...
     """
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
@@ -61,22 +61,22 @@ def read_run(folder: Path) -> Run:
         history = {
             name: np.array([float(row[column]) for row in rows if row[column]]) for name, column in HISTORIES.items()
         }
-        ended = len(rows) > 1 or (len(rows) == 1 and config.get("finished"))
-        if ended and rows[-1]["epoch"] == rows[-1]["iteration"]:  # the first check came after epoch 1
+        epoch_complete = len(rows) > 1 or (len(rows) == 1 and config.get("finished"))
+        if epoch_complete and rows[-1]["epoch"] == rows[-1]["iteration"]:  # then the first check is after epoch 1
             for name in ("train_acc_history", "val_acc_history"):
                 history[name] = np.insert(history[name], 0, np.nan)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArgumentError(
-            f"{folder} is no folder of a run ({type(error).__name__}: {error}): expected one that "
-            "xpconv train left, with config.json and metrics.csv"
+            f"{folder} is not the folder of a run ({type(error).__name__}: {error}): expected one that "
+            "xpconv train wrote, with config.json and metrics.csv"
         ) from error
     return Run(folder, settings, history)
 
 
 def differences(runs: Sequence[Run]) -> list[str]:
-    """Name each run by the settings in which not all agree, and by its folder where that tells too little.
+    """Name each run by the settings that differ, and also by its folder if these do not tell runs apart.
 
-    How often a run wrote checkpoints makes no difference.
+    The interval of checkpoints is ignored.
 
     Examples
     --------
@@ -96,7 +96,7 @@ def differences(runs: Sequence[Run]) -> list[str]:
 
 
 def summary(runs: Sequence[Run]) -> list[tuple[str, ...]]:
-    """Return a table with a row for each run, its header first.
+    """Return a table with a header and one row per run.
 
     ``final loss`` is the mean over the last tenth of the iterations.
 

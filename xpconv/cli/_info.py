@@ -1,4 +1,4 @@
-"""What is printed for people: tables, and what a bug report needs to know of this machine."""
+"""The environment: what a bug report needs to say about this machine."""
 
 import os
 import platform
@@ -19,7 +19,7 @@ __all__ = ["environment"]
 
 
 def environment() -> list[tuple[str, str]]:
-    """Return pairs of a name and what is the case, from the version of xpconv to the folder of the data.
+    """Return pairs of a name and a text: versions, threads, backends, environment variables and the data folder.
 
     Examples
     --------
@@ -36,24 +36,24 @@ def environment() -> list[tuple[str, str]]:
         for library in threadpool_info()
         if library["user_api"] == "blas"
     ]
-    rows += [("threads", _tell(lambda: str(num_threads()))), ("workspace", _tell(_workspace))]
+    rows += [("threads", _or_error(lambda: str(num_threads()))), ("workspace", _or_error(_workspace))]
     for library in LIBRARIES:
         found = diagnose(library)
         state = f"available, version {found.version}, " if found.available else "not available: "
         rows.append((f"backend {library}", state + found.detail))
-    rows.append(("selected backend", _tell(_selected)))
+    rows.append(("selected backend", _or_error(_selected)))
     rows += [
         (name, value)
         for name, value in sorted(os.environ.items())
         if name == "XP_BACKEND" or name.startswith("XPCONV_")
     ]
-    rows.append(("data cache", _cache()))
+    rows.append(("data cache", _data_cache()))
     return rows
 
 
-def _tell(ask: Callable[[], str]) -> str:
+def _or_error(describe: Callable[[], str]) -> str:
     try:
-        return ask()
+        return describe()
     except XpconvError as error:
         return f"error: {error}"
 
@@ -65,11 +65,11 @@ def _workspace() -> str:
 
 def _selected() -> str:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # auto warns of what the rows above tell
+        warnings.simplefilter("ignore")  # auto warns about backends that the rows above show
         return str(get_backend())
 
 
-def _cache() -> str:
+def _data_cache() -> str:
     if find_spec("pooch") is None:
         return 'unknown without pooch: pip install "xpconv[train]"'
     import pooch
