@@ -24,7 +24,7 @@ if shutil.which("g++") is None:
 from xpconv.errors import ArgumentError
 from xpconv.layers import norm
 from xpconv.ops import tiling
-from xpconv.ops.cupy import _ops as cuda
+from xpconv.ops.cupy import _conv, _finite, _groups, _launch, _loss, _norm, _pool, _windows
 from xpconv.ops.dispatch import accelerated_versions
 from xpconv.ops.windows import output_size
 
@@ -51,10 +51,11 @@ def cases(monkeypatch, seed, count=CASES):
 
 
 def limit(monkeypatch, blocks, most):
-    monkeypatch.setattr(cuda, "_BLOCKS", blocks)
-    monkeypatch.setattr(cuda, "_MOST", most)
-    cuda._windows.cache_clear()
-    cuda._groups.cache_clear()
+    for module in (_launch, _loss, _finite):
+        monkeypatch.setattr(module, "reduction_blocks", lambda: blocks)
+    monkeypatch.setattr(_launch, "_MAX_GRID_Y", most)
+    _windows.windows_and_grids.cache_clear()
+    _groups._groups_and_grid.cache_clear()
 
 
 def any_of(rng, *values):
@@ -186,10 +187,10 @@ def test_max_pool_and_max_unpool(monkeypatch, dtype):
 )
 def test_nan_wins_a_window_and_the_first_of_equals(dtype, values, best, winner):
     x = cupy.asarray(np.reshape(values, (1, 1, 2, 2)), dtype)
-    found, where = cuda.max_pool(x, (2, 2), (2, 2), (0, 0))
+    found, where = _pool.max_pool(x, (2, 2), (2, 2), (0, 0))
     assert np.array_equal(found.ravel(), [best], equal_nan=True)
     assert where.ravel().tolist() == [winner]
-    found, where = cuda.max_pool(x, (5, 5), (1, 1), (2, 2))  # where padding precedes the values
+    found, where = _pool.max_pool(x, (5, 5), (1, 1), (2, 2))  # where padding precedes the values
     assert np.array_equal(found[0, 0, 0, 0], best, equal_nan=True)
     assert where[0, 0, 0, 0] == (winner // 2 + 2) * 5 + winner % 2 + 2
 
@@ -274,7 +275,7 @@ def test_normalise_and_its_gradients(monkeypatch, dtype):
 def normalised(x):
     """Return the results for x (N, C, L), over its images and pixels."""
     gamma, beta = (cupy.asarray(np.full((1, x.shape[1], 1), value), x.dtype) for value in (1, 0))
-    return cuda.normalise(x, gamma, beta, axes=(0, 2), tile_axis=1, eps=1e-5)
+    return _norm.normalise(x, gamma, beta, axes=(0, 2), tile_axis=1, eps=1e-5)
 
 
 @pytest.mark.parametrize("value", [1e3, 1e5, 1e6])
@@ -386,7 +387,7 @@ def test_penalise(monkeypatch, dtype):
 
 def test_weights_of_no_values_count_for_nothing():
     weights, grads = ([cupy.asarray(np.ones(size), "float32") for size in (3, 0, 2)] for _ in range(2))
-    assert cuda.add_l2_penalty(cupy.asarray(1.0, "float32"), weights, grads, 0.5) == 1 + 0.25 * 5
+    assert _loss.add_l2_penalty(cupy.asarray(1.0, "float32"), weights, grads, 0.5) == 1 + 0.25 * 5
     assert [grad.tolist() for grad in grads] == [[1.5] * 3, [], [1.5] * 2]
 
 
@@ -420,7 +421,7 @@ def test_as_many_blocks_as_share_a_reduction(dtype):
 def test_runs_repeat_bit_by_bit_in_any_order_of_warps():
     rng = np.random.default_rng(13)
     x = cupy.asarray(rng.standard_normal((3, 2, 5000)), "float32")
-    one, other = (cuda._rows(x) for _ in range(2))
+    one, other = (_conv.images_to_rows(x) for _ in range(2))
     assert all(a.tobytes() == b.tobytes() for a, b in zip(one, other, strict=True))
 
 
@@ -429,7 +430,7 @@ def test_divisors_are_exact():
     powers = np.array([2**k + d for k in range(32) for d in (-1, 0, 1)])
     for d in {*range(1, 2000), *powers, *(2 ** rng.uniform(0, 31, 3000)).astype(int)} - {0} - {2**31 + 1}:
         d = int(d)
-        given, m, shift = cuda._divisor(d)
+        given, m, shift = _launch.divisor(d)
         assert given == d
         assert m < 2**32
         n = np.concatenate([powers, rng.integers(0, 2**31, 100), d * rng.integers(0, 2**31 // d + 1, 100)])
@@ -442,7 +443,7 @@ def test_divisors_are_exact():
 
 def test_too_many_values_for_an_index_are_refused():
     with pytest.raises(ArgumentError, match="expected fewer than 2"):
-        cuda._windows((2**15, 1, 2**8, 2**8), (1, 1), (1, 1), (0, 0))
+        _windows.windows_and_grids((2**15, 1, 2**8, 2**8), (1, 1), (1, 1), (0, 0))
 
 
 # ---- the emulated CuPy itself

@@ -1,4 +1,4 @@
-"""As much of CuPy as xpconv.ops.cupy._ops calls, on the CPU: g++ compiles the kernels, and block.h runs them.
+"""As much of CuPy as xpconv.ops.cupy calls, on the CPU: g++ compiles the kernels, and block.h runs them.
 
 Arrays are NumPy's, of a class of their own. New ones hold NaN, so that what a kernel does not write is seen. A kernel
 takes arguments as CuPy 14 passes them, and here it is an error if one has not the very type of its parameter.
@@ -50,6 +50,19 @@ def ascontiguousarray(a, dtype=None):
     if not isinstance(a, ndarray):
         raise TypeError(f"{type(a)} is no array of CuPy")
     return a if a.flags.c_contiguous and dtype in (None, a.dtype) else np.array(a, dtype, order="C", subok=True)
+
+
+class cuda:
+    """One device."""
+
+    class runtime:
+        @staticmethod
+        def getDevice():
+            return 0
+
+    class Device:
+        def __init__(self, device):
+            self.attributes = {"MultiProcessorCount": 132}  # An H200's.
 
 
 class _Range(ctypes.Structure):

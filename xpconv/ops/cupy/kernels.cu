@@ -1,4 +1,4 @@
-// The kernels of cuda.py, compiled by NVRTC with -DReal=float or double and -DPlace=uint8 or int64.
+// The CUDA kernels, compiled by NVRTC with -DReal=float or double and -DIndex=uint8 or int64 (of an argmax).
 //
 // A row of blocks, blockIdx.x, works on a channel, or on a group of values that share their statistics; its threads
 // count the channel's values in all images, e = 0, 1, ... Results are gathered: no thread writes where another does,
@@ -18,6 +18,7 @@ typedef long long int64;
 // A divisor with its multiplier: n / d = (the upper half of n * m, plus n) >> s for n < 2^31 (Granlund and
 // Montgomery 1994). A division by a number known at run time alone would cost more than a value's way to memory.
 struct Divisor { unsigned d, m, s; };
+static_assert(sizeof(Divisor) == 12, "DIVISOR in _launch.py has other fields");
 
 __device__ unsigned operator/(unsigned n, Divisor by) { return (__umulhi(n, by.m) + n) >> by.s; }
 
@@ -29,7 +30,11 @@ __device__ bool exceeds(T a, T b) { return a > b || a != a; }  // NaN exceeds ev
 
 // ---- windows
 
-struct Windows { int N, C, H, W, KH, KW, SH, SW, PH, PW, OH, OW; Divisor image, row, output, output_row, down, across; };
+struct Windows {
+    int N, C, H, W, KH, KW, SH, SW, PH, PW, OH, OW;
+    Divisor image, row, output, output_row, down, across;  // H * W, W, OH * OW, OW, SH, SW
+};
+static_assert(sizeof(Windows) == 120, "_WINDOWS in _windows.py has other fields");
 
 __device__ size_t plane(Windows g, unsigned n) { return (size_t)n * g.C + blockIdx.x; }
 
@@ -112,6 +117,7 @@ extern "C" __global__ void max_pool_backward(const T* __restrict__ dout, const I
 
 // gamma and beta have `channels` values, each for `inner` values that follow each other.
 struct Groups { unsigned A, S, pieces, channels; Divisor B, inner; };
+static_assert(sizeof(Groups) == 40, "_GROUPS in _groups.py has other fields");
 
 __device__ unsigned size(Groups g) { return g.A * g.B.d; }
 

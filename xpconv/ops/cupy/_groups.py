@@ -1,0 +1,45 @@
+"""The struct that describes to a kernel which values of an array belong to one sum."""
+
+from functools import lru_cache
+from math import prod
+
+import numpy as np
+
+from xpconv.ops.cupy import _launch
+from xpconv.ops.cupy._launch import DIVISOR, Grid, Shape, divisor, grid_of, struct
+
+_GROUPS = np.dtype(
+    [*((name, np.uint32) for name in ("A", "S", "pieces", "channels")), ("B", DIVISOR), ("inner", DIVISOR)]
+)
+
+
+def groups_and_grid(
+    shape: Shape, gamma_shape: Shape, axes: tuple[int, ...], pieces: int = 0
+) -> tuple[Grid, np.ndarray, Shape]:
+    """Return the grid for sums over `axes`, the struct Groups, and the shape of the sums.
+
+    The axes that are not summed over lie side by side, and so do those axes of gamma that have more than 1 value. The
+    struct gets `pieces`, or the grid's own number of pieces if that is 0.
+    """
+    return _groups_and_grid(shape, gamma_shape, axes, pieces, _launch.reduction_blocks())
+
+
+@lru_cache(maxsize=4096)
+def _groups_and_grid(
+    shape: Shape, gamma_shape: Shape, axes: tuple[int, ...], pieces: int, blocks: int
+) -> tuple[Grid, np.ndarray, Shape]:
+    kept = [axis for axis in range(len(shape)) if axis not in axes]
+    A, S, B = prod(shape[: kept[0]]), prod(shape[axis] for axis in kept), prod(shape[kept[-1] + 1 :])
+    last = max((axis for axis, count in enumerate(gamma_shape) if count > 1), default=None)
+    inner = B if last is None else prod(shape[last + 1 :])  # For a single channel, any number >= B will do.
+    grid = grid_of(S, A * B, max(1, blocks // S))
+    groups = struct(
+        _GROUPS,
+        A=A,
+        S=S,
+        pieces=pieces or grid[0][1],
+        channels=prod(gamma_shape),
+        B=divisor(B),
+        inner=divisor(inner),
+    )
+    return grid, groups, tuple(1 if axis in axes else count for axis, count in enumerate(shape))
