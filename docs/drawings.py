@@ -1,11 +1,12 @@
-"""The pictures of the documentation, drawn with matplotlib from real arrays while it is built."""
+"""Draw the pictures of the documentation with matplotlib while it is built."""
 
-from itertools import pairwise
+import re
+import tomllib
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.lines import Line2D
-from matplotlib.patches import FancyArrowPatch, Rectangle
+from matplotlib.patches import Rectangle
 
 COLOURS = (
     "tab:blue",
@@ -22,7 +23,7 @@ CELL = 0.42  # inches
 
 
 def grid(axes, values, title="", colours=None, marked=()):
-    """Write a small matrix into squares; `colours` tints them (None: white), `marked` places get a heavy frame."""
+    """Draw a small matrix as squares; `colours` tints them (None: white), `marked` squares get a heavy frame."""
     values = np.atleast_2d(values)
     rows, columns = values.shape
     for i in range(rows):
@@ -39,7 +40,7 @@ def grid(axes, values, title="", colours=None, marked=()):
 
 
 def row_of_grids(*grids, between=()):
-    """Draw matrices beside each other on one scale, with a sign such as "=" after each but the last."""
+    """Draw matrices side by side on one scale, with the signs of `between`, such as "=", between them."""
     shapes = [np.atleast_2d(options["values"]).shape for options in grids]
     widths = [columns for _, columns in shapes]
     titles = max(options.get("title", "").count("\n") + 1 for options in grids)
@@ -60,7 +61,7 @@ def row_of_grids(*grids, between=()):
 
 
 def window_colours(image_shape, size, stride=1):
-    """Return, for each window of an image, its colour and the pixels (top, left) where it starts."""
+    """Return the colour and the top left pixel of each window of an image."""
     starts = [
         (i, j) for i in range(0, image_shape[0] - size + 1, stride) for j in range(0, image_shape[1] - size + 1, stride)
     ]
@@ -68,7 +69,7 @@ def window_colours(image_shape, size, stride=1):
 
 
 def draw_windows(image, size, stride=1):
-    """Draw an image once for each of its windows, the window tinted."""
+    """Draw an image once for each of its windows, with that window tinted."""
     panels = []
     for number, (colour, (top, left)) in enumerate(window_colours(image.shape, size, stride)):
         tints = [
@@ -80,23 +81,23 @@ def draw_windows(image, size, stride=1):
 
 
 def draw_columns(cols, colours, title):
-    """Draw a matrix whose columns have a colour each."""
+    """Draw a matrix with one colour for each column."""
     return row_of_grids({"values": cols, "title": title, "colours": [list(colours)] * len(cols)})
 
 
 def draw_product(rows, cols, colours):
-    """Draw a matrix of filters times a matrix of columns, and what it gives."""
+    """Draw a matrix of filters, a matrix of columns, and their product."""
     tint = [list(colours)]
     return row_of_grids(
-        {"values": rows, "title": "filters, one a row"},
-        {"values": cols, "title": "windows, one a column", "colours": tint * len(cols)},
+        {"values": rows, "title": "filters, one per row"},
+        {"values": cols, "title": "windows, one per column", "colours": tint * len(cols)},
         {"values": rows @ cols, "title": "outputs", "colours": tint * len(rows)},
         between=("@", "="),
     )
 
 
 def draw_images(images, titles=(), columns=8, width=1.1, cmap="gray"):
-    """Draw images (H, W) in rows, each stretched to its own range."""
+    """Draw images (H, W) in rows, each scaled to its own range of values."""
     rows = -(-len(images) // columns)
     figure, axes = plt.subplots(
         rows,
@@ -115,7 +116,7 @@ def draw_images(images, titles=(), columns=8, width=1.1, cmap="gray"):
 
 
 def draw_shared_statistics():
-    """Draw, for 4 samples of 4 channels, which values each norm takes one mean and one variance of."""
+    """Draw which values share a mean and a variance in each norm, for 4 samples of 4 channels."""
     kinds = {
         "batch norm": lambda n, c: c,
         "layer norm": lambda n, c: n,
@@ -141,72 +142,55 @@ def draw_shared_statistics():
     return figure
 
 
-KINDS = {  # what a part of the package may know, and its colour in the picture
-    "names no array library": "#cfe8cf",
-    "knows the array libraries": "#f6d9b8",
-    "works on the host, may use NumPy": "#d5e0f3",
-    "outside xpconv": "#e8e8e8",
+KINDS = {  # what a floor may use, and its colour in the picture
+    "no array library": "#cfe8cf",
+    "any array library": "#f6d9b8",
+    "NumPy, on the host": "#d5e0f3",
 }
-NEUTRAL, LIBRARY, HOST, OUTSIDE = KINDS
-BOXES = {  # name: (column, row, kind, what it is)
-    "cli.py": (1, 0, HOST, "the commands"),
-    "cs231n/": (3, 0, HOST, "the course's\nnames"),
-    "reference.py": (4, 0, HOST, "loops, to\ntest against"),
-    "data/": (0, 1, HOST, "images, labels,\nminibatches"),
-    "solver.py": (1, 1, HOST, "the training\nloop"),
-    "sequential.py": (2, 1, NEUTRAL, "model.loss,\nparameters"),
-    "layers/": (3, 1, NEUTRAL, "forward and\nbackward passes"),
-    "primitives/": (4, 1, LIBRARY, "windows, tiles,\nfast versions"),
-    "array library": (5, 1, OUTSIDE, "NumPy, CuPy,\ntorch, ..."),
-    "checkpoint.py": (0, 2, HOST, "models\nas files"),
-    "optim.py": (1, 2, NEUTRAL, "update rules"),
-    "nn.py, models.py": (2, 2, NEUTRAL, "layers as objects,\nnets as lists"),
-    "testing.py": (3, 2, LIBRARY, "gradient and\nequivalence checks"),
-    "backend.py": (4, 2, LIBRARY, "the only door\nto the device"),
+NEUTRAL, LIBRARY, HOST = KINDS
+FLOORS = {  # name: (kind, what it holds)
+    "cli": (HOST, "commands and run folders"),
+    "cs231n": (HOST, "the course's names and signatures"),
+    "training": (HOST, "Solver, update rules, schedules, checkpoints, preflight checks"),
+    "viz": (HOST, "curves, filters, confusion matrix, mistakes"),
+    "io": (HOST, "model files, ONNX, PyTorch state dicts"),
+    "data": (HOST, "data sets, sampling, augmentation"),
+    "testing": (LIBRARY, "gradient checks, comparison of backends, layer checks"),
+    "nn": (NEUTRAL, "layer objects, Sequential, models"),
+    "layers": (NEUTRAL, "forward and backward functions; reference.py as plain loops"),
+    "ops": (LIBRARY, "operations beyond the array standard, with fast versions for NumPy and CuPy"),
+    "backend": (LIBRARY, "selecting an array library and device, moving arrays"),
+    "random": (HOST, "random streams drawn on the host"),
+    "_validation": (HOST, "checks of arguments"),
+    "errors": (HOST, "exceptions"),
+    "_version": (HOST, "the version"),
 }
-FLOW = ["data/", "solver.py", "sequential.py", "layers/", "primitives/", "array library"]
-USES = [
-    ("cli.py", "solver.py"),
-    ("solver.py", "optim.py"),
-    ("sequential.py", "nn.py, models.py"),
-    ("cs231n/", "layers/"),
-    ("testing.py", "layers/"),
-]
-WIDTH, HEIGHT, STEP_X, STEP_Y = 2.3, 1.1, 3.1, 2.1
+
+
+def floors():
+    """Return the floors from the bottom up, as pyproject.toml orders them: a list of names for each row."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    (layers,) = (c["layers"] for c in project["tool"]["importlinter"]["contracts"] if c["type"] == "layers")
+    return [[name.strip(" ()") for name in re.split("[:|]", row)] for row in reversed(layers)]
 
 
 def draw_architecture():
-    """Draw how data flows through the package, and which part may know what."""
-    figure, axes = plt.subplots(figsize=(11, 4.8), layout="constrained")
-
-    def corner(name):
-        column, row, *_ = BOXES[name]
-        return column * STEP_X, row * STEP_Y
-
-    def arrow(start, end, **style):
-        axes.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=12, shrinkA=0, shrinkB=0, **style))
-
-    for name, (_, _, kind, text) in BOXES.items():
-        left, top = corner(name)
-        axes.add_patch(Rectangle((left, top), WIDTH, HEIGHT, facecolor=KINDS[kind], edgecolor="0.4"))
-        axes.text(left + WIDTH / 2, top + 0.25, name, ha="center", va="center", fontsize=9.5, weight="bold")
-        axes.text(left + WIDTH / 2, top + 0.73, text, ha="center", va="center", fontsize=8.5)
-    for here, there in pairwise(FLOW):
-        (left, top), (right, _) = corner(here), corner(there)
-        arrow((left + WIDTH, top + 0.35), (right, top + 0.35), color="tab:blue", linewidth=1.6)
-        if here != "data/":
-            arrow((right, top + 0.75), (left + WIDTH, top + 0.75), color="tab:red", linewidth=1.6, linestyle="--")
-    for user, used in USES:
-        (left, top), (_, other) = corner(user), corner(used)
-        ends = (top + HEIGHT, other) if other > top else (top, other + HEIGHT)
-        arrow((left + WIDTH / 2, ends[0]), (left + WIDTH / 2, ends[1]), color="0.4", linewidth=1)
+    """Draw the floors of the package, one above the other: each imports only from itself and the floors below."""
+    rows = floors()
+    figure, axes = plt.subplots(figsize=(9, 0.42 * len(rows) + 0.8), layout="constrained")
+    for row, names in enumerate(rows):
+        width = 1 / len(names)
+        for column, name in enumerate(names):
+            kind, text = FLOORS[name]
+            axes.add_patch(Rectangle((column * width, row), width, 0.86, facecolor=KINDS[kind], edgecolor="0.4"))
+            axes.text(column * width + 0.015, row + 0.43, name, va="center", fontsize=10, weight="bold")
+            axes.text(column * width + 0.15, row + 0.43, text, va="center", fontsize=9)
+    axes.annotate(
+        "", (1.03, 0), (1.03, len(rows) - 0.14), arrowprops={"arrowstyle": "-|>", "color": "0.4"}, annotation_clip=False
+    )
+    axes.text(1.045, len(rows) / 2, "imports", rotation=270, va="center", ha="left", fontsize=9, color="0.4")
     handles = [Rectangle((0, 0), 1, 1, facecolor=colour, edgecolor="0.4", label=kind) for kind, colour in KINDS.items()]
-    handles += [
-        Line2D([], [], color="tab:blue", label="data"),
-        Line2D([], [], color="tab:red", linestyle="--", label="gradients"),
-        Line2D([], [], color="0.4", linewidth=1, label="uses"),
-    ]
-    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4, frameon=False, fontsize=9)
-    axes.set(xlim=(-0.1, 5 * STEP_X + WIDTH + 0.1), ylim=(2 * STEP_Y + HEIGHT + 0.15, -0.15))
+    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3, frameon=False, title="may use")
+    axes.set(xlim=(-0.01, 1.08), ylim=(-0.05, len(rows)))
     axes.set_axis_off()
     return figure

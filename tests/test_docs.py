@@ -54,6 +54,15 @@ def test_every_public_name_has_an_example(thing):
     assert re.search(r"^Examples\n-+\n(.*\n)*?>>> ", inspect.cleandoc(thing.__doc__ or ""), re.M)
 
 
+def test_every_floor_of_the_import_contract_is_described_in_the_picture(monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.syspath_prepend(DOCS)
+    drawings = importlib.import_module("drawings")
+    floors = [name for row in drawings.floors() for name in row]
+    assert sorted(floors) == sorted(drawings.FLOORS)
+    assert floors[-1] == "cli"
+
+
 def test_every_page_is_in_the_table_of_contents():
     listed = {DOCS / "index.md"}
     for page in DOCS.rglob("*.md"):
