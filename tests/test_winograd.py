@@ -34,7 +34,7 @@ def test_winograd_equals_im2col(N, C, F, H, W, padding, bias):
         assert_array(fast, plain, find_backend("numpy"), "float32", tolerance=1e-4)
 
 
-def test_winograd_is_left_alone_where_it_loses():
+def test_winograd_is_used_for_float32_3x3_stride_1_and_many_channels_only():
     x, w = np.zeros((2, 64, 8, 8), np.float32), np.zeros((64, 64, 3, 3), np.float32)
     assert winograd.is_applicable(x, w, (1, 1), (1, 1))
     assert not winograd.is_applicable(x.astype("float64"), w.astype("float64"), (1, 1), (1, 1))
@@ -57,13 +57,13 @@ def test_winograd_is_left_alone_where_it_loses():
         ("input", 21, 80, 2),
     ],
 )
-def test_winograds_bands_make_up_the_matrix_of_a_whole_row(kind, blocks, extent, padding):
-    T = winograd._KINDS[kind]
+def test_bands_make_up_the_matrix_that_transforms_a_whole_row(kind, blocks, extent, padding):
+    T = winograd._TRANSFORMS[kind]
     whole = np.zeros((blocks, 6, 4 * blocks + 2 + padding))
     for k in range(blocks):
         whole[k, :, 4 * k : 4 * k + T.shape[1]] = T
     matrix = whole.reshape(6 * blocks, -1)[:, padding : padding + extent]
-    for expected, bands in zip((matrix, matrix.T), winograd._across(kind, blocks, extent, padding), strict=True):
+    for expected, bands in zip((matrix, matrix.T), winograd._row_transform(kind, blocks, extent, padding), strict=True):
         made = np.zeros_like(expected)
         for rows, columns, band in bands:
             made[rows, columns] = band

@@ -1,15 +1,25 @@
-"""Winograd's convolution F(4x4, 3x3) on NumPy: a quarter of the multiplications, as five matrix products.
+"""Winograd's convolution F(4x4, 3x3) on NumPy: a quarter of the multiplications, as 36 matrix products.
 
-Four neighbours of a 3-wide convolution need 6 products instead of 12: ``y = A @ ((G @ g) * (B @ d))`` for 6 pixels d,
-3 weights g and 4 results y (Winograd 1980; Lavin and Gray 2016). In two dimensions every 4x4 block of results needs
-36 products instead of 144, and over all blocks and channels these are 36 matrix products.
+Four neighbouring results of a convolution with 3 weights need 6 products instead of 12: ``y = A @ ((G @ g) * (B @ d))``
+for 6 pixels d, 3 weights g and 4 results y (Winograd 1980; Lavin and Gray 2016). In two dimensions each block of 4x4
+results needs 36 products instead of 144. Over all blocks and channels these are 36 matrix products.
 
-Down the image both transforms are such small matrices, applied to whole rows of pixels. Across it they are written out
-for a few blocks at a time, with the image's padding, and so also bring the channels to the last axis. The order of axes
-lets every step read and write BLAS matrices where they lie.
+Both transforms are separable. Down the image, the small matrix B (or A transposed) is applied to whole rows of pixels.
+Across the image, one matrix transforms a whole row of pixels into all its blocks, and moves the channels to the last
+axis. Example: a row of W = 8 pixels p0 to p7 with padding 1 has 2 blocks. Block 0 sees the pixels -1 to 4, block 1 the
+pixels 3 to 8. Pixels -1 and 8 are padding, so their columns are left out, and both blocks see pixels 3 and 4::
+
+               p0  p1  p2  p3  p4  p5  p6  p7
+    block 0  [ B1  B2  B3  B4  B5   0   0   0 ]       Bk is column k of B, 6 numbers:
+    block 1  [  0   0   0  B0  B1  B2  B3  B4 ]       the matrix is 12 x 8.
+
+Most of the matrix of a long row is 0. It is therefore kept as bands: 4 blocks and the pixels that they see, and for the
+transpose 16 pixels and the blocks that see them.
+
+The order of axes lets every step read and write BLAS matrices where they lie.
 
 Letters: N images, C channels, F filters, (H, W) image, (OH, OW) output; m images in a tile, (th, tw) blocks of an
-image, a and b the 6 places in a block down and across.
+image, P = th * m * tw blocks of a tile.
 """
 
 from functools import lru_cache
@@ -45,15 +55,15 @@ _G = np.asarray(
         [0, 0, 1],
     ]
 )
-_G2 = np.kron(_G, _G)  # (36, 9): both directions at once
+_G2 = np.kron(_G, _G)  # (36, 9): Both directions at once.
 _A = np.asarray([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], float)
-_KINDS = {"input": _B, "output": _A.T}
+_TRANSFORMS = {"input": _B, "output": _A.T}
 
 
 def is_applicable(x: Array, w: Array, stride: Pair, padding: Pair) -> bool:
-    """Whether this is right and fast: float32, 3x3, stride 1, many channels.
+    """Return whether Winograd's algorithm is exact enough and faster: float32, 3x3, stride 1, many channels.
 
-    In float64 its rounding would show; with few channels the 36 products are too small.
+    Its rounding errors are too large for float64. With few channels, the 36 matrix products are too small to be fast.
     """
     return (
         x.dtype == np.float32
@@ -64,49 +74,49 @@ def is_applicable(x: Array, w: Array, stride: Pair, padding: Pair) -> bool:
     )
 
 
-Bands = list[tuple[slice, slice, Array]]  # of a matrix: the band's rows, its columns, and what stands there
+Bands = list[tuple[slice, slice, Array]]  # Rows, columns and values of each band of a matrix.
 
 
 @lru_cache
-def _across(kind: str, blocks: int, extent: int, padding: int) -> tuple[Bands, Bands]:
-    """Return the matrix of a whole row of blocks, and its transpose, in bands of a few blocks: most of it is zeros."""
-    T = _KINDS[kind]
-    reach = T.shape[1]
+def _row_transform(kind: str, blocks: int, extent: int, padding: int) -> tuple[Bands, Bands]:
+    """Return the bands of the matrix that transforms a row of `extent` pixels, and those of its transpose."""
+    T = _TRANSFORMS[kind]
+    reach = T.shape[1]  # Pixels that one block sees.
 
-    def part(first: int, last: int, start: int, stop: int) -> Array:
-        """Return the matrix from the pixels `start` to `stop` to the blocks `first` to `last`."""
-        whole = np.zeros((last - first, 6, 4 * (last - first - 1) + reach), np.float32)
+    def submatrix(first: int, last: int, start: int, stop: int) -> Array:
+        """Return the matrix from pixels start:stop to blocks first:last."""
+        padded = np.zeros((last - first, 6, 4 * (last - first - 1) + reach), np.float32)
         for k in range(last - first):
-            whole[k, :, 4 * k : 4 * k + reach] = T
-        seen = 4 * first - padding
-        return whole.reshape(6 * (last - first), -1)[:, start - seen : stop - seen]
+            padded[k, :, 4 * k : 4 * k + reach] = T
+        first_pixel = 4 * first - padding
+        return padded.reshape(6 * (last - first), -1)[:, start - first_pixel : stop - first_pixel]
 
-    into, back = [], []
+    forward, backward = [], []
     for first in range(0, blocks, 4):
         last = min(first + 4, blocks)
         start, stop = max(4 * first - padding, 0), min(4 * (last - 1) + reach - padding, extent)
-        band = np.ascontiguousarray(part(first, last, start, stop))
-        into.append((slice(6 * first, 6 * last), slice(start, stop), band))
+        band = np.ascontiguousarray(submatrix(first, last, start, stop))
+        forward.append((slice(6 * first, 6 * last), slice(start, stop), band))
     for start in range(0, extent, 16):
         stop = min(start + 16, extent)
         first, last = max((start + padding - reach) // 4 + 1, 0), min((stop - 1 + padding) // 4 + 1, blocks)
-        band = part(first, last, start, stop).T
+        band = submatrix(first, last, start, stop).T
         used = np.flatnonzero(band.any(axis=0))
-        places = slice(6 * first + int(used[0]), 6 * first + int(used[-1]) + 1)
-        back.append((slice(start, stop), places, np.ascontiguousarray(band[:, used[0] : used[-1] + 1])))
-    return into, back
+        points = slice(6 * first + int(used[0]), 6 * first + int(used[-1]) + 1)
+        backward.append((slice(start, stop), points, np.ascontiguousarray(band[:, used[0] : used[-1] + 1])))
+    return forward, backward
 
 
 class _Blocks:
-    """The transform of a tile's images into blocks (6, th * m * tw, 6, channels), and its adjoint.
+    """The transform of a tile's images into blocks (6, P, 6, channels), and its adjoint.
 
     A block sees 6 x 6 pixels of the padded input ("input"), or gives 4 x 4 pixels of the output ("output").
     """
 
     def __init__(self, kind: str, m: int, image: Pair, padding: Pair, blocks: Pair) -> None:
         (self.H, W), (self.PH, PW), (self.th, self.tw), self.m = image, padding, blocks, m
-        self.T = _KINDS[kind].astype(np.float32)  # (6, pixels that a block sees)
-        self.into, self.back = _across(kind, self.tw, W, PW)
+        self.T = _TRANSFORMS[kind].astype(np.float32)  # (6, pixels that a block sees)
+        self.row_bands, self.transposed_row_bands = _row_transform(kind, self.tw, W, PW)
         self.P = self.th * m * self.tw
 
     def forward(self, images: Array, name: str) -> Array:
@@ -114,8 +124,8 @@ class _Blocks:
         C, reach = images.shape[1], self.T.shape[1]
         rows, inside = self._rows(C)
         rows[: self.PH], rows[self.PH + self.H :] = 0, 0
-        for places, pixels, band in self.into:  # for each row and image
-            np.matmul(band, images[..., pixels].transpose(2, 0, 3, 1), out=inside[:, :, places])
+        for points, pixels, band in self.row_bands:  # One product for each row and image.
+            np.matmul(band, images[..., pixels].transpose(2, 0, 3, 1), out=inside[:, :, points])
         blocks = scratch(name, (6, self.th, rows[0].size), rows.dtype)
         flat = rows.reshape(len(rows), -1)
         windows = as_strided(flat, (self.th, reach, blocks.shape[2]), (4 * flat.strides[0], *flat.strides))
@@ -123,27 +133,27 @@ class _Blocks:
         return blocks.reshape(6, self.P, 6, C)
 
     def backward(self, blocks: Array, images: Array) -> None:
-        """Write the adjoint's images."""
+        """Apply the adjoint to blocks, and write the result to images (m, C, H, W)."""
         rows, inside = self._rows(blocks.shape[3])
         blocks = blocks.reshape(6, self.th, -1).transpose(1, 0, 2)
         flat = rows.reshape(len(rows), -1)
-        first, then = flat[: 4 * self.th].reshape(self.th, 4, -1), flat[4:].reshape(self.th, 4, -1)
-        np.matmul(self.T[:, :4].T, blocks, out=first)
-        if self.T.shape[1] > 4:  # the last pixels that a block sees are the first ones of the next
+        own, next_rows = flat[: 4 * self.th].reshape(self.th, 4, -1), flat[4:].reshape(self.th, 4, -1)
+        np.matmul(self.T[:, :4].T, blocks, out=own)
+        if self.T.shape[1] > 4:  # The last two rows that a block sees are the first two of the next block.
             flat[4 * self.th :] = 0
-            rest = scratch("rest", (self.th, 2, flat.shape[1]), flat.dtype)
-            then[:, :2] += np.matmul(self.T[:, 4:].T, blocks, out=rest)
-        for pixels, places, band in self.back:
-            np.matmul(inside[:, :, places].transpose(0, 1, 3, 2), band.T, out=images[..., pixels].transpose(2, 0, 1, 3))
+            overlap = scratch("overlap", (self.th, 2, flat.shape[1]), flat.dtype)
+            next_rows[:, :2] += np.matmul(self.T[:, 4:].T, blocks, out=overlap)
+        for pixels, points, band in self.transposed_row_bands:
+            np.matmul(inside[:, :, points].transpose(0, 1, 3, 2), band.T, out=images[..., pixels].transpose(2, 0, 1, 3))
 
     def _rows(self, channels: int) -> tuple[Array, Array]:
-        """Return a place for rows that are transformed across, and the part of it which is the image."""
+        """Return a scratch array for rows transformed across, with padding above and below, and its view without."""
         rows = scratch("rows", (4 * self.th + 4, self.m, 6 * self.tw, channels), np.float32)
         return rows, rows[self.PH : self.PH + self.H]
 
 
-def _points(blocks: Array) -> Array:
-    """Return blocks as 36 matrices: views (6, 6, P, channels)."""
+def _as_matrices(blocks: Array) -> Array:
+    """Return blocks as a view (6, 6, P, channels): 36 matrices."""
     return blocks.transpose(0, 2, 1, 3)
 
 
@@ -154,55 +164,55 @@ def _filters(w: Array) -> Array:
 
 
 @lru_cache
-def _in_and_out(m: int, image: Pair, padding: Pair) -> tuple[_Blocks, _Blocks]:
-    """Return the transforms of a tile's inputs, and those of its outputs as their adjoint."""
+def _transforms(m: int, image: Pair, padding: Pair) -> tuple[_Blocks, _Blocks]:
+    """Return the transform of a tile's inputs, and the one whose adjoint gives its outputs."""
     output = image[0] + 2 * padding[0] - 2, image[1] + 2 * padding[1] - 2
     blocks = -(-output[0] // 4), -(-output[1] // 4)
     return _Blocks("input", m, image, padding, blocks), _Blocks("output", m, output, (0, 0), blocks)
 
 
-def _bytes(x: Array, w: Array) -> int:
-    """Return what counts as an image's scratch: half of its blocks, since the 36 products want many rows."""
+def _image_bytes(x: Array, w: Array) -> int:
+    """Return half the size of an image's blocks, in bytes: the 36 products are faster with the rows of more images."""
     return int(36 / 16 * x[0, 0].size * sum(w.shape[:2]) * x.itemsize) // 2
 
 
 def convolve(x: Array, w: Array, b: Array | None, padding: Pair) -> Array:
-    """Transform, multiply, transform back."""
+    """Transform images and filters, multiply, and transform the products to the output."""
     (N, _, H, W), F = x.shape, w.shape[0]
     out = np.empty((N, F, H + 2 * padding[0] - 2, W + 2 * padding[1] - 2), x.dtype)
     filters = _filters(w).transpose(0, 1, 3, 2)  # (6, 6, C, F)
 
     def task(tile: slice) -> None:
-        inputs, outputs = _in_and_out(tile.stop - tile.start, (H, W), padding)
+        inputs, outputs = _transforms(tile.stop - tile.start, (H, W), padding)
         product = scratch("points", (6, inputs.P, 6, F), x.dtype)
-        np.matmul(_points(inputs.forward(x[tile], "blocks")), filters, out=_points(product))
+        np.matmul(_as_matrices(inputs.forward(x[tile], "blocks")), filters, out=_as_matrices(product))
         if b is not None:
-            product[1, :, 1] += b  # of this place A makes the same everywhere
+            product[1, :, 1] += b  # Column 1 of A is all ones, so a constant here reaches all 16 outputs.
         outputs.backward(product, out[tile])
 
-    for_each_tile(x, task, N, _bytes(x, w))
+    for_each_tile(x, task, N, _image_bytes(x, w))
     return out
 
 
 def convolve_backward(
     dout: Array, x: Array, w: Array, padding: Pair, need_dx: bool
 ) -> tuple[Array | None, Array, Array]:
-    """Do the adjoint of each step, in the opposite order."""
+    """Apply the adjoint of each step of `convolve`, in reverse order."""
     (F, C), (H, W) = w.shape[:2], x.shape[2:]
     filters = _filters(w)
     dx = np.empty(x.shape, x.dtype) if need_dx else None
 
     def task(tile: slice) -> tuple[Array, Array]:
-        inputs, outputs = _in_and_out(tile.stop - tile.start, (H, W), padding)
-        dy = _points(outputs.forward(dout[tile], "points"))  # (6, 6, P, F)
+        inputs, outputs = _transforms(tile.stop - tile.start, (H, W), padding)
+        dy = _as_matrices(outputs.forward(dout[tile], "points"))  # (6, 6, P, F)
         blocks = inputs.forward(x[tile], "blocks")
         dU = scratch("dU", (36, F * C), x.dtype)
-        np.matmul(dy.transpose(0, 1, 3, 2), _points(blocks), out=dU.reshape(6, 6, F, C))
+        np.matmul(dy.transpose(0, 1, 3, 2), _as_matrices(blocks), out=dU.reshape(6, 6, F, C))
         dw = _G2.astype(x.dtype).T @ dU  # (9, F * C)
         if dx is not None:
-            np.matmul(dy, filters, out=_points(blocks))
+            np.matmul(dy, filters, out=_as_matrices(blocks))
             inputs.backward(blocks, dx[tile])
         return dw, dout[tile].sum(axis=(0, 2, 3))
 
-    dw, db = sum_over_tiles(x, task, x.shape[0], _bytes(x, w))
+    dw, db = sum_over_tiles(x, task, x.shape[0], _image_bytes(x, w))
     return dx, np.ascontiguousarray(dw.reshape(3, 3, F, C).transpose(2, 3, 0, 1)), db
