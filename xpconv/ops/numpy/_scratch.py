@@ -1,4 +1,4 @@
-"""Scratch arrays, one of each name and thread."""
+"""Scratch arrays that are reused, one for each name and thread."""
 
 from math import prod
 from threading import local
@@ -8,23 +8,20 @@ import numpy as np
 
 __all__ = ["scratch"]
 
-
-_LINE_BYTES = 64  # of a cache
-
-
+_CACHE_LINE_BYTES = 64
 _scratch = local()
 
 
 def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Return this thread's scratch array of that name: it holds anything, and is reused by the next call.
+    """Return this thread's scratch array of that name, uninitialised; the next call with the name returns it again.
 
-    Fresh memory costs more than the work on it here, since the system hands it out page by page. It begins at a cache
-    line: from elsewhere each vector is read from two lines.
+    New memory would cost more than the work on it, since the system provides it page by page. The array is aligned to
+    cache lines, so that no vector is read from two of them.
     """
     size = prod(shape) * np.dtype(dtype).itemsize
     store: dict[str, np.ndarray] = _scratch.__dict__
     if name not in store or store[name].nbytes < size:
-        memory = np.empty(size + _LINE_BYTES, np.uint8)
-        store[name] = memory[-memory.ctypes.data % _LINE_BYTES :]
+        memory = np.empty(size + _CACHE_LINE_BYTES, np.uint8)
+        store[name] = memory[-memory.ctypes.data % _CACHE_LINE_BYTES :]
     array: np.ndarray = store[name][:size].view(dtype)
     return array.reshape(shape)

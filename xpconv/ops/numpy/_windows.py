@@ -11,7 +11,7 @@ Array = np.ndarray
 
 @accelerate("numpy")
 def unfold(x: Array, kernel_size: Pair, stride: Pair, padding: Pair) -> Array:
-    """Copy one strided view of all windows at once."""
+    """Copy all windows at once, from one strided view of them."""
     N, C, H, W = x.shape
     OH, OW = output_size((H, W), kernel_size, stride, padding)
     padded: Array = pad(x, padding)
