@@ -127,6 +127,11 @@ def arguments_of_sum_of_squares(place, x, size, stride, padding):
     return place(x.reshape(-1) if stride[0] % 2 else x), {}
 
 
+def arguments_of_flush_denormals(place, x, size, stride, padding):
+    denormals = np.sign(x) * np.finfo(x.dtype).smallest_normal * 0.5
+    return place(np.where(draw(*x.shape, seed=2) > 0, denormals, x)), {}
+
+
 ARGUMENTS = {
     "convolve": arguments_of_convolve,
     "convolve_backward": arguments_of_convolve_gradients,
@@ -136,6 +141,7 @@ ARGUMENTS = {
     "relu": arguments_of_relu,
     "relu_backward": arguments_of_relu_backward,
     "adam_step": arguments_of_adam_step,
+    "flush_denormals": arguments_of_flush_denormals,
     "update_running_average": arguments_of_update_running_average,
     "add_l2_penalty": arguments_of_add_l2_penalty,
     "largest_finite": arguments_of_largest_finite,
@@ -156,6 +162,7 @@ ARGUMENTS = {
 
 WRITTEN = {  # arguments that are written to
     "adam_step": slice(0, 4),
+    "flush_denormals": slice(0, 1),
     "add_l2_penalty": slice(2, 3),
     "for_each_tile": slice(0, 1),
     "for_each_block": slice(0, 1),

@@ -188,3 +188,27 @@ def test_invalid_options_are_refused_by_name(rule, option, text):
     w = np.ones(2)
     with pytest.raises(ArgumentError if "0 or more" in text else ArgumentTypeError, match=text):
         rule(w, w, option)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("rule", "config"),
+    [
+        ("sgd_momentum", {}),
+        ("rmsprop", {"decay_rate": 0.5}),
+        ("adam", {}),
+        ("adam", {"beta2": 0.5}),
+    ],
+)
+def test_averages_of_vanished_gradients_are_never_denormal(rule, config, dtype, backend):
+    w, zero = (backend.asarray(np.full(5, value), dtype) for value in (1.0, 0.0))
+    scales = np.array([1e-3, -1e-3, 1e-30, -1e-30, 1.0])
+    w, config = UPDATE_RULES[rule](w, backend.asarray(scales, dtype), dict(config), in_place=True)
+    smallest = np.finfo(dtype).smallest_normal
+    averages = [name for name in ("velocity", "cache", "m", "v") if name in config]
+    for _ in range(2000):
+        UPDATE_RULES[rule](w, zero, config, in_place=True)
+        values = np.abs([backend.to_host(config[name]) for name in averages])
+        assert ((values == 0) | (values >= smallest)).all()
+    if dtype == "float32" and config.get("beta2") != 0.999:
+        assert not backend.to_host(config[averages[-1]]).any()

@@ -7,7 +7,7 @@ from xpconv.ops.loss import add_l2_penalty, softmax_cross_entropy
 from xpconv.ops.norm import normalise, normalise_backward, update_running_average
 from xpconv.ops.pool import max_pool, max_pool_backward
 from xpconv.ops.random_bits import keep_mask, random_integers
-from xpconv.ops.update import adam_step
+from xpconv.ops.update import adam_step, flush_denormals
 from xpconv.ops.windows import fold, unfold
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "add_l2_penalty",
     "convolve",
     "convolve_backward",
+    "flush_denormals",
     "fold",
     "keep_mask",
     "largest_finite",

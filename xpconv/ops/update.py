@@ -1,19 +1,69 @@
-"""Updates of parameters in place."""
+"""Updates of parameters and of their running averages, in place."""
 
 import array_api_compat
 
 from xpconv.backend import Array
 from xpconv.ops.dispatch import operation
 
-__all__ = ["adam_step"]
+__all__ = ["adam_step", "flush_denormals"]
+
+
+@operation
+def flush_denormals(a: Array) -> None:
+    """Set the values of an array to 0 that are smaller than the smallest normal number of its dtype, in place.
+
+    An average of gradients that have become 0 shrinks until it is denormal, and arithmetic on denormal numbers is up to
+    a hundred times slower on some processors. NaN stays.
+
+    Parameters
+    ----------
+    a : array of any shape
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> a = np.array([1e-310, -1e-310, 1e-300, np.nan])
+    >>> flush_denormals(a)
+    >>> a
+    array([0.e+000, 0.e+000, 1.e-300,     nan])
+    """
+    xp = array_api_compat.array_namespace(a)
+    zero = xp.zeros((), dtype=a.dtype, device=array_api_compat.device(a))
+    a[...] = xp.where(xp.abs(a) < xp.finfo(a.dtype).smallest_normal, zero, a)
 
 
 @operation
 def adam_step(w: Array, dw: Array, m: Array, v: Array, beta1: float, beta2: float, step: float, epsilon: float) -> None:
-    """Update both averages and the parameter in place; `step` and `epsilon` hold the corrections."""
+    """Take a step of Adam: update the averages `m` and `v` and the parameter `w` in place.
+
+    ``m = beta1 * m + (1 - beta1) * dw``, ``v = beta2 * v + (1 - beta2) * dw**2``, both without their denormal values;
+    ``w -= step * m / (sqrt(v) + epsilon)``.
+
+    Parameters
+    ----------
+    w, dw, m, v : array of one shape
+    beta1, beta2 : float
+        Decay rates of the averages.
+    step, epsilon : float
+        With the corrections of both averages for their start at zero, as `xpconv.training.optim.adam` computes them.
+
+    References
+    ----------
+    Kingma and Ba, "Adam: A Method for Stochastic Optimization", 2015.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> w, m, v = np.ones(2), np.zeros(2), np.zeros(2)
+    >>> adam_step(w, np.array([1.0, -4.0]), m, v, 0.9, 0.99, 0.1, 0.0)
+    >>> w, m
+    (array([0.9, 1.1]), array([ 0.1, -0.4]))
+    """
     xp = array_api_compat.array_namespace(w)
     m *= beta1
     m += (1 - beta1) * dw
     v *= beta2
     v += (1 - beta2) * dw * dw
+    flush_denormals(m)
+    flush_denormals(v)
     w -= step * m / (xp.sqrt(v) + epsilon)

@@ -15,7 +15,7 @@ from xpconv.backend import Array, array_namespace
 from xpconv.errors import ArgumentError, ArgumentTypeError
 from xpconv.ops.dispatch import portable
 from xpconv.ops.tiling import for_each_block
-from xpconv.ops.update import adam_step
+from xpconv.ops.update import adam_step, flush_denormals
 
 __all__ = ["UPDATE_RULES", "adam", "check_rule", "rmsprop", "sgd", "sgd_momentum"]
 
@@ -179,6 +179,7 @@ def sgd_momentum(config: Config) -> Callable[..., None]:
     def update(w: Array, dw: Array, velocity: Array) -> None:
         velocity *= config["momentum"]
         velocity -= config["learning_rate"] * dw
+        flush_denormals(velocity)
         w += velocity
 
     return update
@@ -216,6 +217,7 @@ def rmsprop(config: Config) -> Callable[..., None]:
         xp = array_api_compat.array_namespace(w)
         cache *= config["decay_rate"]
         cache += (1 - config["decay_rate"]) * dw * dw
+        flush_denormals(cache)
         w -= config["learning_rate"] * dw / (xp.sqrt(cache) + config["epsilon"])
 
     return update

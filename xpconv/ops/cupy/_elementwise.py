@@ -1,6 +1,7 @@
 """Operations on each element by itself, on CuPy arrays of any strides."""
 
 import cupy
+import numpy as np
 
 from xpconv.ops.cupy._launch import Array
 from xpconv.ops.dispatch import accelerate
@@ -12,10 +13,15 @@ _relu_backward = cupy.ElementwiseKernel("T dout, bool mask", "T dx", "dx = mask 
 _update_running_average = cupy.ElementwiseKernel(
     "T old, T now, T momentum, T rest", "T out", "out = momentum * old + rest * now", "xpconv_update_running_average"
 )
+_flush_denormals = cupy.ElementwiseKernel(
+    "T a, T smallest", "T out", "out = a < smallest && a > -smallest ? T(0) : a", "xpconv_flush_denormals"
+)
 _adam_step = cupy.ElementwiseKernel(
-    "T dw, T beta1, T rest1, T beta2, T rest2, T step, T epsilon",
+    "T dw, T beta1, T rest1, T beta2, T rest2, T step, T epsilon, T smallest",
     "T w, T m, T v",
-    "m = beta1 * m + rest1 * dw; v = beta2 * v + rest2 * dw * dw; w -= step * m / (sqrt(v) + epsilon)",
+    "const T mean = beta1 * m + rest1 * dw, square = beta2 * v + rest2 * dw * dw;"
+    "m = mean < smallest && mean > -smallest ? T(0) : mean; v = square < smallest ? T(0) : square;"
+    "w -= step * m / (sqrt(v) + epsilon)",
     "xpconv_adam_step",
 )
 
@@ -42,4 +48,11 @@ def update_running_average(old: Array, new: Array, momentum: float) -> Array:
 @accelerate("cupy")
 def adam_step(w: Array, dw: Array, m: Array, v: Array, beta1: float, beta2: float, step: float, epsilon: float) -> None:
     """Update all three arrays in one kernel."""
-    _adam_step(dw, beta1, 1 - beta1, beta2, 1 - beta2, step, epsilon, w, m, v)
+    smallest = float(np.finfo(w.dtype).smallest_normal)
+    _adam_step(dw, beta1, 1 - beta1, beta2, 1 - beta2, step, epsilon, smallest, w, m, v)
+
+
+@accelerate("cupy")
+def flush_denormals(a: Array) -> None:
+    """Use one kernel."""
+    _flush_denormals(a, float(np.finfo(a.dtype).smallest_normal), a)
