@@ -342,6 +342,31 @@ def test_layers_that_only_remember_have_a_state_each(batch):
     assert [float(seen[0]) for seen in net.state.values()] == [1.0, 1.0]
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Sequential(
+            [
+                nn.Conv(np.int32(4), (np.int64(3), np.uint8(3)), stride=np.int64(1), padding=np.int64(1)),
+                nn.GroupNorm(np.int64(2)),
+                nn.MaxPool(np.int64(2), np.int32(2), padding=np.int64(0)),
+                nn.Affine(np.int64(3)),
+            ],
+            input_shape=np.array([1, 8, 8]),
+            rng=0,
+            seed=np.int64(7),
+        ),
+        lambda: ConvNet(list(np.array([4, 8])), input_dim=(1, 8, 8), num_classes=np.array([0, 2]).max() + 1, rng=0),
+        lambda: nn.TwoLayerNet(input_dim=np.int64(64), hidden_dim=np.array([5, 9])[0], num_classes=np.int32(3), rng=0),
+    ],
+)
+def test_counts_and_sizes_may_be_integers_of_numpy(make):
+    net = make()
+    assert Sequential.from_config(json.loads(json.dumps(net.config()))).config() == net.config()
+    loss, _ = net.loss(np.ones((2, 1, 8, 8)), np.array([0, 1]))
+    assert np.isfinite(float(loss))
+
+
 def test_options_may_be_numbers_of_numpy(tmp_path):
     net = Sequential(
         [

@@ -7,6 +7,7 @@ from math import prod, sqrt
 from typing import Any
 
 from xpconv import ops
+from xpconv._validation import check_count
 from xpconv.backend import Array, Backend, get_backend, on_its_device
 from xpconv.errors import ArgumentError, ArgumentTypeError, OutOfMemoryError
 from xpconv.layers import softmax_loss, svm_loss
@@ -92,7 +93,8 @@ class Sequential:
             raise ArgumentError(f"loss is {loss!r}; expected one of {', '.join(LOSSES)}")
         self.layers, self.name, self.loss_name = tuple(layers), name, loss
         self.input_shape = tuple(int(size) for size in input_shape)
-        self.reg, self.seed, self.weight_scale = float(reg), seed, weight_scale
+        self.reg, self.weight_scale = float(reg), weight_scale
+        self.seed = None if seed is None else check_count("seed", seed, 0, 2**32 - 1)
         self.dtype, self.backend = _dtype_name(dtype), get_backend(backend)
         self.preprocessing, self.class_names = preprocessing, tuple(class_names)
         self.params: Arrays = {}
