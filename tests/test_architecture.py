@@ -136,5 +136,11 @@ def test_files_that_sessions_and_guides_name_exist():
     assert not {name for name in named if not (ROOT / name).is_file()}
 
 
+def test_tests_that_the_smoke_session_names_exist():
+    named = re.findall(r'"(tests/\w+\.py)::(\w+)"', (ROOT / "noxfile.py").read_text())
+    assert named
+    assert not [name for file, name in named if f"def {name}(" not in (ROOT / file).read_text("utf-8")]
+
+
 def test_citation_has_the_version_of_the_package():
     assert f"\nversion: {xpconv.__version__}\n" in (ROOT / "CITATION.cff").read_text()
