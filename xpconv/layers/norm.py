@@ -32,7 +32,7 @@ __all__ = [
 
 
 class RunningStats(NamedTuple):
-    """RunningStats averages of batch norm: the mean and the (biased) variance of each channel, shapes (C,)."""
+    """Running averages of batch norm: the mean and the (biased) variance of each channel, shapes (C,)."""
 
     mean: Array
     var: Array
@@ -88,7 +88,7 @@ def batchnorm_forward(
     gamma, beta : array (C,)
         Scale and shift.
     running : RunningStats or pair of arrays (C,), optional
-        RunningStats mean and variance; by default they start at 0. They are not written to.
+        Running mean and variance, which are not written to; by default both start at 0.
     train : bool
         Whether to use the batch's own statistics.
     momentum : float

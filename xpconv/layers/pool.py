@@ -124,7 +124,7 @@ def max_pool_forward(
 
 
 def max_pool_backward(dout: Array, cache: MaxPoolCache) -> Array:
-    """Give each gradient to the pixel that won its window, the first one of equals.
+    """Give each gradient to the largest pixel of its window, the first of tied maxima.
 
     Parameters
     ----------
@@ -222,10 +222,10 @@ def avg_pool_backward(dout: Array, cache: AvgPoolCache) -> Array:
     (N, C, H, W), kernel_size, stride, (PH, PW) = cache
     output = output_size((H, W), kernel_size, stride, (PH, PW))
     check_gradient_shape(dout, (N, C, *output))
-    share = dout / (kernel_size[0] * kernel_size[1])
+    gradient = dout / (kernel_size[0] * kernel_size[1])
     padded = xp.zeros((N, C, H + 2 * PH, W + 2 * PW), dtype=dout.dtype, device=array_api_compat.device(dout))
     for view in windows(padded, kernel_size, stride, output):
-        view += share
+        view += gradient
     return padded[:, :, PH : PH + H, PW : PW + W]
 
 
@@ -284,8 +284,8 @@ def global_avg_pool_backward(dout: Array, cache: GlobalAvgPoolCache) -> Array:
     xp = check_arrays(dout=dout)
     N, C, H, W = cache.shape
     check_gradient_shape(dout, (N, C))
-    share = xp.reshape(dout / (H * W), (N, C, 1, 1))
-    return share + xp.zeros((1, 1, H, W), dtype=dout.dtype, device=array_api_compat.device(dout))
+    gradient = xp.reshape(dout / (H * W), (N, C, 1, 1))
+    return gradient + xp.zeros((1, 1, H, W), dtype=dout.dtype, device=array_api_compat.device(dout))
 
 
 def _geometry(
