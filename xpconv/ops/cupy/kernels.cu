@@ -1,8 +1,8 @@
 // The CUDA kernels, compiled by NVRTC with -DReal=float or double and -DIndex=uint8 or int64 (of an argmax).
 //
-// A row of blocks, blockIdx.x, works on a channel, or on a group of values that share their statistics; its threads
-// count the channel's values in all images, e = 0, 1, ... Results are gathered: no thread writes where another does,
-// and sums are added in a fixed order, so runs repeat bit by bit.
+// A row of blocks, blockIdx.x, works on one channel, or on one group of values that share their statistics. Its threads
+// number the values of the channel in all images, e = 0, 1, ... Results are gathered: no two threads write to the same
+// element, and sums are added in a fixed order, so runs repeat bit by bit.
 //
 // Letters: N images, C channels, (H, W) image, (KH, KW) window, (SH, SW) stride, (PH, PW) padding, (OH, OW) output.
 
@@ -16,7 +16,7 @@ typedef long long int64;
     for (unsigned e = blockIdx.y * THREADS + threadIdx.x; e < (count); e += gridDim.y * THREADS)
 
 // A divisor with its multiplier: n / d = (the upper half of n * m, plus n) >> s for n < 2^31 (Granlund and
-// Montgomery 1994). A division by a number known at run time alone would cost more than a value's way to memory.
+// Montgomery 1994). An ordinary division would cost more time than loading a value.
 struct Divisor { unsigned d, m, s; };
 static_assert(sizeof(Divisor) == 12, "DIVISOR in _launch.py has other fields");
 
@@ -38,7 +38,7 @@ static_assert(sizeof(Windows) == 120, "_WINDOWS in _windows.py has other fields"
 
 __device__ size_t plane(Windows g, unsigned n) { return (size_t)n * g.C + blockIdx.x; }
 
-// The windows along one axis that see a pixel, whose number counts the padding: first to last.
+// The windows along one axis that contain a pixel: first to last. Pixel numbers include the padding.
 struct Seen { int first, last; };
 
 __device__ Seen seen(int pixel, int size, Divisor stride, int count) {
@@ -113,9 +113,9 @@ extern "C" __global__ void max_pool_backward(const T* __restrict__ dout, const I
     }
 }
 
-// ---- groups: values (A, S, B) in memory, of which each of the S groups has A * B; `pieces` blocks share its sums
+// ---- groups: an array (A, S, B) has S groups of A * B values each; `pieces` blocks share the sum of a group
 
-// gamma and beta have `channels` values, each for `inner` values that follow each other.
+// gamma and beta have `channels` values, each for `inner` consecutive values of the array.
 struct Groups { unsigned A, S, pieces, channels; Divisor B, inner; };
 static_assert(sizeof(Groups) == 40, "_GROUPS in _groups.py has other fields");
 
@@ -134,12 +134,12 @@ __device__ unsigned channel(Groups g, unsigned first, unsigned e) {
 template <typename V>
 __device__ V add(V a, V b) { return a + b; }
 
-// All threads of the block get the same bits; `join` is commutative and leaves values joined with 0 as they are.
+// All threads of the block get the same bits. `join` is commutative, and joining with 0 changes nothing.
 template <typename V, V join(V, V)>
 __device__ V block_join(V value) {
     __shared__ V warps[THREADS / 32];
     for (int d = 16; d > 0; d /= 2) value = join(value, __shfl_xor_sync(0xffffffff, value, d));
-    __syncthreads();  // what was joined before may still be read
+    __syncthreads();  // Another thread may still read what an earlier call wrote.
     if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = value;
     __syncthreads();
     value = 0;
@@ -163,7 +163,7 @@ __device__ V mean_of(const V* pieces, Groups g) {
 }
 
 template <typename V>
-__device__ void leave(V sum, V* sums) {  // one block's piece of a sum, for block_total
+__device__ void store_piece(V sum, V* sums) {  // Write this block's piece of a sum, which block_total adds up.
     sum = block_sum(sum);
     if (threadIdx.x == 0) sums[(size_t)blockIdx.x * gridDim.y + blockIdx.y] = sum;
 }
@@ -173,7 +173,7 @@ extern "C" __global__ void total(const T* sums, T* totals, Groups g) {
     if (threadIdx.x == 0) totals[blockIdx.x] = sum;
 }
 
-// ---- convolution: from a matrix, whose rows are groups, to images and back
+// ---- convolution: matrices whose rows are groups, to images and back
 
 extern "C" __global__ void to_images(const T* __restrict__ rows, const T* bias, T* __restrict__ images, Groups g) {
     const T b = bias ? bias[blockIdx.x] : T(0);
@@ -189,20 +189,20 @@ extern "C" __global__ void to_rows(const T* __restrict__ images, T* __restrict__
         rows[(size_t)blockIdx.x * size(g) + e] = value;
         sum += value;
     }
-    leave(sum, sums);
+    store_piece(sum, sums);
 }
 
 // ---- normalisation
 
-// Sums are in double: rounded to float, a mean far from zero would be off by more than small values are apart.
+// Sums are in double: the rounding error of a float mean far from zero may exceed the differences between values.
 extern "C" __global__ void sum(const T* __restrict__ x, double* sums, Groups g) {
     double sum = 0;
     #pragma unroll 4
     FOR_EACH(e, size(g)) sum += x[index(g, e)];
-    leave(sum, sums);
+    store_piece(sum, sums);
 }
 
-// The squares of values beyond 1e19 are too large for float.
+// Squares of values beyond 1e19 overflow in float, so they are double.
 extern "C" __global__ void sum_of_squares(const T* __restrict__ x, const double* sums, double* squares, Groups g) {
     const double mean = mean_of(sums, g);
     double sum = 0;
@@ -211,7 +211,7 @@ extern "C" __global__ void sum_of_squares(const T* __restrict__ x, const double*
         const double d = x[index(g, e)] - mean;
         sum += d * d;
     }
-    leave(sum, squares);
+    store_piece(sum, squares);
 }
 
 extern "C" __global__ void normalise(const T* __restrict__ x, const T* __restrict__ gamma, const T* __restrict__ beta,
@@ -233,8 +233,8 @@ extern "C" __global__ void normalise(const T* __restrict__ x, const T* __restric
     }
 }
 
-// The sums of dout, dout * xhat, gamma * dout and gamma * dout * xhat over the values that give one value of dgamma,
-// the groups of `g`; `rows` of these share their statistics. sums is (4, S, pieces).
+// The sums of dout, dout * xhat, gamma * dout and gamma * dout * xhat over the groups of `g`. Each group gives one value of
+// dgamma; `rows` groups share their statistics. sums is (4, S, pieces).
 extern "C" __global__ void gradient_sums(const T* __restrict__ dout, const T* __restrict__ x, const T* means,
                                          const T* inv_stds, const T* __restrict__ gamma, T* sums, int64 rows,
                                          Groups g) {
@@ -250,22 +250,22 @@ extern "C" __global__ void gradient_sums(const T* __restrict__ dout, const T* __
         s[2] += scaled;
         s[3] += scaled * xhat;
     }
-    for (int k = 0; k < 4; ++k) leave(s[k], sums + (size_t)k * g.S * g.pieces);
+    for (int k = 0; k < 4; ++k) store_piece(s[k], sums + (size_t)k * g.S * g.pieces);
 }
 
-// The groups of `g` share their statistics; gradient_sums left `rows` sums for each, in `pieces` pieces.
+// The values of a group of `g` share their statistics; gradient_sums wrote `rows` sums for each group, in `pieces` pieces.
 extern "C" __global__ void normalise_backward(const T* __restrict__ dout, const T* __restrict__ x, const T* means,
                                               const T* inv_stds, const T* __restrict__ gamma, const T* sums,
                                               T* __restrict__ dx, T* dgamma, T* dbeta, int64 rows, Groups g) {
     const T mean = means[blockIdx.x], inv_std = inv_stds[blockIdx.x];
     const size_t mine = blockIdx.x * rows * g.pieces, all = g.S * rows * g.pieces;
-    const T center = block_total(sums + 2 * all + mine, rows * g.pieces) / size(g);
-    const T slope = block_total(sums + 3 * all + mine, rows * g.pieces) / size(g);
+    const T mean_dxhat = block_total(sums + 2 * all + mine, rows * g.pieces) / size(g);
+    const T mean_dxhat_xhat = block_total(sums + 3 * all + mine, rows * g.pieces) / size(g);
     const unsigned first = first_channel(g);
     #pragma unroll 4
     FOR_EACH(e, size(g)) {
         const size_t i = index(g, e);
-        dx[i] = inv_std * (dout[i] * gamma[channel(g, first, e)] - center - (x[i] - mean) * inv_std * slope);
+        dx[i] = inv_std * (dout[i] * gamma[channel(g, first, e)] - mean_dxhat - (x[i] - mean) * inv_std * mean_dxhat_xhat);
     }
     if (blockIdx.y > 0) return;
     for (unsigned r = threadIdx.x; r < rows; r += THREADS) {
@@ -279,7 +279,7 @@ extern "C" __global__ void normalise_backward(const T* __restrict__ dout, const 
     }
 }
 
-// ---- the L2 term: grad += reg * W, and the sum of squares in pieces; then the loss with all of them
+// ---- L2 penalty: `decay` computes grad += reg * W and pieces of sum(W * W), `penalty` adds those to the loss
 
 extern "C" __global__ void decay(const T* __restrict__ W, T* __restrict__ grad, T* sums, double reg, int64 count) {
     T sum = 0;
@@ -288,7 +288,7 @@ extern "C" __global__ void decay(const T* __restrict__ W, T* __restrict__ grad, 
         grad[e] += T(reg) * W[e];
         sum += W[e] * W[e];
     }
-    leave(sum, sums);
+    store_piece(sum, sums);
 }
 
 extern "C" __global__ void penalty(const T* loss, const T* sums, T* out, double reg, int64 pieces) {
@@ -300,7 +300,7 @@ extern "C" __global__ void penalty(const T* loss, const T* sums, T* out, double 
 
 __device__ T larger(T a, T b) { return max(a, b); }
 
-// Each block leaves the largest finite magnitude of its values, and 1 if any of them is not finite: pieces is (2, blocks).
+// Each block writes the largest finite magnitude of its values, and 1 if any is not finite. pieces is (2, blocks).
 extern "C" __global__ void largest_finite(const T* __restrict__ x, T* pieces, int64 count) {
     T largest = 0, nonfinite = 0;
     #pragma unroll 4
@@ -327,7 +327,7 @@ extern "C" __global__ void largest_finite_of_pieces(const T* pieces, T* out, int
     out[1] = 1 - nonfinite;
 }
 
-// ---- loss: one warp a sample
+// ---- softmax cross-entropy: one warp for each sample
 
 extern "C" __global__ void softmax(const T* __restrict__ x, const int64* y, T* losses, T* __restrict__ dx, int64 N,
                                    int64 C) {
