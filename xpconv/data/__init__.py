@@ -1,4 +1,4 @@
-"""Data sets, kept in host memory, and minibatches of them on a device."""
+"""Data sets in host memory, and minibatches of them on a device."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The check of a data set's splits, made once so that layers need not wait for the device to check values."""
+"""Check a data set's splits once, so that layers need not wait for the device to check values."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,14 +14,14 @@ __all__ = ["check_split"]
 def check_split(
     splits: Mapping[str, Array], split: str, num_classes: Any = None, sample_shape: Any = None
 ) -> tuple[Array, Array]:
-    """Return the images and labels of one split of a data set, checked.
+    """Check one split of a data set and return its images and labels.
 
     Parameters
     ----------
     splits : mapping of str to array
         ``X_<split>`` (N, ...) and ``y_<split>`` (N,).
     split : str
-        Such as ``train``.
+        The name of the split, such as ``train``.
     num_classes : int, optional
         Labels are 0 to ``num_classes - 1``.
     sample_shape : tuple of int, optional

@@ -1,4 +1,4 @@
-"""Augmentation: copies of training images that are added beforehand, or random transforms of each minibatch."""
+"""Augmentation: add copies of images before training, or transform each minibatch at random."""
 
 from collections.abc import Callable
 
@@ -88,7 +88,7 @@ def random_crop(x: Array, padding: int, seed: int) -> Array:
     padding : int
         The largest shift in each direction, in pixels, 0 or more.
     seed : int
-        From `xpconv.random.draw_seed`; it determines the positions, which are the same on every backend.
+        From `xpconv.random.draw_seed`; it determines the positions; they are the same on every backend.
 
     Returns
     -------
@@ -120,11 +120,12 @@ def random_crop(x: Array, padding: int, seed: int) -> Array:
     height, width = padded.shape[2:]
     corners = random_integers(seed, (2, N, 1, 1, 1), 2 * padding + 1, like=x)
 
-    def axis(size: int, *shape: int) -> Array:
+    # One gather from the flattened images, since the array API's `take` has one-dimensional indices.
+    def arange_as(size: int, *shape: int) -> Array:
         return xp.reshape(xp.arange(size, dtype=xp.int64, device=device), shape)
 
-    rows = axis(N * C, N, C, 1, 1) * height + axis(H, 1, 1, H, 1) + corners[0, ...]  # (N, C, H, 1)
-    pixels = rows * width + axis(W, 1, 1, 1, W) + corners[1, ...]  # (N, C, H, W)
+    rows = arange_as(N * C, N, C, 1, 1) * height + arange_as(H, 1, 1, H, 1) + corners[0, ...]  # (N, C, H, 1)
+    pixels = rows * width + arange_as(W, 1, 1, 1, W) + corners[1, ...]  # (N, C, H, W)
     return xp.reshape(xp.take(xp.reshape(padded, (-1,)), xp.reshape(pixels, (-1,)), axis=0), x.shape)
 
 
@@ -136,7 +137,7 @@ def random_flip(x: Array, seed: int) -> Array:
     x : array (N, C, H, W)
         Images of any dtype that the library can index; torch cannot index uint16, uint32 and uint64.
     seed : int
-        From `xpconv.random.draw_seed`; it determines which images are flipped, the same on every backend.
+        From `xpconv.random.draw_seed`; it determines which images are flipped; they are the same on every backend.
 
     Returns
     -------
@@ -172,7 +173,7 @@ EXPANSIONS: dict[str, Expansion] = {"shift": add_shifted_copies, "mirror": add_m
 TRANSFORMS: dict[str, Transform] = {"crop": _crop_by_an_eighth, "flip": random_flip}
 
 AUGMENTATIONS: tuple[str, ...] = ("none", *EXPANSIONS, *TRANSFORMS)
-"""The words that `parse_augmentation` takes."""
+"""The words that `parse_augmentation` accepts."""
 
 
 def parse_augmentation(spec: str) -> tuple[Expansion, Transform | None]:
@@ -224,5 +225,5 @@ def parse_augmentation(spec: str) -> tuple[Expansion, Transform | None]:
             X = transform(X, transform_seed)
         return X
 
-    transform_all.__qualname__ = spec  # checkpoints compare it
+    transform_all.__qualname__ = spec  # checkpoints recognise the transform by this name
     return expand, transform_all if transforms else None

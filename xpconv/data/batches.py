@@ -1,4 +1,4 @@
-"""Minibatches, gathered and moved to the device while earlier ones are computed."""
+"""Minibatches, gathered and moved to the device while the device computes earlier ones."""
 
 from collections import deque
 from collections.abc import Callable
@@ -23,18 +23,18 @@ class Batches:
     Parameters
     ----------
     X : Array
-        Images or features (N, ...), in the dtype that minibatches have.
+        Images or features (N, ...); minibatches have the same dtype.
     y : Array
         Labels (N,).
     sampler : callable
-        Takes no arguments and returns the indices (B,) of the next minibatch, on the host. It is called in the thread
-        that iterates. If it has a `state`, as a `Sampler` has, the end of the block restores the state that follows
-        the last minibatch taken, so that prefetched minibatches are drawn again.
+        ``sampler()`` returns the indices (B,) of the next minibatch, on the host. It is called in the thread that
+        iterates. If it has a `state`, as a `Sampler` has, leaving the ``with`` block sets the state to that after the
+        last minibatch taken, so that prefetched minibatches are drawn again.
     backend : Backend
-        Where the minibatches go.
+        The backend to which minibatches move.
     prefetch : int
-        Number of minibatches to draw and prepare in advance. With 0, each is drawn when it is taken, as is needed
-        when other code draws from the same random stream.
+        Number of minibatches to draw and prepare in advance. With 0, each minibatch is drawn when it is taken,
+        which is needed if other code draws from the same random stream.
 
     Raises
     ------
@@ -62,9 +62,9 @@ class Batches:
         convert = to_host if self._on_host else backend.asarray
         self._arrays = convert(X), convert(y)
         self._sampler, self._backend, self._prefetch = sampler, backend, check_count("prefetch", prefetch, 0)
-        # Minibatches that are being prepared, each with the sampler's state before it was drawn.
+        # Minibatches in preparation, each with the sampler's state from before it was drawn.
         self._pending: deque[tuple[Any, Future[tuple[Array, Array]]]] = deque()
-        # On a device a gather is one short launch, and each thread selects its own current device: no thread for that.
+        # Device arrays need no thread: a gather is one short launch, and each thread has its own current device.
         self._pool = ThreadPoolExecutor(1, "xpconv-batches") if self._on_host and self._prefetch else None
 
     def __iter__(self) -> Self:

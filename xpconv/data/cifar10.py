@@ -30,7 +30,7 @@ IMAGES_PER_BATCH = 10_000
 IMAGE_SHAPE = (3, 32, 32)
 IMAGE_BYTES = 3 * 32 * 32
 MEMBERS = {f"{FOLDERS[0]}/{name}" for name in (*BATCHES, "batches.meta", "readme.html")}
-MAX_MEMBER_BYTES = 1 << 25  # a batch has 31 million
+MAX_MEMBER_BYTES = 1 << 25  # a batch has 31 MB
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -39,7 +39,7 @@ def load_cifar10(
 ) -> Dataset:
     """Return CIFAR-10: 60,000 colour images of 32 by 32 pixels in ten classes, uint8.
 
-    The last `num_validation` of the 50,000 training images are for validation, as in the course.
+    The last `num_validation` of the 50,000 training images become the validation split, as in the course.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def load_cifar10(
     Raises
     ------
     DatasetError
-        If the files are not found and cannot be downloaded, or one is missing, truncated or not as published.
+        If the files are not found and cannot be downloaded, or a file is missing, truncated or not as published.
     ArgumentError
         If `num_validation` leaves no images for training or for validation.
     ArgumentTypeError
@@ -76,16 +76,16 @@ def find_cifar10(root: str | os.PathLike[str] | None = None, *, download: bool =
     Parameters
     ----------
     root : str or path, optional
-        A folder of batches, or one that contains ``cifar-10-batches-py`` or ``cifar-10-batches-bin``; it is the only
-        folder searched. Without `root`, the folder named by the environment variable ``XPCONV_DATA`` and then the
-        user's cache are searched, and last the files are downloaded.
+        A folder of batches, or one that contains ``cifar-10-batches-py`` or ``cifar-10-batches-bin``; no other folder
+        is searched. Without `root`, the folder named by the environment variable ``XPCONV_DATA`` is searched, then the
+        user's cache; if neither has the batches, they are downloaded.
     download : bool
-        Whether to download files that are not found.
+        Whether to download the batches if they are not found.
 
     Raises
     ------
     DatasetError
-        If they are not found; the message says where to put them.
+        If the batches are not found; the message says where to put them.
 
     Examples
     --------
@@ -93,7 +93,7 @@ def find_cifar10(root: str | os.PathLike[str] | None = None, *, download: bool =
     Traceback (most recent call last):
     xpconv.errors.DatasetError: CIFAR-10 is not in no/such/folder (no such folder): ...
     """
-    configured = os.environ.get("XPCONV_DATA") or None if root is None else root
+    configured = (os.environ.get("XPCONV_DATA") or None) if root is None else root
     searched = [] if configured is None else [Path(configured)]
     if searched and (folder := _batches_folder(searched[0])):
         return folder
@@ -271,7 +271,7 @@ def _labels(values: Any) -> np.ndarray:
 
 
 def _empty_array(*_: object) -> np.ndarray:
-    """Return the array that the pickle fills in its next step, whatever size the pickle asks for."""
+    """Return an empty array whatever size the pickle asks for: the pickle's next step sets shape and content."""
     return np.empty(0, np.uint8)
 
 
@@ -292,12 +292,12 @@ def _uint8_dtype(code: str | bytes, *options: object) -> np.dtype[Any]:
 
 
 class _BytesUnpickler(pickle._Unpickler):
-    """Restores byte arrays and byte strings, and looks up nothing else.
+    """An unpickler that restores only byte arrays and byte strings.
 
-    It derives from the unpickler in Python: the one in C allocates whatever size a few bytes of the file claim.
+    Its base class is the unpickler written in Python: the one written in C allocates any size that the file claims.
     """
 
-    # Old NumPy wrote the published files; importing its module names would give deprecation warnings.
+    # The published files name modules of an old NumPy; importing these names would give deprecation warnings.
     ALLOWED: ClassVar[dict[tuple[str, str], Callable[..., Any]]] = {
         ("numpy.core.multiarray", "_reconstruct"): _empty_array,
         ("numpy._core.multiarray", "_reconstruct"): _empty_array,
@@ -311,4 +311,6 @@ class _BytesUnpickler(pickle._Unpickler):
             function = self.ALLOWED[module, name]
         except KeyError:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no batch needs") from None
-        return lambda *arguments: function(*arguments)  # a pickle can set attributes of the object it gets
+        return lambda *arguments: function(
+            *arguments
+        )  # a new function, since a pickle can set attributes of the object it gets

@@ -1,4 +1,4 @@
-"""The form that every data set of xpconv has."""
+"""The type of every data set in xpconv."""
 
 from dataclasses import dataclass, fields
 
@@ -18,7 +18,7 @@ class Dataset:
     X_train, X_val, X_test : numpy.ndarray
         Images (N, C, H, W), uint8 or float32.
     y_train, y_val, y_test : numpy.ndarray
-        Labels (N,), int64: indices of class names.
+        Labels (N,), int64: indices into `class_names`.
     class_names : tuple of str
         One name for each class.
 
@@ -45,6 +45,6 @@ class Dataset:
         return channels, height, width
 
     def splits(self) -> dict[str, np.ndarray]:
-        """Return the six arrays by name, as a Solver takes its data."""
+        """Return the six arrays by name, the form of data that a Solver takes."""
         names = (field.name for field in fields(self))
         return {name: getattr(self, name) for name in names if name.startswith(("X_", "y_"))}

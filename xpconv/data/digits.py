@@ -15,7 +15,7 @@ def load_digits(seed: int = 0) -> Dataset:
     """Return 1,797 handwritten digits of 8 by 8 pixels: 1,297 for training, 200 for validation, 300 for testing.
 
     Pixels are uint8: the source's 17 grey levels, 0 to 16, are scaled to 0 to 255. Strokes are light on a dark
-    background. Each split has the classes in the same proportions.
+    background. All splits have the same class proportions.
 
     Parameters
     ----------

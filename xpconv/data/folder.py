@@ -23,17 +23,17 @@ def load_folder(path: str | os.PathLike[str], shape: Sequence[int] = SHAPE, seed
     """Return the images of a folder that has one subfolder for each class, named after the class.
 
     The images of each class are split at random: 70 % for training, 15 % for validation, 15 % for testing. If the
-    folder has a subfolder ``train`` that contains the classes, its images are for training, those of ``val`` for
-    validation and those of ``test`` for testing; a fraction of ``train`` stands in for a missing ``val`` or ``test``.
+    folder has a subfolder ``train`` that contains the classes, the splits are the subfolders ``train``, ``val`` and
+    ``test``; a missing ``val`` or ``test`` gets a fraction of the images of ``train``.
 
     Parameters
     ----------
     path : str or path
-        The folder. Names that start with a dot are ignored, and so are files beside the subfolders.
+        The folder. Names that start with a dot and files beside the subfolders are ignored.
     shape : (int, int, int)
         Channels (1 for grey, 3 for RGB), height and width to which `read_image` resizes every image.
     seed : int
-        Determines which image goes to which split; `shape` has no influence on it.
+        Determines which image goes to which split, whatever `shape` is.
 
     Returns
     -------
@@ -46,7 +46,7 @@ def load_folder(path: str | os.PathLike[str], shape: Sequence[int] = SHAPE, seed
         If the folder does not exist or has fewer than two classes, a class has too few images, the splits differ in
         their classes, or a file is not a readable image.
     ArgumentError, ArgumentTypeError
-        If `shape` is not that of an image.
+        If `shape` is not the shape of an image.
 
     Examples
     --------
@@ -83,7 +83,7 @@ def load_folder(path: str | os.PathLike[str], shape: Sequence[int] = SHAPE, seed
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
-    """Return the folder of each split that has one; `root` is that of training images if it contains the classes."""
+    """Return the folder of each split that has one; if `root` contains the classes, it is the training folder."""
     if not (root / "train").is_dir() or not _subfolders(root / "train"):
         return {"train": root}
     return {split: root / split for split in FRACTIONS if (root / split).is_dir()}
@@ -95,7 +95,7 @@ def _subfolders(path: Path) -> list[Path]:
 
 
 def _class_files(folder: Path) -> ClassFiles:
-    """Return the files of each class's subfolder."""
+    """Return the files in the subfolder of each class."""
     try:
         classes = {
             subfolder.name: sorted(file for file in subfolder.iterdir() if not file.name.startswith("."))

@@ -13,19 +13,27 @@ from xpconv.errors import ArgumentError, DatasetError
 __all__ = ["check_image_shape", "read_image"]
 
 MODES = {1: "L", 3: "RGB"}
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow starts other programs to read some others
+FORMATS = (
+    "BMP",
+    "GIF",
+    "JPEG",
+    "PNG",
+    "PPM",
+    "TIFF",
+    "WEBP",
+)  # Pillow runs external programs to read some other formats
 
 
 def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray:
     """Read an image file as pixels from 0 to 255, converted to a model's number of channels and size.
 
-    Each pixel is the average of the area that it covers; height and width are scaled independently. A photograph
-    whose EXIF data gives an orientation is turned upright first. Transparent pixels are shown on white.
+    Each pixel is the average of the area that it covers in the file; height and width are scaled independently. An
+    image whose EXIF data gives an orientation is turned upright first. Transparent pixels are shown on white.
 
     Parameters
     ----------
     path : str or path
-        A BMP, GIF, JPEG, PNG, PPM, TIFF or WebP file; of several frames the first is read.
+        A BMP, GIF, JPEG, PNG, PPM, TIFF or WebP file; of an animation, the first frame is read.
     shape : (int, int, int)
         Channels (1 for grey, 3 for RGB), height and width.
 
@@ -39,7 +47,7 @@ def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray
     DatasetError
         If Pillow is not installed, or the file is missing, damaged or too large to be decompressed safely.
     ArgumentError, ArgumentTypeError
-        If `shape` is not that of an image.
+        If `shape` is not the shape of an image.
 
     Examples
     --------
@@ -78,12 +86,12 @@ def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray
 
 
 def check_image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
-    """Return the shape of a grey or an RGB image as ints.
+    """Check the shape of a grey or an RGB image and return it as ints.
 
     Raises
     ------
     ArgumentError
-        If it has another number of axes or of channels, or an empty side.
+        If `shape` is not (1, H, W) or (3, H, W), or height or width is less than 1.
     ArgumentTypeError
         If height or width is not an integer.
 
@@ -101,7 +109,7 @@ def check_image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def _on_white(image: Any) -> Any:
-    """Return the image, drawn on white if parts of it are transparent."""
+    """Draw an image with transparent parts on white; return other images unchanged."""
     from PIL import Image
 
     if not image.has_transparency_data:
@@ -111,14 +119,14 @@ def _on_white(image: Any) -> Any:
 
 
 def _as_8_bit(image: Any) -> Any:
-    """Return the image with 16-bit grey levels, if it has any, scaled to 8 bits; Pillow would clip them at 255."""
+    """Scale 16-bit grey levels to 8 bits, since Pillow would clip them at 255; return other images unchanged."""
     from PIL import Image
 
     if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers of unknown range: save it with 8 bits a channel")
+        raise ValueError("its pixels are floating-point numbers of unknown range: save it with 8 bits per channel")
     if not image.mode.startswith("I"):
         return image
     pixels = np.asarray(image, np.int64)
     if pixels.min() < 0 or pixels.max() > 65535:
-        raise ValueError("its pixels have more than 16 bits: save it with 8 bits a channel")
+        raise ValueError("its pixels have more than 16 bits: save it with 8 bits per channel")
     return Image.fromarray((pixels >> 8).astype(np.uint8))

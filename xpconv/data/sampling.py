@@ -1,4 +1,4 @@
-"""Samplers: which rows make the next minibatch, drawn with replacement or each once an epoch."""
+"""Samplers, which choose the rows of each minibatch: with replacement, or each row once per epoch."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -11,14 +11,14 @@ __all__ = ["SAMPLERS", "EpochSampler", "ReplacementSampler", "Sampler"]
 
 
 class Sampler(ABC):
-    """Draws the rows of one minibatch after another.
+    """Draws the rows of successive minibatches.
 
     Parameters
     ----------
     stream : Generator or RandomState
-        Where the random numbers come from.
+        The source of random numbers.
     num_rows : int
-        Number of rows to draw from.
+        Number of rows in the data.
     batch_size : int
         Number of rows in a minibatch.
 
@@ -38,7 +38,7 @@ class Sampler(ABC):
 
     @property
     def state(self) -> Any:
-        """The sampler's position as plain data for JSON; assign it to repeat the draws that follow."""
+        """The sampler's position as plain data for JSON; assign it to return to that position."""
         return state_of(self.stream)
 
     @state.setter
@@ -85,7 +85,7 @@ class EpochSampler(Sampler):
 
     def __init__(self, stream: RandomStream, num_rows: int, batch_size: int) -> None:
         super().__init__(stream, num_rows, batch_size)
-        self._num_drawn = 0  # minibatches of this epoch
+        self._num_drawn = 0  # minibatches drawn in this epoch
         self._epoch_state: dict[str, Any] = {}  # the stream's state before this epoch's order was drawn
         self._order = np.empty(0, np.int64)
 
@@ -103,7 +103,7 @@ class EpochSampler(Sampler):
 
     @property
     def state(self) -> Any:
-        """The sampler's position as plain data for JSON; assign it to repeat the draws that follow."""
+        """The sampler's position as plain data for JSON; assign it to return to that position."""
         return {"stream": self._epoch_state if self._num_drawn else state_of(self.stream), "done": self._num_drawn}
 
     @state.setter

@@ -12,7 +12,7 @@ __all__ = ["stratified_split"]
 
 
 def stratified_split(y: np.ndarray, fractions: Sequence[float], rng: Rng = 0) -> list[np.ndarray]:
-    """Split samples at random so that each split has the classes in the same proportions.
+    """Split samples at random so that all splits have the same class proportions.
 
     Of the n samples of a class, split i gets about ``fractions[i] * n``, and at least one.
 
@@ -21,7 +21,7 @@ def stratified_split(y: np.ndarray, fractions: Sequence[float], rng: Rng = 0) ->
     y : array (N,)
         Labels.
     fractions : sequence of float
-        The fraction of each split, above 0; together they are 1.
+        The fraction of each split, above 0; the fractions add up to 1.
     rng : None, int, Generator or RandomState
         Determines which sample goes to which split.
 
@@ -62,7 +62,7 @@ def stratified_split(y: np.ndarray, fractions: Sequence[float], rng: Rng = 0) ->
 
 
 def _boundaries(count: int, fractions: tuple[float, ...]) -> list[int]:
-    """Return where to cut `count` samples: at the nearest whole numbers that leave no split empty."""
+    """Return where to cut `count` samples: the nearest whole numbers that leave no split empty."""
     boundaries: list[int] = []
     for i, fraction in enumerate(np.cumsum(fractions)[:-1], start=1):
         lowest = boundaries[-1] + 1 if boundaries else 1
