@@ -109,6 +109,22 @@ def test_the_last_good_checkpoint_stays(data, tmp_path, backend_name):
     assert not solver.resumable
 
 
+@pytest.mark.parametrize("backend_name", BACKENDS)
+@pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
+def test_an_infinite_memory_of_the_rule_is_named(data, backend_name, on_nonfinite):
+    """A finite gradient of 1e30 in float32 makes Adam's average of squares infinite, so that W1 never moves again."""
+    solver = make_solver(data, backend=find_backend(backend_name), dtype="float32", on_nonfinite=on_nonfinite)
+    make_nonfinite(solver, 5, 1e30)
+    with np.errstate(all="ignore"), pytest.raises(NonFiniteLossError) as caught:
+        solver.train()
+    assert str(caught.value) == (
+        "v of W1, in the memory of adam, stopped being finite by iteration 8, because a gradient was too "
+        "large to square: take a smaller learning_rate (it is 0.018), a smaller weight_scale, or images of a smaller "
+        "range"
+    )
+    assert not solver.resumable
+
+
 # ---- skip
 
 

@@ -164,6 +164,17 @@ def test_ten_steps_equal_those_of_torch(name):
     np.testing.assert_allclose(ours, w.detach().numpy(), rtol=1e-10)
 
 
+@pytest.mark.parametrize("size", [1e20, 5e20])
+def test_adam_moves_a_parameter_again_after_a_huge_finite_gradient(backend, size):
+    """The square of the gradient overflows float32; its share of the average does not."""
+    w, huge = (backend.asarray(np.full(3, value), "float32") for value in (0.0, size))
+    w, config = adam(w, huge)
+    before = backend.to_host(w).copy()
+    w, config = adam(w, backend.xp.ones_like(w), config)
+    assert np.isfinite(backend.to_host(config["v"])).all()
+    assert (backend.to_host(w) < before).all()
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("rule", UPDATE_RULES.values(), ids=UPDATE_RULES)
 def test_options_may_be_numpy_scalars(rule, backend, dtype):

@@ -93,7 +93,7 @@ def test_the_host_waits_only_to_print_and_to_check(data, monkeypatch):
     solver.train()
     checks = len(solver.val_acc_history)
     assert checks == 5
-    assert waits == ["to_host"] * 4 * checks  # per check: losses, two accuracies, health
+    assert waits == ["to_host"] * 4 * checks  # per check: losses, two accuracies, health; this rule has no memory
 
     waits.clear()
     solver.verbose = True

@@ -113,6 +113,9 @@ class Solver(solver.Solver):
         self._pending_rows.append(loss)
         return True
 
+    def _check_memory(self) -> None:
+        """Let the search for a learning rate go on."""
+
     def _read_losses(self) -> None:
         finite = bool(np.isfinite(self.loss_history).all())
         try:

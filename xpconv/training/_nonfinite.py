@@ -6,11 +6,11 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from xpconv.backend import Array, backend_of, on_host, to_host
+from xpconv.backend import Array, Backend, backend_of, on_host, to_host
 from xpconv.ops.finite import largest_finite
 from xpconv.ops.tiling import sum_in_blocks, sum_of_squares
 
-__all__ = ["all_finite", "check_finite", "describe_nonfinite", "read_rows", "restore_unless"]
+__all__ = ["all_finite", "check_finite", "describe_nonfinite", "first_nonfinite", "read_rows", "restore_unless"]
 
 
 def check_finite(loss: Any, grads: Mapping[str, Array], *, per_gradient: bool) -> tuple[Any, Any]:
@@ -95,6 +95,22 @@ def all_finite(loss: Any, grads: Iterable[Array]) -> Any:
         return bool(np.isfinite(float(loss))) and all(_finite_on_host(grad) for grad in grads)
     xp = array_api_compat.array_namespace(loss)
     return xp.all(xp.stack([xp.isfinite(loss), *(xp.all(xp.isfinite(grad)) for grad in grads)]))
+
+
+def first_nonfinite(arrays: Mapping[str, Array], backend: Backend) -> str | None:
+    """Return the name of the first array with NaN or infinite values, or None; the host waits once for the device.
+
+    Examples
+    --------
+    >>> from xpconv.backend import get_backend
+    >>> first_nonfinite({"m": np.zeros(2), "v": np.array([1.0, np.inf])}, get_backend("numpy"))
+    'v'
+    """
+    if not arrays:
+        return None
+    xp = backend.xp
+    finite = to_host(xp.stack([xp.all(xp.isfinite(a)) for a in arrays.values()]))
+    return None if finite.all() else list(arrays)[int(np.argmin(finite))]
 
 
 def _finite_on_host(a: Array) -> bool:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from copy import copy
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from xpconv.io._safetensors import DESCRIPTION_ERRORS, ArraySpec, check_finite_a
 from xpconv.random import RandomStream, Rng, draw_seed, restore, spawn, state_of
 from xpconv.training import metrics
 from xpconv.training._monitor import TrainingMonitor, copy_arrays
-from xpconv.training._nonfinite import check_finite, describe_nonfinite, read_rows, restore_unless
+from xpconv.training._nonfinite import check_finite, describe_nonfinite, first_nonfinite, read_rows, restore_unless
 from xpconv.training._progress import Progress, show_progress
 from xpconv.training._signals import postpone_signals
 from xpconv.training._state import (
@@ -618,6 +618,7 @@ class Solver:
     def _check_accuracies(self, progress: Progress) -> None:
         """Measure both accuracies, and keep copies of the parameters if they are the best so far."""
         self._read_losses()
+        self._check_memory()
         train_acc = self.check_accuracy(self.X_train, self.y_train, num_samples=self.num_train_samples)
         val_acc = self.check_accuracy(self.X_val, self.y_val, num_samples=self.num_val_samples)
         self.train_acc_history.append(train_acc)
@@ -648,11 +649,34 @@ class Solver:
         if self.on_nonfinite == "skip":
             self.skipped += int(bad.size)
             return
+        self._raise_nonfinite(
+            describe_nonfinite(losses[bad[0]], first + int(bad[0]), self.model.params, figures[bad[0]])
+        )
+
+    def _check_memory(self) -> None:
+        """Raise an error if a built-in rule's memory is no longer finite, since its parameter would never move again.
+
+        A finite gradient can do this, if its square overflows.
+        """
+        if not isinstance(self.update_rule, str):
+            return
+        memory = {
+            f"{key} of {name}": value
+            for name, config in self.optim_configs.items()
+            for key, value in config.items()
+            if is_array(value) and value.ndim
+        }
+        if (name := first_nonfinite(memory, self.backend)) is not None:
+            self._raise_nonfinite(
+                f"{name}, in the memory of {self.update_rule}, stopped being finite by iteration {self.iteration}, "
+                "because a gradient was too large to square"
+            )
+
+    def _raise_nonfinite(self, event: str) -> NoReturn:
         self.resumable = False
-        rates = ", ".join({str(config.get("learning_rate")) for config in self.optim_configs.values()})
+        rates = ", ".join({f"{float(config.get('learning_rate', 'nan')):g}" for config in self.optim_configs.values()})
         raise NonFiniteLossError(
-            f"{describe_nonfinite(losses[bad[0]], first + int(bad[0]), self.model.params, figures[bad[0]])}: "
-            f"take a smaller learning_rate (it is {rates}), a smaller weight_scale, or images of "
+            f"{event}: take a smaller learning_rate (it is {rates}), a smaller weight_scale, or images of "
             "a smaller range"
         )
 

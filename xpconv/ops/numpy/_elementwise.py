@@ -34,8 +34,8 @@ def adam_step(w: Array, dw: Array, m: Array, v: Array, beta1: float, beta2: floa
     np.multiply(dw, 1 - beta1, out=a)
     m *= beta1
     m += a
-    np.multiply(dw, dw, out=a)
-    a *= 1 - beta2
+    np.multiply(dw, 1 - beta2, out=a)  # before the square, which may overflow
+    a *= dw
     v *= beta2
     v += a
     flush_denormals(m)
