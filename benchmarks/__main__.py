@@ -28,8 +28,8 @@ from xpconv.ops.numpy._workers import num_threads
 
 PEERS = {"torch": lambda: Torch("cpu"), "torch-cuda": lambda: Torch("cuda"), "reference": Reference, "numpy": Xpconv}
 SLOW = {"reference": lambda case: case.small, "numpy": lambda case: case.large and case.kind == "step"}
-AGREE = {"float32": 1e-4, "float64": 1e-9, "tf32": 2e-2}  # of the largest value
-AGREE_STEP = 5e-2  # of the gradient's norm: rounding tips a relu or a maximum of a net over here and there
+AGREE = {"float32": 1e-4, "float64": 1e-9, "tf32": 2e-2}  # relative to the largest value
+AGREE_STEP = 5e-2  # relative to the gradient's norm: rounding may change which relu or maximum passes a gradient
 
 
 def main(
@@ -40,17 +40,13 @@ def main(
     only: Annotated[
         list[str] | None, typer.Option(help="A row to run, such as c64; may be repeated. All without it.")
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where to write the results, as JSON.")] = None,
 ) -> None:
-    """Measure, print, and write the figures if asked.
+    """Measure, print a table, and write the results if asked.
 
-    Example: python -m benchmarks --only c64 --only Adam --json figures.json
+    Example: python -m benchmarks --only c64 --only Adam --json results.json
     """
-    for what, given, known in (("peer", peers.split(","), PEERS), ("row", only or [], [case.name for case in CASES])):
-        if unknown := [name for name in given if name not in known]:
-            raise typer.BadParameter(f"there is no {what} {', '.join(unknown)}: choose from {', '.join(known)}.")
-    if "torch" in peers and find_spec("torch") is None:
-        raise typer.BadParameter("comparing with PyTorch needs it: pip install torch, or give --peers reference.")
+    check_choices(peers.split(","), only)
     console = Console()
     ours = Xpconv(backend)
     gpu = device.describe() if ours.backend.library == "cupy" else {}
@@ -62,13 +58,12 @@ def main(
         for tf32 in (False, True) if peer == "torch-cuda" else (False,):
             if gpu:
                 device.set_tf32(tf32)
-            for case in CASES:
-                if (not only or case.name in only) and wanted(case, peer, bool(gpu), tf32):
-                    rows += compare(case, ours, contestant, peer, tf32=tf32, rates=gpu.get("rates", {}))
-            mine = [row for row in rows if row["peer"] == peer and row["tf32"] == tf32]
-            console.print(table(mine, peer + " with TF32" * tf32))
-            for name, mean in means(mine):
-                console.print(f"{name}: geometric mean {mean:.2f}", highlight=False)
+            cases = [case for case in CASES if not only or case.name in only]
+            found: list[dict[str, Any]] = []
+            for case in (case for case in cases if wanted(case, peer, bool(gpu), tf32)):
+                found += compare(case, ours, contestant, peer, tf32=tf32, rates=gpu.get("rates", {}))
+            show(console, found, peer + " with TF32" * tf32)
+            rows += found
     if json_file:
         result = {
             "machine": machine(),
@@ -82,6 +77,22 @@ def main(
         }
         with atomic_path(json_file) as temporary:
             temporary.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def check_choices(peers: list[str], only: list[str] | None) -> None:
+    """Raise an error for unknown peers and rows, and if PyTorch is needed but not installed."""
+    for what, given, known in (("peer", peers, PEERS), ("row", only or [], [case.name for case in CASES])):
+        if unknown := [name for name in given if name not in known]:
+            raise typer.BadParameter(f"there is no {what} {', '.join(unknown)}: choose from {', '.join(known)}.")
+    if "torch" in peers and find_spec("torch") is None:
+        raise typer.BadParameter("comparing with PyTorch needs it: pip install torch, or give --peers reference.")
+
+
+def show(console: Console, rows: list[dict[str, Any]], peer: str) -> None:
+    """Print the rows against one peer, and their geometric means."""
+    console.print(table(rows, peer))
+    for name, mean in means(rows):
+        console.print(f"{name}: geometric mean {mean:.2f}", highlight=False)
 
 
 def wanted(case: Case, peer: str, gpu: bool, tf32: bool) -> bool:

@@ -13,29 +13,23 @@ pytestmark = pytest.mark.torch
 def scores(torch, net, params, x):
     """Compute a net's scores in training mode with torch's functions."""
     F = torch.nn.functional
+    steps = {
+        nn.Affine: lambda x, p, layer: x.flatten(1) @ p["W"] + p.get("b", 0.0),
+        nn.Conv: lambda x, p, layer: F.conv2d(
+            x, p["W"], p.get("b"), stride=layer.stride, padding=layer.resolved_padding
+        ),
+        nn.BatchNorm: lambda x, p, layer: F.batch_norm(
+            x, None, None, p["gamma"], p["beta"], training=True, eps=layer.eps
+        ),
+        nn.LayerNorm: lambda x, p, layer: F.layer_norm(x, x.shape[1:], p["gamma"], p["beta"], eps=layer.eps),
+        nn.GroupNorm: lambda x, p, layer: F.group_norm(x, layer.groups, p["gamma"], p["beta"], eps=layer.eps),
+        nn.AvgPool: lambda x, p, layer: F.avg_pool2d(x, layer.kernel_size, layer.stride),
+        nn.MaxPool: lambda x, p, layer: F.max_pool2d(x, layer.kernel_size, layer.stride),
+        nn.GlobalAvgPool: lambda x, p, layer: x.mean((2, 3)),
+        nn.Relu: lambda x, p, layer: x.relu(),
+    }
     for layer, keys in zip(net.layers, net.layer_keys, strict=True):
-        p = {name: params[key] for name, key in keys.items() if key in params}
-        match layer:
-            case nn.Affine():
-                x = x.flatten(1) @ p["W"] + p.get("b", 0.0)
-            case nn.Conv():
-                x = F.conv2d(x, p["W"], p.get("b"), stride=layer.stride, padding=layer.resolved_padding)
-            case nn.BatchNorm():
-                x = F.batch_norm(x, None, None, p["gamma"], p["beta"], training=True, eps=layer.eps)
-            case nn.LayerNorm():
-                x = F.layer_norm(x, x.shape[1:], p["gamma"], p["beta"], eps=layer.eps)
-            case nn.GroupNorm():
-                x = F.group_norm(x, layer.groups, p["gamma"], p["beta"], eps=layer.eps)
-            case nn.AvgPool():
-                x = F.avg_pool2d(x, layer.kernel_size, layer.stride)
-            case nn.MaxPool():
-                x = F.max_pool2d(x, layer.kernel_size, layer.stride)
-            case nn.GlobalAvgPool():
-                x = x.mean((2, 3))
-            case nn.Relu():
-                x = x.relu()
-            case _:
-                pytest.fail(f"say what {layer} is in torch")
+        x = steps[type(layer)](x, {name: params[key] for name, key in keys.items() if key in params}, layer)
     return x
 
 
