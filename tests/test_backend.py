@@ -133,7 +133,7 @@ def test_unknown_library_is_refused_with_those_there_are(spec, monkeypatch):
 
 @pytest.mark.parametrize("spec", [0, np, ["numpy"]])
 def test_backend_must_be_text(spec):
-    with pytest.raises(ArgumentTypeError, match="expected a text such as 'cupy:0' or a Backend"):
+    with pytest.raises(ArgumentTypeError, match="expected a string such as 'cupy:0' or a Backend"):
         get_backend(spec)
 
 
@@ -148,7 +148,9 @@ def test_unknown_device_is_refused():
 @pytest.mark.torch
 def test_torch_names_the_device_it_cannot_use():
     find_backend("torch")
-    with pytest.raises(BackendUnavailableError, match=r"torch \d\S* cannot use device 'nonsense'.*torch, or mend"):
+    with pytest.raises(
+        BackendUnavailableError, match=r"torch \d\S* cannot use device 'nonsense'.*torch for its CPU, or install"
+    ):
         get_backend("torch:nonsense")
 
 

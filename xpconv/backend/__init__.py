@@ -1,7 +1,7 @@
-"""Which array library computes, and on which device.
+"""Backends: an array library and a device.
 
-This is the one door between host and device: `Backend.asarray` moves arrays in, `Backend.to_host` moves
-them out and is the only place where the host waits for the device.
+Arrays move between host and device only through two methods: `Backend.asarray` moves them to the device, and
+`Backend.to_host` moves them back, for which the host waits.
 """
 
 from xpconv.backend._array import Array, array_namespace, library_of, on_host

@@ -1,4 +1,4 @@
-"""What an array is, and which library one belongs to."""
+"""The type of arrays, and functions that find an array's library and location."""
 
 from typing import Any, Protocol
 
@@ -11,9 +11,9 @@ __all__ = ["Array", "array_namespace", "library_of", "on_host"]
 
 
 class Array(Protocol):
-    """An array of any supported library, as the Python array API describes it; docstrings tell its shape.
+    """An array of any supported library, as the Python array API describes it; docstrings state its shape.
 
-    It is a type for checkers such as mypy: ``isinstance`` does not work with it.
+    The type is for checkers such as mypy: ``isinstance`` does not work with it.
 
     Examples
     --------
@@ -78,7 +78,7 @@ class Array(Protocol):
     def __ge__(self, other: Any, /) -> "Array": ...
 
 
-STRICT_CPU = "array_api_strict.Device('CPU_DEVICE')"
+STRICT_CPU = "array_api_strict.Device('CPU_DEVICE')"  # the text of array_api_strict's default device
 
 
 _numpy_namespace = array_api_compat.array_namespace(np.zeros(()))
@@ -90,9 +90,9 @@ def array_namespace(**arrays: Array | None) -> Any:
     Raises
     ------
     DeviceMismatchError
-        If two of them are of different libraries or on different devices.
+        If two arrays are of different libraries or on different devices.
     ArgumentTypeError
-        If one of them is not an array.
+        If an argument is not an array.
 
     Examples
     --------
@@ -119,7 +119,7 @@ def array_namespace(**arrays: Array | None) -> Any:
     return namespace
 
 
-_NOT_ARRAYS = np.generic, np.ma.MaskedArray, np.matrix  # NumPy types whose operators mean something else
+_NOT_ARRAYS = np.generic, np.ma.MaskedArray, np.matrix  # NumPy types whose operators differ from those of arrays
 _namespaces: dict[type, tuple[str, Any]] = {}  # the library and the namespace of each type of array seen so far
 
 
@@ -138,7 +138,7 @@ def _describe(location: tuple[str, Any]) -> str:
 
 
 def library_of(x: Array) -> str:
-    """Return the name of the library that `x` is an array of, such as ``numpy``.
+    """Return the name of the array library that `x` belongs to, such as ``numpy``.
 
     Examples
     --------
@@ -149,7 +149,7 @@ def library_of(x: Array) -> str:
 
 
 def on_host(x: Array) -> bool:
-    """Whether `x` is in host memory, so that reading its values waits for no device.
+    """Return whether `x` is in host memory, where reading it needs no wait for a device.
 
     Examples
     --------

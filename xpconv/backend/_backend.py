@@ -1,4 +1,4 @@
-"""A backend: an array library together with a device, and how one is selected."""
+"""Backends, which are an array library together with a device, and their selection."""
 
 import importlib
 import os
@@ -68,16 +68,16 @@ class Backend:
         return f"{self.library}:{self.device}"
 
     def dtype(self, name: str) -> Any:
-        """Return the library's dtype of that name, such as ``float32``."""
+        """Return the library's dtype with a name, such as ``float32``."""
         try:
             return getattr(self.xp, name)
         except (AttributeError, TypeError):
             raise ArgumentError(f"dtype is {name!r}, which {self.library} does not have") from None
 
     def asarray(self, x: Any, dtype: str | None = None) -> Array:
-        """Move `x` to this backend's device, cast to the dtype of that name.
+        """Return `x` as an array on this backend's device, cast to the dtype with that name.
 
-        An array that is on the device with that dtype already is returned itself, not a copy.
+        If `x` already has this device and dtype, `x` itself is returned, not a copy.
         """
         if isinstance(x, np.ndarray) or not array_api_compat.is_array_api_obj(x):
             return self._from_host(np.asarray(x), dtype)
@@ -92,15 +92,15 @@ class Backend:
         if self.library == "numpy":
             return x if wanted is None else x.astype(wanted, copy=False)
         x = x.astype(x.dtype.newbyteorder("="), copy=False)
-        if not hasattr(self.xp, x.dtype.name):  # such as float16 in array_api_strict
+        if not hasattr(self.xp, x.dtype.name):  # a dtype that the library lacks, such as float16 in array_api_strict
             x = x.astype(dtype or ("float64" if x.dtype.itemsize > 4 else "float32"))
-        if self.library == "torch":  # it shares host memory, refuses negative strides and warns of read-only arrays
+        if self.library == "torch":  # torch shares host memory, refuses negative strides and warns of read-only arrays
             x = np.array(x, order="C", copy=True)
         moved = self.xp.asarray(x, device=self.device)
         return moved if wanted is None else self.xp.astype(moved, wanted, copy=False)
 
     def upload(self, name: str, x: Any, dtype: str | None = None) -> Array:
-        """Move `x` from host memory to this device as `asarray` does; an array on another device is an error."""
+        """Return `asarray(x, dtype)`, or raise an error that names `x` if it is on another device."""
         x = np.asarray(x) if isinstance(x, list | tuple) else x
         if not isinstance(x, np.ndarray) and backend_of(x) != self:
             raise DeviceMismatchError(
@@ -112,11 +112,11 @@ class Backend:
     def to_host(self, x: Array) -> np.ndarray:
         """Wait until `x` is computed and return it as a NumPy array.
 
-        A NumPy array is returned itself, not a copy.
+        If `x` is a NumPy array, `x` itself is returned, not a copy.
         """
         if isinstance(x, np.ndarray):
             return x
-        array: Any = x  # with the methods of its library
+        array: Any = x  # `Array` does not declare the methods of each library
         if self.library == "cupy":
             return np.asarray(array.get())
         if self.library == "torch":
@@ -129,7 +129,7 @@ class Backend:
     def current(self, stream: Any = None) -> Iterator[None]:
         """Make this device the current one of its library inside a ``with`` block.
 
-        CuPy computes on its current device. Its work inside the block goes to `stream`, if one is given.
+        Only CuPy has a current device. If `stream` is given, CuPy's work inside the block goes to that stream.
         """
         if self.library != "cupy":
             yield
@@ -198,15 +198,15 @@ def use_backend(spec: "str | Backend") -> Iterator[Backend]:
 
 
 def get_backend(spec: "str | Backend | None" = None) -> Backend:
-    """Return the backend of that name, or the selected one.
+    """Return the named backend, or the selected one.
 
     Parameters
     ----------
     spec : str or Backend, optional
         ``library`` or ``library:device``: ``numpy``, ``cupy``, ``cupy:1``, ``torch``, ``torch:cuda``,
         ``array_api_strict:device1``; or ``auto``, which is CuPy if that works here and NumPy otherwise.
-        By default the enclosing `use_backend` decides, then the environment variable ``XP_BACKEND``; without
-        either it is NumPy.
+        The default is the backend of the enclosing `use_backend`, else that of the environment variable
+        ``XP_BACKEND``, else NumPy.
 
     Raises
     ------
@@ -228,7 +228,7 @@ def get_backend(spec: "str | Backend | None" = None) -> Backend:
             return selected
         spec = os.environ.get("XP_BACKEND") or "numpy"
     if not isinstance(spec, str):
-        raise ArgumentTypeError(f"backend is {spec!r}; expected a text such as 'cupy:0' or a Backend")
+        raise ArgumentTypeError(f"backend is {spec!r}; expected a string such as 'cupy:0' or a Backend")
     if spec == "auto":
         try:
             return _find("cupy")
@@ -250,7 +250,7 @@ def _find(spec: str) -> Backend:
 
 
 def backend_of(x: Array) -> Backend:
-    """Return the backend that `x` lives on.
+    """Return the library and device of `x`.
 
     Examples
     --------
@@ -283,4 +283,5 @@ def _namespace(library: str) -> Any:
 
 
 def _strict_name(device: Any) -> str:
+    """Return the name in a text such as ``array_api_strict.Device('device1')``."""
     return repr(device).partition("'")[2].partition("'")[0]

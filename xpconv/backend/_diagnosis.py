@@ -1,4 +1,4 @@
-"""Whether backends can run on this machine, and if not, why."""
+"""Find out whether a backend can run on this machine, and if not, why."""
 
 import importlib
 from contextlib import suppress
@@ -33,7 +33,7 @@ def diagnose(spec: str) -> Diagnosis:
     Parameters
     ----------
     spec : str
-        A backend's name as for `get_backend`; ``auto`` names none.
+        The name of a backend as for `get_backend`, but not ``auto``.
 
     Examples
     --------

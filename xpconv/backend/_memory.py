@@ -1,4 +1,4 @@
-"""How much memory a computation takes, and how much is free."""
+"""Measure how much memory a computation takes, and how much is free."""
 
 import importlib
 import tracemalloc
@@ -12,9 +12,9 @@ __all__ = ["free_bytes", "peak_bytes"]
 
 
 def peak_bytes(backend: Backend, call: Callable[[], Any]) -> int | None:
-    """Return the peak of the memory that a backend's arrays take during a call, in bytes beyond what they took before.
+    """Return the peak memory of a backend's arrays during a call, in bytes above the memory that they took before.
 
-    It is None where no library counts it: with PyTorch on a CPU.
+    Return None for PyTorch on a CPU, which does not count its memory.
 
     Examples
     --------
@@ -47,7 +47,7 @@ def peak_bytes(backend: Backend, call: Callable[[], Any]) -> int | None:
 
 
 def _peak_of_cupy(call: Callable[[], Any]) -> int:
-    """Count what CuPy's memory pool hands out and takes back."""
+    """Return the peak of the bytes that CuPy's memory pool hands out and does not yet have back."""
     now = peak = 0
 
     def add(size: int) -> None:
@@ -70,14 +70,14 @@ def _peak_of_cupy(call: Callable[[], Any]) -> int:
 
 
 def free_bytes(backend: Backend) -> int | None:
-    """Return how many bytes a computation may still take, or None if that is not known."""
+    """Return how many bytes a computation can still allocate, or None if that is unknown."""
     if backend.library == "cupy":
         with backend.device:
             free, _ = backend.xp.cuda.runtime.memGetInfo()
             return int(free + backend.xp.get_default_memory_pool().free_bytes())
     if backend.library == "torch":
         return None
-    try:  # on Linux, which counts the file cache as available
+    try:  # only Linux has this file; MemAvailable includes the file cache
         lines = Path("/proc/meminfo").read_text("ascii").splitlines()
         (available,) = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Proofs that an array library runs on a device; each returns the device or says what is missing."""
+"""Run an array library on a device; each probe returns the device or raises an error that says what is missing."""
 
 import importlib
 from collections.abc import Callable
@@ -16,7 +16,7 @@ def _probe_numpy(device: str | None) -> str:
 
 
 def _probe_cupy(device: str | None) -> Any:
-    """Prove that a kernel and a GEMM run; being importable proves nothing."""
+    """Run a kernel and a GEMM, since both can fail although CuPy can be imported."""
     cupy = _import("cupy", "pip install 'cupy-cuda13x[ctk]' (CUDA 13 driver) or 'cupy-cuda12x[ctk]' (12)")
     index = _device_index("cupy", device)
     try:
@@ -47,7 +47,7 @@ def _probe_cupy(device: str | None) -> Any:
 
 
 def _why_no_device(cupy: Any, error: Exception) -> str:
-    """Say which is missing: a driver, a new enough one, or a GPU."""
+    """Return a text that says what is missing: a driver, a newer driver, or a GPU."""
     runtime = cupy.cuda.runtime
     driver, built = (number // 1000 for number in (runtime.driverGetVersion(), runtime.runtimeGetVersion()))
     if 0 < driver < built:
@@ -73,8 +73,7 @@ def _probe_torch(device: str | None) -> Any:
     except Exception as error:
         raise BackendUnavailableError(
             f"torch {torch.__version__} cannot use device {device!r} ({error}): "
-            "choose torch, or mend what is missing: a driver, or a build of torch for the "
-            "device"
+            "choose torch for its CPU, or install the driver or the build of torch that the device needs"
         ) from error
     return chosen
 

@@ -311,6 +311,5 @@ class _BytesUnpickler(pickle._Unpickler):
             function = self.ALLOWED[module, name]
         except KeyError:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no batch needs") from None
-        return lambda *arguments: function(
-            *arguments
-        )  # a new function, since a pickle can set attributes of the object it gets
+        # A new function each time, since a pickle can set attributes of the object it gets.
+        return lambda *arguments: function(*arguments)

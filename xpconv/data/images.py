@@ -13,15 +13,8 @@ from xpconv.errors import ArgumentError, DatasetError
 __all__ = ["check_image_shape", "read_image"]
 
 MODES = {1: "L", 3: "RGB"}
-FORMATS = (
-    "BMP",
-    "GIF",
-    "JPEG",
-    "PNG",
-    "PPM",
-    "TIFF",
-    "WEBP",
-)  # Pillow runs external programs to read some other formats
+# Pillow runs external programs to read some other formats.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
 def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray:

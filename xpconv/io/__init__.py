@@ -1,4 +1,4 @@
-"""Model files, ONNX files and PyTorch parameters; a file is written completely or not at all."""
+"""Model files, ONNX files and PyTorch parameters. Every file is written completely or not at all."""
 
 from xpconv.io.model import load_model, save_model
 

@@ -1,4 +1,4 @@
-"""Atomic writes: after a crash or an error, a file is either the old one or the new one, complete."""
+"""Atomic writes: after a crash or an error, a path holds the complete old file or the complete new one."""
 
 import os
 import secrets
@@ -11,7 +11,7 @@ __all__ = ["atomic_path", "remove_temporary_files", "write_bytes"]
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary file to write to, which replaces `path` when the block ends without an error.
+    """Yield a temporary file, which replaces `path` when the block ends without an error.
 
     The temporary file is in the folder of `path` and is flushed to disk before it is renamed. After any failure the
     old file is unchanged and the temporary file is removed.
@@ -24,13 +24,13 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     Yields
     ------
     pathlib.Path
-        The temporary file, which exists and is empty. Its name ends in ``.tmp``, so name the format to functions that
-        choose it by suffix.
+        The temporary file, which exists and is empty. Its name ends in ``.tmp``, so functions that infer the format
+        from the suffix must be told the format.
 
     Raises
     ------
     OSError
-        A subclass that fits, with `path` in its message: the folder is missing or read-only, or the disk is full.
+        If the folder is missing or read-only, or the disk is full; the message contains `path`.
 
     Examples
     --------
@@ -55,7 +55,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             raise  # the error names another file
         raise OSError(error.errno, f"cannot write ({error.strerror})", str(path)) from error
     finally:
-        with suppress(OSError):  # it was renamed, or never created
+        with suppress(OSError):  # the temporary file was renamed, or never created
             temporary.unlink()
 
 
@@ -75,7 +75,7 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 def remove_temporary_files(folder: str | os.PathLike[str]) -> None:
-    """Remove the temporary files of processes that were killed; call it only while no other process writes here.
+    """Remove temporary files that killed processes left; call it only while no other process writes to the folder.
 
     Examples
     --------
@@ -91,7 +91,7 @@ def remove_temporary_files(folder: str | os.PathLike[str]) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Flush the renaming to disk; only POSIX systems can open a folder."""
+    """Flush the renaming to disk, where the system is POSIX: others cannot open a folder."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""Folder locks, which the system releases when their process ends, however it ends."""
+"""Folder locks, which the system releases when their process ends, even if it is killed."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ def lock_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
     Parameters
     ----------
     folder : str or path
-        The lock is on a file ``.lock`` in it, which is removed at the end of the block. A killed process leaves it
+        The locked file is ``.lock`` in this folder; it is removed at the end of the block. A killed process leaves it
         behind, unlocked.
 
     Raises
@@ -51,7 +51,7 @@ def lock_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _open_locked(path: Path) -> IO[bytes]:
-    """Open and lock the file at `path`, again if its last owner removed it in between."""
+    """Open and lock the file at `path`; repeat if its last owner removed the file in between."""
     while True:
         file = path.open("ab")
         try:

@@ -1,7 +1,7 @@
 """Array files: safetensors with a format, a version, a JSON description and a checksum in their metadata.
 
-Other programs can read the arrays. Equal contents give equal bytes, since the metadata is one JSON text. A file is
-checked before memory is allocated for its arrays.
+Other programs can read the arrays. Equal contents give equal bytes: the metadata is one JSON text, since safetensors
+writes several entries in any order. A file is checked before memory is allocated for its arrays.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ __all__ = [
 
 VERSION = 2  # of the description; raise it if an older description would be refused
 METADATA_KEY = "xpconv"
-MAX_HEADER_BYTES = 1 << 23  # a net of a thousand layers needs a million
+MAX_HEADER_BYTES = 1 << 23  # a net of a thousand layers needs 1 MB
 DTYPES = {
     "BOOL": "bool",
     "F16": "float16",
@@ -57,7 +57,7 @@ DESCRIPTION_ERRORS = (
     ValueError,
     XpconvError,
 )
-"""The errors that a malformed description causes where it is used."""
+"""The errors that code may raise if it uses a malformed description."""
 
 
 class ArraySpec(NamedTuple):
@@ -212,7 +212,7 @@ class ArrayFile:
     def read(
         self, expected: Mapping[str, ArraySpec], *, allow_nonfinite: Collection[str] = ()
     ) -> dict[str, np.ndarray]:
-        """Return the arrays if they are those expected and have finite values.
+        """Return the arrays after checking their names, shapes, dtypes and values.
 
         Parameters
         ----------

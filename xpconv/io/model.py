@@ -1,4 +1,4 @@
-"""Model files: safetensors files that contain the architecture and everything else of a model."""
+"""Model files: safetensors files that contain a whole model."""
 
 import os
 from collections.abc import Mapping
@@ -113,7 +113,7 @@ def load_model(path: str | os.PathLike[str], backend: str | Backend | None = Non
 
 
 class _SpecModel(Sequential):
-    """A model with the specs of arrays instead of arrays, so that building it allocates no memory for them."""
+    """A model that has array specs in place of arrays, so that it can be built without memory for arrays."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(backend="numpy", rng=0, **arguments)
@@ -125,10 +125,10 @@ class _SpecModel(Sequential):
 
 
 def _expected_specs(owner: str, description: Mapping[str, Any], specs: Mapping[str, ArraySpec]) -> dict[str, ArraySpec]:
-    """Return the specs of the arrays that a model of this description has; `specs` tells about its preprocessing."""
+    """Return the specs of a described model's arrays; the actual `specs` give the shapes of its preprocessing."""
     model = _SpecModel(**arguments_of(description))
     if model.config() != description or not isfinite(model.reg):
-        raise ValueError(f"a model made from it has the description {model.config()}")
+        raise ValueError(f"the model that is built from it has another description, {model.config()}")
     return {
         **{f"params.{name}": spec for name, spec in model.params.items()},
         **{f"state.{name}": spec for name, spec in model.state.items()},
@@ -137,7 +137,7 @@ def _expected_specs(owner: str, description: Mapping[str, Any], specs: Mapping[s
 
 
 def _preprocessing_specs(owner: str, specs: Mapping[str, ArraySpec], model: Sequential) -> dict[str, ArraySpec]:
-    """Return specs of both mean and deviation, in shapes that broadcast to a sample, or none if `specs` has neither."""
+    """Return the specs of mean and std, whose shapes must broadcast to a sample; none if `specs` has neither."""
     names = ("preprocessing.mean", "preprocessing.std")
     shapes = {name: specs[name].shape for name in names if name in specs}
     for name, shape in shapes.items():

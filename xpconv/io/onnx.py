@@ -19,8 +19,8 @@ from xpconv.nn.layers import Layer, Shape, Size
 
 __all__ = ["CONVERTERS", "Converter", "Graph", "require_onnx", "to_onnx"]
 
-OPSET = 17  # the first with LayerNormalization, of 2022; older runtimes do not read later ones
-MAX_WEIGHT_BYTES = 2**31 - 2**20  # a protobuf message has less than 2 GiB
+OPSET = 17  # the first (2022) with LayerNormalization; older runtimes cannot read later opsets
+MAX_WEIGHT_BYTES = 2**31 - 2**20  # a protobuf message must be smaller than 2 GiB; 1 MiB is left for the graph
 
 
 def to_onnx(model: Sequential, path: str | os.PathLike[str]) -> None:
@@ -28,8 +28,8 @@ def to_onnx(model: Sequential, path: str | os.PathLike[str]) -> None:
 
     The input ``images`` is float32 (N, ...), N samples of the model's input shape; the output ``scores`` is float32
     (N, C). Computation is in float32 whatever the model's dtype, since runtimes have few operators for float64. The
-    metadata has ``class_names`` as a JSON list and the model's name as ``model``. The file is written completely or
-    not at all.
+    metadata has the entries ``class_names``, a JSON list, and ``model``, the model's name. The file is written
+    completely or not at all.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def to_onnx(model: Sequential, path: str | os.PathLike[str]) -> None:
 
 
 def require_onnx() -> None:
-    """Raise an error if onnx is missing; call it before work that ends with an export.
+    """Raise an error if onnx is missing; call this before long work that ends with an export.
 
     Raises
     ------
@@ -154,7 +154,7 @@ def _layer_norm(graph: Graph, layer: nn.LayerNorm, x: str, shape: Shape, params:
 
 
 def _group_norm(graph: Graph, layer: nn.GroupNorm, x: str, shape: Shape, params: dict[str, str]) -> str:
-    """Normalise each group as LayerNormalization does, then scale and shift by gamma and beta, one value a channel."""
+    """Normalise each group as LayerNormalization does, then scale and shift each channel by gamma and beta."""
     ones = graph.add_constant(np.ones(prod(shape) // layer.groups, np.float32))
     groups = graph.add_node("Reshape", x, graph.add_constant([0, layer.groups, -1]))
     normal = graph.add_node("LayerNormalization", groups, ones, axis=2, epsilon=layer.eps)
@@ -188,13 +188,13 @@ CONVERTERS: dict[type[Layer], Converter] = {
 """The converter of each layer type, ``converter(graph, layer, x, shape, params) -> output``.
 
 A converter adds the layer's operators to the graph and returns the name of their output. `x` is the name of the
-layer's input, `shape` the shape of one sample of it, and `params` maps the layer's parameters and states, in the order
+layer's input, `shape` the shape of one input sample, and `params` maps the layer's parameters and states, in the order
 in which the layer declares them, to their names in the graph. Add an entry to export a layer of your own.
 """
 
 
 def _window_attributes(kernel_size: Size, stride: Size | None, padding: Size) -> dict[str, Any]:
-    """Return the attributes of an operator with windows; ``pads`` are those before each axis, then those after."""
+    """Return the attributes of an operator with windows; ``pads`` lists the padding before each axis, then after."""
     return {
         "kernel_shape": check_pair("kernel_size", kernel_size, 1),
         "strides": check_pair("stride", kernel_size if stride is None else stride, 1),
@@ -211,8 +211,8 @@ def _model_proto(model: Sequential) -> Any:
     weights = {key: to_host(value).astype(np.float32) for key, value in {**model.params, **model.state}.items()}
     if (weight_bytes := sum(values.nbytes for values in weights.values())) > MAX_WEIGHT_BYTES:
         raise ArgumentError(
-            f"model has {weight_bytes / 2**30:.1f} GiB of weights in float32; expected less than 2, all that an ONNX "
-            "file can contain"
+            f"model has {weight_bytes / 2**30:.1f} GiB of weights in float32; expected less than 2, the limit of "
+            "an ONNX file"
         )
     if model.preprocessing is not None:
         mean, std = (to_host(a).astype(np.float32) for a in (model.preprocessing.mean, model.preprocessing.std))

@@ -1,4 +1,4 @@
-"""Parameters to and from PyTorch as a ``state_dict`` of NumPy arrays; PyTorch itself is not needed."""
+"""Exchange parameters with PyTorch as a ``state_dict`` of NumPy arrays; PyTorch itself is not needed."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -26,14 +26,15 @@ BATCH_COUNTER = "num_batches_tracked"
 def to_torch_state_dict(model: Sequential, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
     """Return a model's parameters and running statistics with PyTorch's names and memory layouts.
 
-    Without `names` they fit a ``torch.nn.Sequential`` of the same layers in the same order; the names are ``0.weight``,
-    ``0.bias``, ``1.running_mean`` and so on. Two kinds of layer correspond to two modules each: an affine layer on
-    images to ``Flatten(), Linear(D, M)``, and a global average pool to ``AdaptiveAvgPool2d(1), Flatten()``.
+    Without `names` the result fits a ``torch.nn.Sequential`` of the same layers in the same order; its names are
+    ``0.weight``, ``0.bias``, ``1.running_mean`` and so on. Two kinds of layer correspond to two modules each: an affine
+    layer on images to ``Flatten(), Linear(D, M)``, and a global average pool to ``AdaptiveAvgPool2d(1), Flatten()``.
 
-    Affine weights are transposed, (M, D) for ours of (D, M); all other layouts are the same. PyTorch's momentum is ``1
-    - momentum`` of ours. In training PyTorch moves the running variance towards the unbiased variance of the batch,
-    ``n / (n - 1)`` times ours; in evaluation both use the stored values, so scores agree. ``num_batches_tracked``,
-    which PyTorch uses only without a momentum, is 0. Preprocessing is not included: apply it to PyTorch's input.
+    Affine weights (D, M) are transposed to (M, D); all other layouts are the same. PyTorch's momentum is 1 minus the
+    momentum of `BatchNorm`. In training, PyTorch moves the running variance towards the unbiased variance of the batch,
+    ``n / (n - 1)`` times the variance that `BatchNorm` uses; in evaluation both use the stored values, so scores agree.
+    ``num_batches_tracked``, which PyTorch uses only if its momentum is None, is 0. Preprocessing is not included: apply
+    it to PyTorch's input.
 
     Parameters
     ----------
@@ -70,7 +71,7 @@ def load_torch_state_dict(model: Sequential, state_dict: Mapping[str, Any], name
     """Set a model's parameters and running statistics from a PyTorch ``state_dict``.
 
     Names and layouts are those of `to_torch_state_dict`. Values are copied and converted to the model's dtype. If any
-    entry does not fit, the model stays as it was. ``num_batches_tracked`` is optional.
+    entry does not fit, the model is unchanged. ``num_batches_tracked`` is optional.
 
     Parameters
     ----------
@@ -125,7 +126,7 @@ def module_names(state_dict: Mapping[str, Any]) -> list[str]:
 
 
 class _StateDictEntry(NamedTuple):
-    """An entry of a ``state_dict`` and the model's array that it corresponds to; PyTorch's batch counter has none."""
+    """An entry of a ``state_dict`` and the model's ``store[key]`` for it; `key` is None for PyTorch's batch counter."""
 
     name: str
     shape: tuple[int, ...]
@@ -162,10 +163,10 @@ def _module_positions(model: Sequential) -> list[str]:
     """Return the position in a torch.nn.Sequential of each layer with parameters."""
     names, position, shape = [], 0, model.input_shape
     for layer, keys in zip(model.layers, model.layer_keys, strict=True):
-        position += isinstance(layer, nn.Affine) and len(shape) > 1  # after a Flatten
+        position += isinstance(layer, nn.Affine) and len(shape) > 1  # PyTorch needs a Flatten before
         if keys:
             names.append(str(position))
-        position += 2 if isinstance(layer, nn.GlobalAvgPool) else 1  # a Flatten follows the pool
+        position += 2 if isinstance(layer, nn.GlobalAvgPool) else 1  # PyTorch needs a Flatten after the pool
         shape = layer.output_shape(shape)
     return names
 
@@ -181,7 +182,7 @@ def _as_host_array(name: str, value: Any) -> np.ndarray:
 
 
 def _check_entries(model: Sequential, entries: Mapping[str, _StateDictEntry], arrays: Mapping[str, np.ndarray]) -> None:
-    """Check that the arrays are those of the entries; the batch counter may be missing."""
+    """Check the names and shapes of the arrays; the batch counter may be missing."""
     problems = [f"{name} is missing" for name, entry in entries.items() if name not in arrays and entry.key is not None]
     problems += [f"{name} of shape {a.shape} is not expected" for name, a in arrays.items() if name not in entries]
     problems += [
