@@ -84,7 +84,7 @@ def check_choices(peers: list[str], only: list[str] | None) -> None:
     for what, given, known in (("peer", peers, PEERS), ("row", only or [], [case.name for case in CASES])):
         if unknown := [name for name in given if name not in known]:
             raise typer.BadParameter(f"there is no {what} {', '.join(unknown)}: choose from {', '.join(known)}.")
-    if "torch" in peers and find_spec("torch") is None:
+    if {"torch", "torch-cuda"} & set(peers) and find_spec("torch") is None:
         raise typer.BadParameter("comparing with PyTorch needs it: pip install torch, or give --peers reference.")
 
 
