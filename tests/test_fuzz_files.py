@@ -452,12 +452,12 @@ def test_damaged_archives_are_refused_and_leave_nothing(tmp_path, monkeypatch):
 
 SHAPE = 3, 4, 5
 MODES = {
-    "PNG": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"],
+    "PNG": ["1", "L", "LA", "P", "RGB", "RGBA"],
     "JPEG": ["L", "RGB", "CMYK"],
-    "TIFF": ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"],
+    "TIFF": ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"],
     "GIF": ["L", "P", "RGB"],
     "BMP": ["1", "L", "P", "RGB"],
-    "PPM": ["1", "L", "RGB", "I;16"],
+    "PPM": ["1", "L", "RGB"],
     "WEBP": ["RGB", "RGBA"],
 }
 FORMATS_AND_MODES = [(file_format, mode) for file_format, modes in MODES.items() for mode in modes]
@@ -465,9 +465,8 @@ FORMATS_AND_MODES = [(file_format, mode) for file_format, modes in MODES.items()
 
 def image_bytes(file_format, mode, **options):
     values = np.add.outer(np.arange(9), np.arange(7)) * 15
-    image = Image.fromarray((values * 257).astype(np.uint16) if mode == "I;16" else values.astype(np.uint8))
     file = io.BytesIO()
-    (image if mode == "I;16" else image.convert(mode)).save(file, file_format, **options)
+    Image.fromarray(values.astype(np.uint8)).convert(mode).save(file, file_format, **options)
     return file.getvalue()
 
 
@@ -498,25 +497,43 @@ def test_damaged_images_are_refused_or_have_the_shape(tmp_path_factory, data):
         assert (pixels.shape, pixels.dtype) == (SHAPE, np.uint8)
 
 
-def png(width, height, data=b"", *, chunks=()):
-    """Return a PNG file whose header claims this size."""
+def png(width, height, data=b"", *, chunks=(), depth=8):
+    """Return an RGB PNG file whose header claims this size and this number of bits a channel."""
 
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     return (
         b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, 2, 0, 0, 0))
         + b"".join(chunk(*arguments) for arguments in chunks)
         + chunk(b"IDAT", data)
         + chunk(b"IEND", b"")
     )
 
 
-def tiff_of_integers(value):
+def integers(file_format, dtype, value):
     file = io.BytesIO()
-    Image.fromarray(np.full((4, 5), value, np.int32)).save(file, "TIFF")
+    Image.fromarray(np.full((4, 5), value, dtype)).save(file, file_format)
     return file.getvalue()
+
+
+MORE_THAN_8_BITS = {
+    "low grey levels of 16 bits in PNG": integers("PNG", np.uint16, 200),
+    "low grey levels of 16 bits in TIFF": integers("TIFF", np.uint16, 200),
+    "low grey levels of 16 bits in PPM": integers("PPM", np.uint16, 200),
+    "colours of 16 bits": png(5, 4, zlib.compress((b"\0" + b"\0\xc8" * 15) * 4), depth=16),
+    "integers of 32 bits": integers("TIFF", np.int32, 70_000),
+    "negative integers": integers("TIFF", np.int32, -1),
+    "floating-point numbers": image_bytes("TIFF", "F"),
+}
+
+
+@pytest.mark.parametrize("content", MORE_THAN_8_BITS.values(), ids=MORE_THAN_8_BITS)
+def test_images_with_more_than_8_bits_a_channel_are_refused_with_a_remedy(tmp_path, content):
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(DatasetError, match="cannot read the image .*more than 8 bits a channel.*by the same factor"):
+        read_image(tmp_path / "file", SHAPE)
 
 
 REFUSED_IMAGES = {
@@ -528,9 +545,6 @@ REFUSED_IMAGES = {
     "no height": png(5, 0),
     "a text bomb": png(1, 1, zlib.compress(bytes(4)), chunks=[(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 27)))]),
     "a program for Ghostscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n",
-    "floating-point numbers": image_bytes("TIFF", "F"),
-    "integers of 32 bits": tiff_of_integers(70_000),
-    "negative integers": tiff_of_integers(-1),
     "a model": with_header({"__metadata__": {}}),
 }
 

@@ -26,7 +26,7 @@ def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray
     Parameters
     ----------
     path : str or path
-        A BMP, GIF, JPEG, PNG, PPM, TIFF or WebP file; of an animation, the first frame is read.
+        A BMP, GIF, JPEG, PNG, PPM, TIFF or WebP file with 8 bits a channel; of several frames the first is read.
     shape : (int, int, int)
         Channels (1 for grey, 3 for RGB), height and width.
 
@@ -38,7 +38,8 @@ def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray
     Raises
     ------
     DatasetError
-        If Pillow is not installed, or the file is missing, damaged or too large to be decompressed safely.
+        If Pillow is not installed, or the file is missing, damaged, too large to be decompressed safely, or has more
+        than 8 bits a channel.
     ArgumentError, ArgumentTypeError
         If `shape` is not the shape of an image.
 
@@ -65,7 +66,8 @@ def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as file:
-                image = _on_white(_as_8_bit(ImageOps.exif_transpose(file))).convert(MODES[channels])
+                _check_8_bit(file)
+                image = _on_white(ImageOps.exif_transpose(file)).convert(MODES[channels])
     except UnidentifiedImageError as error:
         raise DatasetError(
             f"cannot read the image {os.fspath(path)}: its format is none of {', '.join(FORMATS)}: convert or remove it"
@@ -111,15 +113,13 @@ def _on_white(image: Any) -> Any:
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
 
 
-def _as_8_bit(image: Any) -> Any:
-    """Scale 16-bit grey levels to 8 bits, since Pillow would clip them at 255; return other images unchanged."""
-    from PIL import Image
+def _check_8_bit(image: Any) -> None:
+    """Raise ValueError if an image has more than 8 bits a channel: only its whole data set tells which range it uses.
 
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers of unknown range: save it with 8 bits per channel")
-    if not image.mode.startswith("I"):
-        return image
-    pixels = np.asarray(image, np.int64)
-    if pixels.min() < 0 or pixels.max() > 65535:
-        raise ValueError("its pixels have more than 16 bits: save it with 8 bits per channel")
-    return Image.fromarray((pixels >> 8).astype(np.uint8))
+    Pillow gives the upper half of 16-bit colours, so that low values would become black.
+    """
+    if image.mode.startswith(("I", "F")) or any(";16" in str(tile.args) for tile in image.tile):
+        raise ValueError(
+            "its pixels have more than 8 bits a channel, and one image does not tell their range: scale all images of "
+            "the data set by the same factor to levels from 0 to 255 and save them with 8 bits a channel"
+        )
