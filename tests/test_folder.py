@@ -183,15 +183,10 @@ def test_errors_about_folders_say_what_is_expected(tmp_path, change, message):
     assert str(caught.value).startswith(message.format(root))
 
 
-def test_truncated_image_and_decompression_bomb_are_named(flat, monkeypatch):
+def test_a_truncated_image_is_named(flat):
     whole = (flat / "dark" / "3.png").read_bytes()
     (flat / "dark" / "3.png").write_bytes(whole[:-30])
     with pytest.raises(DatasetError, match=r"cannot read the image .*dark/3\.png: "):
-        load_folder(flat)
-    (flat / "dark" / "3.png").write_bytes(whole)
-    Image.new("L", (100, 100)).save(flat / "light" / "7.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 6000)
-    with pytest.raises(DatasetError, match=r"cannot read the image .*light/7\.png: .*decompression bomb"):
         load_folder(flat)
 
 

@@ -498,7 +498,7 @@ def test_damaged_images_are_refused_or_have_the_shape(tmp_path_factory, data):
 
 
 def png(width, height, data=b"", *, chunks=(), depth=8):
-    """Return an RGB PNG file whose header claims this size and this number of bits a channel."""
+    """Return an RGB PNG file whose header claims this size and this number of bits per channel."""
 
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -532,7 +532,7 @@ MORE_THAN_8_BITS = {
 @pytest.mark.parametrize("content", MORE_THAN_8_BITS.values(), ids=MORE_THAN_8_BITS)
 def test_images_with_more_than_8_bits_a_channel_are_refused_with_a_remedy(tmp_path, content):
     (tmp_path / "file").write_bytes(content)
-    with pytest.raises(DatasetError, match="cannot read the image .*more than 8 bits a channel.*by the same factor"):
+    with pytest.raises(DatasetError, match=r"cannot read the image .*more than 8 bits per channel.*by the same factor"):
         read_image(tmp_path / "file", SHAPE)
 
 
@@ -554,6 +554,29 @@ def test_files_that_are_not_images_and_huge_images_are_refused(tmp_path, content
     (tmp_path / "file").write_bytes(content)
     with little_memory(), refused(DatasetError):
         read_image(tmp_path / "file", SHAPE)
+
+
+@pytest.mark.parametrize("size", [(5800, 5800), (10_000, 10_000), (20_000, 20_000)])
+def test_images_with_too_many_pixels_are_refused_with_a_remedy(tmp_path, size):
+    (tmp_path / "file").write_bytes(png(*size, zlib.compress(bytes(1 << 20))))
+    with (
+        little_memory(),
+        pytest.raises(DatasetError, match=r"cannot read the image .*file: it has too many pixels.*to 5792x5792 pixels"),
+    ):
+        read_image(tmp_path / "file", SHAPE)
+
+
+def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(tmp_path, monkeypatch):
+    image = Image.fromarray(np.repeat(np.repeat(np.array([[0, 255]], np.uint8), 160, 0), 100, 1))
+    image.save(tmp_path / "large.jpg", quality=95)
+    image.save(tmp_path / "large.png")
+    whole = read_image(tmp_path / "large.jpg", (1, 4, 4))
+    monkeypatch.setattr("xpconv.data.images.MAX_PIXELS", 30_000)
+    assert np.abs(read_image(tmp_path / "large.jpg", (1, 4, 4)).astype(int) - whole).max() <= 2
+    with pytest.raises(DatasetError, match="too many pixels"):
+        read_image(tmp_path / "large.png", (1, 4, 4))
+    with pytest.raises(DatasetError, match="too many pixels"):
+        read_image(tmp_path / "large.jpg", (1, 160, 160))
 
 
 def test_the_first_frame_of_an_animation_is_read(tmp_path):

@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Sequence
+from math import isqrt
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,13 @@ from xpconv.errors import ArgumentError, DatasetError
 __all__ = ["check_image_shape", "read_image"]
 
 MODES = {1: "L", 3: "RGB"}
+MAX_PIXELS = 1 << 25  # decoded and converted, they take about 600 MB
 # Pillow runs external programs to read some other formats.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+TOO_MANY_PIXELS = (
+    f"it has too many pixels to be decoded safely: scale it down to {isqrt(MAX_PIXELS)}x{isqrt(MAX_PIXELS)} pixels "
+    "or fewer first"
+)
 
 
 def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray:
@@ -26,7 +32,8 @@ def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray
     Parameters
     ----------
     path : str or path
-        A BMP, GIF, JPEG, PNG, PPM, TIFF or WebP file with 8 bits a channel; of several frames the first is read.
+        A BMP, GIF, JPEG, PNG, PPM, TIFF or WebP file with 8 bits per channel; of several frames the first is read.
+        At most 2**25 pixels; a JPEG may have more, since it is decoded at a fraction of its size then.
     shape : (int, int, int)
         Channels (1 for grey, 3 for RGB), height and width.
 
@@ -39,7 +46,7 @@ def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray
     ------
     DatasetError
         If Pillow is not installed, or the file is missing, damaged, too large to be decompressed safely, or has more
-        than 8 bits a channel.
+        than 8 bits per channel.
     ArgumentError, ArgumentTypeError
         If `shape` is not the shape of an image.
 
@@ -67,7 +74,10 @@ def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as file:
                 _check_8_bit(file)
+                _limit_pixels(file, max(height, width))
                 image = _on_white(ImageOps.exif_transpose(file)).convert(MODES[channels])
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DatasetError(f"cannot read the image {os.fspath(path)}: {TOO_MANY_PIXELS}") from error
     except UnidentifiedImageError as error:
         raise DatasetError(
             f"cannot read the image {os.fspath(path)}: its format is none of {', '.join(FORMATS)}: convert or remove it"
@@ -113,13 +123,21 @@ def _on_white(image: Any) -> Any:
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
 
 
+def _limit_pixels(image: Any, size: int) -> None:
+    """Let a large JPEG be decoded at a fraction of its size, at least `size`; refuse other large images."""
+    if image.width * image.height > MAX_PIXELS:
+        image.draft(None, (size, size))
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(TOO_MANY_PIXELS)
+
+
 def _check_8_bit(image: Any) -> None:
-    """Raise ValueError if an image has more than 8 bits a channel: only its whole data set tells which range it uses.
+    """Raise ValueError if an image has more than 8 bits per channel: only its whole data set tells which range it uses.
 
     Pillow gives the upper half of 16-bit colours, so that low values would become black.
     """
     if image.mode.startswith(("I", "F")) or any(";16" in str(tile.args) for tile in image.tile):
         raise ValueError(
-            "its pixels have more than 8 bits a channel, and one image does not tell their range: scale all images of "
-            "the data set by the same factor to levels from 0 to 255 and save them with 8 bits a channel"
+            "its pixels have more than 8 bits per channel, and one image does not tell their range: scale all "
+            "images of the data set by the same factor to levels from 0 to 255 and save them with 8 bits per channel"
         )
