@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import find_backend
+from xpconv import cs231n
 from xpconv import layers as F
 from xpconv.cs231n import data_utils, fast_layers, im2col, layer_utils, layers, optim, vis_utils
 from xpconv.cs231n.classifiers.fc_net import FullyConnectedNet
@@ -580,3 +581,40 @@ def test_strides_are_whole_numbers_in_every_version(forward):
 def test_windows_have_to_fit_in_every_version(forward):
     with pytest.raises(ArgumentError, match=r"the window's height is 4 but the padded image's is 3 \+ 2\*0"):
         forward(ones(1, 1, 3, 3), {"pool_height": 4, "pool_width": 2, "stride": 1})
+
+
+# ---- editions
+
+
+@pytest.fixture
+def edition_2017(monkeypatch):
+    monkeypatch.setattr(cs231n, "edition", 2017)
+
+
+@pytest.mark.parametrize("p", [0.3, 0.6, 0.75])
+def test_p_is_the_probability_to_drop_in_the_2017_edition(edition_2017, p):
+    np.random.seed(231)
+    x = np.random.randn(500, 500) + 10
+    dropout_param = {"mode": "train", "p": p}
+    out, cache = layers.dropout_forward(x, dropout_param)
+    assert np.mean(out == 0) == pytest.approx(p, abs=2e-3)
+    assert out.mean() == pytest.approx(x.mean(), abs=0.05)
+    np.testing.assert_allclose(layers.dropout_backward(x, cache), out)
+
+
+def test_p_of_0_drops_nothing_in_the_2017_edition(edition_2017):
+    x = values(3, 4)
+    np.testing.assert_array_equal(layers.dropout_forward(x, {"mode": "train", "p": 0})[0], x)
+    with pytest.raises(ArgumentError, match="p is 1; expected the probability of dropping a value, at least 0 and"):
+        layers.dropout_forward(x, {"mode": "train", "p": 1})
+
+
+def test_p_of_0_names_the_switch_of_editions():
+    with pytest.raises(ArgumentError, match=r"of 2016 and 2017 it is that of dropping one; for these set xpconv\.cs23"):
+        layers.dropout_forward(ones(2), {"mode": "train", "p": 0})
+
+
+def test_an_edition_is_a_year(monkeypatch):
+    monkeypatch.setattr(cs231n, "edition", "2017")
+    with pytest.raises(ArgumentTypeError, match=r"xpconv\.cs231n\.edition is '2017'; expected a year"):
+        layers.dropout_forward(ones(2), {"mode": "train", "p": 0.5})

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import find_backend
-from xpconv import load_model, save_model
+from xpconv import cs231n, load_model, save_model
 from xpconv.cs231n import layers, optim
 from xpconv.cs231n.classifiers import FullyConnectedNet, ThreeLayerConvNet, TwoLayerNet
 from xpconv.cs231n.gradient_check import eval_numerical_gradient
@@ -73,6 +73,34 @@ def test_both_spellings_of_dropout(options):
     assert dropout.keep_prob == 0.25
 
 
+def keep_probs(net):
+    return [layer.keep_prob for layer in net.layers if isinstance(layer, Dropout)]
+
+
+@pytest.mark.parametrize(
+    ("edition", "options", "kept"),
+    [
+        (None, {"dropout": 0.75}, 0.75),
+        (2019, {"dropout": 0.75}, 0.75),
+        (2017, {"dropout": 0.75}, 0.25),
+        (None, {"dropout": 0.75, "use_batchnorm": False}, 0.25),
+        (2019, {"dropout": 0.75, "use_batchnorm": True}, 0.25),
+        (2017, {"dropout_keep_ratio": 0.75}, 0.75),
+    ],
+)
+def test_the_edition_or_use_batchnorm_tells_what_dropout_means(monkeypatch, edition, options, kept):
+    monkeypatch.setattr(cs231n, "edition", edition)
+    assert keep_probs(FullyConnectedNet([6], **options)) == [kept]
+
+
+def test_positional_arguments_of_the_2017_edition_are_recognised():
+    net = FullyConnectedNet([20, 30], 15, 10, 0.75, True, 0.1, 5e-2, np.float64, 123)
+    assert keep_probs(net) == [0.25, 0.25]
+    assert sum(isinstance(layer, BatchNorm) for layer in net.layers) == 2
+    assert (net.reg, net.dtype, net.seed) == (0.1, "float64", 123)
+    assert keep_probs(FullyConnectedNet([20], 15, 10, 0, False)) == []
+
+
 @pytest.mark.parametrize(
     "options",
     [{"use_batchnorm": True}, {"normalization": "batchnorm"}, {"use_batchnorm": True, "normalization": "batchnorm"}],
@@ -89,6 +117,11 @@ def test_both_spellings_of_batch_norm(options):
             {"dropout": 0.3, "dropout_keep_ratio": 0.5},
             "dropout is 0.3 but dropout_keep_ratio is 0.5; expected one of them",
         ),
+        (
+            {"dropout": 1, "use_batchnorm": False},
+            "dropout is 1; expected the probability of dropping a value, at least 0 and below 1",
+        ),
+        ({"dropout_keep_ratio": 0}, "dropout_keep_ratio is 0; expected the probability of keeping a value, above 0"),
         (
             {"use_batchnorm": True, "normalization": "layernorm"},
             "use_batchnorm is True but normalization is 'layernorm'",

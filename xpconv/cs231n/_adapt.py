@@ -6,10 +6,12 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
+from xpconv import cs231n
+from xpconv._validation import is_integer
 from xpconv.backend import Array, backend_of
 from xpconv.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["cast_floats", "cast_gradient", "draw_mask", "read_options"]
+__all__ = ["cast_floats", "cast_gradient", "draw_mask", "keep_probability", "p_means_drop", "read_options"]
 
 
 def cast_floats(like: Array | None = None, /, **arrays: Array | None) -> tuple[Any, ...]:
@@ -42,10 +44,32 @@ def read_options(name: str, param: Mapping[str, Any], *keys: str) -> tuple[Any, 
     return tuple(int(v) if isinstance(v, np.integer) else v for v in (param[key] for key in keys))
 
 
+def p_means_drop() -> bool:
+    """Return whether dropout's p is the probability of dropping a value, as in editions until 2017."""
+    edition = cs231n.edition
+    if edition is not None and not is_integer(edition):
+        raise ArgumentTypeError(f"xpconv.cs231n.edition is {edition!r}; expected a year such as 2017, or None")
+    return edition is not None and edition <= 2017
+
+
+def keep_probability(name: str, p: float, *, means_drop: bool) -> float:
+    """Return the probability of keeping a value, which dropout's option gives or its complement."""
+    if means_drop:
+        if not 0 <= p < 1:
+            raise ArgumentError(
+                f"{name} is {p!r}; expected the probability of dropping a value, at least 0 and below 1"
+            )
+        return 1 - float(p)
+    if not 0 < p <= 1:
+        raise ArgumentError(
+            f"{name} is {p!r}; expected the probability of keeping a value, above 0 and at most 1 (in the notebooks "
+            "of 2016 and 2017 it is that of dropping one; for these set xpconv.cs231n.edition = 2017)"
+        )
+    return float(p)
+
+
 def draw_mask(shape: tuple[int, ...], keep_prob: float, seed: int | None) -> np.ndarray:
     """Draw which elements dropout keeps, from NumPy's global state as the course does; `seed` resets that first."""
-    if not 0 < keep_prob <= 1:
-        raise ArgumentError(f"p is {keep_prob!r}; expected the probability of keeping a value, above 0 and at most 1")
     if seed is not None:
         np.random.seed(seed)
     return np.asarray(np.random.rand(*shape) < keep_prob)

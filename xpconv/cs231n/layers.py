@@ -13,7 +13,7 @@ import numpy as np
 
 from xpconv import layers as F
 from xpconv.backend import Array
-from xpconv.cs231n._adapt import cast_floats, cast_gradient, draw_mask, read_options
+from xpconv.cs231n._adapt import cast_floats, cast_gradient, draw_mask, keep_probability, p_means_drop, read_options
 from xpconv.cs231n._norms import (
     Options,
     batchnorm_backward,
@@ -112,7 +112,8 @@ def dropout_forward(x: Array, dropout_param: Options) -> tuple[Array, tuple[Opti
     x : array of any shape
     dropout_param : dict
         ``mode`` 'train' or 'test', ``p`` the probability of keeping a value, and optionally ``seed``, which
-        resets NumPy's global state. The mask is drawn from that state: ``np.random.rand(*x.shape) < p``.
+        resets NumPy's global state. The mask is drawn from that state: ``np.random.rand(*x.shape) < p``. In editions
+        until 2017, which `xpconv.cs231n.edition` selects, p is the probability of dropping a value.
 
     Returns
     -------
@@ -122,7 +123,7 @@ def dropout_forward(x: Array, dropout_param: Options) -> tuple[Array, tuple[Opti
     Raises
     ------
     ArgumentError
-        If the mode is neither 'train' nor 'test', or p is not above 0 and at most 1.
+        If the mode is neither 'train' nor 'test', or p is no probability, or one that drops every value.
 
     Examples
     --------
@@ -134,7 +135,8 @@ def dropout_forward(x: Array, dropout_param: Options) -> tuple[Array, tuple[Opti
     if mode not in ("train", "test"):
         raise ArgumentError(f'Invalid forward dropout mode "{mode}"; expected train or test')
     (x,) = cast_floats(x=x)
-    mask = draw_mask(x.shape, p, dropout_param.get("seed")) if mode == "train" else None
+    keep_prob = keep_probability("p", p, means_drop=p_means_drop()) if mode == "train" else 1.0
+    mask = draw_mask(x.shape, keep_prob, dropout_param.get("seed")) if mode == "train" else None
     return dropout_backward(x, (dropout_param, mask)), (dropout_param, mask)
 
 
@@ -149,8 +151,10 @@ def dropout_backward(dout: Array, cache: tuple[Options, Array | None]) -> Array:
     """
     dropout_param, mask = cache
     dout = cast_gradient(dout)
-    shape = dout.shape if mask is None else mask.shape
-    return F.dropout_backward(dout, F.DropoutCache(mask, dropout_param["p"], shape))
+    if mask is None:
+        return F.dropout_backward(dout, F.DropoutCache(None, 1.0, dout.shape))
+    keep_prob = keep_probability("p", dropout_param["p"], means_drop=p_means_drop())
+    return F.dropout_backward(dout, F.DropoutCache(mask, keep_prob, mask.shape))
 
 
 def conv_forward_naive(x: Array, w: Array, b: Array, conv_param: Options) -> tuple[Array, reference.Cache]:

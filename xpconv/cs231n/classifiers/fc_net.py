@@ -7,7 +7,7 @@ from typing import Any
 from xpconv import nn
 from xpconv.backend import Array, Backend, backend_of
 from xpconv.cs231n import layer_utils
-from xpconv.cs231n._adapt import draw_mask
+from xpconv.cs231n._adapt import draw_mask, keep_probability, p_means_drop
 from xpconv.cs231n.classifiers._net import CourseNet
 from xpconv.cs231n.layer_utils import *  # noqa: F403
 from xpconv.errors import ArgumentError
@@ -65,18 +65,20 @@ class FullyConnectedNet(CourseNet, nn.FullyConnectedNet):
     ----------
     hidden_dims : sequence of int
     input_dim, num_classes : int
-    dropout_keep_ratio : float
-        Probability that dropout keeps a value; 1 (or 0, an older default) means no dropout.
+    dropout : float, optional
+        Probability that dropout keeps a value, or drops it if `xpconv.cs231n.edition` is 2017 or less or the call has
+        `use_batchnorm`, which only those editions know; 0 means no dropout in all of them.
     normalization : {None, "batchnorm", "layernorm"}
+        A bool is `use_batchnorm`, the fifth argument of the editions until 2017.
     reg, weight_scale : float
         As for `TwoLayerNet`.
     dtype : numpy.float32 or numpy.float64
     seed : int, optional
         Resets NumPy's global state before each mask is drawn, so that gradient checks see one function.
-    dropout : float, optional
-        Older editions' name of `dropout_keep_ratio`.
-    use_batchnorm : bool
-        The oldest edition's name of ``normalization="batchnorm"``.
+    dropout_keep_ratio : float, optional
+        Probability that dropout keeps a value, as recent editions name it.
+    use_batchnorm : bool, optional
+        True is ``normalization="batchnorm"`` in the editions until 2017.
     backend : str or Backend
         As for `TwoLayerNet`.
 
@@ -97,24 +99,20 @@ class FullyConnectedNet(CourseNet, nn.FullyConnectedNet):
         hidden_dims: Sequence[int],
         input_dim: int = 3 * 32 * 32,
         num_classes: int = 10,
-        dropout_keep_ratio: float = 1,
-        normalization: str | None = None,
+        dropout: float | None = None,
+        normalization: str | bool | None = None,
         reg: float = 0.0,
         weight_scale: float = 1e-2,
         dtype: Any = "float32",
         seed: int | None = None,
         *,
-        dropout: float | None = None,
-        use_batchnorm: bool = False,
+        dropout_keep_ratio: float | None = None,
+        use_batchnorm: bool | None = None,
         backend: str | Backend = "numpy",
     ) -> None:
-        if dropout is not None:
-            if dropout_keep_ratio not in (1, dropout):
-                raise ArgumentError(
-                    f"dropout is {dropout} but dropout_keep_ratio is {dropout_keep_ratio}; "
-                    "expected one of them: they are two names of one option"
-                )
-            dropout_keep_ratio = dropout
+        if isinstance(normalization, bool):
+            use_batchnorm, normalization = normalization, None
+        keep_prob = _keep_prob(dropout, dropout_keep_ratio, means_drop=use_batchnorm is not None or p_means_drop())
         if use_batchnorm:
             if normalization not in (None, "batchnorm"):
                 raise ArgumentError(
@@ -126,7 +124,7 @@ class FullyConnectedNet(CourseNet, nn.FullyConnectedNet):
             hidden_dims,
             input_dim=input_dim,
             num_classes=num_classes,
-            keep_prob=dropout_keep_ratio or 1,
+            keep_prob=keep_prob,
             normalization=normalization,
             weight_scale=weight_scale,
             reg=reg,
@@ -140,6 +138,21 @@ class FullyConnectedNet(CourseNet, nn.FullyConnectedNet):
 
     def _layer_seed(self, position: int) -> Any:
         return self.seed
+
+
+def _keep_prob(dropout: float | None, dropout_keep_ratio: float | None, *, means_drop: bool) -> float:
+    """Return the probability of keeping a value that either option gives."""
+    from_ratio = from_dropout = None
+    if dropout_keep_ratio is not None:
+        from_ratio = keep_probability("dropout_keep_ratio", dropout_keep_ratio, means_drop=False)
+    if dropout is not None:
+        from_dropout = keep_probability("dropout", dropout, means_drop=means_drop or dropout == 0)
+    if from_ratio is not None and from_dropout not in (None, from_ratio):
+        raise ArgumentError(
+            f"dropout is {dropout} but dropout_keep_ratio is {dropout_keep_ratio}; "
+            "expected one of them: they are two names of one option"
+        )
+    return next((value for value in (from_ratio, from_dropout) if value is not None), 1.0)
 
 
 @dataclass(frozen=True)
