@@ -393,6 +393,20 @@ def test_update_rules_keep_the_courses_keys_and_defaults(name, defaults):
     np.testing.assert_array_equal(w, before)
 
 
+@pytest.mark.parametrize("rule", optim.__all__)
+def test_update_rules_take_the_names_of_every_edition(rule):
+    w, dw = values(4, 5), values(4, 5)
+    expected, _ = getattr(optim, rule)(w, dw, {"learning_rate": 0.1})
+    for names in ("x", "dx"), ("w", "dw"):
+        next_w, _ = getattr(optim, rule)(**dict(zip(names, (w, dw), strict=True)), config={"learning_rate": 0.1})
+        np.testing.assert_array_equal(next_w, expected)
+
+
+def test_an_update_without_a_gradient_is_refused():
+    with pytest.raises(ArgumentTypeError, match=r"adam takes a parameter and its gradient: adam\(w, dw\) or adam\(x"):
+        optim.adam(x=values(3))
+
+
 def test_sparse_check_prints_slopes_and_leaves_x(capsys):
     x = values(3, 4)
     before = x.copy()

@@ -144,6 +144,24 @@ def test_nets_are_on_numpy_whatever_backend_is_selected(monkeypatch):
         assert all(type(w) is np.ndarray for w in net.params.values())
 
 
+def test_attributes_of_the_course_describe_the_net():
+    net = FullyConnectedNet([7, 6], 15, dropout_keep_ratio=0.6, normalization="batchnorm", seed=3)
+    assert (net.num_layers, net.normalization, net.use_batchnorm, net.use_dropout) == (3, "batchnorm", True, True)
+    assert net.dropout_param == {"mode": "train", "p": 0.6, "seed": 3}
+    net.loss(*batch())
+    assert [sorted(bn_param) for bn_param in net.bn_params] == [["mode", "running_mean", "running_var"]] * 2
+    np.testing.assert_array_equal(net.bn_params[1]["running_mean"], net.state["running_mean2"])
+    plain = FullyConnectedNet([7], 15)
+    assert (plain.num_layers, plain.normalization, plain.use_batchnorm, plain.use_dropout) == (2, None, False, False)
+    assert (plain.dropout_param, plain.bn_params) == ({}, [])
+    assert FullyConnectedNet([7], 15, normalization="layernorm").bn_params == [{}]
+
+
+def test_dropout_param_has_the_p_of_its_edition(monkeypatch):
+    monkeypatch.setattr(cs231n, "edition", 2017)
+    assert FullyConnectedNet([7], 15, dropout=0.75).dropout_param == {"mode": "train", "p": 0.75}
+
+
 # ---- what they compute
 
 

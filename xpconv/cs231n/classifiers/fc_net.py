@@ -136,6 +136,48 @@ class FullyConnectedNet(CourseNet, nn.FullyConnectedNet):
             Dropout(layer.keep_prob) if isinstance(layer, nn.Dropout) else layer for layer in self.layers
         )
 
+    @property
+    def num_layers(self) -> int:
+        """Number of affine layers."""
+        return sum(isinstance(layer, nn.Affine) for layer in self.layers)
+
+    @property
+    def use_dropout(self) -> bool:
+        """Whether training drops values."""
+        return bool(self.dropout_param)
+
+    @property
+    def dropout_param(self) -> dict[str, Any]:
+        """A dict for `dropout_forward`, empty without dropout; changing it does not change the net."""
+        for layer in self.layers:
+            if isinstance(layer, nn.Dropout):
+                p = 1 - layer.keep_prob if p_means_drop() else layer.keep_prob
+                return {"mode": "train", "p": p} | ({} if self.seed is None else {"seed": self.seed})
+        return {}
+
+    @property
+    def normalization(self) -> str | None:
+        """One of None, "batchnorm" and "layernorm"."""
+        names = {nn.BatchNorm: "batchnorm", nn.LayerNorm: "layernorm"}
+        return next((names[type(layer)] for layer in self.layers if type(layer) in names), None)
+
+    @property
+    def use_batchnorm(self) -> bool:
+        """Whether `normalization` is "batchnorm"."""
+        return self.normalization == "batchnorm"
+
+    @property
+    def bn_params(self) -> list[dict[str, Any]]:
+        """A dict for `batchnorm_forward` for each batch norm; changing it does not change the net."""
+        params = []
+        for layer, keys in zip(self.layers, self.layer_keys, strict=True):
+            if isinstance(layer, nn.BatchNorm):
+                running = {name: self.state[keys[name]] for name in ("running_mean", "running_var")}
+                params.append({"mode": "train", **running})
+            elif isinstance(layer, nn.LayerNorm):
+                params.append({})
+        return params
+
     def _layer_seed(self, position: int) -> Any:
         return self.seed
 
