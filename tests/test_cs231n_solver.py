@@ -8,9 +8,10 @@ from safetensors.numpy import load_file
 
 from tests.helpers import assert_copies
 from xpconv import ConvNet, load_model
+from xpconv.cs231n import optim
 from xpconv.cs231n.classifiers.fc_net import FullyConnectedNet, TwoLayerNet
 from xpconv.cs231n.solver import Solver
-from xpconv.errors import ArgumentError
+from xpconv.errors import ArgumentError, ArgumentTypeError
 
 
 class StudentNet:
@@ -239,3 +240,94 @@ def test_a_missing_gradient_is_named(data):
 
     with pytest.raises(ArgumentError, match="the model's loss returned no gradient for b; expected one for each"):
         Solver(Forgetful(12, 3), data, num_epochs=1, verbose=False).train()
+
+
+def test_a_reset_written_as_the_courses_serves(data):
+    class Own(Solver):
+        def _reset(self):
+            self.epoch, self.best_val_acc, self.best_params = 0, 0, {}
+            self.loss_history, self.train_acc_history, self.val_acc_history = [], [], []
+            self.optim_configs = {name: dict(self.optim_config) for name in self.model.params}
+
+    solver = Own(StudentNet(12, 3), data, num_epochs=2, batch_size=20, verbose=False)
+    solver.train()
+    assert len(solver.loss_history) == 6
+
+
+# ---- what notebooks override
+
+
+def test_an_update_rule_assigned_to_optim_is_found(data, monkeypatch):
+    def halving(w, dw, config=None):
+        return w / 2, config
+
+    monkeypatch.setattr(optim, "halving", halving, raising=False)
+    monkeypatch.setattr(optim, "adam", halving)
+    for rule in ("halving", "adam"):
+        solver = Solver(StudentNet(12, 3), data, update_rule=rule, num_epochs=1, batch_size=60, verbose=False)
+        before = solver.model.params["W"].copy()
+        solver._step()
+        np.testing.assert_array_equal(solver.model.params["W"], before / 2)
+
+
+def test_subclasses_override_the_courses_methods_without_arguments(data, tmp_path):
+    class Counting(Solver):
+        def _reset(self):
+            super()._reset()
+            self.calls = {"reset": 1, "step": 0, "checkpoint": 0}
+
+        def _step(self):
+            self.calls["step"] += 1
+            super()._step()
+
+        def _save_checkpoint(self):
+            self.calls["checkpoint"] += 1
+            super()._save_checkpoint()
+
+    np.random.seed(231)
+    plain = Solver(StudentNet(12, 3), data, num_epochs=1, batch_size=20, verbose=False)
+    plain.train()
+    np.random.seed(231)
+    name = str(tmp_path / "mine")
+    solver = Counting(StudentNet(12, 3), data, num_epochs=1, batch_size=20, verbose=False, checkpoint_name=name)
+    solver.train()
+    assert solver.calls == {"reset": 1, "step": 3, "checkpoint": 2}
+    assert solver.loss_history == plain.loss_history
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_step_written_as_the_courses_trains(data):
+    class Own(Solver):
+        def _step(self):
+            chosen = np.random.choice(self.X_train.shape[0], self.batch_size)
+            loss, grads = self.model.loss(self.X_train[chosen], self.y_train[chosen])
+            self.loss_history.append(loss)
+            for name, w in self.model.params.items():
+                next_w, config = self.update_rule(w, grads[name], self.optim_configs[name])
+                self.model.params[name], self.optim_configs[name] = next_w, config
+
+    losses = []
+    for kind in (Solver, Own):
+        np.random.seed(231)
+        solver = kind(StudentNet(12, 3), data, num_epochs=2, batch_size=20, verbose=False)
+        solver.train()
+        losses.append(solver.loss_history)
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-12)
+
+
+def test_counts_may_be_whole_floats_and_numbers_arrays_of_one_element(data):
+    net = TwoLayerNet(12, 8, 3, reg=np.array([0.5]))
+    assert net.reg == 0.5
+    solver = Solver(
+        net,
+        data,
+        num_epochs=2.0,
+        print_every=1e3,
+        batch_size=30.0,
+        optim_config={"learning_rate": np.array([0.1])},
+        verbose=False,
+    )
+    solver.train()
+    assert (solver.num_epochs, solver.print_every, len(solver.loss_history)) == (2, 1000, 4)
+    with pytest.raises(ArgumentTypeError, match=r"num_epochs is 1\.5; expected an int"):
+        Solver(net, data, num_epochs=1.5)

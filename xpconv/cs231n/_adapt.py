@@ -11,7 +11,15 @@ from xpconv._validation import is_integer
 from xpconv.backend import Array, backend_of
 from xpconv.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["cast_floats", "cast_gradient", "draw_mask", "keep_probability", "p_means_drop", "read_options"]
+__all__ = [
+    "cast_floats",
+    "cast_gradient",
+    "draw_mask",
+    "keep_probability",
+    "p_means_drop",
+    "plain_number",
+    "read_options",
+]
 
 
 def cast_floats(like: Array | None = None, /, **arrays: Array | None) -> tuple[Any, ...]:
@@ -42,6 +50,11 @@ def read_options(name: str, param: Mapping[str, Any], *keys: str) -> tuple[Any, 
             f"expected the keys {', '.join(map(repr, keys))}"
         )
     return tuple(int(v) if isinstance(v, np.integer) else v for v in (param[key] for key in keys))
+
+
+def plain_number(value: Any) -> Any:
+    """Return an array of one element as a number, and anything else unchanged."""
+    return value.item() if isinstance(value, np.ndarray) and value.size == 1 else value
 
 
 def p_means_drop() -> bool:

@@ -58,6 +58,7 @@ def _course_rule(name: str) -> Callable[..., tuple[Array, Config]]:
         return UPDATE_RULES[name](x if w is None else w, dx if dw is None else dw, config)
 
     rule.__name__ = rule.__qualname__ = name
+    rule.fast_name = name  # type: ignore[attr-defined]  # the rule that Solver updates in place with
     rule.__doc__ = DOCSTRING.format(name=name)
     return rule
 

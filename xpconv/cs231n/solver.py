@@ -9,6 +9,8 @@ import numpy as np
 from safetensors.numpy import save
 
 from xpconv.backend import Array, to_host
+from xpconv.cs231n import optim
+from xpconv.cs231n._adapt import plain_number
 from xpconv.data import Batches
 from xpconv.errors import ArgumentError, NonFiniteLossError
 from xpconv.io._atomic import atomic_path
@@ -17,7 +19,7 @@ from xpconv.nn import Sequential
 from xpconv.random import RandomStream, Rng, as_random_stream
 from xpconv.training import solver
 from xpconv.training._progress import Progress
-from xpconv.training.optim import UPDATE_RULES
+from xpconv.training.optim import UPDATE_RULES, check_rule
 
 __all__ = ["Solver"]
 
@@ -32,6 +34,9 @@ OPTIONS = (
     "print_every",
     "verbose",
 )
+
+
+COUNTS = ("batch_size", "num_epochs", "num_train_samples", "num_val_samples", "print_every")
 
 
 class Solver(solver.Solver):
@@ -50,9 +55,9 @@ class Solver(solver.Solver):
         Save the model at each check of the accuracy, as ``<checkpoint_name>_epoch_<epoch>.safetensors``: a net of
         xpconv as `xpconv.load_model` reads it, the ``params`` of another object under their names.
     **kwargs
-        ``update_rule`` ('sgd'), ``optim_config``, ``lr_decay`` (1.0), ``batch_size`` (100), ``num_epochs`` (10),
-        ``num_train_samples`` (1000), ``num_val_samples`` (None), ``print_every`` (10), ``verbose`` (True), as
-        `xpconv.Solver` says, which also describes the attributes.
+        ``update_rule`` ('sgd'; a function, or its name in `xpconv.cs231n.optim`), ``optim_config``, ``lr_decay`` (1.0),
+        ``batch_size`` (100), ``num_epochs`` (10), ``num_train_samples`` (1000), ``num_val_samples`` (None),
+        ``print_every`` (10), ``verbose`` (True), as `xpconv.Solver` says, which also describes the attributes.
 
     Raises
     ------
@@ -78,10 +83,15 @@ class Solver(solver.Solver):
         extra = ", ".join(f'"{name}"' for name in kwargs if name not in OPTIONS)
         if extra:
             raise ArgumentError(f"Unrecognized arguments {extra}; expected {', '.join(OPTIONS)}, checkpoint_name")
-        rule = kwargs.get("update_rule", "sgd")
-        if isinstance(rule, str) and rule not in UPDATE_RULES:
-            raise ArgumentError(f'Invalid update_rule "{rule}"; expected one of {", ".join(UPDATE_RULES)}')
-        super().__init__(model, data, **kwargs)
+        options = {name: plain_number(value) for name, value in kwargs.items()}
+        options["optim_config"] = {
+            name: plain_number(value) for name, value in (kwargs.get("optim_config") or {}).items()
+        }
+        for name in COUNTS:
+            if isinstance(value := options.get(name), float) and value.is_integer():
+                options[name] = int(value)
+        super().__init__(model, data, **{**options, "update_rule": _find_rule(kwargs.get("update_rule", "sgd"))})
+        check_rule(getattr(self.update_rule, "fast_name", self.update_rule), self.optim_config)
         self.checkpoint_name = checkpoint_name
         self._prefetch = 0  # fetching minibatches early would change the order of the draws
 
@@ -91,17 +101,35 @@ class Solver(solver.Solver):
     def _show_progress(self, total: int, done: int) -> AbstractContextManager[Progress]:
         return nullcontext(Progress()) if self.verbose else super()._show_progress(total, done)
 
-    def _step(self, X: Array | None = None, y: Array | None = None) -> None:
-        """Update every parameter; called without arguments, as in notebooks, draw a minibatch first."""
+    def _take_step(self, batches: Batches) -> Array:
+        before = self.iteration
+        self._minibatch: Array | None = None
+        self._step()
+        if self.iteration == before:  # a subclass has a step of its own, which knows no iterations
+            self.iteration += 1
+        return self.X_train[: self.batch_size] if self._minibatch is None else self._minibatch
+
+    def _step(self) -> None:  # type: ignore[override]  # notebooks call and override it as the course defines it
+        """Draw a minibatch and update every parameter."""
         for name, w in self.model.params.items():
             if isinstance(w, np.ndarray) and not np.issubdtype(w.dtype, np.floating):
                 self.model.params[name] = w.astype(np.float64)  # an update in place would round to integers
-        if X is not None and y is not None:
+        if self._batches is not None:
+            X, y = next(self._batches)
+            self._minibatch = X
             super()._step(X, y)
             return
         with Batches(self.X_train, self.y_train, self.sampler, self.backend, prefetch=0) as batches:
             super()._step(*next(batches))
         self._read_losses()
+
+    def _update(self, grads: Mapping[str, Array], where: Array | None) -> None:
+        fast = UPDATE_RULES.get(getattr(self.update_rule, "fast_name", ""))
+        if fast is None:
+            super()._update(grads, where)
+            return
+        for name, w in self.model.params.items():
+            fast(w, grads[name], self.optim_configs[name], in_place=True)
 
     def _record_loss(self, loss: Any, grads: Mapping[str, Array]) -> bool:
         missing = [name for name in self.model.params if name not in grads]
@@ -124,14 +152,23 @@ class Solver(solver.Solver):
             if finite:
                 warnings.warn(str(error), RuntimeWarning, stacklevel=2)
 
-    def _save_checkpoint(self, progress: Progress) -> None:
+    def _save_checkpoint(self) -> None:
         if self.checkpoint_name is None:
             return
         path = f"{self.checkpoint_name}_epoch_{self.epoch}.safetensors"
-        progress.line(f'Saving checkpoint to "{path}"')
+        if self.verbose:
+            print(f'Saving checkpoint to "{path}"')
         if isinstance(self.model, Sequential):
             save_model(self.model, path)
             return
         content = save({name: np.ascontiguousarray(to_host(value)) for name, value in self.model.params.items()})
         with atomic_path(path) as temporary:
             temporary.write_bytes(content)
+
+
+def _find_rule(update_rule: Any) -> Any:
+    """Return the update rule of this name, which may be one that a notebook assigned to `optim`."""
+    rule = getattr(optim, update_rule, None) if isinstance(update_rule, str) else update_rule
+    if not callable(rule):
+        raise ArgumentError(f'Invalid update_rule "{update_rule}"; expected one of {", ".join(UPDATE_RULES)}')
+    return rule

@@ -172,6 +172,7 @@ class Solver:
         self.streams = self._spawn_streams(rng)
         self.sampler = SAMPLERS[sampling](self.streams["batches"], self.X_train.shape[0], self.batch_size)
         self._prefetch = 2
+        Solver._reset(self)  # the reset of a subclass need not know our private attributes
         self._reset()
 
     def _spawn_streams(self, rng: Rng) -> dict[str, RandomStream]:
@@ -236,9 +237,7 @@ class Solver:
                     self.resumable = False
                     epoch_ends = (step + 1) % steps_per_epoch == 0
                     monitor = TrainingMonitor(self.model, self.backend) if step == 0 or epoch_ends else None
-                    X, y = next(batches)
-                    X = self._augmented(X)
-                    self._step(X, y)
+                    X = self._take_step(batches)
                     self._report_step(step, total, progress)
                     if epoch_ends:
                         self.epoch += 1
@@ -578,6 +577,13 @@ class Solver:
     def _augmented(self, X: Array) -> Array:
         return X if self.augment is None else self.augment(X, draw_seed(self.streams["augment"]))
 
+    def _take_step(self, batches: Batches) -> Array:
+        """Train on the next minibatch and return its images."""
+        X, y = next(batches)
+        X = self._augmented(X)
+        self._step(X, y)
+        return X
+
     def _step(self, X: Array, y: Array) -> None:
         """Compute the gradients of one minibatch and update every parameter, unless they are not finite."""
         if self.schedule is not None:
@@ -623,14 +629,14 @@ class Solver:
         val_acc = self.check_accuracy(self.X_val, self.y_val, num_samples=self.num_val_samples)
         self.train_acc_history.append(train_acc)
         self.val_acc_history.append(val_acc)
-        self._save_checkpoint(progress)
+        self._save_checkpoint()
         progress.line(f"(Epoch {self.epoch} / {self.num_epochs}) train acc: {train_acc:f}; val_acc: {val_acc:f}")
         if val_acc > self.best_val_acc or not self.best_params:
             self.best_val_acc = val_acc
             self.best_params = copy_arrays(self.model.params)
             self.best_state = copy_arrays(getattr(self.model, "state", {}))
 
-    def _save_checkpoint(self, progress: Progress) -> None:
+    def _save_checkpoint(self) -> None:
         """Save the model after a check of the accuracy; only the course's Solver does."""
 
     def _read_losses(self) -> None:
