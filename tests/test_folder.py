@@ -113,6 +113,17 @@ def test_hidden_entries_and_files_beside_the_classes_are_ignored(flat):
     assert load_folder(flat, (1, 2, 2)).class_names == ("dark", "light")
 
 
+@pytest.mark.parametrize("name", ["__MACOSX", "Thumbs.db", "thumbs.db", "desktop.ini", "@eaDir", "Icon\r", "._0.png"])
+def test_what_systems_add_to_folders_is_ignored(flat, name):
+    expected = load_folder(flat, (1, 2, 2))
+    (flat / name).mkdir()
+    (flat / name / "1.png").write_text("x")
+    (flat / "dark" / name).write_text("x")
+    data = load_folder(flat, (1, 2, 2))
+    assert data.class_names == expected.class_names
+    np.testing.assert_array_equal(data.X_test, expected.X_test)
+
+
 @pytest.mark.parametrize(
     ("splits", "sizes"),
     [

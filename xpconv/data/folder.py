@@ -16,6 +16,9 @@ __all__ = ["load_folder"]
 SHAPE = (3, 32, 32)
 FRACTIONS = {"train": 0.7, "val": 0.15, "test": 0.15}
 
+# Systems put these beside images, as they do names that start with a dot.
+SYSTEM_NAMES = {"$recycle.bin", "@eadir", "__macosx", "desktop.ini", "ehthumbs.db", "lost+found", "thumbs.db"}
+
 ClassFiles = dict[str, list[Path]]  # the image files of each class
 
 
@@ -29,7 +32,8 @@ def load_folder(path: str | os.PathLike[str], shape: Sequence[int] = SHAPE, seed
     Parameters
     ----------
     path : str or path
-        The folder. Names that start with a dot and files beside the subfolders are ignored.
+        The folder. Files beside the subfolders are ignored, and so are names that start with a dot and what systems
+        add: ``__MACOSX``, ``Thumbs.db``, ``desktop.ini`` and the like.
     shape : (int, int, int)
         Channels (1 for grey, 3 for RGB), height and width to which `read_image` resizes every image.
     seed : int
@@ -91,16 +95,22 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 def _subfolders(path: Path) -> list[Path]:
     """Return the subfolders in alphabetical order."""
-    return sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    return [entry for entry in _entries(path) if entry.is_dir()]
+
+
+def _entries(path: Path) -> list[Path]:
+    """Return what people put into a folder, in alphabetical order."""
+    return sorted(
+        entry
+        for entry in path.iterdir()
+        if not entry.name.startswith(".") and entry.name.lower() not in SYSTEM_NAMES and entry.name != "Icon\r"
+    )
 
 
 def _class_files(folder: Path) -> ClassFiles:
     """Return the files in the subfolder of each class."""
     try:
-        classes = {
-            subfolder.name: sorted(file for file in subfolder.iterdir() if not file.name.startswith("."))
-            for subfolder in _subfolders(folder)
-        }
+        classes = {subfolder.name: _entries(subfolder) for subfolder in _subfolders(folder)}
     except OSError as error:
         raise DatasetError(
             f"cannot read the folder {error.filename} ({error.strerror}); expected a folder with "
