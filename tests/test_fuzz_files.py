@@ -597,3 +597,10 @@ def test_images_that_are_not_regular_files_are_refused(tmp_path, special):
     (tmp_path / "file").symlink_to(special)
     with refused(DatasetError):
         read_image(tmp_path / "file", SHAPE)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_among_images_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "file")
+    with refused(DatasetError, "file: it is not a file"):
+        read_image(tmp_path / "file", SHAPE)

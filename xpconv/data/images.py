@@ -62,6 +62,8 @@ def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray
     array([255,   0,   0], dtype=uint8)
     """
     channels, height, width = check_image_shape(shape)
+    if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for its other end
+        raise DatasetError(f"cannot read the image {os.fspath(path)}: it is not a file")
     try:
         from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError as error:
