@@ -91,7 +91,7 @@ def test_workspace_is_64_mebibytes_and_1_gibibyte_on_a_gpu_unless_set(monkeypatc
     assert workspace_bytes("cupy") == 2 << 20
 
 
-@pytest.mark.parametrize("text", ["", "much", "64 Mega", "-1MiB", "1e9"])
+@pytest.mark.parametrize("text", ["", "much", "64 Mega", "-1MiB", "1e9", "9" * 400])
 def test_bad_workspace_is_refused_by_name(text, monkeypatch):
     monkeypatch.setenv("XPCONV_WORKSPACE", text)
     with pytest.raises(ArgumentError, match=f"XPCONV_WORKSPACE is '{text}'; expected a size such as 64MiB or 1GiB"):

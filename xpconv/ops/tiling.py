@@ -47,7 +47,7 @@ def workspace_bytes(library: str) -> int:
 
 @lru_cache
 def _parse_bytes(text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
     if not match or match[2].upper() not in _UNITS:
         raise ArgumentError(f"XPCONV_WORKSPACE is {text!r}; expected a size such as 64MiB or 1GiB")
     return int(float(match[1]) * _UNITS[match[2].upper()])
