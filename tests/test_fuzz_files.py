@@ -1,6 +1,7 @@
 """Files that nobody vouches for: each is read correctly or refused with one clear error, in little memory."""
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -281,6 +282,41 @@ def test_arrays_that_do_not_match_the_description_are_refused(written, tmp_path_
     write_arrays(path, f"xpconv-{kind}", description, arrays)
     with refused():
         read(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d.update(input_shape=[1.0, 4, 4]),
+        lambda d: d.update(input_shape=[True, 4, 4]),
+        lambda d: d["layers"][0].update(filters=2.0),
+        lambda d: d["layers"][0].update(kernel_size=[3.0, 3]),
+    ],
+)
+def test_sizes_that_only_equal_integers_are_refused(written, tmp_path, change):
+    description, arrays = read_array_file(written["model"][0], "xpconv-model")
+    change(description)
+    write_arrays(tmp_path / "file", "xpconv-model", description, arrays)
+    with refused():
+        load_model(tmp_path / "file")
+
+
+@pytest.mark.parametrize("name", ["x", "__metadata__"])
+def test_an_array_file_in_which_a_name_comes_twice_is_refused(tmp_path, name):
+    path = tmp_path / "file"
+    write_arrays(path, "example", {"a": 1}, {"x": np.ones(2), "y": np.zeros(2)})
+    content = path.read_bytes()
+    size = struct.unpack("<Q", content[:8])[0]
+    entries = json.loads(content[8 : 8 + size])
+    metadata = json.loads(entries["__metadata__"][METADATA_KEY])
+    twice = json.dumps({name: entries[name]})[1:-1].replace(metadata["sha256"], "0" * 64)
+    header = json.dumps(entries).replace(metadata["sha256"], "0" * 64)
+    header = f"{{{twice}, {header[1:]}" if name == "x" else header.replace(twice, f"{twice}, {twice}")
+    unsigned = with_header(header.encode(), content[8 + size :])
+    checksum = hashlib.sha256(unsigned).hexdigest().encode()
+    path.write_bytes(unsigned.replace(b"0" * 64, checksum, 1))
+    with refused():
+        ArrayFile(path, "example")
 
 
 HUGE = {

@@ -178,7 +178,8 @@ class ArrayFile:
             raise self._damaged(f"its header has {header_bytes} bytes")
         header = file.read(header_bytes)
         try:
-            metadata = json.loads(json.loads(header)["__metadata__"][METADATA_KEY])
+            entries = json.loads(header, object_pairs_hook=_unique_names)
+            metadata = json.loads(entries["__metadata__"][METADATA_KEY], object_pairs_hook=_unique_names)
             format_and_version, checksum = (metadata["format"], metadata["version"]), metadata["sha256"].encode()
             well_formed = (
                 isinstance(metadata["description"], dict) and len(checksum) == 64 and header.count(checksum) == 1
@@ -233,6 +234,14 @@ class ArrayFile:
             raise self._damaged(error) from error
         check_finite_arrays(self.path, {name: a for name, a in arrays.items() if name not in allow_nonfinite})
         return arrays
+
+
+def _unique_names(entries: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the entries of a JSON object, of which programs read the first or the last if a name comes twice."""
+    names = dict(entries)
+    if len(names) != len(entries):
+        raise ValueError("a name comes twice")
+    return names
 
 
 def check_specs(owner: str, specs: Mapping[str, ArraySpec], expected: Mapping[str, ArraySpec]) -> None:

@@ -1,5 +1,6 @@
 """Model files: safetensors files that contain a whole model."""
 
+import json
 import os
 from collections.abc import Mapping
 from math import isfinite
@@ -127,7 +128,9 @@ class _SpecModel(Sequential):
 def _expected_specs(owner: str, description: Mapping[str, Any], specs: Mapping[str, ArraySpec]) -> dict[str, ArraySpec]:
     """Return the specs of a described model's arrays; the actual `specs` give the shapes of its preprocessing."""
     model = _SpecModel(**arguments_of(description))
-    if model.config() != description or not isfinite(model.reg):
+    # JSON tells 1 from 1.0 and from true, which are equal in Python.
+    same = json.dumps(model.config(), sort_keys=True) == json.dumps(description, sort_keys=True)
+    if not same or not isfinite(model.reg):
         raise ValueError(f"the model that is built from it has another description, {model.config()}")
     return {
         **{f"params.{name}": spec for name, spec in model.params.items()},
