@@ -1,4 +1,8 @@
-"""The operations that the array-API standard lacks, each in a portable and, for some libraries, a faster version."""
+"""Operations that the array-API standard lacks: the kernels of the layers.
+
+Each has a portable version, which every array library runs, and may have faster versions for NumPy and CuPy. Operations
+do not check their arguments; `xpconv.layers` does.
+"""
 
 from xpconv.ops.conv import convolve, convolve_backward
 from xpconv.ops.elementwise import relu, relu_backward

@@ -1,7 +1,7 @@
-"""Convolution as one matrix product a tile of images (im2col).
+"""Convolution as one matrix product per tile of images (im2col).
 
 Letters: N images, C channels, (H, W) image, F filters, (KH, KW) window, (OH, OW) output;
-K = C * KH * KW rows and P = m * OH * OW columns of a tile of m images.
+the columns of a tile of m images have K = C * KH * KW rows and P = m * OH * OW columns.
 """
 
 from math import prod
@@ -18,7 +18,37 @@ __all__ = ["convolve", "convolve_backward"]
 
 @operation
 def convolve(x: Array, w: Array, b: Array | None, stride: Pair, padding: Pair, algorithm: str) -> Array:
-    """Return the convolution (N, F, OH, OW), tile by tile as one product of filters and columns."""
+    """Convolve images with filters: multiply the filters by the unfolded images, one tile of images at a time.
+
+    ``out[n, f, i, j] = b[f] + sum over c, k, l of x[n, c, i * SH + k - PH, j * SW + l - PW] * w[f, c, k, l]``
+
+    Parameters
+    ----------
+    x : array (N, C, H, W)
+        Images.
+    w : array (F, C, KH, KW)
+        Filters.
+    b : array (F,) or None
+        Bias.
+    stride : (int, int)
+        (SH, SW), in pixels.
+    padding : (int, int)
+        (PH, PW), pixels of zeros on each side.
+    algorithm : {"auto", "im2col"}
+        A hint for the accelerated versions; the portable version always unfolds the images (im2col).
+
+    Returns
+    -------
+    array (N, F, OH, OW)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, w = np.ones((1, 1, 3, 3)), np.ones((1, 1, 2, 2))
+    >>> convolve(x, w, np.array([0.5]), (1, 1), (0, 0), "auto")
+    array([[[[4.5, 4.5],
+             [4.5, 4.5]]]])
+    """
     xp = array_api_compat.array_namespace(x)
     (N, F), (OH, OW) = (x.shape[0], w.shape[0]), output_size(x.shape[2:], w.shape[2:], stride, padding)
     rows = xp.reshape(w, (F, -1))  # (F, K)
@@ -38,7 +68,36 @@ def convolve(x: Array, w: Array, b: Array | None, stride: Pair, padding: Pair, a
 def convolve_backward(
     dout: Array, x: Array, w: Array, stride: Pair, padding: Pair, algorithm: str, need_dx: bool
 ) -> tuple[Array | None, Array, Array]:
-    """Return the gradients of images (or None), filters and bias, as those of an affine layer on columns."""
+    """Return the gradients of a convolution: those of an affine layer whose inputs are the unfolded images.
+
+    Parameters
+    ----------
+    dout : array (N, F, OH, OW)
+        Gradient of the output.
+    x, w, stride, padding, algorithm
+        As given to `convolve`.
+    need_dx : bool
+        If False, skip the gradient of the images.
+
+    Returns
+    -------
+    dx : array (N, C, H, W) or None
+    dw : array (F, C, KH, KW)
+    db : array (F,)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, w, dout = np.ones((1, 1, 3, 3)), np.ones((1, 1, 2, 2)), np.ones((1, 1, 2, 2))
+    >>> dx, dw, db = convolve_backward(dout, x, w, (1, 1), (0, 0), "auto", need_dx=True)
+    >>> dx
+    array([[[[1., 2., 1.],
+             [2., 4., 2.],
+             [1., 2., 1.]]]])
+    >>> dw, db
+    (array([[[[4., 4.],
+             [4., 4.]]]]), array([4.]))
+    """
     xp = array_api_compat.array_namespace(x)
     F, (OH, OW) = w.shape[0], dout.shape[2:]
     rows = xp.reshape(w, (F, -1))  # (F, K)
@@ -57,5 +116,5 @@ def convolve_backward(
 
 
 def _column_bytes(x: Array, w: Array, places: int) -> int:
-    """Return the size of one image's columns."""
+    """Return the size of the columns of one image, in bytes."""
     return int(prod(w.shape[1:])) * places * (8 if "64" in str(x.dtype) else 4)

@@ -1,4 +1,4 @@
-"""Operations on each element by itself."""
+"""Elementwise operations: the rectifier and its gradient."""
 
 import array_api_compat
 
@@ -10,14 +10,48 @@ __all__ = ["relu", "relu_backward"]
 
 @operation
 def relu(x: Array) -> tuple[Array, Array]:
-    """Return max(x, 0) and where x is positive."""
+    """Return ``max(x, 0)`` and the mask ``x > 0``, which the backward pass needs.
+
+    Parameters
+    ----------
+    x : array of any shape
+
+    Returns
+    -------
+    out : array of the shape of `x`
+    mask : array of bool, of the shape of `x`
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> relu(np.array([-1.0, 0.0, 2.0]))
+    (array([0., 0., 2.]), array([False, False,  True]))
+    """
     xp = array_api_compat.array_namespace(x)
-    return xp.asarray(xp.maximum(x, _zero(xp, x))), xp.asarray(x > 0)  # NumPy makes scalars of arrays ()
+    return xp.asarray(xp.maximum(x, _zero(xp, x))), xp.asarray(x > 0)  # NumPy turns arrays of shape () into scalars
 
 
 @operation
 def relu_backward(dout: Array, mask: Array) -> Array:
-    """Return the gradient where the mask is, else 0."""
+    """Return ``dout`` where the mask is True and 0 elsewhere.
+
+    Parameters
+    ----------
+    dout : array of any shape
+        Gradient of the output.
+    mask : array of bool, of the shape of `dout`
+        As returned by `relu`.
+
+    Returns
+    -------
+    array of the shape of `dout`
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> relu_backward(np.array([1.0, 2.0, 3.0]), np.array([False, False, True]))
+    array([0., 0., 3.])
+    """
     xp = array_api_compat.array_namespace(dout)
     return xp.asarray(xp.where(mask, dout, _zero(xp, dout)))
 

@@ -1,4 +1,4 @@
-"""Which values are finite, found without waiting for the device."""
+"""A check for NaN and infinity that does not wait for the device."""
 
 import array_api_compat
 
@@ -14,12 +14,12 @@ def largest_finite(a: Array) -> Array:
 
     Parameters
     ----------
-    a : array
+    a : array of any shape
 
     Returns
     -------
     array (2,) of the dtype of `a`
-        The magnitude, 0 if no element is finite; then 1 if every element is finite, else 0.
+        The largest magnitude, or 0 if no element is finite; then 1 if every element is finite, else 0.
 
     Examples
     --------

@@ -1,4 +1,7 @@
-"""Losses: softmax cross-entropy, and the L2 penalty on weights."""
+"""Losses: softmax cross-entropy, and the L2 penalty on weights.
+
+Letters: N samples, C classes.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +17,30 @@ __all__ = ["add_l2_penalty", "softmax_cross_entropy"]
 
 @operation
 def softmax_cross_entropy(x: Array, y: Array) -> tuple[Array, Array]:
-    """Return each sample's loss (N,) and the gradient of their mean."""
+    """Return the cross-entropy loss of each sample and the gradient of the mean loss.
+
+    ``losses[n] = -log(p[n, y[n]])`` with ``p = exp(x) / sum(exp(x))``; ``dx = (p - onehot(y)) / N``. The largest score
+    of each sample is subtracted first, so that ``exp`` does not overflow.
+
+    Parameters
+    ----------
+    x : array (N, C)
+        Scores.
+    y : array (N,) of integers
+        Labels, 0 to C - 1.
+
+    Returns
+    -------
+    losses : array (N,)
+    dx : array (N, C)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> losses, dx = softmax_cross_entropy(np.zeros((1, 4)), np.array([2]))
+    >>> losses.round(3), dx
+    (array([1.386]), array([[ 0.25,  0.25, -0.75,  0.25]]))
+    """
     xp = array_api_compat.array_namespace(x)
     correct, N = _correct(xp, x, y), x.shape[0]
     shifted = x - xp.max(x, axis=1, keepdims=True)
@@ -28,7 +54,30 @@ def softmax_cross_entropy(x: Array, y: Array) -> tuple[Array, Array]:
 
 @operation
 def add_l2_penalty(loss: Array, weights: Sequence[Array], grads: Sequence[Array], reg: float) -> Array:
-    """Return the loss plus ``0.5 * reg * sum(W * W)`` over all weights; add its gradients to theirs in place."""
+    """Return the loss plus an L2 penalty, and add the gradient of the penalty to each weight's gradient in place.
+
+    ``loss + 0.5 * reg * sum(W * W)`` summed over all weights; ``grad += reg * W``.
+
+    Parameters
+    ----------
+    loss : array ()
+    weights : sequence of arrays
+    grads : sequence of arrays
+        The gradient of each weight, of its shape; changed in place.
+    reg : float
+        Strength of the penalty.
+
+    Returns
+    -------
+    array ()
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> grad = np.zeros(2)
+    >>> float(add_l2_penalty(np.asarray(1.0), [np.array([1.0, 2.0])], [grad], reg=0.5)), grad
+    (2.25, array([0.5, 1. ]))
+    """
     reg = float(reg)
 
     def add(grad: Array, W: Array) -> Array:
@@ -41,9 +90,9 @@ def add_l2_penalty(loss: Array, weights: Sequence[Array], grads: Sequence[Array]
 
 
 def _correct(xp: Any, x: Array, y: Array) -> Array:
-    """Return where the correct class is, (N, C) booleans; the dtype of the labels may be too small to count to C."""
+    """Return booleans (N, C), True at the correct class of each sample."""
     classes = xp.arange(x.shape[1], dtype=xp.int64, device=array_api_compat.device(x))
-    return xp.astype(y, xp.int64)[:, None] == classes[None, :]
+    return xp.astype(y, xp.int64)[:, None] == classes[None, :]  # the labels' dtype may not hold C - 1
 
 
 def _pick(xp: Any, x: Array, where: Array) -> Array:

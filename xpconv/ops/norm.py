@@ -1,7 +1,7 @@
-"""What all normalisation layers have in common: ``out = gamma * (x - mean) / sqrt(var + eps) + beta``.
+"""The computation that all normalisation layers share: ``out = gamma * (x - mean) / sqrt(var + eps) + beta``.
 
-Arrays have the same number of axes; mean and variance are taken over `axes`, which they keep, of size 1. Slices along
-`tile_axis` are independent, so arrays may be cut there into tiles.
+All arrays have the same number of axes. Mean and variance are taken over `axes`, which stay as axes of size 1. Slices
+along `tile_axis` are independent of each other, so arrays may be cut into tiles along it.
 """
 
 from collections.abc import Sequence
@@ -16,20 +16,53 @@ from xpconv.ops.tiling import map_tiles
 
 __all__ = ["normalise", "normalise_backward", "update_running_average", "variance_and_inverse_std"]
 
-_HUGE = 1e15  # float32 has a place for its square
+_HUGE = 1e15  # its square fits float32
 
 
 @operation
 def normalise(
     x: Array, gamma: Array, beta: Array, *, axes: Sequence[int], tile_axis: int, eps: float
 ) -> tuple[Array, Array, Array, Array]:
-    """Return out, mean, var and 1 / sqrt(var + eps)."""
+    """Normalise over `axes`, then scale and shift: ``out = gamma * (x - mean) / sqrt(var + eps) + beta``.
+
+    The variance is computed from ``x - mean``, after the rounding error of the mean has been subtracted as well, so it
+    is accurate far from zero.
+
+    Parameters
+    ----------
+    x : array of any shape
+    gamma, beta : array
+        Scale and shift; they broadcast to the shape of `x`.
+    axes : sequence of int
+        The axes that mean and variance are taken over.
+    tile_axis : int
+        An axis along which slices are independent of each other.
+    eps : float
+        Added to the variance.
+
+    Returns
+    -------
+    out : array of the shape of `x`
+    mean, var, inv_std : array of the shape of `x`, but of size 1 along `axes`
+        ``inv_std = 1 / sqrt(var + eps)``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, gamma, beta = np.array([[1.0, 2.0], [3.0, 6.0]]), np.ones((1, 2)), np.array([[0.0, 5.0]])
+    >>> out, mean, var, inv_std = normalise(x, gamma, beta, axes=(0,), tile_axis=1, eps=1e-8)
+    >>> out.round(3)
+    array([[-1.,  4.],
+           [ 1.,  6.]])
+    >>> mean, var, inv_std.round(3)
+    (array([[2., 4.]]), array([[1., 4.]]), array([[1. , 0.5]]))
+    """
 
     def tile(x: Array, gamma: Array, beta: Array) -> tuple[Array, Array, Array, Array]:
         xp = array_api_compat.array_namespace(x)
         mean = xp.mean(x, axis=axes, keepdims=True)
         out = x - mean
-        rest = xp.mean(out, axis=axes, keepdims=True)  # by so much the mean was rounded
+        rest = xp.mean(out, axis=axes, keepdims=True)  # rounding error of the mean
         mean, out = mean + rest, out - rest
         var, inv_std = variance_and_inverse_std(xp, out, axes, eps)
         out *= inv_std
@@ -42,10 +75,30 @@ def normalise(
 
 
 def variance_and_inverse_std(xp: Any, centered: Array, axes: Sequence[int], eps: float) -> tuple[Array, Array]:
-    """Return the variance of values whose mean is 0, and 1 / sqrt(var + eps).
+    """Return the variance of values whose mean is 0, and ``1 / sqrt(var + eps)``.
 
-    Where values are so large that their squares would overflow, they are scaled first. A variance for which their dtype
-    has no place becomes the largest that it has.
+    Values whose squares would overflow are scaled first. A variance that would overflow is capped just below the
+    largest finite number of the dtype; ``1 / sqrt(var + eps)`` is computed without the cap.
+
+    Parameters
+    ----------
+    xp : array namespace
+        The library of the values, such as NumPy.
+    centered : array of any shape
+    axes : sequence of int
+        The axes that the variance is taken over.
+    eps : float
+        Added to the variance.
+
+    Returns
+    -------
+    var, inv_std : array of the shape of `centered`, but of size 1 along `axes`
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> variance_and_inverse_std(np, np.array([-2.0, 2.0]), axes=(0,), eps=0.0)
+    (array([4.]), array([0.5]))
     """
     largest = xp.max(xp.abs(centered), axis=axes, keepdims=True)
     scale = xp.where(largest > _HUGE, largest, xp.ones_like(largest))
@@ -68,7 +121,46 @@ def normalise_backward(
     param_axes: Sequence[int],
     tile_axis: int,
 ) -> tuple[Array, Array, Array]:
-    """Return the gradients of x, and of gamma and beta summed over `param_axes`, which they keep."""
+    """Return the gradients of `normalise`.
+
+    With ``xhat = (x - mean) * inv_std`` and ``dxhat = dout * gamma``,
+    ``dx = inv_std * (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat))``; ``dgamma = sum(dout * xhat)``;
+    ``dbeta = sum(dout)``. Means are taken over `axes`, sums over `param_axes`.
+
+    Parameters
+    ----------
+    dout : array of the shape of `x`
+        Gradient of the output.
+    x, gamma, axes, tile_axis
+        As given to `normalise`.
+    mean, inv_std : array
+        As returned by `normalise`.
+    param_axes : sequence of int
+        The axes that the gradients of gamma and beta are summed over.
+
+    Returns
+    -------
+    dx : array of the shape of `x`
+    dgamma, dbeta : array of the shape of `x`, but of size 1 along `param_axes`
+
+    References
+    ----------
+    Ioffe and Szegedy, "Batch Normalization", 2015.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, gamma = np.array([[1.0], [3.0], [5.0]]), np.ones((1, 1))
+    >>> _, mean, _, inv_std = normalise(x, gamma, 0 * gamma, axes=(0,), tile_axis=1, eps=1e-8)
+    >>> dout = np.array([[1.0], [0.0], [1.0]])
+    >>> dx, dgamma, dbeta = normalise_backward(
+    ...     dout, x, mean, inv_std, gamma, axes=(0,), param_axes=(0,), tile_axis=1
+    ... )
+    >>> dx.round(3), dgamma.round(3) + 0.0, dbeta
+    (array([[ 0.204],
+           [-0.408],
+           [ 0.204]]), array([[0.]]), array([[2.]]))
+    """
 
     def tile(dout: Array, x: Array, mean: Array, inv_std: Array, gamma: Array) -> tuple[Array, Array, Array]:
         xp = array_api_compat.array_namespace(dout)
@@ -89,5 +181,22 @@ def normalise_backward(
 
 @operation
 def update_running_average(old: Array, new: Array, momentum: float) -> Array:
-    """Return the next running average, ``momentum * old + (1 - momentum) * new``."""
+    """Return the next value of a running average, ``momentum * old + (1 - momentum) * new``.
+
+    Parameters
+    ----------
+    old, new : array of one shape
+    momentum : float
+        From 0 to 1.
+
+    Returns
+    -------
+    array of the shape of `old`
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> update_running_average(np.array([1.0]), np.array([3.0]), momentum=0.75)
+    array([1.5])
+    """
     return momentum * old + (1 - momentum) * new

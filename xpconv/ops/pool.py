@@ -16,19 +16,32 @@ __all__ = ["initial_argmax", "max_pool", "max_pool_backward"]
 
 @operation
 def max_pool(x: Array, kernel_size: Pair, stride: Pair, padding: Pair) -> tuple[Array, Array]:
-    """Return the maximum of each window and where in the window it is: the first of tied maxima. NaN exceeds all.
+    """Return the maximum of each window and its index in the window.
+
+    Of tied maxima the first counts; NaN exceeds every number.
 
     Parameters
     ----------
     x : array (N, C, H, W)
-    kernel_size, stride, padding : (int, int)
-        The padding counts as minus infinity; it is less than kernel_size, so that each window sees a pixel.
+        Images.
+    kernel_size, stride : (int, int)
+        (KH, KW) and (SH, SW), in pixels.
+    padding : (int, int)
+        (PH, PW), pixels of minus infinity on each side; less than `kernel_size`, so that each window contains a pixel
+        of the image.
 
     Returns
     -------
     out : array (N, C, OH, OW)
     argmax : array (N, C, OH, OW) of integers
-        Row-major in the window, 0 to KH * KW - 1, and never in the padding.
+        ``k * KW + l`` for row k and column l of the window, never a place in the padding.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.array([[[[1.0, 5.0, 5.0], [2.0, 3.0, 4.0]]]])
+    >>> max_pool(x, (2, 2), (1, 1), (0, 0))
+    (array([[[[5., 5.]]]]), array([[[[1, 0]]]], dtype=uint8))
     """
     xp = array_api_compat.array_namespace(x)
     output = output_size(x.shape[2:], kernel_size, stride, padding)
@@ -44,7 +57,27 @@ def max_pool(x: Array, kernel_size: Pair, stride: Pair, padding: Pair) -> tuple[
 
 
 def initial_argmax(xp: Any, kernel_size: Pair, stride: Pair, padding: Pair, output: Pair, device: Any = None) -> Array:
-    """Return the index in each window (OH, OW) of its first pixel: at the upper and left edge, padding precedes it."""
+    """Return the index in each window of its first pixel of the image, which at the upper and left edge is not 0.
+
+    Parameters
+    ----------
+    xp : array namespace
+    kernel_size, stride, padding : (int, int)
+    output : (int, int)
+        (OH, OW), the number of windows.
+    device : device of `xp`, optional
+
+    Returns
+    -------
+    array (OH, OW) of uint8, or of int64 if windows have more than 256 pixels
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> initial_argmax(np, (3, 3), (2, 2), (1, 1), (2, 2))
+    array([[4, 3],
+           [1, 0]], dtype=uint8)
+    """
     rows, columns = (
         xp.asarray([max(p - s * i, 0) for i in range(count)], dtype=xp.int64, device=device)
         for s, p, count in zip(stride, padding, output, strict=True)
@@ -64,15 +97,26 @@ def max_pool_backward(
     Parameters
     ----------
     dout : array (N, C, OH, OW)
+        Gradient of the output.
     argmax : array (N, C, OH, OW)
         As returned by `max_pool`.
     shape : (N, C, H, W)
         The shape of the images.
     kernel_size, stride, padding : (int, int)
+        As given to `max_pool`.
 
     Returns
     -------
     array (N, C, H, W)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.array([[[[1.0, 5.0, 5.0], [2.0, 3.0, 4.0]]]])
+    >>> out, argmax = max_pool(x, (2, 2), (1, 1), (0, 0))
+    >>> max_pool_backward(np.array([[[[1.0, 10.0]]]]), argmax, x.shape, (2, 2), (1, 1), (0, 0))
+    array([[[[ 0., 11.,  0.],
+             [ 0.,  0.,  0.]]]])
     """
     xp = array_api_compat.array_namespace(dout)
     (N, C, H, W), (PH, PW) = shape, padding

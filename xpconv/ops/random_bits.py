@@ -1,6 +1,7 @@
 """Random masks and integers that a seed determines: the same bits on every backend.
 
-Element number i of an array is a hash of i and the seed, computed on the device: nothing is drawn, so nothing is moved.
+Element number i, in row-major order, is computed on the device from a hash of i and the seed, so no random numbers are
+copied from the host.
 """
 
 from typing import Any
@@ -14,19 +15,23 @@ __all__ = ["keep_mask", "random_integers"]
 
 
 def keep_mask(seed: int, shape: tuple[int, ...], keep_prob: float, like: Array) -> Array:
-    """Return a boolean mask, each element True with probability `keep_prob`: the same bits on every backend.
+    """Return a mask whose elements are True with probability `keep_prob`: the same bits on every backend.
 
-    Element number i is True where ``hash(i, seed) < keep_prob * 2**32``: nothing is drawn, so nothing is moved.
+    Element number i is ``hash(i, seed) < keep_prob * 2**32``.
 
     Parameters
     ----------
     seed : int
-        0 to 2**32 - 1, such as one from `draw_seed`.
+        0 to 2**32 - 1, such as one from `xpconv.random.draw_seed`.
     shape : tuple of int
     keep_prob : float
         Probability of True, 0 to 1.
     like : array
         The mask is made by its library on its device.
+
+    Returns
+    -------
+    array of bool, of shape `shape`
 
     Examples
     --------
@@ -38,23 +43,23 @@ def keep_mask(seed: int, shape: tuple[int, ...], keep_prob: float, like: Array) 
 
 
 def random_integers(seed: int, shape: tuple[int, ...], high: int, like: Array) -> Array:
-    """Return whole numbers from 0 to `high` - 1, equally likely: the same on every backend.
+    """Return integers drawn uniformly from 0 to `high` - 1: the same on every backend.
 
     Element number i is ``hash(i, seed) * high // 2**32``.
 
     Parameters
     ----------
     seed : int
-        0 to 2**32 - 1, such as one from `draw_seed`.
+        0 to 2**32 - 1, such as one from `xpconv.random.draw_seed`.
     shape : tuple of int
     high : int
         From 1 to 2**16.
     like : array
-        The numbers are made by its library on its device.
+        The integers are made by its library on its device.
 
     Returns
     -------
-    array of int64
+    array of int64, of shape `shape`
 
     Examples
     --------
@@ -66,7 +71,7 @@ def random_integers(seed: int, shape: tuple[int, ...], high: int, like: Array) -
 
 
 def _hash(seed: int, shape: tuple[int, ...], like: Array) -> Array:
-    """Return ``hash(i, seed)``, 32 bits held in int64, for each element number i of an array of `shape`, in a row."""
+    """Return ``hash(i, seed)`` for each element number i of an array of `shape`, flat: 32 bits in int64."""
     xp: Any = array_api_compat.array_namespace(like)
     count = int(np.prod(shape, dtype=np.int64))
     h = xp.arange(count, dtype=xp.int64, device=array_api_compat.device(like))
@@ -78,7 +83,7 @@ def _shaped(row: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _mix(h: Array) -> Array:
-    """Scramble 32-bit numbers held in int64 (a finaliser by T. Mueller); products stay below 2**63."""
+    """Scramble 32-bit numbers held in int64 (a hash finaliser by T. Mueller); products stay below 2**63."""
     for _ in range(2):
         h = ((h >> 16) ^ h) * 0x45D9F3B & 0xFFFFFFFF
     return (h >> 16) ^ h

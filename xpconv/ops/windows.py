@@ -17,7 +17,26 @@ Pair: TypeAlias = tuple[int, ...]  # (height, width)
 
 
 def output_size(image: Pair, kernel_size: Pair, stride: Pair, padding: Pair) -> Pair:
-    """Return how many windows fit below and beside each other; what is left over is not covered."""
+    """Return how many windows fit down and across an image.
+
+    ``1 + (H + 2 * PH - KH) // SH`` down, and likewise across; no window covers the pixels left over at the end.
+
+    Parameters
+    ----------
+    image : (int, int)
+        (H, W).
+    kernel_size, stride, padding : (int, int)
+
+    Returns
+    -------
+    (int, int)
+        (OH, OW).
+
+    Examples
+    --------
+    >>> output_size((7, 6), (3, 3), (2, 2), (0, 1))
+    (3, 3)
+    """
     return (
         1 + (image[0] + 2 * padding[0] - kernel_size[0]) // stride[0],
         1 + (image[1] + 2 * padding[1] - kernel_size[1]) // stride[1],
@@ -25,7 +44,28 @@ def output_size(image: Pair, kernel_size: Pair, stride: Pair, padding: Pair) -> 
 
 
 def pad(x: Array, padding: Pair, value: float = 0.0) -> Any:
-    """Surround the images (N, C, H, W) with `value`."""
+    """Surround images with a border of `value`.
+
+    Parameters
+    ----------
+    x : array (N, C, H, W)
+    padding : (int, int)
+        (PH, PW), pixels on each side.
+    value : float
+
+    Returns
+    -------
+    array (N, C, H + 2 * PH, W + 2 * PW)
+        `x` itself if the padding is (0, 0).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> pad(np.ones((1, 1, 1, 2)), (1, 1))
+    array([[[[0., 0., 0., 0.],
+             [0., 1., 1., 0.],
+             [0., 0., 0., 0.]]]])
+    """
     if padding == (0, 0):
         return x
     xp = array_api_compat.array_namespace(x)
@@ -36,7 +76,26 @@ def pad(x: Array, padding: Pair, value: float = 0.0) -> Any:
 
 
 def windows(padded: Array, kernel_size: Pair, stride: Pair, output: Pair) -> Iterator[Array]:
-    """Yield, for each place in the window row by row, the view (N, C, OH, OW) of what all windows see there."""
+    """Yield for each place in the window, row by row, a view of the pixels that all windows have at that place.
+
+    Parameters
+    ----------
+    padded : array (N, C, H + 2 * PH, W + 2 * PW)
+    kernel_size, stride : (int, int)
+    output : (int, int)
+        (OH, OW), the number of windows.
+
+    Yields
+    ------
+    array (N, C, OH, OW)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.asarray([[[[0, 1, 2], [3, 4, 5]]]])
+    >>> [view.tolist() for view in windows(x, kernel_size=(2, 1), stride=(1, 1), output=(1, 3))]
+    [[[[[0, 1, 2]]]], [[[[3, 4, 5]]]]]
+    """
     for i in range(kernel_size[0]):
         for j in range(kernel_size[1]):
             yield padded[
@@ -49,16 +108,28 @@ def windows(padded: Array, kernel_size: Pair, stride: Pair, output: Pair) -> Ite
 
 @operation
 def unfold(x: Array, kernel_size: Pair, stride: Pair, padding: Pair) -> Array:
-    """Lay the windows of images out as columns (im2col).
+    """Lay out each window of the images as a column (im2col).
 
     Parameters
     ----------
     x : array (N, C, H, W)
+        Images.
     kernel_size, stride, padding : (int, int)
+        (KH, KW), (SH, SW) and (PH, PW), in pixels; the padding is zeros.
 
     Returns
     -------
     array (C * KH * KW, N * OH * OW)
+        Never shares memory with `x`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> unfold(np.asarray([[[[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]]]), (2, 2), (1, 1), (0, 0))
+    array([[0., 1.],
+           [1., 2.],
+           [3., 4.],
+           [4., 5.]])
     """
     xp = array_api_compat.array_namespace(x)
     N, C, H, W = x.shape
@@ -71,7 +142,7 @@ def unfold(x: Array, kernel_size: Pair, stride: Pair, padding: Pair) -> Array:
 
 @operation
 def fold(cols: Array, shape: tuple[int, ...], kernel_size: Pair, stride: Pair, padding: Pair) -> Array:
-    """Add columns back to where `unfold` took them from (col2im): its adjoint.
+    """Add each element of the columns to the pixel that `unfold` takes it from (col2im): the adjoint of `unfold`.
 
     Parameters
     ----------
@@ -79,10 +150,18 @@ def fold(cols: Array, shape: tuple[int, ...], kernel_size: Pair, stride: Pair, p
     shape : (N, C, H, W)
         The shape of the images.
     kernel_size, stride, padding : (int, int)
+        As given to `unfold`.
 
     Returns
     -------
     array (N, C, H, W)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> fold(np.ones((4, 2)), (1, 1, 2, 3), (2, 2), (1, 1), (0, 0))
+    array([[[[1., 2., 1.],
+             [1., 2., 1.]]]])
     """
     xp = array_api_compat.array_namespace(cols)
     (N, C, H, W), (PH, PW) = shape, padding
