@@ -7,7 +7,7 @@ import pytest
 
 from tests.helpers import assert_array, find_backend
 from tests.nets import IMAGE, NETS
-from xpconv import ConvNet, FullyConnectedNet, Preprocessing, Sequential, ThreeLayerConvNet, nn
+from xpconv import ConvNet, FullyConnectedNet, Preprocessing, Sequential, ThreeLayerConvNet, TwoLayerNet, nn
 from xpconv.errors import ArgumentError, ArgumentTypeError, DeviceMismatchError, OutOfMemoryError
 from xpconv.io.model import load_model, save_model
 from xpconv.layers import reference
@@ -133,6 +133,15 @@ def test_assigned_parameters_take_effect(assign, batch):
         net.params["b2"][...] = bias
     net.params["W2"] = np.zeros((7, 5))
     np.testing.assert_array_equal(net.loss(X), np.tile(bias, (4, 1)))
+
+
+@pytest.mark.parametrize("reg", [float("nan"), float("inf"), -0.1, "0.1", None])
+def test_regularisation_that_is_not_finite_or_negative_is_refused(reg):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=r"reg is .*; expected a finite number, 0 or more"):
+        TwoLayerNet(input_dim=4, reg=reg)
+    net = TwoLayerNet(input_dim=4, rng=0)
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=r"reg is .*; expected a finite number, 0 or more"):
+        net.reg = reg
 
 
 def test_regularisation_may_be_set_later_and_counts_weights_only(batch):

@@ -192,7 +192,14 @@ def test_options_may_be_numpy_scalars(rule, backend, dtype):
         (rmsprop, {"decay_rate": -0.1}, "decay_rate is -0.1; expected 0 or more and below 1"),
         (adam, {"beta1": True}, "beta1 is True; expected a number"),
         (adam, {"beta2": 1}, "beta2 is 1; expected 0 or more and below 1"),
-        (adam, {"t": -1}, "t is -1; expected 0 or more"),
+        (adam, {"t": -1}, "t is -1; expected a finite number, 0 or more"),
+        (adam, {"t": float("nan")}, "t is nan; expected a finite number, 0 or more"),
+        (adam, {"epsilon": float("nan")}, "epsilon is nan; expected a finite number, 0 or more"),
+        (rmsprop, {"epsilon": float("inf")}, "epsilon is inf; expected a finite number, 0 or more"),
+        (sgd, {"learning_rate": float("nan")}, "learning_rate is nan; expected a finite number, 0 or more"),
+        (sgd, {"learning_rate": float("-inf")}, "learning_rate is -inf; expected a finite number, 0 or more"),
+        (sgd, {"learning_rate": -0.1}, "learning_rate is -0.1; expected a finite number, 0 or more"),
+        (sgd, {"learning_rate": 10**400}, "learning_rate is 10+; expected a finite number, 0 or more"),
     ],
 )
 def test_invalid_options_are_refused_by_name(rule, option, text):

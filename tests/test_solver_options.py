@@ -319,8 +319,12 @@ def test_best_params_stay_when_another_solver_trains_the_model(data):
     [
         ({"num_val_samples": 0}, "num_val_samples is 0; expected an int, 1 or more"),
         ({"num_train_samples": 5.0}, "num_train_samples is 5.0; expected an int, 1 or more"),
-        ({"lr_decay": "x"}, "lr_decay is 'x'; expected a number, 0 or more"),
-        ({"lr_decay": float("nan")}, "lr_decay is nan; expected a number, 0 or more"),
+        ({"lr_decay": "x"}, "lr_decay is 'x'; expected a finite number, 0 or more"),
+        ({"lr_decay": float("nan")}, "lr_decay is nan; expected a finite number, 0 or more"),
+        ({"lr_decay": float("inf")}, "lr_decay is inf; expected a finite number, 0 or more"),
+        ({"optim_config": {"learning_rate": float("nan")}}, "learning_rate is nan; expected a finite number, 0 or"),
+        ({"optim_config": {"learning_rate": -1}}, "learning_rate is -1; expected a finite number, 0 or more"),
+        ({"update_rule": "adam", "optim_config": {"epsilon": float("inf")}}, "epsilon is inf; expected a finite"),
     ],
 )
 def test_options_are_checked_before_training(data, options, message):

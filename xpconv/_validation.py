@@ -1,5 +1,6 @@
 """Checks of plain options: counts, fractions, flags, choices; each error names the option, its value and what to do."""
 
+import sys
 from collections.abc import Callable, Collection, Sequence
 from numbers import Real
 from typing import Any, TypeGuard
@@ -14,6 +15,7 @@ __all__ = [
     "check_eps",
     "check_flag",
     "check_fraction",
+    "check_nonnegative",
     "check_pair",
     "check_probability",
     "is_integer",
@@ -72,6 +74,18 @@ def _number(name: str, value: object, wanted: str, fits: Callable[[Any], bool]) 
 def check_fraction(name: str, value: object) -> float:
     """Check a part of a whole."""
     return _number(name, value, "a number from 0 to 1", lambda value: 0 <= value <= 1)
+
+
+def check_nonnegative(name: str, value: object) -> float:
+    """Return a finite number, 0 or more, as a float.
+
+    Examples
+    --------
+    >>> check_nonnegative("reg", float("nan"))
+    Traceback (most recent call last):
+    xpconv.errors.ArgumentError: reg is nan; expected a finite number, 0 or more
+    """
+    return _number(name, value, "a finite number, 0 or more", lambda value: 0 <= value <= sys.float_info.max)
 
 
 def check_probability(name: str, value: object) -> float:

@@ -7,7 +7,7 @@ from math import prod, sqrt
 from typing import Any
 
 from xpconv import ops
-from xpconv._validation import check_count
+from xpconv._validation import check_count, check_nonnegative
 from xpconv.backend import Array, Backend, get_backend, on_its_device
 from xpconv.errors import ArgumentError, ArgumentTypeError, OutOfMemoryError
 from xpconv.layers import softmax_loss, svm_loss
@@ -93,7 +93,7 @@ class Sequential:
             raise ArgumentError(f"loss is {loss!r}; expected one of {', '.join(LOSSES)}")
         self.layers, self.name, self.loss_name = tuple(layers), name, loss
         self.input_shape = tuple(int(size) for size in input_shape)
-        self.reg, self.weight_scale = float(reg), weight_scale
+        self.reg, self.weight_scale = reg, weight_scale
         self.seed = None if seed is None else check_count("seed", seed, 0, 2**32 - 1)
         self.dtype, self.backend = _dtype_name(dtype), get_backend(backend)
         self.preprocessing, self.class_names = preprocessing, tuple(class_names)
@@ -151,6 +151,15 @@ class Sequential:
         fan_in = shape[0] if len(shape) == 2 else prod(shape[1:])
         scale = sqrt(2 / fan_in) if self.weight_scale is None else self.weight_scale
         return self.backend.asarray(stream.standard_normal(shape) * scale, dtype=self.dtype)
+
+    @property
+    def reg(self) -> float:
+        """Weight of the L2 penalty in the loss: a finite number, 0 or more."""
+        return self._reg
+
+    @reg.setter
+    def reg(self, value: float) -> None:
+        self._reg = check_nonnegative("reg", value)
 
     @property
     def preprocessing(self) -> Preprocessing | None:
@@ -291,7 +300,7 @@ class Sequential:
             "input_shape": list(self.input_shape),
             "dtype": self.dtype,
             "loss": self.loss_name,
-            "reg": float(self.reg),
+            "reg": self.reg,
             "class_names": list(self.class_names),
             "layers": [
                 {

@@ -11,6 +11,7 @@ from typing import Any
 
 import array_api_compat
 
+from xpconv._validation import check_nonnegative
 from xpconv.backend import Array, array_namespace
 from xpconv.errors import ArgumentError, ArgumentTypeError
 from xpconv.ops.dispatch import portable
@@ -38,7 +39,7 @@ def _update_rule(*memory: str, **defaults: float) -> Callable[[Callable[[Config]
             return _apply(step, memory, w, dw, config, in_place, where)
 
         del rule.__wrapped__  # help would show the step's arguments
-        rule.options = (*defaults, *memory)  # type: ignore[attr-defined]
+        rule.numbers, rule.options = tuple(defaults), (*defaults, *memory)  # type: ignore[attr-defined]
         return rule
 
     return decorate
@@ -84,7 +85,7 @@ def _apply(
 
 
 def check_rule(update_rule: str | Callable[..., Any], config: Mapping[str, Any]) -> None:
-    """Raise ArgumentError if no update rule has this name, or the rule has no such options.
+    """Raise an error if no update rule has this name, or the rule has no such options or not with such values.
 
     Examples
     --------
@@ -102,6 +103,9 @@ def check_rule(update_rule: str | Callable[..., Any], config: Mapping[str, Any])
         raise ArgumentError(
             f"optim_config has {', '.join(map(repr, unknown))}; expected options of {update_rule}: {', '.join(known)}"
         )
+    for name in UPDATE_RULES[update_rule].numbers:  # type: ignore[attr-defined]
+        if name in config:
+            _option(name, config[name])
 
 
 def _option(name: str, value: Any) -> Any:
@@ -112,8 +116,7 @@ def _option(name: str, value: Any) -> Any:
         raise ArgumentTypeError(f"{name} is {value!r}; expected a number")
     if name in ("momentum", "decay_rate", "beta1", "beta2") and not 0 <= float(value) < 1:
         raise ArgumentError(f"{name} is {value!r}; expected 0 or more and below 1")
-    if name in ("epsilon", "t") and float(value) < 0:
-        raise ArgumentError(f"{name} is {value!r}; expected 0 or more")
+    check_nonnegative(name, value)
     return value.item() if hasattr(value, "item") else value
 
 

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from math import cos, pi
-from numbers import Real
 from typing import Any, TypeAlias
 
-from xpconv._validation import check_count
+from xpconv._validation import check_count, check_nonnegative
 from xpconv.errors import ArgumentError
 
 __all__ = ["Schedule", "check_schedule", "constant", "cosine", "decay", "step_decay", "warmup"]
@@ -46,9 +45,8 @@ def step_decay(every: int, factor: float = 0.1) -> Schedule:
     [1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.25]
     """
     every = check_count("every", every)
-    if not factor >= 0:
-        raise ArgumentError(f"factor is {factor!r}; expected 0 or more")
-    return _named(f"step_decay({every}, {factor})", lambda step: float(factor) ** (step // every))
+    factor = check_nonnegative("factor", factor)
+    return _named(f"step_decay({every}, {factor})", lambda step: factor ** (step // every))
 
 
 def cosine(total: int, final: float = 0.0) -> Schedule:
@@ -123,8 +121,7 @@ def check_schedule(schedule: Schedule | None, lr_decay: float, optim_config: Map
     --------
     >>> check_schedule(cosine(100), 1.0, {"learning_rate": 0.1})
     """
-    if not _is(Real, lr_decay) or not lr_decay >= 0:
-        raise ArgumentError(f"lr_decay is {lr_decay!r}; expected a number, 0 or more")
+    check_nonnegative("lr_decay", lr_decay)
     if schedule is not None and (lr_decay != 1 or "learning_rate" not in optim_config):
         raise ArgumentError(
             f"schedule is given, with lr_decay {lr_decay!r} and optim_config {optim_config!r}; "
@@ -153,7 +150,3 @@ def _named(name: str, schedule: Schedule) -> Schedule:
     """Return the schedule under a name with its arguments, by which checkpoints recognise it."""
     schedule.__qualname__ = name
     return schedule
-
-
-def _is(kind: type, value: object) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
