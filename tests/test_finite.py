@@ -109,6 +109,16 @@ def test_the_last_good_checkpoint_stays(data, tmp_path, backend_name):
     assert not solver.resumable
 
 
+def test_the_error_names_the_default_rate_of_the_rule_and_reg(data):
+    solver = make_solver(data, optim_config={})
+    solver.model.reg = 0.5
+    make_nonfinite(solver, 1, np.nan)
+    with pytest.raises(
+        NonFiniteLossError, match=r"learning_rate \(it is 0\.001\), a smaller weight_scale, a smaller r"
+    ):
+        solver.train()
+
+
 @pytest.mark.parametrize("backend_name", BACKENDS)
 @pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
 def test_an_infinite_memory_of_the_rule_is_named(data, backend_name, on_nonfinite):

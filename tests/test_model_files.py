@@ -83,6 +83,12 @@ def rewritten(path, change_tensors=None, change_config=None, file_format="xpconv
     return path
 
 
+def test_a_deviation_of_0_is_refused(saved):
+    arrays = {"preprocessing.mean": np.float32(0), "preprocessing.std": np.float32(0)}
+    with pytest.raises(CheckpointError, match=r"has no usable preprocessing: preprocessing\.std has values that"):
+        load_model(rewritten(saved, lambda tensors: tensors.update({k: np.asarray(v) for k, v in arrays.items()})))
+
+
 @pytest.mark.parametrize("keep", [0, 7, 100, -1])
 def test_truncated_files_are_refused(saved, keep):
     saved.write_bytes(saved.read_bytes()[:keep])

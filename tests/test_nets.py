@@ -185,6 +185,41 @@ def test_images_may_be_uint8_and_are_preprocessed_on_the_device(backend):
     assert_array(net.loss(images), plain.loss((images - mean) / std), backend, "float64")
 
 
+@pytest.mark.parametrize(
+    ("mean", "std", "text"),
+    [
+        (0.0, 0.0, "std has values that float32 rounds to 0, or below 0; expected values above 0: take 1 where"),
+        (0.0, 1e-50, "std has values that float32 rounds to 0, or below 0"),
+        (0.0, -1.0, "std has values that float32 rounds to 0, or below 0"),
+        (0.0, np.nan, "std has NaN or infinite values"),
+        (np.array([[[0.0]], [[np.inf]], [[0.0]]]), 1.0, "mean has NaN or infinite values"),
+        (1e39, 1.0, "mean has NaN or infinite values"),
+        (
+            np.zeros((5, *IMAGE)),
+            1.0,
+            r"mean has shape \(5, 3, 6, 8\); expected one that broadcasts to samples",
+        ),
+        (
+            0.0,
+            np.ones((2, 1, 1)),
+            r"std has shape \(2, 1, 1\); expected one that broadcasts to samples",
+        ),
+        (None, 1.0, "mean is None; expected a number or an array"),
+        ("128", 1.0, "mean is '128'; expected a number or an array"),
+    ],
+)
+def test_preprocessing_that_cannot_be_used_is_refused_when_it_is_assigned(backend, mean, std, text):
+    net = NETS["conv plain"](rng=0, backend=backend)
+    with np.errstate(over="ignore"), pytest.raises((ArgumentError, ArgumentTypeError), match=f"preprocessing.{text}"):
+        net.preprocessing = Preprocessing(mean, std)
+    assert net.preprocessing is None
+
+
+def test_preprocessing_must_be_a_preprocessing():
+    with pytest.raises(ArgumentTypeError, match=r"preprocessing is \(128, 64\); expected a Preprocessing\(mean, std\)"):
+        TwoLayerNet(input_dim=4, preprocessing=(128, 64))
+
+
 def test_first_layer_computes_no_gradient_of_its_input(batch, monkeypatch):
     X, y = batch
     wanted = []

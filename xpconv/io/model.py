@@ -7,7 +7,7 @@ from math import isfinite
 from typing import Any
 
 from xpconv.backend import Backend, get_backend, to_host
-from xpconv.errors import CheckpointError, printable
+from xpconv.errors import ArgumentError, CheckpointError, printable
 from xpconv.io._safetensors import (
     DESCRIPTION_ERRORS,
     ArrayFile,
@@ -18,6 +18,7 @@ from xpconv.io._safetensors import (
 )
 from xpconv.nn import Preprocessing, Sequential
 from xpconv.nn.layers import Initial, Shape
+from xpconv.nn.preprocessing import fits_samples
 from xpconv.nn.sequential import arguments_of
 from xpconv.random import RandomStream
 
@@ -109,7 +110,10 @@ def load_model(path: str | os.PathLike[str], backend: str | Backend | None = Non
     model.params = {name: backend.asarray(arrays[f"params.{name}"]) for name in model.params}
     model.state = {name: backend.asarray(arrays[f"state.{name}"]) for name in model.state}
     if "preprocessing.mean" in expected:
-        model.preprocessing = Preprocessing(arrays["preprocessing.mean"], arrays["preprocessing.std"])
+        try:
+            model.preprocessing = Preprocessing(arrays["preprocessing.mean"], arrays["preprocessing.std"])
+        except ArgumentError as error:
+            raise CheckpointError(f"{file.path} has no usable preprocessing: {error}") from error
     return model
 
 
@@ -144,9 +148,7 @@ def _preprocessing_specs(owner: str, specs: Mapping[str, ArraySpec], model: Sequ
     names = ("preprocessing.mean", "preprocessing.std")
     shapes = {name: specs[name].shape for name in names if name in specs}
     for name, shape in shapes.items():
-        if len(shape) > len(model.input_shape) or not all(
-            size in (1, full_size) for size, full_size in zip(shape[::-1], model.input_shape[::-1], strict=False)
-        ):
+        if not fits_samples(shape, model.input_shape):
             raise CheckpointError(
                 f"{owner} has {name} of shape {shape}; expected one that broadcasts to samples of shape "
                 f"{model.input_shape}"

@@ -1,10 +1,15 @@
 """What a model does to its input first."""
 
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
-from xpconv.backend import Array
+import array_api_compat
 
-__all__ = ["Preprocessing"]
+from xpconv.backend import Array, Backend
+from xpconv.errors import ArgumentError, ArgumentTypeError
+
+__all__ = ["Preprocessing", "fits_samples", "on_device"]
 
 
 @dataclass(frozen=True)
@@ -13,8 +18,9 @@ class Preprocessing:
 
     Parameters
     ----------
-    mean, std : array
-        Broadcast against one sample: a whole mean image (C, H, W), one value a channel (C, 1, 1) or one value ().
+    mean, std : number or array
+        Broadcast against one sample: a whole mean image (C, H, W), one value a channel (C, 1, 1) or one value (). Both
+        must be finite, and `std` above 0; a model checks them when it gets them.
 
     Examples
     --------
@@ -26,3 +32,52 @@ class Preprocessing:
 
     mean: Array
     std: Array
+
+
+def fits_samples(shape: tuple[int, ...], input_shape: tuple[int, ...]) -> bool:
+    """Return whether an array of a shape broadcasts to one sample without enlarging it.
+
+    Examples
+    --------
+    >>> [fits_samples(shape, (3, 32, 32)) for shape in [(), (3, 1, 1), (5, 1, 1), (1, 3, 32, 32)]]
+    [True, True, False, False]
+    """
+    sizes = zip(shape[::-1], input_shape[::-1], strict=False)
+    return len(shape) <= len(input_shape) and all(size in (1, wanted) for size, wanted in sizes)
+
+
+def on_device(value: Preprocessing, backend: Backend, dtype: str, input_shape: tuple[int, ...]) -> Preprocessing:
+    """Return a preprocessing with arrays of a dtype on a device, checked.
+
+    Raises
+    ------
+    ArgumentTypeError
+        If `value` is no Preprocessing, or the mean or the deviation is neither a number nor an array of numbers.
+    ArgumentError
+        If a value is not finite, a deviation is not above 0, or a shape does not broadcast to a sample.
+    """
+    if not isinstance(value, Preprocessing):
+        raise ArgumentTypeError(f"preprocessing is {value!r}; expected a Preprocessing(mean, std) or None")
+    with backend.current():
+        return Preprocessing(
+            *(_checked(name, getattr(value, name), backend, dtype, input_shape) for name in ("mean", "std"))
+        )
+
+
+def _checked(name: str, value: Any, backend: Backend, dtype: str, input_shape: tuple[int, ...]) -> Array:
+    if not array_api_compat.is_array_api_obj(value) and (isinstance(value, bool) or not isinstance(value, Real)):
+        raise ArgumentTypeError(f"preprocessing.{name} is {value!r}; expected a number or an array")
+    a, xp = backend.asarray(value, dtype), backend.xp
+    if not fits_samples(tuple(a.shape), input_shape):
+        raise ArgumentError(
+            f"preprocessing.{name} has shape {tuple(a.shape)}; expected one that broadcasts to samples of shape "
+            f"{input_shape}, such as ()"
+        )
+    if not bool(xp.all(xp.isfinite(a))):
+        raise ArgumentError(f"preprocessing.{name} has NaN or infinite values; expected finite ones")
+    if name == "std" and not bool(xp.all(a > 0)):
+        raise ArgumentError(
+            f"preprocessing.std has values that {dtype} rounds to 0, or below 0; expected values above 0: "
+            "take 1 where pixels are constant"
+        )
+    return a

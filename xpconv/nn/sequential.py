@@ -13,7 +13,7 @@ from xpconv.errors import ArgumentError, ArgumentTypeError, OutOfMemoryError
 from xpconv.layers import softmax_loss, svm_loss
 from xpconv.nn import layers as layer_objects
 from xpconv.nn.layers import Arrays, Initial, Layer, Shape
-from xpconv.nn.preprocessing import Preprocessing
+from xpconv.nn.preprocessing import Preprocessing, on_device
 from xpconv.ops.tiling import workspace_bytes
 from xpconv.random import RandomStream, Rng, as_random_stream, draw_seed, spawn
 
@@ -163,18 +163,12 @@ class Sequential:
 
     @property
     def preprocessing(self) -> Preprocessing | None:
-        """What is done to samples first; whatever is assigned moves to the model's device."""
+        """What is done to samples first; it is checked and moved to the model's device when it is assigned."""
         return self._preprocessing
 
     @preprocessing.setter
     def preprocessing(self, value: Preprocessing | None) -> None:
-        self._preprocessing = (
-            None
-            if value is None
-            else Preprocessing(
-                self.backend.asarray(value.mean, self.dtype), self.backend.asarray(value.std, self.dtype)
-            )
-        )
+        self._preprocessing = None if value is None else on_device(value, self.backend, self.dtype, self.input_shape)
 
     def loss(self, X: Array, y: Array | None = None) -> Any:
         """Return the scores of `X`, or with labels the loss and the gradients.

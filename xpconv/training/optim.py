@@ -18,7 +18,7 @@ from xpconv.ops.dispatch import portable
 from xpconv.ops.tiling import for_each_block
 from xpconv.ops.update import adam_step, flush_denormals
 
-__all__ = ["UPDATE_RULES", "adam", "check_rule", "rmsprop", "sgd", "sgd_momentum"]
+__all__ = ["UPDATE_RULES", "adam", "check_rule", "default_options", "rmsprop", "sgd", "sgd_momentum"]
 
 Config = MutableMapping[str, Any]
 Rule = Callable[..., tuple[Array, Config]]
@@ -39,7 +39,7 @@ def _update_rule(*memory: str, **defaults: float) -> Callable[[Callable[[Config]
             return _apply(step, memory, w, dw, config, in_place, where)
 
         del rule.__wrapped__  # help would show the step's arguments
-        rule.numbers, rule.options = tuple(defaults), (*defaults, *memory)  # type: ignore[attr-defined]
+        rule.defaults, rule.options = defaults, (*defaults, *memory)  # type: ignore[attr-defined]
         return rule
 
     return decorate
@@ -103,9 +103,20 @@ def check_rule(update_rule: str | Callable[..., Any], config: Mapping[str, Any])
         raise ArgumentError(
             f"optim_config has {', '.join(map(repr, unknown))}; expected options of {update_rule}: {', '.join(known)}"
         )
-    for name in UPDATE_RULES[update_rule].numbers:  # type: ignore[attr-defined]
+    for name in default_options(update_rule):
         if name in config:
             _option(name, config[name])
+
+
+def default_options(update_rule: str | Callable[..., Any]) -> dict[str, float]:
+    """Return the default of each option of a built-in rule that is a number; of a function, nothing is known.
+
+    Examples
+    --------
+    >>> default_options("sgd_momentum")
+    {'learning_rate': 0.01, 'momentum': 0.9}
+    """
+    return dict(UPDATE_RULES[update_rule].defaults) if isinstance(update_rule, str) else {}  # type: ignore[attr-defined]
 
 
 def _option(name: str, value: Any) -> Any:

@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from copy import copy
 from typing import Any, NoReturn, Self
 
 import numpy as np
@@ -37,7 +36,7 @@ from xpconv.training._state import (
     unpack_memory,
 )
 from xpconv.training.checkpoint import read_checkpoint, write_checkpoint
-from xpconv.training.optim import UPDATE_RULES, check_rule
+from xpconv.training.optim import UPDATE_RULES, check_rule, default_options
 from xpconv.training.preflight import check_training
 from xpconv.training.schedules import Schedule, check_schedule, decay
 
@@ -196,7 +195,9 @@ class Solver:
         self.best_val_acc = 0.0
         self.best_params: dict[str, Array] = {}
         self.best_state: dict[str, Array] = {}
-        self.optim_configs = {name: copy(self.optim_config) for name in self.model.params}
+        self.optim_configs = {
+            name: {**default_options(self.update_rule), **self.optim_config} for name in self.model.params
+        }
         self._pending_rows: list[Any] = []
 
     @on_its_device
@@ -290,8 +291,8 @@ class Solver:
 
     def _report_step(self, step: int, total: int, progress: Progress) -> None:
         """Record the learning rate of a step and show its loss."""
-        rate = next(iter(self.optim_configs.values())).get("learning_rate", "nan")
-        self.learning_rate_history.append(float(rate))
+        rate = self._learning_rate()
+        self.learning_rate_history.append(float("nan") if rate is None else rate)
         progress.advance()
         if self.verbose and step % self.print_every == 0:
             self._read_losses()
@@ -680,11 +681,17 @@ class Solver:
 
     def _raise_nonfinite(self, event: str) -> NoReturn:
         self.resumable = False
-        rates = ", ".join({f"{float(config.get('learning_rate', 'nan')):g}" for config in self.optim_configs.values()})
+        rate, reg = self._learning_rate(), getattr(self.model, "reg", 0)
+        smaller = ["learning_rate" if rate is None else f"learning_rate (it is {rate:g})", "weight_scale"]
+        smaller += [f"reg (it is {reg:g})"] if isinstance(reg, float) and reg else []
         raise NonFiniteLossError(
-            f"{event}: take a smaller learning_rate (it is {rates}), a smaller weight_scale, or images of "
-            "a smaller range"
+            f"{event}: take a smaller {', a smaller '.join(smaller)}, or images of a smaller range"
         )
+
+    def _learning_rate(self) -> float | None:
+        """Return the learning rate of the latest step, or None if the rule has no such option."""
+        rate = next(iter(self.optim_configs.values())).get("learning_rate")
+        return None if rate is None else float(rate)
 
     @on_its_device
     def check_accuracy(self, X: Array, y: Array, num_samples: int | None = None, batch_size: int = 100) -> float:
