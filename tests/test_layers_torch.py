@@ -31,7 +31,8 @@ class Torch:
         return self.F.relu(x)
 
     def conv(self, x, w, b, stride=1, padding=0, algorithm=None):
-        return self.F.conv2d(x, w, b, stride=as_pair(stride), padding=as_pair(padding))
+        padding = padding if padding == "same" else as_pair(padding)
+        return self.F.conv2d(x, w, b, stride=as_pair(stride), padding=padding)
 
     def max_pool(self, x, kernel_size, stride=None, padding=0):
         return self.F.max_pool2d(x, as_pair(kernel_size), stride and as_pair(stride), as_pair(padding))
@@ -59,21 +60,6 @@ class Torch:
 
     def svm_loss(self, x, y):
         return self.F.multi_margin_loss(x, y) * x.shape[1]  # PyTorch takes the mean over classes, too
-
-    def affine_relu(self, x, w, b):
-        return self.relu(self.affine(x, w, b))
-
-    def affine_bn_relu(self, x, w, b, gamma, beta, running, **norm):
-        return self.relu(self.batchnorm(self.affine(x, w, b), gamma, beta, running=running, **norm))
-
-    def conv_relu(self, x, w, b, **conv):
-        return self.relu(self.conv(x, w, b, **conv))
-
-    def conv_bn_relu(self, x, w, b, gamma, beta, running, stride=1, padding=0, **norm):
-        return self.relu(self.batchnorm(self.conv(x, w, b, stride, padding), gamma, beta, running=running, **norm))
-
-    def conv_relu_pool(self, x, w, b, stride=1, padding=0, pool_size=2, pool_stride=None):
-        return self.max_pool(self.conv_relu(x, w, b, stride=stride, padding=padding), pool_size, pool_stride)
 
 
 def as_pair(value):
