@@ -229,6 +229,26 @@ def test_the_folder_in_the_environment_comes_before_the_cache(tmp_path, small_ba
     assert find_cifar10() == cached
 
 
+def test_the_home_folder_is_found_by_its_tilde(tmp_path, small_batches, missing_cache, monkeypatch):
+    folder, *_ = write_cifar10(tmp_path / "data", "py")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert find_cifar10("~/data") == folder
+    monkeypatch.setenv("XPCONV_DATA", "~/data")
+    assert find_cifar10() == folder
+
+
+@pytest.mark.parametrize("value", ["missing", "file"])
+def test_a_missing_folder_in_the_environment_is_an_error_and_nothing_is_downloaded(
+    tmp_path, published, small_batches, missing_cache, monkeypatch, value
+):
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("XPCONV_DATA", str(tmp_path / value))
+    with pytest.raises(DatasetError, match=rf"XPCONV_DATA is '.*{value}', and there is no such folder: set it"):
+        find_cifar10()
+    assert not missing_cache.exists()
+
+
 def test_a_named_folder_is_the_only_one_searched(tmp_path, small_batches, missing_cache):
     write_cifar10(missing_cache, "py")
     with pytest.raises(

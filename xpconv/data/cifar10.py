@@ -78,14 +78,15 @@ def find_cifar10(root: str | os.PathLike[str] | None = None, *, download: bool =
     root : str or path, optional
         A folder of batches, or one that contains ``cifar-10-batches-py`` or ``cifar-10-batches-bin``; no other folder
         is searched. Without `root`, the folder named by the environment variable ``XPCONV_DATA`` is searched, then the
-        user's cache; if neither has the batches, they are downloaded.
+        user's cache; if neither has the batches, they are downloaded. A leading ``~`` is the user's home.
     download : bool
         Whether to download the batches if they are not found.
 
     Raises
     ------
     DatasetError
-        If the batches are not found; the message says where to put them.
+        If the batches are not found; the message says where to put them. If ``XPCONV_DATA`` names no folder, nothing
+        else is searched.
 
     Examples
     --------
@@ -94,7 +95,12 @@ def find_cifar10(root: str | os.PathLike[str] | None = None, *, download: bool =
     xpconv.errors.DatasetError: CIFAR-10 is not in no/such/folder (no such folder): ...
     """
     configured = (os.environ.get("XPCONV_DATA") or None) if root is None else root
-    searched = [] if configured is None else [Path(configured)]
+    searched = [] if configured is None else [Path(configured).expanduser()]
+    if searched and root is None and not searched[0].is_dir():
+        raise DatasetError(
+            f"XPCONV_DATA is {printable(repr(configured))}, and there is no such folder: set it to the folder that "
+            f"contains {FOLDERS[0]}, or unset it to have CIFAR-10 downloaded"
+        )
     if searched and (folder := _batches_folder(searched[0])):
         return folder
     download_failure = ""
