@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from xpconv import load_model
 from xpconv.cli import _app
-from xpconv.data import load_dataset, load_digits, load_folder, stratified_split
+from xpconv.data import folder, load_dataset, load_digits, load_folder, stratified_split
 from xpconv.errors import ArgumentError, DatasetError
 
 # ---- splits
@@ -89,10 +89,10 @@ def grey_levels(X):
     return sorted(X[:, 0, 0, 0].tolist())
 
 
-def test_each_subfolder_is_a_class_split_in_proportion(flat):
+def test_each_subfolder_is_a_class_split_in_about_the_same_proportions(flat):
     data = load_folder(flat, (3, 4, 6))
     assert (data.name, data.class_names, data.input_shape) == (str(flat), ("dark", "light"), (3, 4, 6))
-    assert [np.bincount(y).tolist() for y in (data.y_train, data.y_val, data.y_test)] == [[7, 14], [2, 3], [1, 3]]
+    assert [np.bincount(y).tolist() for y in (data.y_train, data.y_val, data.y_test)] == [[8, 15], [1, 2], [1, 3]]
     assert grey_levels(np.concatenate([data.X_train, data.X_val, data.X_test])) == [*range(10), *range(100, 120)]
     for split in ("train", "val", "test"):
         X, y = data.splits()[f"X_{split}"], data.splits()[f"y_{split}"]
@@ -104,6 +104,36 @@ def test_the_seed_alone_determines_the_split_of_an_image(flat):
     first, small, other = load_folder(flat), load_folder(flat, (1, 2, 2)), load_folder(flat, seed=1)
     assert first.input_shape == (3, 32, 32)
     assert grey_levels(first.X_test) == grey_levels(small.X_test) != grey_levels(other.X_test)
+
+
+def split_of_each_level(data):
+    """Return the split of each image, by its grey level."""
+    return {level: split for split in ("train", "val", "test") for level in grey_levels(data.splits()[f"X_{split}"])}
+
+
+def test_new_renamed_and_removed_files_move_no_other_image(tmp_path):
+    write_images(tmp_path / "light", range(100, 150))
+    write_images(tmp_path / "dark", range(50))
+    before = split_of_each_level(load_folder(tmp_path, (1, 2, 2)))
+    assert 60 <= list(before.values()).count("train") <= 80
+    for level, name in ((200, "light"), (60, "dark")):
+        Image.new("L", (12, 9), level).save(tmp_path / name / "!first.png")
+        (tmp_path / name / "7.png").rename(tmp_path / name / "renamed.png")
+        (tmp_path / name / "8.png").unlink()
+    write_images(tmp_path / "another", range(70, 80))
+    after = split_of_each_level(load_folder(tmp_path, (1, 2, 2)))
+    kept = before.keys() - {7, 8, 107, 108}  # renamed or removed
+    assert len(kept) == 96
+    assert {level: after[level] for level in kept} == {level: before[level] for level in kept}
+
+
+@given(st.integers(3, 12), st.integers(0, 1000))
+def test_each_split_has_an_image_of_a_small_class(tmp_path_factory, count, seed):
+    files = [tmp_path_factory.getbasetemp() / "small" / f"{seed}-{i}.png" for i in range(count)]
+    parts = folder._split_by_name(files, (0.7, 0.15, 0.15), seed)
+    assert len(parts) == 3
+    assert all(parts)
+    assert sorted(file for part in parts for file in part) == sorted(files)
 
 
 def test_hidden_entries_and_files_beside_the_classes_are_ignored(flat):
@@ -128,9 +158,9 @@ def test_what_systems_add_to_folders_is_ignored(flat, name):
     ("splits", "sizes"),
     [
         (("train", "val", "test"), (20, 4, 4)),
-        (("train", "test"), (18, 2, 4)),
-        (("train", "val"), (18, 4, 2)),
-        (("train",), (14, 4, 2)),
+        (("train", "test"), (17, 3, 4)),
+        (("train", "val"), (17, 4, 3)),
+        (("train",), (15, 2, 3)),
     ],
 )
 def test_folders_of_splits_are_used_and_missing_ones_are_taken_from_train(tmp_path, splits, sizes):

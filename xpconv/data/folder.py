@@ -1,6 +1,9 @@
 """A folder of images as a data set, with one subfolder for each class."""
 
+import hashlib
+import itertools
 import os
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +11,7 @@ import numpy as np
 
 from xpconv.data.dataset import Dataset
 from xpconv.data.images import check_image_shape, read_image
-from xpconv.data.splitting import stratified_split
+from xpconv.data.splitting import leave_none_empty
 from xpconv.errors import DatasetError
 
 __all__ = ["load_folder"]
@@ -25,8 +28,10 @@ ClassFiles = dict[str, list[Path]]  # the image files of each class
 def load_folder(path: str | os.PathLike[str], shape: Sequence[int] = SHAPE, seed: int = 0) -> Dataset:
     """Return the images of a folder that has one subfolder for each class, named after the class.
 
-    The images of each class are split at random: 70 % for training, 15 % for validation, 15 % for testing. If the
-    folder has a subfolder ``train`` that contains the classes, the splits are the subfolders ``train``, ``val`` and
+    A hash of its name, its class and the seed determines the split of each image, so that new, renamed and removed
+    files move no other image: about 70 % of a class are for training, 15 % for validation and 15 % for testing. In a
+    class so small that a split would stay empty, the image with the nearest hash goes there, at least one to each. If
+    the folder has a subfolder ``train`` that contains the classes, the splits are the subfolders ``train``, ``val`` and
     ``test``; a missing ``val`` or ``test`` gets a fraction of the images of ``train``.
 
     Parameters
@@ -63,7 +68,7 @@ def load_folder(path: str | os.PathLike[str], shape: Sequence[int] = SHAPE, seed
     ...             Image.new("RGB", (40, 30), color).save(Path(folder, color, f"{i}.png"))
     ...     colors = load_folder(folder)
     >>> colors.class_names, colors.X_train.shape, colors.X_val.shape, colors.X_test.shape
-    (('blue', 'red'), (28, 3, 32, 32), (6, 3, 32, 32), (6, 3, 32, 32))
+    (('blue', 'red'), (31, 3, 32, 32), (4, 3, 32, 32), (5, 3, 32, 32))
     """
     shape = check_image_shape(shape)
     folders = _split_folders(Path(path))
@@ -139,17 +144,30 @@ def _assign_splits(files: dict[str, ClassFiles], seed: int) -> tuple[dict[str, l
     """Return the files and the labels of every split; splits without a folder are taken from the training images."""
     missing = [split for split in FRACTIONS if split not in files]
     fractions = [1 - sum(FRACTIONS[split] for split in missing), *(FRACTIONS[split] for split in missing)]
-    paths, labels = {}, {}
+    assigned: dict[str, list[tuple[Path, int]]] = {split: [] for split in FRACTIONS}
     for split, classes in files.items():
-        split_files = [file for class_files in classes.values() for file in class_files]
-        y = np.repeat(np.arange(len(classes)), [len(class_files) for class_files in classes.values()])
-        if split == "train":
-            assigned = dict(zip([split, *missing], stratified_split(y, fractions, seed), strict=True))
-        else:
-            assigned = {split: np.arange(len(y))}
-        for name, indices in assigned.items():
-            paths[name], labels[name] = [split_files[i] for i in indices], y[indices]
-    return paths, labels
+        for label, class_files in enumerate(classes.values()):
+            parts = _split_by_name(class_files, fractions, seed) if split == "train" else [class_files]
+            for name, part in zip(["train", *missing] if split == "train" else [split], parts, strict=True):
+                assigned[name] += [(file, label) for file in part]
+    for split in ("train", *missing):
+        assigned[split].sort(key=lambda entry: _position(entry[0], seed))  # mixes the classes
+    paths = {split: [file for file, _ in entries] for split, entries in assigned.items()}
+    return paths, {split: np.array([label for _, label in entries], np.int64) for split, entries in assigned.items()}
+
+
+def _split_by_name(files: list[Path], fractions: Sequence[float], seed: int) -> list[list[Path]]:
+    """Split the files of a class by the positions of their names, at least one to each split."""
+    files = sorted(files, key=lambda file: _position(file, seed))
+    positions = [_position(file, seed) for file in files]
+    cuts = leave_none_empty(np.searchsorted(positions, np.cumsum(fractions)[:-1]), len(files))
+    return [files[start:end] for start, end in itertools.pairwise([0, *cuts, len(files)])]
+
+
+def _position(file: Path, seed: int) -> float:
+    """Return a number from 0 to 1 that depends on nothing but the class, the name and the seed."""
+    name = unicodedata.normalize("NFC", f"{seed}/{file.parent.name}/{file.name}")  # macOS decomposes accents
+    return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:6], "big") / (1 << 48)
 
 
 def _read_images(paths: list[Path], shape: Sequence[int]) -> np.ndarray:

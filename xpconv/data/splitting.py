@@ -1,6 +1,6 @@
 """Random splits of a data set that keep the proportions of its classes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import floor, isclose
 
 import numpy as np
@@ -56,16 +56,15 @@ def stratified_split(y: np.ndarray, fractions: Sequence[float], rng: Rng = 0) ->
             raise ArgumentError(
                 f"class {label} has {len(indices)} samples; expected {len(fractions)} or more, one for each split"
             )
-        for split, chosen in zip(splits, np.split(indices, _boundaries(len(indices), fractions)), strict=True):
+        boundaries = [floor(end * len(indices) + 0.5) for end in np.cumsum(fractions)[:-1]]
+        for split, chosen in zip(splits, np.split(indices, leave_none_empty(boundaries, len(indices))), strict=True):
             split.append(chosen)
     return [stream.permutation(np.concatenate([np.empty(0, np.int64), *split])) for split in splits]
 
 
-def _boundaries(count: int, fractions: tuple[float, ...]) -> list[int]:
-    """Return where to cut `count` samples: the nearest whole numbers that leave no split empty."""
-    boundaries: list[int] = []
-    for i, fraction in enumerate(np.cumsum(fractions)[:-1], start=1):
-        lowest = boundaries[-1] + 1 if boundaries else 1
-        highest = count - (len(fractions) - i)
-        boundaries.append(min(max(floor(fraction * count + 0.5), lowest), highest))
-    return boundaries
+def leave_none_empty(boundaries: Iterable[int], count: int) -> list[int]:
+    """Return where to cut `count` samples: the boundaries nearest to those given that leave no split empty."""
+    boundaries, moved = list(boundaries), [0]
+    for i, boundary in enumerate(boundaries):
+        moved.append(min(max(int(boundary), moved[-1] + 1), count - len(boundaries) + i))
+    return moved[1:]
