@@ -297,8 +297,8 @@ def test_batch_norm_refuses_one_value_per_channel_in_training(backend, shape):
     x, ones = backend.asarray(np.full(shape, 7.0)), backend.asarray(np.ones(3))
     with pytest.raises(
         ArgumentError,
-        match=r"x has shape .*, one value for each channel, which in training is its "
-        r"own mean; expected a batch of two or more: take a larger one, or ",
+        match=r"x has shape .*, one value per channel, which in training equals its "
+        r"mean; expected a batch of two or more: take a larger one, or ",
     ):
         F.batchnorm_forward(x, ones, ones, train=True)
     out, _ = F.batchnorm_forward(x, ones, ones, train=False)

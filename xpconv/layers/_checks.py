@@ -1,4 +1,4 @@
-"""Checks of arguments that all layers share; each error names the argument, its value and what to do."""
+"""Argument checks that all layers share. Each error names the argument, its value and what to do."""
 
 from collections.abc import Sequence
 from types import EllipsisType
@@ -22,9 +22,9 @@ __all__ = [
 
 
 def check_arrays(**arrays: Array | None) -> Any:
-    """Check that the arrays are of one library, device and real floating dtype; return their namespace.
+    """Check that the arrays have the same library, device and dtype, float32 or float64; return their namespace.
 
-    A bias `b` may be None.
+    Only a bias `b` may be None.
     """
     for name, a in arrays.items():
         if a is None and name != "b":
@@ -45,9 +45,9 @@ def check_arrays(**arrays: Array | None) -> Any:
 
 
 def check_shape(name: str, array: Array, shape: Sequence[int | str | EllipsisType]) -> None:
-    """Check an array's shape against numbers and, where any size will do, letters; no size may be 0.
+    """Check an array's shape against `shape`: an int is an exact size, a letter any size but 0.
 
-    A last ``...`` stands for any number of further sizes.
+    A trailing ``...`` stands for any number of further sizes.
     """
     if shape and shape[-1] is ...:
         shape = [*shape[:-1], *("..." for _ in array.shape[len(shape) - 1 :])]
@@ -69,7 +69,7 @@ def check_gradient_shape(dout: Array, shape: Sequence[int]) -> None:
 
 
 def check_cache(cache: Any, *kinds: type) -> None:
-    """Check that a cache is of the kind that the forward pass returns, or of those of a sandwich's layers."""
+    """Check that a cache has the type that the forward pass returns; several `kinds` stand for a tuple of caches."""
     parts = cache if len(kinds) > 1 else (cache,)
     if not isinstance(parts, tuple) or len(parts) != len(kinds) or not all(map(isinstance, parts, kinds)):
         wanted = " and ".join(kind.__name__ for kind in kinds)
@@ -79,7 +79,7 @@ def check_cache(cache: Any, *kinds: type) -> None:
 
 
 def check_backward(dout: Array, cache: Any, kind: type) -> Any:
-    """Check the arguments of a backward pass whose output has the shape of its cache's x; return their namespace."""
+    """Check the arguments of a backward pass whose `dout` has the shape of ``cache.x``; return their namespace."""
     check_cache(cache, kind)
     xp = check_arrays(dout=dout, x=cache.x)
     check_gradient_shape(dout, cache.x.shape)
@@ -87,7 +87,7 @@ def check_backward(dout: Array, cache: Any, kind: type) -> Any:
 
 
 def resolve_padding(padding: int | Sequence[int] | str, kernel_size: Sequence[int]) -> tuple[int, int]:
-    """Return the padding of a convolution as a pair of ints; "same" stands for half the kernel on each side."""
+    """Return the padding of a convolution as a pair of ints; "same" is half the kernel size, rounded down."""
     if not isinstance(padding, str):
         return check_pair("padding", padding, 0)
     if padding != "same":
@@ -95,8 +95,8 @@ def resolve_padding(padding: int | Sequence[int] | str, kernel_size: Sequence[in
     height, width = kernel_size
     if height % 2 == 0 or width % 2 == 0:
         raise ArgumentError(
-            f"padding is 'same' and kernel_size is {(height, width)}; expected odd kernel sizes, for which both sides "
-            "get as many zeros: take an odd kernel_size, or give padding as a number"
+            f"padding is 'same' and kernel_size is {(height, width)}; expected odd kernel sizes, since both sides "
+            "get the same number of zeros: take an odd kernel_size, or give padding as a number"
         )
     return height // 2, width // 2
 
@@ -104,7 +104,7 @@ def resolve_padding(padding: int | Sequence[int] | str, kernel_size: Sequence[in
 def window_output(
     shape: Sequence[int], kernel_size: int | Sequence[int], stride: int | Sequence[int], padding: int | Sequence[int]
 ) -> tuple[int, int]:
-    """Check that a window fits on the padded images (..., H, W); return how many do, down and across."""
+    """Check that the window fits in the padded images (..., H, W); return the output's height and width."""
     kernel_size, stride, padding = (
         check_pair("kernel_size", kernel_size, 1),
         check_pair("stride", stride, 1),
@@ -120,12 +120,12 @@ def window_output(
         raise ArgumentError(
             f"padding is {padding}; expected less, since with it an image has at most {MOST_PIXELS} pixels"
         )
-    down, across = output_size((shape[-2], shape[-1]), kernel_size, stride, padding)
-    return down, across
+    OH, OW = output_size((shape[-2], shape[-1]), kernel_size, stride, padding)
+    return OH, OW
 
 
 def check_labels(y: Array, N: int, C: int, xp: Any) -> None:
-    """Check that `y` holds N integer labels; their range only where that costs no wait for a device."""
+    """Check that `y` holds N integer labels, and their range if `y` is in host memory; never wait for a device."""
     if y is None:
         raise ArgumentTypeError("y is None; expected an array of integer labels")
     if not xp.isdtype(y.dtype, "integral"):
@@ -133,7 +133,9 @@ def check_labels(y: Array, N: int, C: int, xp: Any) -> None:
     check_shape("y", y, (N,))
     if not on_host(y):
         return
-    least, largest = (int(limit(xp.astype(y, xp.int64))) for limit in (xp.min, xp.max))  # torch has few for uint16
+    least, largest = (
+        int(limit(xp.astype(y, xp.int64))) for limit in (xp.min, xp.max)
+    )  # torch has no min or max for uint16
     if least < 0 or largest >= C:
         raise ArgumentError(
             f"y has labels from {least} to {largest}; expected 0 to {C - 1}, one for each of the {C} columns of x"

@@ -1,4 +1,4 @@
-"""The rectifier."""
+"""The rectified linear unit (ReLU)."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ __all__ = ["ReluCache", "relu_backward", "relu_forward"]
 
 
 class ReluCache(NamedTuple):
-    """What the backward pass of a rectifier needs: where the input was positive.
+    """What the backward pass of ReLU needs: a mask of the positive inputs.
 
     Examples
     --------
@@ -48,7 +48,7 @@ def relu_forward(x: Array) -> tuple[Array, ReluCache]:
 
 
 def relu_backward(dout: Array, cache: ReluCache) -> Array:
-    """Compute ``dx = dout where x > 0, else 0``; at exactly 0 the gradient is 0.
+    """Compute ``dx = dout where x > 0, else 0``; the gradient at exactly 0 is 0.
 
     Parameters
     ----------

@@ -27,12 +27,12 @@ class AffineCache(NamedTuple):
 
 
 def affine_forward(x: Array, w: Array, b: Array | None) -> tuple[Array, AffineCache]:
-    """Compute ``out = x @ w + b``, with all but the first axis of `x` flattened.
+    """Compute ``out = x @ w + b``, with all axes of `x` but the first flattened.
 
     Parameters
     ----------
     x : array (N, ...)
-        N samples of D features each, D being the product of all sizes but the first.
+        N samples of D features, where D is the product of all sizes but the first.
     w : array (D, M)
         Weights.
     b : array (M,) or None
@@ -47,7 +47,7 @@ def affine_forward(x: Array, w: Array, b: Array | None) -> tuple[Array, AffineCa
     Raises
     ------
     ArgumentError
-        If the shapes do not fit.
+        If the shapes do not match.
 
     Examples
     --------
@@ -77,14 +77,15 @@ def affine_backward(dout: Array, cache: AffineCache, *, need_dx: bool = True) ->
     cache : AffineCache
         From `affine_forward`.
     need_dx : bool
-        False leaves the gradient of the input out (None), as for a net's first layer.
+        Whether to compute `dx`; a network's first layer does not need it.
 
     Returns
     -------
     dx : array (N, ...) or None
-        In the shape of `x`.
+        In the shape of `x`; None if `need_dx` is False.
     dw : array (D, M)
     db : array (M,) or None
+        None if the layer has no bias.
 
     Examples
     --------

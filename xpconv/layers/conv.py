@@ -1,7 +1,7 @@
-"""The convolution layer, as one matrix product a tile of images (im2col).
+"""The convolution layer, computed as one matrix product per tile of images (im2col).
 
 Letters: N images, C channels, (H, W) image, F filters, (KH, KW) window, (OH, OW) output;
-K = C * KH * KW rows and P = m * OH * OW columns of a tile of m images.
+a tile of m images unfolds to K = C * KH * KW rows and P = m * OH * OW columns.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ __all__ = ["ConvCache", "conv_backward", "conv_forward"]
 
 
 class ConvCache(NamedTuple):
-    """What the backward pass of a convolution needs: the input itself, which is unfolded again.
+    """What the backward pass of a convolution needs. It holds the input, which is unfolded again.
 
     Examples
     --------
@@ -52,7 +52,7 @@ def conv_forward(
     padding: int | Sequence[int] | str = 0,
     algorithm: str = "auto",
 ) -> tuple[Array, ConvCache]:
-    """Convolve images with filters (as the field says: a cross-correlation).
+    """Convolve images with filters (strictly, a cross-correlation: filters are not flipped).
 
     ``out[n, f, i, j] = b[f] + sum over c, k, l of x[n, c, i * SH + k - PH, j * SW + l - PW] * w[f, c, k, l]``
 
@@ -65,14 +65,14 @@ def conv_forward(
     b : array (F,) or None
         Bias.
     stride : int or (int, int)
-        Pixels from one window to the next, down and across.
+        Pixels from one window to the next, vertically and horizontally.
     padding : int, (int, int) or "same"
-        Rows of zeros above and below the images, and columns left and right of them. "same" is ``((KH - 1) / 2, (KW -
-        1) / 2)`` for odd KH and KW, with which the output has the image's size at stride 1.
+        Rows of zeros added above and below the images, and columns added on the left and right. "same" is
+        ``((KH - 1) / 2, (KW - 1) / 2)`` for odd KH and KW; at stride 1 the output then has the image's size.
     algorithm : {"auto", "im2col"}
-        How to compute it; "auto" chooses by shape and dtype, and takes Winograd's algorithm where that is faster:
-        its results differ by about 1e-5 of the largest, and values of 1e36 and more, NaN or infinite ones make NaN of
-        the 4x4 blocks of outputs that they take part in.
+        How to compute it. "auto" chooses by shape and dtype, and uses Winograd's algorithm if that is faster.
+        Winograd's results differ by about 1e-5 of the largest, and an input that is NaN, infinite or at least 1e36
+        in magnitude makes NaN of each 4x4 block of outputs that depends on it.
 
     Returns
     -------
@@ -84,8 +84,8 @@ def conv_forward(
     Raises
     ------
     ArgumentError
-        If the shapes do not fit each other, the window is larger than the padded image, or padding is "same" and a size
-        of the window even.
+        If the shapes do not match, the window is larger than the padded image, or padding is "same" and KH or KW is
+        even.
 
     References
     ----------
@@ -115,7 +115,7 @@ def conv_forward(
 def conv_backward(dout: Array, cache: ConvCache, *, need_dx: bool = True) -> tuple[Any, Array, Any]:
     """Compute the gradients of a convolution.
 
-    On the columns of `unfold` it is an affine layer: ``dw = dout @ cols.T`` and ``dx = fold(w.T @ dout)``.
+    On unfolded images (im2col) a convolution is an affine layer: ``dw = dout @ cols.T`` and ``dx = fold(w.T @ dout)``.
 
     Parameters
     ----------
@@ -124,13 +124,15 @@ def conv_backward(dout: Array, cache: ConvCache, *, need_dx: bool = True) -> tup
     cache : ConvCache
         From `conv_forward`.
     need_dx : bool
-        False leaves the gradient of the images out (None), as for a net's first layer.
+        Whether to compute `dx`; a network's first layer does not need it.
 
     Returns
     -------
     dx : array (N, C, H, W) or None
+        None if `need_dx` is False.
     dw : array (F, C, KH, KW)
     db : array (F,) or None
+        None if the layer has no bias.
 
     Examples
     --------

@@ -29,15 +29,15 @@ class DropoutCache(NamedTuple):
 
 
 def dropout_forward(x: Array, *, keep_prob: float, seed: int, train: bool) -> tuple[Array, DropoutCache]:
-    """Keep each element with probability `keep_prob`: ``out = x * mask / keep_prob`` in training, ``out = x`` else.
+    """Keep each element with probability `keep_prob`: in training ``out = x * mask / keep_prob``, else ``out = x``.
 
     Parameters
     ----------
     x : array of any shape
     keep_prob : float
-        Probability that an element stays, above 0 and at most 1.
+        Probability of keeping an element, above 0 and at most 1.
     seed : int
-        The mask is a function of this number alone, the same on every backend; 0 to 2**32 - 1.
+        0 to 2**32 - 1. The same seed gives the same mask on every backend.
     train : bool
         Whether to drop anything.
 
@@ -50,11 +50,12 @@ def dropout_forward(x: Array, *, keep_prob: float, seed: int, train: bool) -> tu
     Raises
     ------
     ArgumentError
-        If `keep_prob` is no such probability, or `seed` out of range.
+        If `keep_prob` or `seed` is out of range.
 
     References
     ----------
-    Srivastava, Hinton, Krizhevsky, Sutskever and Salakhutdinov, "Dropout", 2014 (here inverted).
+    Srivastava, Hinton, Krizhevsky, Sutskever and Salakhutdinov, "Dropout", 2014. This is inverted dropout, which
+    scales in training instead of in evaluation.
 
     Examples
     --------
@@ -75,7 +76,7 @@ def dropout_forward(x: Array, *, keep_prob: float, seed: int, train: bool) -> tu
 
 
 def dropout_backward(dout: Array, cache: DropoutCache) -> Array:
-    """Compute ``dx = dout * mask / keep_prob`` in training, ``dx = dout`` else.
+    """Compute ``dx = dout * mask / keep_prob`` in training, else ``dx = dout``.
 
     Parameters
     ----------

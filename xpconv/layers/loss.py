@@ -1,4 +1,4 @@
-"""Loss functions: the last layer, whose backward pass is computed with its forward pass.
+"""Loss functions: each returns the loss and its gradient with respect to the scores.
 
 Letters: N samples, C classes.
 """
@@ -22,7 +22,7 @@ def softmax_loss(x: Array, y: Array) -> tuple[Array, Array]:
     Parameters
     ----------
     x : array (N, C)
-        Scores; they are shifted by their largest, so that no size of them overflows.
+        Scores. Each row's maximum is subtracted first, so large scores do not overflow.
     y : array (N,) of integers
         Labels, 0 to C - 1.
 
@@ -35,7 +35,8 @@ def softmax_loss(x: Array, y: Array) -> tuple[Array, Array]:
     Raises
     ------
     ArgumentError
-        If the shapes do not fit or, where reading `y` costs no wait, a label is out of range.
+        If the shapes do not match, or a label in host memory is out of range. Labels on a device are not read, since
+        that would wait for the device.
 
     Examples
     --------
@@ -44,7 +45,7 @@ def softmax_loss(x: Array, y: Array) -> tuple[Array, Array]:
     >>> round(float(loss), 6)
     2.302585
     """
-    xp = _check(x, y)
+    xp = _check_scores(x, y)
     losses, dx = ops.softmax_cross_entropy(x, y)
     return xp.mean(losses), dx
 
@@ -70,7 +71,8 @@ def svm_loss(x: Array, y: Array) -> tuple[Array, Array]:
     Raises
     ------
     ArgumentError
-        If the shapes do not fit or, where reading `y` costs no wait, a label is out of range.
+        If the shapes do not match, or a label in host memory is out of range. Labels on a device are not read, since
+        that would wait for the device.
 
     References
     ----------
@@ -83,17 +85,17 @@ def svm_loss(x: Array, y: Array) -> tuple[Array, Array]:
     >>> float(loss)
     9.0
     """
-    xp = _check(x, y)
-    N, correct = x.shape[0], _correct(xp, x, y)
+    xp = _check_scores(x, y)
+    N, correct = x.shape[0], _one_hot(xp, x, y)
     zero = xp.zeros((), dtype=x.dtype, device=array_api_compat.device(x))
-    own = xp.sum(_pick(xp, x, correct), axis=1, keepdims=True)
-    margins = xp.where(correct, zero, xp.maximum(x - own + 1, zero))
+    correct_score = xp.sum(xp.where(correct, x, zero), axis=1, keepdims=True)
+    margins = xp.where(correct, zero, xp.maximum(x - correct_score + 1, zero))
     violated = xp.astype(margins > 0, x.dtype)
     count = xp.sum(violated, axis=1, keepdims=True)
     return xp.sum(margins) / N, xp.where(correct, -count, violated) / N
 
 
-def _check(x: Array, y: Array) -> Any:
+def _check_scores(x: Array, y: Array) -> Any:
     """Check scores and labels; return their namespace."""
     xp = check_arrays(x=x)
     array_namespace(x=x, y=y)
@@ -103,11 +105,7 @@ def _check(x: Array, y: Array) -> Any:
     return xp
 
 
-def _correct(xp: Any, x: Array, y: Array) -> Array:
-    """Return where the correct class is, (N, C) booleans; the dtype of the labels may be too small to count to C."""
+def _one_hot(xp: Any, x: Array, y: Array) -> Array:
+    """Return (N, C) booleans, True at each row's label. Labels are cast, since their dtype may be too small for C."""
     classes = xp.arange(x.shape[1], dtype=xp.int64, device=array_api_compat.device(x))
     return xp.astype(y, xp.int64)[:, None] == classes[None, :]
-
-
-def _pick(xp: Any, x: Array, where: Array) -> Array:
-    return xp.where(where, x, xp.zeros((), dtype=x.dtype, device=array_api_compat.device(x)))

@@ -1,6 +1,6 @@
-"""Batch, layer and group normalisation: one body, different axes.
+"""Batch, layer and group normalisation: the same formula over different axes.
 
-All of them compute ``xhat = (x - mean) / sqrt(var + eps)`` over some axes and then ``out = gamma * xhat + beta``.
+Each computes ``xhat = (x - mean) / sqrt(var + eps)`` over its axes and then ``out = gamma * xhat + beta``.
 Letters: N samples, C channels, D features, G groups, (H, W) image.
 """
 
@@ -32,14 +32,30 @@ __all__ = [
 
 
 class RunningStats(NamedTuple):
-    """Running averages of batch norm: the mean and the (biased) variance of each channel, shapes (C,)."""
+    """Running averages of batch norm: the mean and the (biased) variance of each channel, both (C,).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> out, cache = batchnorm_forward(np.ones((4, 2)), np.ones(2), np.zeros(2), train=True, momentum=0.5)
+    >>> cache.running.mean
+    array([0.5, 0.5])
+    """
 
     mean: Array
     var: Array
 
 
 class BatchNormCache(NamedTuple):
-    """What the backward pass of batch norm needs, and the new running averages."""
+    """What the backward pass of batch norm needs, and the new running averages.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> out, cache = batchnorm_forward(np.asarray([[1.0], [3.0]]), np.ones(1), np.zeros(1), train=True)
+    >>> cache.mean.shape, float(cache.mean[0, 0, 0]), cache.train
+    ((1, 1, 1), 2.0, True)
+    """
 
     x: Array
     mean: Array
@@ -50,7 +66,15 @@ class BatchNormCache(NamedTuple):
 
 
 class LayerNormCache(NamedTuple):
-    """What the backward pass of layer norm needs."""
+    """What the backward pass of layer norm needs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> out, cache = layernorm_forward(np.asarray([[1.0, 3.0], [10.0, 30.0]]), np.ones(2), np.zeros(2))
+    >>> cache.mean.tolist()
+    [[2.0], [20.0]]
+    """
 
     x: Array
     mean: Array
@@ -59,7 +83,15 @@ class LayerNormCache(NamedTuple):
 
 
 class GroupNormCache(NamedTuple):
-    """What the backward pass of group norm needs."""
+    """What the backward pass of group norm needs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> out, cache = groupnorm_forward(np.ones((5, 4, 2, 2)), np.ones(4), np.zeros(4), groups=2)
+    >>> cache.mean.shape
+    (5, 2, 1, 1)
+    """
 
     x: Array
     mean: Array
@@ -77,22 +109,22 @@ def batchnorm_forward(
     momentum: float = 0.9,
     eps: float = 1e-5,
 ) -> tuple[Array, BatchNormCache]:
-    """Normalise each channel over the batch (and the image): ``out = gamma * (x - mean) / sqrt(var + eps) + beta``.
+    """Normalise each channel over the batch and its pixels: ``out = gamma * (x - mean) / sqrt(var + eps) + beta``.
 
-    In training, mean and variance are those of the batch and the running averages move towards them,
-    ``running = momentum * running + (1 - momentum) * batch``; else they are the running averages.
+    In training, `mean` and `var` are those of the batch, and the running averages are updated by
+    ``running = momentum * running + (1 - momentum) * batch``. In evaluation, they are the running averages.
 
     Parameters
     ----------
     x : array (N, C) or (N, C, H, W)
     gamma, beta : array (C,)
-        Scale and shift.
+        Scale and shift of each channel.
     running : RunningStats or pair of arrays (C,), optional
-        Running mean and variance, which are not written to; by default both start at 0.
+        Running mean and variance, zeros by default. They are not modified; the cache has the new ones.
     train : bool
-        Whether to use the batch's own statistics.
+        Whether to normalise by the statistics of the batch.
     momentum : float
-        How much of the running averages stays at each step, 0 to 1.
+        Weight of the old running averages in the new ones, 0 to 1.
     eps : float
         Added to the variance.
 
@@ -105,7 +137,7 @@ def batchnorm_forward(
     Raises
     ------
     ArgumentError
-        If the shapes do not fit, or in training each channel has a single value.
+        If the shapes do not match, or each channel has only one value in training.
 
     References
     ----------
@@ -125,7 +157,7 @@ def batchnorm_forward(
     out, cache = normalise_batch(x, gamma, beta, running, train=train, momentum=momentum, eps=eps)
     if train and x.shape[0] * prod(x.shape[2:]) == 1:
         raise ArgumentError(
-            f"x has shape {tuple(x.shape)}, one value for each channel, which in training is its own "
+            f"x has shape {tuple(x.shape)}, one value per channel, which in training equals its "
             "mean; expected a batch of two or more: take a larger one, or train=False"
         )
     return out, cache
@@ -141,7 +173,7 @@ def normalise_batch(
     momentum: float = 0.9,
     eps: float = 1e-5,
 ) -> tuple[Array, BatchNormCache]:
-    """Compute `batchnorm_forward`, which for a single value a channel is `beta`."""
+    """Compute `batchnorm_forward`, but accept a single value per channel in training: the output is then `beta`."""
     xp = check_arrays(x=x, gamma=gamma, beta=beta)
     check_shape("x", x, ("N", "C", "H", "W")[: 4 if len(x.shape) == 4 else 2])
     C = x.shape[1]
@@ -166,14 +198,14 @@ def normalise_batch(
         )
     else:
         if on_host(old_var) and float(xp.min(old_var)) < 0:
-            raise ArgumentError(f"running_var is {float(xp.min(old_var))} somewhere; a variance is 0 or more")
+            raise ArgumentError(f"running_var is {float(xp.min(old_var))} somewhere; expected variances of 0 or more")
         mean, inv_std = xp.reshape(old_mean, (1, C, 1)), xp.reshape(1 / xp.sqrt(old_var + eps), (1, C, 1))
         out, running = (flat - mean) * (inv_std * scale) + shift, RunningStats(old_mean, old_var)
     return xp.reshape(out, x.shape), BatchNormCache(x, mean, inv_std, gamma, train, running)
 
 
 def batchnorm_backward(dout: Array, cache: BatchNormCache) -> tuple[Array, Array, Array]:
-    """Compute the gradients of batch norm, the derivative of the whole formula simplified on paper.
+    """Compute the gradients of batch norm by the simplified formula.
 
     ``dx = inv_std * (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat))`` with ``dxhat = gamma * dout``
 
@@ -197,7 +229,7 @@ def batchnorm_backward(dout: Array, cache: BatchNormCache) -> tuple[Array, Array
     >>> dbeta
     array([2., 2.])
     """
-    xp, dout, x, gamma = _flattened(dout, cache)
+    xp, dout, x, gamma = _check_and_flatten(dout, cache)
     if cache.train:
         dx, dgamma, dbeta = normalise_backward(
             dout, x, cache.mean, cache.inv_std, gamma, axes=(0, 2), param_axes=(0, 2), tile_axis=1
@@ -209,10 +241,10 @@ def batchnorm_backward(dout: Array, cache: BatchNormCache) -> tuple[Array, Array
 
 
 def batchnorm_backward_stepwise(dout: Array, cache: BatchNormCache) -> tuple[Array, Array, Array]:
-    """Compute the gradients of batch norm step by step through its computational graph.
+    """Compute the gradients of batch norm step by step, backwards through its computational graph.
 
     The graph: ``mean = sum(x) / n``, ``d = x - mean``, ``var = sum(d**2) / n``, ``inv_std = (var + eps)**-0.5``,
-    ``xhat = d * inv_std``, ``out = gamma * xhat + beta``. `batchnorm_backward` gives the same in fewer operations.
+    ``xhat = d * inv_std``, ``out = gamma * xhat + beta``. `batchnorm_backward` needs fewer operations.
 
     Parameters
     ----------
@@ -233,7 +265,7 @@ def batchnorm_backward_stepwise(dout: Array, cache: BatchNormCache) -> tuple[Arr
     >>> batchnorm_backward_stepwise(np.ones_like(out), cache)[2]
     array([2., 2.])
     """
-    xp, dout, x, gamma = _flattened(dout, cache)
+    xp, dout, x, gamma = _check_and_flatten(dout, cache)
     inv_std, n = cache.inv_std, x.shape[0] * x.shape[2]
     d = x - cache.mean
     xhat = d * inv_std
@@ -244,7 +276,7 @@ def batchnorm_backward_stepwise(dout: Array, cache: BatchNormCache) -> tuple[Arr
     dx = dxhat * inv_std  # xhat = d * inv_std
     if cache.train:  # else mean and inv_std are constants
         dinv_std = xp.sum(dxhat * d, axis=(0, 2), keepdims=True)
-        # inv_std = (var + eps)**-0.5:  dvar = -0.5 * inv_std**3 * dinv_std, which may be too small for float32
+        # inv_std = (var + eps)**-0.5:  dvar = -0.5 * inv_std**3 * dinv_std, where inv_std**3 may underflow in float32
         # var = sum(d**2) / n:          dx = dx + 2 * d / n * dvar
         dx = dx - dinv_std * inv_std * (xhat * inv_std) / n
         dmean = -xp.sum(dx, axis=(0, 2), keepdims=True)  # d = x - mean
@@ -253,7 +285,7 @@ def batchnorm_backward_stepwise(dout: Array, cache: BatchNormCache) -> tuple[Arr
 
 
 def layernorm_forward(x: Array, gamma: Array, beta: Array, *, eps: float = 1e-5) -> tuple[Array, LayerNormCache]:
-    """Normalise each sample over its own features: ``out = gamma * (x - mean) / sqrt(var + eps) + beta``.
+    """Normalise each sample over its features: ``out = gamma * (x - mean) / sqrt(var + eps) + beta``.
 
     Parameters
     ----------
@@ -272,7 +304,7 @@ def layernorm_forward(x: Array, gamma: Array, beta: Array, *, eps: float = 1e-5)
     Raises
     ------
     ArgumentError
-        If the shapes do not fit.
+        If the shapes do not match.
 
     References
     ----------
@@ -327,7 +359,8 @@ def groupnorm_forward(
 ) -> tuple[Array, GroupNormCache]:
     """Normalise each group of channels of each sample: ``out = gamma * (x - mean) / sqrt(var + eps) + beta``.
 
-    One group normalises over the whole sample, C groups each channel by itself (instance norm).
+    With one group, each sample is normalised as a whole; with C groups, each channel is normalised separately
+    (instance norm).
 
     Parameters
     ----------
@@ -335,7 +368,7 @@ def groupnorm_forward(
     gamma, beta : array (C,)
         Scale and shift of each channel.
     groups : int
-        Number of groups G; it divides C.
+        Number of groups G, a divisor of C.
     eps : float
         Added to the variance.
 
@@ -348,7 +381,7 @@ def groupnorm_forward(
     Raises
     ------
     ArgumentError
-        If the shapes do not fit or `groups` does not divide the channels.
+        If the shapes do not match or `groups` does not divide the channels.
 
     References
     ----------
@@ -371,11 +404,11 @@ def groupnorm_forward(
     groups = check_count("groups", groups)
     if C % groups:
         raise ArgumentError(f"groups is {groups}; expected a divisor of the {C} channels of x")
-    members, per_channel, eps = (x.shape[0], groups, C // groups, -1), (1, groups, -1, 1), check_eps(eps)
+    eps, grouped_shape, param_shape = check_eps(eps), (x.shape[0], groups, C // groups, -1), (1, groups, -1, 1)
     out, mean, _, inv_std = normalise(
-        xp.reshape(x, members),
-        xp.reshape(gamma, per_channel),
-        xp.reshape(beta, per_channel),
+        xp.reshape(x, grouped_shape),
+        xp.reshape(gamma, param_shape),
+        xp.reshape(beta, param_shape),
         axes=(2, 3),
         tile_axis=0,
         eps=eps,
@@ -407,10 +440,10 @@ def groupnorm_backward(dout: Array, cache: GroupNormCache) -> tuple[Array, Array
     xp = check_backward(dout, cache, GroupNormCache)
     x, mean, inv_std, gamma = cache
     groups = mean.shape[1]
-    members = (x.shape[0], groups, x.shape[1] // groups, -1)
+    grouped_shape = (x.shape[0], groups, x.shape[1] // groups, -1)
     dx, dgamma, dbeta = normalise_backward(
-        xp.reshape(dout, members),
-        xp.reshape(x, members),
+        xp.reshape(dout, grouped_shape),
+        xp.reshape(x, grouped_shape),
         mean,
         inv_std,
         xp.reshape(gamma, (1, groups, -1, 1)),
@@ -422,8 +455,8 @@ def groupnorm_backward(dout: Array, cache: GroupNormCache) -> tuple[Array, Array
     return xp.reshape(dx, x.shape), dgamma, dbeta
 
 
-def _flattened(dout: Array, cache: BatchNormCache) -> tuple[Any, Array, Array, Array]:
-    """Check the gradient of batch norm; return the namespace, dout and x as (N, C, H * W) and gamma as (1, C, 1)."""
+def _check_and_flatten(dout: Array, cache: BatchNormCache) -> tuple[Any, Array, Array, Array]:
+    """Check a batch norm's arguments; return the namespace, dout and x as (N, C, H * W), and gamma as (1, C, 1)."""
     xp = check_backward(dout, cache, BatchNormCache)
     N, C = dout.shape[:2]
     return xp, *(xp.reshape(a, (N, C, -1)) for a in (dout, cache.x)), xp.reshape(cache.gamma, (1, C, 1))

@@ -29,7 +29,7 @@ __all__ = [
 
 
 class MaxPoolCache(NamedTuple):
-    """What the backward pass of max pooling needs: which pixel of each window is its maximum.
+    """What the backward pass of max pooling needs: the position of each window's maximum.
 
     Examples
     --------
@@ -93,21 +93,21 @@ def max_pool_forward(
     kernel_size : int or (int, int)
         Height and width of the window.
     stride : int or (int, int), optional
-        Pixels from one window to the next; by default `kernel_size`, so that windows tile the image.
+        Pixels from one window to the next; by default `kernel_size`, so windows do not overlap.
     padding : int or (int, int)
-        Minus infinities put around the images; smaller than `kernel_size`.
+        Rows and columns of minus infinity added on each side of the images; less than `kernel_size`.
 
     Returns
     -------
     out : array (N, C, OH, OW)
-        With ``OH = 1 + (H + 2 * PH - KH) // SH`` and OW likewise; pixels that fill no window are passed over.
+        With ``OH = 1 + (H + 2 * PH - KH) // SH`` and OW likewise; pixels that do not fill a window are ignored.
     cache : MaxPoolCache
         For `max_pool_backward`.
 
     Raises
     ------
     ArgumentError
-        If the window is larger than the padded image, or the padding as large as the window.
+        If the window is larger than the padded image, or the padding is not less than the window.
 
     Examples
     --------
@@ -124,7 +124,7 @@ def max_pool_forward(
 
 
 def max_pool_backward(dout: Array, cache: MaxPoolCache) -> Array:
-    """Give each gradient to the largest pixel of its window, the first of tied maxima.
+    """Pass each gradient to the maximum of its window, the first one if several are equal.
 
     Parameters
     ----------
@@ -136,7 +136,7 @@ def max_pool_backward(dout: Array, cache: MaxPoolCache) -> Array:
     Returns
     -------
     dx : array (N, C, H, W)
-        Where windows overlap, gradients add up.
+        The gradients of overlapping windows are added.
 
     Examples
     --------
@@ -167,7 +167,7 @@ def avg_pool_forward(
     x : array (N, C, H, W)
         Images.
     kernel_size, stride, padding : int or (int, int)
-        As for `max_pool_forward`, but the padding counts as zeros.
+        As for `max_pool_forward`, but the padding is zeros, which count in the mean.
 
     Returns
     -------
@@ -196,7 +196,7 @@ def avg_pool_forward(
 
 
 def avg_pool_backward(dout: Array, cache: AvgPoolCache) -> Array:
-    """Share each gradient equally among the pixels of its window.
+    """Spread each gradient evenly over the pixels of its window.
 
     Parameters
     ----------
@@ -259,7 +259,7 @@ def global_avg_pool_forward(x: Array) -> tuple[Array, GlobalAvgPoolCache]:
 
 
 def global_avg_pool_backward(dout: Array, cache: GlobalAvgPoolCache) -> Array:
-    """Share each gradient equally among the pixels of its channel.
+    """Spread each gradient evenly over the pixels of its channel.
 
     Parameters
     ----------
@@ -291,7 +291,7 @@ def global_avg_pool_backward(dout: Array, cache: GlobalAvgPoolCache) -> Array:
 def _geometry(
     x: Array, kernel_size: int | Sequence[int], stride: int | Sequence[int] | None, padding: int | Sequence[int]
 ) -> tuple[Pair, Pair, Pair, Pair]:
-    """Check the options of a pooling layer and return kernel_size, stride, padding and output size as pairs."""
+    """Check the options of a pooling layer; return kernel_size, stride, padding and output size as pairs."""
     check_shape("x", x, ("N", "C", "H", "W"))
     kernel_size = check_pair("kernel_size", kernel_size, 1)
     stride, padding = (
@@ -301,6 +301,6 @@ def _geometry(
     output = window_output(x.shape, kernel_size, stride, padding)
     if padding[0] >= kernel_size[0] or padding[1] >= kernel_size[1]:
         raise ArgumentError(
-            f"padding is {padding}; expected less than kernel_size {kernel_size}, since a window must see a pixel"
+            f"padding is {padding}; expected less than kernel_size {kernel_size}, since every window needs a pixel"
         )
     return kernel_size, stride, padding, output
