@@ -33,11 +33,7 @@ PUBLIC = {
     for module in REFERENCE
     for name, thing in exports(importlib.import_module(module)).items()
 }
-MODULES = [
-    info.name
-    for info in pkgutil.walk_packages(xpconv.__path__, "xpconv.")
-    if "._" not in info.name and not info.name.startswith("xpconv.ops")
-]
+MODULES = [info.name for info in pkgutil.walk_packages(xpconv.__path__, "xpconv.") if "._" not in info.name]
 
 
 @pytest.mark.parametrize("name", MODULES)
