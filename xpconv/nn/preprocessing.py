@@ -55,6 +55,12 @@ def on_device(value: Preprocessing, backend: Backend, dtype: str, input_shape: t
         If `value` is no Preprocessing, or the mean or the deviation is neither a number nor an array of numbers.
     ArgumentError
         If a value is not finite, a deviation is not above 0, or a shape does not broadcast to a sample.
+
+    Examples
+    --------
+    >>> from xpconv import get_backend
+    >>> on_device(Preprocessing(mean=128, std=64), get_backend("numpy"), "float32", (3, 32, 32)).std.dtype
+    dtype('float32')
     """
     if not isinstance(value, Preprocessing):
         raise ArgumentTypeError(f"preprocessing is {value!r}; expected a Preprocessing(mean, std) or None")
