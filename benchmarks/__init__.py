@@ -1,1 +1,1 @@
-"""Speed, as ratios against peers that run interleaved on the same arrays: ``python -m benchmarks``."""
+"""Benchmarks against other libraries, timed alternately on the same arrays: ``python -m benchmarks``."""

@@ -1,4 +1,4 @@
-"""Run xpconv and its peers interleaved on the same arrays and print times and ratios.
+"""Time xpconv and its peers alternately on the same arrays, and print times and ratios.
 
 python -m benchmarks [--backend numpy] [--peers torch,reference] [--only NAME ...] [--json FILE]
 python -m benchmarks --backend cupy --peers torch-cuda,numpy --json benchmarks/results/gpu.json
@@ -22,27 +22,27 @@ from rich.table import Table
 from benchmarks import device
 from benchmarks.cases import CASES, GROUPS, Case
 from benchmarks.contestants import Reference, Torch, Xpconv
-from benchmarks.timing import few, host_ms, interleaved, summary
+from benchmarks.timing import host_ms, interleaved, repeated, summary
 from xpconv.io._atomic import atomic_path
 from xpconv.ops.numpy._workers import num_threads
 
 PEERS = {"torch": lambda: Torch("cpu"), "torch-cuda": lambda: Torch("cuda"), "reference": Reference, "numpy": Xpconv}
 SLOW = {"reference": lambda case: case.small, "numpy": lambda case: case.large and case.kind == "step"}
 AGREE = {"float32": 1e-4, "float64": 1e-9, "tf32": 2e-2}  # relative to the largest value
-AGREE_STEP = 5e-2  # relative to the gradient's norm: rounding may change which relu or maximum passes a gradient
+AGREE_STEP = 5e-2  # relative to the gradient's norm: rounding may change which ReLU or maximum passes a gradient
 
 
 def main(
-    backend: Annotated[str, typer.Option(help="As for XP_BACKEND.")] = "numpy",
+    backend: Annotated[str, typer.Option(help="The backend of xpconv, as in XP_BACKEND.")] = "numpy",
     peers: Annotated[
-        str, typer.Option(help="Some of torch, torch-cuda, reference and numpy, with commas.")
+        str, typer.Option(help="Comma-separated: torch, torch-cuda, reference, numpy.")
     ] = "torch,reference",
     only: Annotated[
-        list[str] | None, typer.Option(help="A row to run, such as c64; may be repeated. All without it.")
+        list[str] | None, typer.Option(help="A row to run, such as c64; may be repeated. Default: all rows.")
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Where to write the results, as JSON.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the results to this JSON file.")] = None,
 ) -> None:
-    """Measure, print a table, and write the results if asked.
+    """Time each case, print a table, and optionally write the results as JSON.
 
     Example: python -m benchmarks --only c64 --only Adam --json results.json
     """
@@ -59,11 +59,11 @@ def main(
             if gpu:
                 device.set_tf32(tf32)
             cases = [case for case in CASES if not only or case.name in only]
-            found: list[dict[str, Any]] = []
+            new_rows: list[dict[str, Any]] = []
             for case in (case for case in cases if wanted(case, peer, bool(gpu), tf32)):
-                found += compare(case, ours, contestant, peer, tf32=tf32, rates=gpu.get("rates", {}))
-            show(console, found, peer + " with TF32" * tf32)
-            rows += found
+                new_rows += compare(case, ours, contestant, peer, tf32=tf32, rates=gpu.get("rates", {}))
+            show(console, new_rows, peer + " with TF32" * tf32)
+            rows += new_rows
     if json_file:
         result = {
             "machine": machine(),
@@ -80,53 +80,56 @@ def main(
 
 
 def check_choices(peers: list[str], only: list[str] | None) -> None:
-    """Raise an error for unknown peers and rows, and if PyTorch is needed but not installed."""
+    """Raise an error for an unknown peer or row, or if PyTorch is needed but not installed."""
     for what, given, known in (("peer", peers, PEERS), ("row", only or [], [case.name for case in CASES])):
         if unknown := [name for name in given if name not in known]:
             raise typer.BadParameter(f"there is no {what} {', '.join(unknown)}: choose from {', '.join(known)}.")
     if {"torch", "torch-cuda"} & set(peers) and find_spec("torch") is None:
-        raise typer.BadParameter("comparing with PyTorch needs it: pip install torch, or give --peers reference.")
+        raise typer.BadParameter("PyTorch is not installed: pip install torch, or give --peers reference.")
 
 
 def show(console: Console, rows: list[dict[str, Any]], peer: str) -> None:
     """Print the rows against one peer, and their geometric means."""
-    console.print(table(rows, peer))
-    for name, mean in means(rows):
+    console.print(comparison_table(rows, peer))
+    for name, mean in geometric_means(rows):
         console.print(f"{name}: geometric mean {mean:.2f}", highlight=False)
 
 
 def wanted(case: Case, peer: str, gpu: bool, tf32: bool) -> bool:
-    """Return whether a case is worth measuring."""
+    """Return whether a case is worth measuring against this peer."""
     if (case.large and not gpu) or (peer in SLOW and not SLOW[peer](case)):
         return False
-    return not tf32 or (case.kind in ("conv", "step", "epoch") and case.dtype != "float64")  # TF32 changes no others
+    return not tf32 or (case.kind in ("conv", "step", "epoch") and case.dtype != "float64")  # TF32 affects only these
 
 
 def compare(
     case: Case, ours: Xpconv, contestant: Any, peer: str, *, tf32: bool, rates: dict[str, float]
 ) -> list[dict[str, Any]]:
-    """Check that both agree, then time every pass; with the `rates` of a card, tell which share of them it reaches."""
+    """Check that both agree, then time every pass.
+
+    Given the peak `rates` of a GPU, also return the fraction of them that each pass reaches.
+    """
     passes, check = ours.prepare(case)
     peer_passes, peer_check = contestant.prepare(case)
-    size, limit = (
+    norm, limit = (
         (np.linalg.norm, AGREE_STEP)
         if case.kind in ("step", "epoch")
-        else (_largest, AGREE["tf32" if tf32 else case.dtype])
+        else (_max_abs, AGREE["tf32" if tf32 else case.dtype])
     )
     difference = max(
-        (float(size(a - b) / max(size(b), 1e-30)) for a, b in zip(check(), peer_check(), strict=True)), default=0.0
+        (float(norm(a - b) / max(norm(b), 1e-30)) for a, b in zip(check(), peer_check(), strict=True)), default=0.0
     )
     if difference > limit:
-        raise SystemExit(f"{case.name}: xpconv and {peer} differ by {difference:.1e} of the largest value")
+        raise SystemExit(f"{case.name}: xpconv and {peer} differ by {difference:.1e}, more than {limit:g} (relative)")
     rows = []
     measure = device.device_ms if rates else host_ms
     for name in (name for name in passes if name != "check"):
-        mine, theirs = (
-            (few(passes[name], 20, measure), few(peer_passes[name]))
+        our_times, peer_times = (
+            (repeated(passes[name], 20, measure), repeated(peer_passes[name]))
             if peer in SLOW
             else interleaved(passes[name], peer_passes[name], measure=measure)
         )
-        (best, middle), (peer_best, peer_middle) = summary(mine), summary(theirs)
+        (best, middle), (peer_best, peer_middle) = summary(our_times), summary(peer_times)
         rows.append(
             {
                 "name": case.name,
@@ -143,18 +146,18 @@ def compare(
             }
         )
         if rates:
-            rows[-1].update(device.shares(case, name, best, tf32, rates))
+            rows[-1].update(device.rate_fractions(case, name, best, tf32, rates))
         if peer == "torch-cuda" and name == "step":
-            rows[-1].update(device.weigh(passes[name], peer_passes[name], ours.peak, contestant.peak))
+            rows[-1].update(device.launches_and_memory(passes[name], peer_passes[name], ours.peak, contestant.peak))
     return rows
 
 
-def _largest(a: np.ndarray) -> float:
+def _max_abs(a: np.ndarray) -> float:
     return float(np.max(np.abs(a)))
 
 
-def table(rows: list[dict[str, Any]], peer: str) -> Table:
-    """Return rows against one peer as a table."""
+def comparison_table(rows: list[dict[str, Any]], peer: str) -> Table:
+    """Return the rows against one peer as a table."""
     result = Table("row", "pass", "dtype", title=f"best times in ms (medians), and ratio = {peer} / xpconv")
     for heading in ("xpconv", peer, "ratio", "difference"):
         result.add_column(heading, justify="right")
@@ -171,8 +174,8 @@ def table(rows: list[dict[str, Any]], peer: str) -> Table:
     return result
 
 
-def means(rows: list[dict[str, Any]]) -> list[tuple[str, float]]:
-    """Return the geometric mean of the ratios of each group of rows and pass; all are against one peer."""
+def geometric_means(rows: list[dict[str, Any]]) -> list[tuple[str, float]]:
+    """Return the geometric mean of the ratios for each group and pass; all rows are against one peer."""
     result = []
     for group, names in GROUPS.items():
         for name in ("forward", "forward+backward"):
@@ -184,7 +187,7 @@ def means(rows: list[dict[str, Any]]) -> list[tuple[str, float]]:
 
 
 def machine() -> dict[str, str]:
-    """Describe the machine by what it computes with."""
+    """Describe the processor, the operating system and NumPy's BLAS."""
     model = ""
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -197,7 +200,7 @@ def machine() -> dict[str, str]:
 
 
 def blas_kernels() -> list[str]:
-    """Return the kernels that NumPy's BLAS chose, such as ``openblas 0.3.31 Haswell``."""
+    """Return NumPy's BLAS libraries and the kernels they chose, such as ``openblas 0.3.31 Haswell``."""
     from threadpoolctl import threadpool_info
 
     return [
@@ -208,7 +211,7 @@ def blas_kernels() -> list[str]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what was measured."""
+    """Return the versions of Python and of the libraries measured."""
     found = {"python": platform.python_version()}
     for package in ("xpconv", "numpy", "torch", "cupy-cuda12x", "cupy-cuda13x"):
         try:
@@ -219,7 +222,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Return the commit that was measured, marked where the tree had changes."""
+    """Return the commit measured, with ``-dirty`` if the working tree has changes."""
     try:
         return subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=10"],

@@ -1,4 +1,4 @@
-"""What is measured: each case draws its arrays, so that every contestant works on the same ones."""
+"""The benchmark cases. Each draws its own arrays, so every contestant works on the same values."""
 
 from dataclasses import dataclass, field
 from math import prod
@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Case:
-    """One row: `kind` is the method of a contestant that prepares it."""
+    """One row of the benchmarks; `kind` names the contestants' method that prepares it."""
 
     name: str
     kind: str
@@ -17,10 +17,11 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     dtype: str = "float32"
     classes: int = 0
-    small: bool = False  # small enough for the loop versions
-    large: bool = False  # worth a GPU only, and there measured against NumPy too
+    small: bool = False  # small enough for the loop implementations
+    large: bool = False  # run only on a GPU, where steps are also compared with NumPy
 
     def draw(self) -> dict[str, np.ndarray]:
+        """Return the arrays by name, the same in every call."""
         rng = np.random.default_rng(0)
         arrays = {
             name: rng.integers(0, 256, shape, np.uint8)
@@ -33,13 +34,13 @@ class Case:
         return arrays
 
     def flops(self, passes: str) -> int:
-        """Return the multiplications and additions of a convolution; its gradients take twice those of its output."""
+        """Return the floating-point operations of a convolution; backward takes twice as many as forward."""
         if self.kind != "conv":
             return 0
         return 2 * prod(self.shapes["dout"]) * prod(self.shapes["w"][1:]) * (3 if passes == "forward+backward" else 1)
 
     def traffic(self, passes: str) -> int:
-        """Return the bytes that must come from memory or go there: each array that a pass needs, once."""
+        """Return the least memory traffic in bytes: each array that a pass reads or writes, counted once."""
         x, out = (prod(self.shapes.get(name, ())) for name in ("x", "dout"))
         values = {
             "max_pool": {"forward": x + out, "forward+backward": 2 * (x + out)},

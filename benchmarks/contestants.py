@@ -1,4 +1,4 @@
-"""Who is measured: each contestant prepares a case as one function a pass, and one whose results are compared."""
+"""The libraries measured. Each prepares a case as one function per pass, and one whose results are compared."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,23 +13,23 @@ from xpconv.layers import reference
 from xpconv.training.optim import adam
 
 Passes = dict[str, Callable[[], Any]]
-PIXELS = 128.0, 64.0  # mean and standard deviation that images of bytes are normalised with
+PIXELS = 128.0, 64.0  # mean and standard deviation for normalising uint8 images
 FORWARD, BOTH, UPDATE, STEP, EPOCH = "forward", "forward+backward", "update", "step", "epoch"
 
 
 class Xpconv:
-    """This library."""
+    """xpconv, on a backend."""
 
     def __init__(self, backend: str = "numpy") -> None:
         self.backend = get_backend(backend)
         self.functions: Any = layers
 
     def peak(self, call: Callable[[], Any]) -> int:
-        """Return by how many bytes memory grows at most during a call."""
+        """Return the peak memory of a call in bytes, beyond what was allocated before it."""
         return peak_bytes(self.backend, call) or 0
 
     def prepare(self, case: Case) -> tuple[Passes, Callable[[], list[Any]]]:
-        """Return the passes to time, and a function whose results are compared."""
+        """Return the passes to time, and a function that returns the results to compare."""
         arrays = {name: self.backend.asarray(a) for name, a in case.draw().items()}
         passes = getattr(self, case.kind)(arrays, **case.options)
         return passes, lambda: self.results(case, passes)
@@ -102,7 +102,7 @@ class Xpconv:
 
 
 class Reference(Xpconv):
-    """The loop versions."""
+    """The loop implementations in xpconv.layers.reference."""
 
     def __init__(self) -> None:
         super().__init__("numpy")
@@ -235,7 +235,7 @@ class Torch:
         model = nn.Sequential(*modules).to(self.device)
         weights = [p for key, p in keys.items() if key[0] == "W"]
         others = [p for key, p in keys.items() if key[0] != "W"]
-        # On weights alone, as our L2 term: the same gradients in the same step.
+        # xpconv's L2 term covers only the weights.
         optimizer = self.torch.optim.Adam([{"params": weights, "weight_decay": ours.reg}, {"params": others}])
 
         def gradients() -> Any:
@@ -261,7 +261,7 @@ class Torch:
 
 
 def make_net(name: str, backend: Any) -> Any:
-    """Return the net of a training step: the assignment's, or six 3x3 convolutions with batch norm."""
+    """Return a net: the assignment's three layers, or six 3x3 convolutions with batch norm."""
     if name == "three-layer":
         return ThreeLayerConvNet(hidden_dim=500, reg=1e-3, weight_scale=1e-2, rng=0, backend=backend)
     return ConvNet([32, 32, "pool", 64, 64, "pool", 128, 128], reg=1e-3, rng=0, backend=backend)

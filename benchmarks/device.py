@@ -1,4 +1,4 @@
-"""What a GPU needs to be measured: events instead of clocks, its own rates, its memory and its launches."""
+"""Measurements on a GPU: times from CUDA events, peak rates, peak memory and kernel launches."""
 
 import subprocess
 from collections.abc import Callable
@@ -8,22 +8,22 @@ import numpy as np
 
 from benchmarks.cases import Case
 
-GROUP_MS = 5.0  # a group of calls between two events takes about so long, so that the host's noise averages out
-MOST_CALLS = 100
-MATRIX = 8192  # rows and columns of the products whose rate counts as the card's
-COPIED = 1 << 29  # bytes of the copy whose rate counts as the card's
+TARGET_MS = 5.0  # target time of a group of calls between two events; averages out the host's noise
+MAX_CALLS = 100
+MATRIX_SIZE = 8192  # rows and columns of the matrices whose product measures the peak FLOP rate
+COPY_BYTES = 1 << 29  # size of the copy that measures the memory bandwidth
 
 Call = Callable[[], Any]
 
 
 def device_ms(call: Call) -> float:
-    """Return the time in milliseconds of one call among several, between two events in the device's own queue.
+    """Return the mean time of a call in milliseconds, from two CUDA events around several calls.
 
-    Calls follow each other without waiting, so the result is the larger of what the host takes to launch a call's
-    work and what the device takes to do it.
+    The calls do not wait for each other, so the result is the launch time on the host or the run time on the device,
+    whichever is longer.
     """
     once = _between_events(call, 1)
-    return _between_events(call, max(1, min(MOST_CALLS, int(GROUP_MS / max(once, 1e-3)))))
+    return _between_events(call, max(1, min(MAX_CALLS, int(TARGET_MS / max(once, 1e-3)))))
 
 
 def _between_events(call: Call, calls: int) -> float:
@@ -39,7 +39,7 @@ def _between_events(call: Call, calls: int) -> float:
 
 
 def set_tf32(on: bool) -> None:
-    """Let float32 products on tensor cores round their inputs to 10 bits, or not: in CuPy and in PyTorch."""
+    """Turn TF32 on or off in CuPy and PyTorch: float32 products whose inputs are rounded to 10 bits."""
     import cupy
     from cupy._core import _routines_linalg as linalg
 
@@ -48,33 +48,36 @@ def set_tf32(on: bool) -> None:
         import torch
     except ImportError:
         return
-    for place in (torch.backends.cuda.matmul, torch.backends.cudnn.conv):
-        place.fp32_precision = "tf32" if on else "ieee"
+    for setting in (torch.backends.cuda.matmul, torch.backends.cudnn.conv):
+        setting.fp32_precision = "tf32" if on else "ieee"
 
 
 def describe() -> dict[str, Any]:
-    """Return the card, and what it reaches: products in TFLOP/s without and with TF32, and copying in GB/s."""
-    return {"card": card(), "rates": rates()}
+    """Return the GPU's description and its measured peak rates."""
+    return {"gpu": gpu(), "rates": rates()}
 
 
 def rates() -> dict[str, float]:
-    """Measure what the card reaches."""
+    """Measure the GPU's matrix products in TFLOP/s, without and with TF32, and its copies in GB/s."""
     import cupy
 
-    a, b = (cupy.asarray(np.random.default_rng(seed).standard_normal((MATRIX, MATRIX), np.float32)) for seed in (0, 1))
+    a, b = (
+        cupy.asarray(np.random.default_rng(seed).standard_normal((MATRIX_SIZE, MATRIX_SIZE), np.float32))
+        for seed in (0, 1)
+    )
     out, found = cupy.empty_like(a), {}
     for name, tf32 in (("tf32_tflops", True), ("float32_tflops", False)):
         set_tf32(tf32)
         best = min(device_ms(lambda: a.dot(b, out)) for _ in range(5))
-        found[name] = round(2 * MATRIX**3 / best / 1e9, 2)
-    source = cupy.zeros(COPIED // 4, "float32")
+        found[name] = round(2 * MATRIX_SIZE**3 / best / 1e9, 2)
+    source = cupy.zeros(COPY_BYTES // 4, "float32")
     target = cupy.empty_like(source)
     best = min(device_ms(lambda: cupy.copyto(target, source)) for _ in range(5))
-    return {**found, "copy_gb_s": round(2 * COPIED / best / 1e6, 1)}
+    return {**found, "copy_gb_s": round(2 * COPY_BYTES / best / 1e6, 1)}
 
 
-def card() -> dict[str, str]:
-    """Describe the card and its driver."""
+def gpu() -> dict[str, str]:
+    """Describe the GPU and its driver."""
     import cupy
 
     index = cupy.cuda.Device().id
@@ -104,32 +107,34 @@ def card() -> dict[str, str]:
     return described
 
 
-def shares(case: Case, name: str, ms: float, tf32: bool, rates: dict[str, float]) -> dict[str, float]:
-    """Return which share of the card's rates a pass reached."""
+def rate_fractions(case: Case, name: str, ms: float, tf32: bool, rates: dict[str, float]) -> dict[str, float]:
+    """Return the fractions of the GPU's measured rates that a pass reaches."""
     found = {}
     if flops := case.flops(name):
         rate = rates["tf32_tflops" if tf32 else "float32_tflops"]
-        if case.dtype == "float32":  # the rates are of float32
-            found["share_of_products"] = round(flops / ms / 1e9 / rate, 3)
+        if case.dtype == "float32":  # the rates were measured in float32
+            found["fraction_of_matmul_rate"] = round(flops / ms / 1e9 / rate, 3)
     if traffic := case.traffic(name):
-        found["share_of_copying"] = round(traffic / ms / 1e6 / rates["copy_gb_s"], 3)
+        found["fraction_of_copy_rate"] = round(traffic / ms / 1e6 / rates["copy_gb_s"], 3)
     return found
 
 
-def weigh(ours: Call, peer: Call, our_peak: Callable[[Call], int], peer_peak: Callable[[Call], int]) -> dict[str, Any]:
-    """Return how many launches, and how much memory beyond what stays, a step of each takes."""
+def launches_and_memory(
+    ours: Call, peer: Call, our_peak: Callable[[Call], int], peer_peak: Callable[[Call], int]
+) -> dict[str, Any]:
+    """Return the kernel launches and the peak temporary memory of a step, ours and the peer's."""
     return {
-        "ours_launches": launches(ours),
-        "peer_launches": launches(peer),
+        "ours_launches": count_launches(ours),
+        "peer_launches": count_launches(peer),
         "ours_peak_mib": round(our_peak(ours) / 2**20, 1),
         "peer_peak_mib": round(peer_peak(peer) / 2**20, 1),
     }
 
 
-def launches(call: Call) -> int:
-    """Return how many kernels, copies and fills a call gives to the GPU, as CUDA's profiler sees them; 0 if it fails.
+def count_launches(call: Call) -> int:
+    """Return the number of kernels, copies and fills that a call launches on the GPU; 0 if profiling fails.
 
-    The profiler is PyTorch's, which sees the launches of the whole process.
+    PyTorch's profiler counts the launches of the whole process, CuPy's included.
     """
     import torch
     from torch.profiler import ProfilerActivity, profile

@@ -1,6 +1,6 @@
-"""Write the page of the benchmarks from the figures: ``python -m benchmarks.report FILE.json docs/benchmarks.md``.
+"""Write the benchmark page from results: ``python -m benchmarks.report RESULT.json ... docs/benchmarks.md``.
 
-More files may stand between the two, such as figures with other BLAS kernels; their ratios are set beside the first's.
+Given several results, such as those with other BLAS kernels, the page compares their ratios and details the first.
 """
 
 import json
@@ -8,60 +8,60 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.__main__ import means
+from benchmarks.__main__ import geometric_means
 from xpconv.io._atomic import atomic_path
 
 HEADINGS = {
     "torch": "Against PyTorch",
-    "torch-cuda": "Against PyTorch on the same card",
-    "reference": "Against the loop versions",
-    "numpy": "Against NumPy on the machine's own cores",
+    "torch-cuda": "Against PyTorch on the same GPU",
+    "reference": "Against the loop implementations",
+    "numpy": "Against NumPy on the CPU",
 }
 
 Rows = list[dict[str, Any]]
 
 
 def page(result: dict[str, Any], *others: dict[str, Any]) -> str:
-    """Return the page of one result as Markdown, with the ratios of others beside its own."""
-    machine, versions, gpu = result["machine"], result["versions"], "card" in result
+    """Return the page of one result as Markdown, with a table comparing its ratios with those of `others`."""
+    machine, versions, gpu = result["machine"], result["versions"], "gpu" in result
     name = "benchmarks_gpu" if gpu else "benchmarks"
-    options, figures = ("--backend cupy --peers torch-cuda,numpy ", "gpu") if gpu else ("", "cpu")
+    options, stem = ("--backend cupy --peers torch-cuda,numpy ", "gpu") if gpu else ("", "cpu")
     lines = [
         f"# Benchmarks{' on a GPU' * gpu}",
         "",
-        "Times of xpconv and of a peer on the same arrays, in one process and interleaved, after a check that their",
-        "results agree. A shared machine's noise only adds time, so the best call counts; medians stand in brackets.",
-        "A ratio above 1 means that xpconv is faster.",
+        "Times of xpconv and another library on the same arrays, measured alternately in one process after checking",
+        "that their results agree. Noise on a shared machine only adds time, so the tables show the fastest call, with",
+        "the median in brackets. A ratio above 1 means that xpconv is faster.",
         "",
-        f"    python -m benchmarks {options}--json benchmarks/results/{figures}.json",
-        f"    python -m benchmarks.report benchmarks/results/{figures}*.json docs/{name}.md",
+        f"    python -m benchmarks {options}--json benchmarks/results/{stem}.json",
+        f"    python -m benchmarks.report benchmarks/results/{stem}*.json docs/{name}.md",
         "",
-        *(card(result) if gpu else []),
+        *(gpu_lines(result) if gpu else []),
         f"Machine: {machine['cpu']}, {result['threads']} threads, {machine['system']}, BLAS {machine['blas']}. "
         f"Versions: {', '.join(f'{name} {version}' for name, version in versions.items())}. "
         f"Commit {result['commit']}, {result['date'][:10]}.",
         "",
-        *(bars(result["rows"]) if gpu else []),
-        *(beside(result, *others) if others else []),
+        *(aims_lines(result["rows"]) if gpu else []),
+        *(blas_comparison(result, *others) if others else []),
     ]
     for peer, tf32 in dict.fromkeys((row["peer"], row.get("tf32", False)) for row in result["rows"]):
         rows = [row for row in result["rows"] if (row["peer"], row.get("tf32", False)) == (peer, tf32)]
-        lines += [f"## {HEADINGS.get(peer, peer)}{', with TF32 on both sides' * tf32}", "", *table(rows, peer), ""]
-        lines += [*(f"- {name}: geometric mean {mean:.2f}" for name, mean in means(rows)), ""]
+        lines += [f"## {HEADINGS.get(peer, peer)}{', with TF32 on both sides' * tf32}", "", *peer_table(rows, peer), ""]
+        lines += [*(f"- {name}: geometric mean {mean:.2f}" for name, mean in geometric_means(rows)), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def beside(*results: dict[str, Any]) -> list[str]:
-    """Return a table of the ratios to PyTorch in several results, a column for each BLAS that they computed with."""
+def blas_comparison(*results: dict[str, Any]) -> list[str]:
+    """Return a table of the ratios to PyTorch, with one column per result, named by its BLAS."""
     rows = [[row for row in result["rows"] if row["peer"] == "torch"] for result in results]
-    ratios = [{(row["name"], row["pass"]): row["ratio"] for row in mine} for mine in rows]
-    for found, mine in zip(ratios, rows, strict=True):
-        found.update(((f"**{name}**", ""), mean) for name, mean in means(mine))
+    ratios = [{(row["name"], row["pass"]): row["ratio"] for row in peer_rows} for peer_rows in rows]
+    for found, peer_rows in zip(ratios, rows, strict=True):
+        found.update(((f"**{name}**", ""), mean) for name, mean in geometric_means(peer_rows))
     return [
-        "## PyTorch's time over ours, by the kernels of NumPy's BLAS",
+        "## PyTorch's time over ours, by NumPy's BLAS kernels",
         "",
-        "PyTorch brings a BLAS of its own. NumPy's OpenBLAS chooses its kernels by the processor, or as the variable",
-        "`OPENBLAS_CORETYPE` says. Times in the tables further down are those of the first column.",
+        "PyTorch ships its own BLAS. NumPy's OpenBLAS chooses its kernels by the processor, unless the environment",
+        "variable `OPENBLAS_CORETYPE` names them. The times in the tables below belong to the first column.",
         "",
         f"| row | pass | {' | '.join(result['machine']['blas'] for result in results)} |",
         "|---|---|" + "---|" * len(results),
@@ -73,32 +73,32 @@ def beside(*results: dict[str, Any]) -> list[str]:
     ]
 
 
-def card(result: dict[str, Any]) -> list[str]:
-    """Return what the card is and what it reaches."""
-    found, rates = result["card"], result["rates"]
+def gpu_lines(result: dict[str, Any]) -> list[str]:
+    """Return the description of the GPU and its measured rates."""
+    found, rates = result["gpu"], result["rates"]
     return [
-        f"Card: {found['name']}, {found['memory']}, {found['processors']} processors at up to {found['clock']}, driver "
-        f"{found['driver']} (CUDA {found['cuda_of_driver']}), CUDA {found['cuda']}.",
+        f"GPU: {found['name']}, {found['memory']}, {found['processors']} multiprocessors at up to {found['clock']}, "
+        f"driver {found['driver']} (CUDA {found['cuda_of_driver']}), CUDA {found['cuda']}.",
         f"Measured on it: {rates['float32_tflops']:g} TFLOP/s for float32 products of 8192 x 8192 matrices, "
-        f"{rates['tf32_tflops']:g} with TF32, and {rates['copy_gb_s']:g} GB/s for copying. Times are those between "
-        "CUDA events around several calls, so a small call's time is what the host takes to launch it. Shares are of "
-        "these rates: of products for convolutions, of copying for the others, which have to read and write each of "
-        "their arrays once at least. TF32 is off unless a heading says otherwise.",
+        f"{rates['tf32_tflops']:g} with TF32, and {rates['copy_gb_s']:g} GB/s for copying. Times come from CUDA events "
+        "around several calls, so the time of a small call is its launch time on the host. The column `of peak` gives "
+        "the fraction of these rates: of the products for convolutions; of copying for the other layers, which read "
+        "and write each of their arrays at least once. TF32 is off unless a heading says otherwise.",
         "",
     ]
 
 
-def table(rows: Rows, peer: str) -> list[str]:
-    """Return rows against one peer as a Markdown table, with a column for each figure that one of them has."""
+def peer_table(rows: Rows, peer: str) -> list[str]:
+    """Return the rows against one peer as a Markdown table, without columns that would be empty."""
 
     def cell(row: dict[str, Any], who: str) -> str:
         return f"{row[f'{who}_ms']:.2f} ({row[f'{who}_median_ms']:.2f})"
 
-    def pair(row: dict[str, Any], figure: str) -> str:
-        return f"{row[f'ours_{figure}']:g} / {row[f'peer_{figure}']:g}" if f"ours_{figure}" in row else ""
+    def pair(row: dict[str, Any], key: str) -> str:
+        return f"{row[f'ours_{key}']:g} / {row[f'peer_{key}']:g}" if f"ours_{key}" in row else ""
 
-    def share(row: dict[str, Any]) -> str:
-        found = [row[name] for name in ("share_of_products", "share_of_copying") if name in row]
+    def fraction_of_peak(row: dict[str, Any]) -> str:
+        found = [row[name] for name in ("fraction_of_matmul_rate", "fraction_of_copy_rate") if name in row]
         return f"{found[0]:.0%}" if found else ""
 
     columns = {
@@ -108,9 +108,9 @@ def table(rows: Rows, peer: str) -> list[str]:
         "xpconv, ms": lambda row: cell(row, "ours"),
         f"{peer}, ms": lambda row: cell(row, "peer"),
         "ratio": lambda row: f"{row['ratio']:.2f}",
-        "share": share,
+        "of peak": fraction_of_peak,
         f"launches, xpconv / {peer}": lambda row: pair(row, "launches"),
-        f"memory of a step in MiB, xpconv / {peer}": lambda row: pair(row, "peak_mib"),
+        f"peak memory of a step in MiB, xpconv / {peer}": lambda row: pair(row, "peak_mib"),
     }
     filled = {heading: cells for heading, write in columns.items() if any(cells := [write(row) for row in rows])}
     return [
@@ -120,11 +120,11 @@ def table(rows: Rows, peer: str) -> list[str]:
     ]
 
 
-def bars(rows: Rows) -> list[str]:
-    """Return a table of what was aimed at and what was reached."""
+def aims_lines(rows: Rows) -> list[str]:
+    """Return a table of the speed aims and the ratios reached."""
     torch = [row for row in rows if row["peer"] == "torch-cuda" and not row["tf32"]]
     ratios = {(row["peer"], row["name"]): row["ratio"] for row in rows if not row["tf32"] and row["pass"] == "step"}
-    reached = dict(means(torch))
+    reached = dict(geometric_means(torch))
     pools = [reached[name] for name in reached if name.startswith("pool")]
     aims = [
         (
@@ -138,7 +138,11 @@ def bars(rows: Rows) -> list[str]:
             ratios.get(("torch-cuda", "six-conv step, batch 512")),
         ),
         ("convolutions, forward and backward, geometric mean", 0.4, reached.get("conv, forward+backward")),
-        ("pooling, norms, softmax and Adam, geometric mean, the lower of its two", 0.8, min(pools, default=None)),
+        (
+            "pooling, norms, softmax and Adam, the lower geometric mean of forward and forward+backward",
+            0.8,
+            min(pools, default=None),
+        ),
         (
             "a step of six convolutions at batch 512, NumPy's time over ours",
             100.0,
@@ -158,8 +162,10 @@ def bars(rows: Rows) -> list[str]:
 
 
 if __name__ == "__main__":
-    *figures, written = sys.argv[1:] or [""]
-    if not figures or not written.endswith(".md"):
-        sys.exit(f"the last argument is {written!r}; expected files of figures and then the page, named *.md")
+    *results, written = sys.argv[1:] or [""]
+    if not results or not written.endswith(".md"):
+        sys.exit(
+            f"the last argument is {written!r}; expected RESULT.json ... PAGE.md: result files, then the page to write"
+        )
     with atomic_path(written) as temporary:
-        temporary.write_text(page(*(json.loads(Path(path).read_text()) for path in figures)))
+        temporary.write_text(page(*(json.loads(Path(path).read_text()) for path in results)))

@@ -1,4 +1,4 @@
-"""The benchmarks: what their cases count, and the pages that are written from their figures."""
+"""The benchmarks: the work their cases count, and the pages written from their results."""
 
 import json
 import subprocess
@@ -9,22 +9,22 @@ import pytest
 import typer
 
 from benchmarks import __main__ as benchmark
-from benchmarks.__main__ import CASES, means, wanted
-from benchmarks.device import shares
+from benchmarks.__main__ import CASES, geometric_means, wanted
+from benchmarks.device import rate_fractions
 from benchmarks.report import page
 
 ROOT = Path(__file__).parents[1]
 CASE = {case.name: case for case in CASES}
 
 
-def test_the_page_of_the_cpu_is_that_of_its_figures():
+def test_the_cpu_page_is_generated_from_its_results():
     results = [json.loads((ROOT / f"benchmarks/results/{name}.json").read_text()) for name in ("cpu", "cpu_avx512")]
     text = page(*results)
     assert text == (ROOT / "docs/benchmarks.md").read_text()
     assert all(f"| {row['name']} | {row['pass']} |" in text for row in results[0]["rows"])
 
 
-def test_the_page_sets_ratios_with_other_kernels_beside_each_other():
+def test_the_page_compares_ratios_across_blas_kernels():
     def result(blas, ratio):
         row = {
             "name": "c64",
@@ -52,7 +52,7 @@ def test_the_page_sets_ratios_with_other_kernels_beside_each_other():
     assert "| **conv, forward** |  | 0.50 | 0.75 |" in text
 
 
-def test_work_is_counted_as_the_formulas_have_it():
+def test_flops_and_memory_traffic_follow_the_formulas():
     forward = 2 * 64 * 64 * 32 * 32 * 64 * 9
     assert CASE["c64"].flops("forward") == forward
     assert CASE["c64"].flops("forward+backward") == 3 * forward
@@ -64,15 +64,19 @@ def test_work_is_counted_as_the_formulas_have_it():
     assert CASE["three-layer step"].flops("step") == CASE["three-layer step"].traffic("step") == 0
 
 
-def test_shares_are_work_over_time_over_the_cards_rate():
+def test_rate_fractions_are_work_per_time_over_the_gpus_rate():
     rates = {"float32_tflops": 50.0, "tf32_tflops": 400.0, "copy_gb_s": 4000.0}
-    assert shares(CASE["c64"], "forward", 0.1, False, rates) == {"share_of_products": pytest.approx(0.966, abs=1e-3)}
-    assert shares(CASE["c64"], "forward", 0.1, True, rates) == {"share_of_products": pytest.approx(0.121, abs=1e-3)}
-    assert shares(CASE["Adam"], "update", 0.1, False, rates) == {"share_of_copying": pytest.approx(0.28)}
-    assert shares(CASE["seed"], "forward", 0.1, False, rates) == {}
+    assert rate_fractions(CASE["c64"], "forward", 0.1, False, rates) == {
+        "fraction_of_matmul_rate": pytest.approx(0.966, abs=1e-3)
+    }
+    assert rate_fractions(CASE["c64"], "forward", 0.1, True, rates) == {
+        "fraction_of_matmul_rate": pytest.approx(0.121, abs=1e-3)
+    }
+    assert rate_fractions(CASE["Adam"], "update", 0.1, False, rates) == {"fraction_of_copy_rate": pytest.approx(0.28)}
+    assert rate_fractions(CASE["seed"], "forward", 0.1, False, rates) == {}
 
 
-def test_large_cases_are_for_gpus_and_tf32_for_products():
+def test_large_cases_run_only_on_gpus_and_tf32_only_with_products():
     assert not any(wanted(case, "torch", False, False) for case in CASES if case.large)
     assert [case.name for case in CASES if wanted(case, "reference", False, False)] == ["seed", "course pool"]
     assert {case.kind for case in CASES if wanted(case, "torch-cuda", True, True)} == {"conv", "step", "epoch"}
@@ -82,7 +86,7 @@ def test_large_cases_are_for_gpus_and_tf32_for_products():
     }
 
 
-def test_the_page_of_a_gpu_tells_aims_shares_launches_and_memory():
+def test_the_gpu_page_shows_aims_rate_fractions_launches_and_memory():
     def row(name, passes, peer="torch-cuda", ours=1.0, theirs=1.0, **more):
         return {
             "name": name,
@@ -99,9 +103,9 @@ def test_the_page_of_a_gpu_tells_aims_shares_launches_and_memory():
         }
 
     rows = [
-        row("c64", "forward+backward", ours=2.0, share_of_products=0.4),
+        row("c64", "forward+backward", ours=2.0, fraction_of_matmul_rate=0.4),
         row("Adam", "update", theirs=0.5),
-        row("c64", "forward+backward", ours=0.5, tf32=True, share_of_products=0.1),
+        row("c64", "forward+backward", ours=0.5, tf32=True, fraction_of_matmul_rate=0.1),
         row(
             "three-layer step",
             "step",
@@ -121,8 +125,8 @@ def test_the_page_of_a_gpu_tells_aims_shares_launches_and_memory():
             "commit": "abc",
             "versions": {"cupy-cuda13x": "14.2.0"},
             "rows": rows,
-            "card": {
-                "name": "A card",
+            "gpu": {
+                "name": "A GPU",
                 "memory": "9 GiB",
                 "processors": "8",
                 "clock": "1 GHz",
@@ -133,18 +137,18 @@ def test_the_page_of_a_gpu_tells_aims_shares_launches_and_memory():
             "rates": {"float32_tflops": 50.0, "tf32_tflops": 400.0, "copy_gb_s": 4000.0},
         }
     )
-    assert "Card: A card, 9 GiB, 8 processors at up to 1 GHz, driver 580 (CUDA 13.0), CUDA 13.2." in text
+    assert "GPU: A GPU, 9 GiB, 8 multiprocessors at up to 1 GHz, driver 580 (CUDA 13.0), CUDA 13.2." in text
     assert "50 TFLOP/s for float32 products" in text
     assert "| a step of ThreeLayerConvNet at batch 50, PyTorch's time over ours | 1 | 1.50 | holds |" in text
     assert "| convolutions, forward and backward, geometric mean | 0.4 | 0.50 | holds |" in text
-    assert "the lower of its two | 0.8 | 0.50 | falls short |" in text
+    assert "the lower geometric mean of forward and forward+backward | 0.8 | 0.50 | falls short |" in text
     assert "NumPy's time over ours | 100 | 250.00 | holds |" in text
     assert "Slower than PyTorch: Adam, update (0.50); c64, forward+backward (0.50)." in text
     assert "| c64 | forward+backward | float32 | 2.00 (2.00) | 1.00 (1.00) | 0.50 | 40% |" in text
     assert "| 1.50 |  | 40 / 90 | 9.5 / 12 |" in text
-    assert "## Against PyTorch on the same card, with TF32 on both sides" in text
-    assert "batch 512, PyTorch's time" not in text  # it was not measured
-    assert means(rows[:1]) == [("conv, forward+backward", pytest.approx(0.5))]
+    assert "## Against PyTorch on the same GPU, with TF32 on both sides" in text
+    assert "batch 512, PyTorch's time" not in text  # not measured, so not listed
+    assert geometric_means(rows[:1]) == [("conv, forward+backward", pytest.approx(0.5))]
 
 
 @pytest.mark.parametrize(
@@ -152,18 +156,18 @@ def test_the_page_of_a_gpu_tells_aims_shares_launches_and_memory():
     [
         ({"peers": "torch,tensorflow"}, "there is no peer tensorflow: choose from torch, torch-cuda, reference, numpy"),
         ({"peers": "reference", "only": ["c64", "nope"]}, "there is no row nope: choose from seed, three, "),
-        ({"peers": "torch"}, "comparing with PyTorch needs it: pip install torch, or give --peers reference"),
+        ({"peers": "torch"}, "PyTorch is not installed: pip install torch, or give --peers reference"),
     ],
 )
-def test_what_cannot_be_compared_is_told_before_anything_runs(monkeypatch, options, message):
+def test_unusable_peers_and_rows_are_refused_before_anything_runs(monkeypatch, options, message):
     monkeypatch.setattr(benchmark, "find_spec", lambda name: None)
     with pytest.raises(typer.BadParameter, match=message):
         benchmark.main(**{"only": None, **options})
 
 
 @pytest.mark.parametrize("names", [["a.json", "b.json"], ["page.md"], []])
-def test_a_page_is_never_written_over_figures(tmp_path, names):
-    (tmp_path / "b.json").write_text("figures")
+def test_the_report_never_overwrites_a_result_file(tmp_path, names):
+    (tmp_path / "b.json").write_text("results")
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.report", *(str(tmp_path / name) for name in names)],
         cwd=ROOT,
@@ -171,6 +175,6 @@ def test_a_page_is_never_written_over_figures(tmp_path, names):
         text=True,
     )
     assert done.returncode == 1
-    assert "expected files of figures and then the page, named *.md" in done.stderr
+    assert "expected RESULT.json ... PAGE.md" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["b.json"]
-    assert (tmp_path / "b.json").read_text() == "figures"
+    assert (tmp_path / "b.json").read_text() == "results"
