@@ -1,4 +1,4 @@
-"""The rules that keep the house in order."""
+"""Rules for the source tree: imports, docstrings, and the consistency of project files."""
 
 import ast
 import inspect
@@ -22,7 +22,7 @@ HEAVY = {"cupy", "torch", "matplotlib", "sklearn", "pooch", "PIL", "typer", "ric
 
 
 def imported(path):
-    """Return the top-level packages that a module imports anywhere in its text."""
+    """Return the top-level packages that a module imports, also inside functions."""
     nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
@@ -46,22 +46,22 @@ NEUTRAL = [
 
 
 @pytest.mark.parametrize("path", NEUTRAL, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_layers_nets_and_update_rules_name_no_array_library(path):
+def test_layers_nets_and_update_rules_import_no_array_library(path):
     assert not imported(path) & LIBRARIES
 
 
-def test_array_namespace_of_the_inputs_is_what_layers_work_on():
+def test_layers_use_the_array_namespace_of_their_inputs():
     assert len(NEUTRAL) >= 9
     assert "array_api_compat" in imported(PACKAGE / "layers" / "pool.py")
 
 
 def test_importing_the_package_imports_no_heavy_library():
-    """A stranger without CuPy, torch or plotting imports every module but the command line."""
+    """Without CuPy, PyTorch or Matplotlib, every module but the command line can be imported."""
     names = [
         name
         for _, name, _ in pkgutil.walk_packages([str(PACKAGE)], "xpconv.")
         if name not in NEED_TYPER and not name.endswith("__main__") and not name.startswith("xpconv.ops.cupy._")
-    ]  # loaded for CuPy arrays alone
+    ]  # xpconv.ops.cupy._* are loaded only for CuPy arrays
     code = (
         f"import importlib, sys\nfor name in {['xpconv', *names]!r}: importlib.import_module(name)\n"
         "print(*sorted({name.partition('.')[0] for name in sys.modules} | {'xpconv.ops.cupy._launch'} "
@@ -75,10 +75,10 @@ def test_importing_the_package_imports_no_heavy_library():
 
 
 @pytest.mark.parametrize("name", layers.__all__)
-def test_every_public_layer_is_described(name):
+def test_every_public_layer_documents_its_parameters_with_an_example(name):
     thing = getattr(layers, name)
     text = inspect.getdoc(thing) or ""
-    assert text.split("\n")[0].endswith((".", "``", "`")), "one line that says what it does"
+    assert text.split("\n")[0].endswith((".", "``", "`")), "the docstring must start with a one-line summary"
     if inspect.isclass(thing):
         return
     assert "\nParameters\n----------\n" in text
@@ -90,13 +90,13 @@ def test_every_public_layer_is_described(name):
     [path for path in MODULES if path.name not in ("__init__.py", "__main__.py")],
     ids=lambda path: str(path.relative_to(PACKAGE)),
 )
-def test_every_module_says_what_it_is(path):
+def test_every_module_has_a_docstring(path):
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
 
 
 def test_no_file_names_a_home_directory():
     if not (ROOT / ".git").exists():
-        pytest.skip("not a git checkout: which files belong to the project is not known")
+        pytest.skip("not a git checkout, so the files of the project are unknown")
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
     home = re.compile(rb"(?<![\w.])/(?:root|home|Users)/\w")
     found = [
@@ -107,18 +107,18 @@ def test_no_file_names_a_home_directory():
     assert not found
 
 
-def test_types_are_announced():
+def test_the_package_is_marked_as_typed():
     assert (PACKAGE / "py.typed").is_file()
 
 
 def test_no_test_depends_on_speed():
-    """Hypothesis fails an example that takes longer than a deadline; tests/conftest.py turns that off for all tests."""
+    """Only tests/conftest.py sets Hypothesis's deadline: it turns it off for all tests."""
     named = [path.name for path in (ROOT / "tests").rglob("*.py") if re.search(r"\bdeadline\s*=", path.read_text())]
     assert named == ["conftest.py"]
 
 
-def test_continuous_integration_runs_the_sessions_of_the_local_checks():
-    """Those of ``nox`` without arguments, too."""
+def test_hosted_and_local_checks_run_the_same_sessions():
+    """``nox`` without arguments runs the same sessions."""
     sessions = re.search(r"nox.options.sessions = \[(.*)\]", (ROOT / "noxfile.py").read_text())[1]
     local = re.findall(r" -s ([\w ]+)", (ROOT / ".ci" / "run").read_text())
     workflow = (ROOT / ".github" / "workflows" / "tests.yml").read_text()
@@ -126,7 +126,7 @@ def test_continuous_integration_runs_the_sessions_of_the_local_checks():
     assert set(re.findall(r"\w+", sessions)) == set(" ".join(local).split()) == set(hosted)
 
 
-def test_files_that_sessions_and_guides_name_exist():
+def test_files_named_in_the_noxfile_and_documentation_exist():
     texts = [ROOT / "noxfile.py", ROOT / "CONTRIBUTING.md", ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     named = {
         name
@@ -136,7 +136,7 @@ def test_files_that_sessions_and_guides_name_exist():
     assert not {name for name in named if not (ROOT / name).is_file()}
 
 
-def test_tests_that_the_smoke_session_names_exist():
+def test_tests_named_in_the_noxfile_exist():
     named = re.findall(r'"(tests/\w+\.py)::(\w+)"', (ROOT / "noxfile.py").read_text())
     assert named
     assert not [name for file, name in named if f"def {name}(" not in (ROOT / file).read_text("utf-8")]

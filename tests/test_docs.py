@@ -1,4 +1,4 @@
-"""The documentation covers every public name, reaches every page and shows no command that nobody has run."""
+"""The documentation covers every public name, lists every page, and its code runs."""
 
 import importlib
 import inspect
@@ -44,13 +44,13 @@ def test_every_public_name_is_on_a_page_of_the_reference(name):
 
 @pytest.mark.parametrize("thing", PUBLIC, ids=PUBLIC.values())
 def test_every_public_name_has_an_example(thing):
-    """Which pytest runs, as a doctest."""
+    """Pytest runs these examples as doctests."""
     if inspect.isclass(thing) and issubclass(thing, tuple):
-        return  # a list of fields: the function that gives it has the example
+        return  # the example belongs to the function that returns the tuple
     assert re.search(r"^Examples\n-+\n(.*\n)*?>>> ", inspect.cleandoc(thing.__doc__ or ""), re.M)
 
 
-def test_every_floor_of_the_import_contract_is_described_in_the_picture(monkeypatch):
+def test_the_architecture_drawing_describes_every_floor_of_the_import_contract(monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.syspath_prepend(DOCS)
     drawings = importlib.import_module("drawings")
@@ -64,21 +64,21 @@ def test_every_page_is_in_the_table_of_contents():
     for page in DOCS.rglob("*.md"):
         for entries in re.findall(r"```\{toctree\}\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
             for entry in entries.splitlines():
-                name = re.sub(r".*<(.*)>", r"\1", entry)  # of "Title <name>"
+                name = re.sub(r".*<(.*)>", r"\1", entry)  # an entry is `name` or `Title <name>`
                 listed |= set((DOCS if name.startswith("/") else page.parent).glob(f"{name.lstrip('/')}.md"))
     pages = {page for page in DOCS.rglob("*.md") if not {"_build", "generated"} & set(page.relative_to(DOCS).parts)}
     assert pages == {page for page in listed if "_build" not in page.parts}
 
 
 def blocks(page):
-    """Return the language and the text of the ordinary code blocks of a page, which no build runs."""
+    """Return the language and text of the plain code blocks of a page, which the build does not run."""
     fenced = re.findall(r"^```([^\n]*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)
     return [(language, code) for language, code in fenced if not language.startswith("{")]
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("howto/*.md")), ids=lambda page: page.stem)
-def test_code_of_the_how_to_pages_is_run(page):
-    """By the build, which needs the first lines, or by a test that reads the page; installing alone is left out."""
+def test_all_code_of_the_how_to_pages_is_run(page):
+    """The build runs code cells if the page has the mystnb header; a test must run all other code but installations."""
     if "{code-cell}" in page.read_text(encoding="utf-8"):
         assert page.read_text(encoding="utf-8").startswith("---\nfile_format: mystnb\n")
     shown = [code for language, code in blocks(page) if language != "text" and not INSTALLS.fullmatch(code)]
@@ -87,7 +87,7 @@ def test_code_of_the_how_to_pages_is_run(page):
 
 
 def run_page(name, tmp_path, monkeypatch, names, wanted):
-    """Run the wanted blocks of a page in their order, Python with these names at hand, but train on less."""
+    """Run the blocks of a page that `wanted` selects, in order, with `names` as globals and on less training data."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     for language, code in blocks(DOCS / "howto" / name):
@@ -99,10 +99,10 @@ def run_page(name, tmp_path, monkeypatch, names, wanted):
 
 
 class Negate(Relu):
-    """A layer of a user's own, for the page on export."""
+    """The custom layer of the page on export."""
 
 
-def test_export_to_onnx_runs_as_its_page_says(tmp_path, monkeypatch, capsys):
+def test_code_of_the_onnx_export_page_runs(tmp_path, monkeypatch, capsys):
     pytest.importorskip("onnxruntime")
     monkeypatch.setattr(xpconv.io.onnx, "CONVERTERS", dict(xpconv.io.onnx.CONVERTERS))
     names = {"net": xpconv.TwoLayerNet(input_dim=4, rng=0), "Negate": Negate}
@@ -114,7 +114,7 @@ def test_export_to_onnx_runs_as_its_page_says(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.torch
-def test_exchange_with_pytorch_runs_as_its_page_says(tmp_path, monkeypatch):
+def test_code_of_the_pytorch_exchange_page_runs(tmp_path, monkeypatch):
     pytest.importorskip("torch")
     net = xpconv.ThreeLayerConvNet(rng=1)
     state_dict = xpconv.io.torch.to_torch_state_dict(net, names=["features.0", "hidden", "out"])
@@ -123,10 +123,10 @@ def test_exchange_with_pytorch_runs_as_its_page_says(tmp_path, monkeypatch):
     assert np.array_equal(names["net"].params["W3"], net.params["W3"])
 
 
-def test_check_of_a_layer_in_python_runs_as_its_page_says(tmp_path, monkeypatch):
+def test_python_code_of_the_layer_check_page_runs(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     names = {"x": rng.standard_normal((4, 6)), "w": rng.standard_normal((6, 3)), "b": rng.standard_normal(3)}
-    with pytest.raises(AssertionError):  # the layer of the page is wrong on purpose
+    with pytest.raises(AssertionError):  # the page's layer is wrong on purpose
         run_page("check_a_layer.md", tmp_path, monkeypatch, names, lambda code: "xpconv check" not in code)
     assert "gradient of w" in str(names["report"])
     assert names["conv_inputs"]()["x"].shape == (4, 3, 8, 7)
