@@ -8,7 +8,7 @@ from xpconv import cs231n, load_model, save_model
 from xpconv.cs231n import layers, optim
 from xpconv.cs231n.classifiers import FullyConnectedNet, ThreeLayerConvNet, TwoLayerNet
 from xpconv.cs231n.gradient_check import eval_numerical_gradient
-from xpconv.errors import ArgumentError
+from xpconv.errors import ArgumentError, CheckpointError
 from xpconv.nn import BatchNorm, Conv, Dropout, LayerNorm
 
 
@@ -249,6 +249,33 @@ def test_nets_of_the_course_survive_a_file(make, tmp_path):
     save_model(net, path)
     X = np.random.randn(2, 3, 4, 4)
     np.testing.assert_array_equal(load_model(path).loss(X), net.loss(X))
+
+
+@pytest.mark.parametrize("name", ["best.npy", "best", "best.safetensors"])
+def test_a_net_is_saved_and_loaded_by_name(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    net, other = (FullyConnectedNet([5], 15, 3, normalization="batchnorm") for _ in range(2))
+    X, y = batch(C=3)
+    net.loss(X, y)
+    net.save(name)
+    assert other.load(name) is True
+    np.testing.assert_array_equal(other.loss(X), net.loss(X))
+    assert other.load("nothing.npy") is False
+    assert capsys.readouterr().out.splitlines() == [f"{name} saved.", f"{name} loaded.", "nothing.npy not available."]
+
+
+def test_pickled_parameters_are_refused_with_what_to_do(tmp_path):
+    np.save(tmp_path / "theirs.npy", {"W1": np.ones((15, 5))})
+    with pytest.raises(CheckpointError, match=r"theirs\.npy is a pickle.*allow_pickle=True\)\.item\(\) and call save"):
+        TwoLayerNet(15, 5).load(tmp_path / "theirs.npy")
+
+
+def test_a_net_of_other_sizes_is_not_loaded(tmp_path):
+    TwoLayerNet(15, 6).save(tmp_path / "net")
+    net = TwoLayerNet(15, 5)
+    with pytest.raises(CheckpointError, match=r"W1 has shape \(15, 6\); expected \(15, 5\)"):
+        net.load(tmp_path / "net")
+    assert net.params["W1"].shape == (15, 5)
 
 
 # ---- what notebooks assign to params

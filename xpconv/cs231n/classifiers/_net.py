@@ -1,9 +1,14 @@
 """The base class of the assignment's nets."""
 
+import os
 from typing import Any
 
 from xpconv.backend import Array
+from xpconv.errors import CheckpointError
+from xpconv.io import load_model, save_model
 from xpconv.nn import Sequential
+
+NUMPY_MAGIC = b"\x93NUMPY"
 
 
 class CourseNet(Sequential):
@@ -11,5 +16,61 @@ class CourseNet(Sequential):
 
     def loss(self, X: Array, y: Array | None = None) -> Any:
         """Return the scores of `X`, or with labels the loss and the gradients; see `xpconv.Sequential.loss`."""
-        self.params.update({name: self.backend.upload(name, w, self.dtype) for name, w in self.params.items()})
+        self._upload_params()
         return super().loss(X, y)
+
+    def _upload_params(self) -> None:
+        self.params.update({name: self.backend.upload(name, w, self.dtype) for name, w in self.params.items()})
+
+    def save(self, fname: str | os.PathLike[str]) -> None:
+        """Write the net to a file, in the format of `xpconv.save_model` whatever the name's suffix."""
+        self._upload_params()
+        save_model(self, fname)
+        print(f"{os.fspath(fname)} saved.")
+
+    def load(self, fname: str | os.PathLike[str]) -> bool:
+        """Take the parameters and running averages from a file of `save` or `xpconv.save_model`.
+
+        Returns
+        -------
+        bool
+            Whether there is such a file.
+
+        Raises
+        ------
+        CheckpointError
+            If the file is damaged, belongs to a net of other sizes, or is a pickle, which could run any code.
+        """
+        name = os.fspath(fname)
+        if not os.path.exists(fname):
+            print(f"{name} not available.")
+            return False
+        if _starts_with_numpy_magic(fname):
+            raise CheckpointError(
+                f"{name} is a pickle of Python objects, which can run any code when it is read: if you trust it, set "
+                f"params to np.load({name!r}, allow_pickle=True).item() and call save"
+            )
+        net = load_model(fname, self.backend)
+        for own, loaded in ((self.params, net.params), (self.state, net.state)):
+            _check_same_shapes(name, own, loaded)
+        self.params, self.state = net.params, net.state
+        print(f"{name} loaded.")
+        return True
+
+
+def _starts_with_numpy_magic(fname: str | os.PathLike[str]) -> bool:
+    try:
+        with open(fname, "rb") as file:
+            return file.read(len(NUMPY_MAGIC)) == NUMPY_MAGIC
+    except OSError:  # load_model says why it cannot be read
+        return False
+
+
+def _check_same_shapes(name: str, own: dict[str, Array], loaded: dict[str, Array]) -> None:
+    if own.keys() != loaded.keys():
+        raise CheckpointError(f"{name} has the arrays {', '.join(sorted(loaded))}; expected {', '.join(sorted(own))}")
+    for key, w in own.items():
+        if tuple(loaded[key].shape) != tuple(w.shape):
+            raise CheckpointError(
+                f"{name}: {key} has shape {tuple(loaded[key].shape)}; expected {tuple(w.shape)}, that of this net"
+            )
