@@ -12,7 +12,8 @@ from xpconv import layers as F
 from xpconv.cs231n import data_utils, fast_layers, im2col, layer_utils, layers, optim, vis_utils
 from xpconv.cs231n.classifiers.fc_net import FullyConnectedNet
 from xpconv.cs231n.gradient_check import eval_numerical_gradient_array, grad_check_sparse
-from xpconv.errors import ArgumentError, ArgumentTypeError
+from xpconv.data import cifar10
+from xpconv.errors import ArgumentError, ArgumentTypeError, DatasetError
 from xpconv.testing import rel_error
 
 rng = np.random.default_rng(0)
@@ -467,6 +468,19 @@ def test_splits_have_the_mean_training_image_subtracted(small_cifar):
     np.testing.assert_array_equal(data["X_val"], X[200:250] - mean)
     np.testing.assert_array_equal(data["X_test"], X[300:340] - mean)
     np.testing.assert_array_equal(data["y_val"], y[200:250])
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_the_courses_own_folder_is_searched_before_anything_is_downloaded(tmp_path, monkeypatch, given):
+    folder = tmp_path / ("mine" if given else "cs231n/datasets/cifar-10-batches-py")
+    folder.mkdir(parents=True)
+    (folder / "data_batch_1").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("XPCONV_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(cifar10, "_download", lambda cache: pytest.fail("it downloads"))
+    with pytest.raises(DatasetError, match=r"^(mine|cs231n/.*)/data_batch_1 is not a complete"):
+        data_utils.get_CIFAR10_data(**{"cifar10_dir": "mine"} if given else {})
 
 
 def test_subtracting_the_mean_is_optional(small_cifar):

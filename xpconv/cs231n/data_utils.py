@@ -1,14 +1,18 @@
 """The assignment's CIFAR-10, as floats."""
 
 import os
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 
 from xpconv.backend import Array
 from xpconv.data.cifar10 import find_cifar10, load_batch, read_cifar10
-from xpconv.errors import ArgumentError
+from xpconv.errors import ArgumentError, DatasetError
 
 __all__ = ["get_CIFAR10_data", "load_CIFAR10", "load_CIFAR_batch"]
+
+COURSE_FOLDER = Path("cs231n", "datasets")
 
 
 def load_CIFAR_batch(filename: str | os.PathLike[str]) -> tuple[Array, Array]:
@@ -68,11 +72,17 @@ def load_CIFAR10(ROOT: str | os.PathLike[str]) -> tuple[Array, Array, Array, Arr
 
 
 def get_CIFAR10_data(
-    num_training: int = 49000, num_validation: int = 1000, num_test: int = 1000, subtract_mean: bool = True
+    num_training: int = 49000,
+    num_validation: int = 1000,
+    num_test: int = 1000,
+    subtract_mean: bool = True,
+    *,
+    cifar10_dir: str | os.PathLike[str] | None = None,
 ) -> dict[str, Array]:
     """Return CIFAR-10 in the assignment's splits, with the mean training image subtracted.
 
-    The files are taken from ``XPCONV_DATA``, else from the user's cache, else downloaded.
+    The files are taken from `cifar10_dir`, else from ``XPCONV_DATA``, else from the course's folder
+    ``cs231n/datasets/cifar-10-batches-py`` in the working directory, else from the user's cache, else downloaded.
 
     Parameters
     ----------
@@ -81,6 +91,8 @@ def get_CIFAR10_data(
     num_test : int
         Test images are the first of the published test set.
     subtract_mean : bool
+    cifar10_dir : str or path, optional
+        The folder of the batches, as for `load_CIFAR10`.
 
     Returns
     -------
@@ -111,7 +123,7 @@ def get_CIFAR10_data(
         )
     if num_test > 10_000:
         raise ArgumentError(f"num_test is {num_test}; expected at most 10000, the images of the published test set")
-    X, y, X_test, y_test = read_cifar10(find_cifar10())
+    X, y, X_test, y_test = read_cifar10(_find(cifar10_dir))
     splits = {
         "train": (X[:num_training], y[:num_training]),
         "val": (X[num_training:used], y[num_training:used]),
@@ -122,6 +134,14 @@ def get_CIFAR10_data(
     for split, (images, labels) in splits.items():
         data[f"X_{split}"], data[f"y_{split}"] = images - mean, labels
     return data
+
+
+def _find(cifar10_dir: str | os.PathLike[str] | None) -> Path:
+    """Return the folder of the batches: the one given, that of XPCONV_DATA, or the course's."""
+    if cifar10_dir is None and not os.environ.get("XPCONV_DATA"):
+        with suppress(DatasetError):
+            return find_cifar10(COURSE_FOLDER)
+    return find_cifar10(cifar10_dir)
 
 
 def _channels_last(X: np.ndarray) -> np.ndarray:
