@@ -313,7 +313,7 @@ def test_dropout_masks_are_the_draws_of_the_course(seed):
     assert after == np.random.rand()
     np.testing.assert_allclose(out, x * mask / 0.3, rtol=1e-14)
     assert cache[0] is dropout_param
-    np.testing.assert_array_equal(cache[1], mask)
+    np.testing.assert_allclose(cache[1], mask / 0.3)
     np.testing.assert_allclose(layers.dropout_backward(np.ones_like(x), cache), mask / 0.3, rtol=1e-14)
 
 
@@ -646,3 +646,46 @@ def test_an_edition_is_a_year(monkeypatch):
     monkeypatch.setattr(cs231n, "edition", "2017")
     with pytest.raises(ArgumentTypeError, match=r"xpconv\.cs231n\.edition is '2017'; expected a year"):
         layers.dropout_forward(ones(2), {"mode": "train", "p": 0.5})
+
+
+# ---- caches are the course's, so that forward and backward may be replaced one at a time
+
+
+def test_caches_are_the_tuples_of_the_starter_code():
+    x, w, b = values(2, 3, 4, 4), values(2, 3, 3, 3), values(2)
+    conv, pool = {"stride": 1, "pad": 1}, {"pool_height": 2, "pool_width": 2, "stride": 2}
+    flat = values(2, 12), values(12, 5), values(5)
+    for given, (_, cache) in [
+        ((*flat,), layers.affine_forward(*flat)),
+        ((x, w, b, conv), layers.conv_forward_naive(x, w, b, conv)),
+        ((x, pool), layers.max_pool_forward_naive(x, pool)),
+    ]:
+        assert all(kept is a for kept, a in zip(cache, given, strict=True))
+    assert layers.relu_forward(x)[1] is x
+
+
+def test_our_backward_takes_the_cache_of_a_students_forward():
+    x, w, b = values(2, 3, 4, 4), values(2, 3, 3, 3), values(2)
+    conv, pool = {"stride": 1, "pad": 1}, {"pool_height": 2, "pool_width": 2, "stride": 2}
+    for backward, cache, (out, own) in [
+        (layers.conv_backward_naive, (x, w, b, conv), layers.conv_forward_naive(x, w, b, conv)),
+        (layers.max_pool_backward_naive, (x, pool), layers.max_pool_forward_naive(x, pool)),
+        (layers.relu_backward, x, layers.relu_forward(x)),
+        (
+            layers.affine_backward,
+            (x, np.ones((48, 5)), np.zeros(5)),
+            layers.affine_forward(x, np.ones((48, 5)), np.zeros(5)),
+        ),
+    ]:
+        dout = values(*out.shape)
+        for theirs, ours in zip(backward(dout, cache), backward(dout, own), strict=True):
+            np.testing.assert_array_equal(theirs, ours)
+
+
+def test_dropout_and_a_students_dropout_take_each_others_caches():
+    x, param = values(30, 20), {"mode": "train", "p": 0.3, "seed": 5}
+    np.random.seed(5)
+    mask = (np.random.rand(30, 20) < 0.3) / 0.3
+    out, (_, ours) = layers.dropout_forward(x, param)
+    np.testing.assert_allclose(x * ours, out)
+    np.testing.assert_allclose(layers.dropout_backward(x, (param, mask)), out)

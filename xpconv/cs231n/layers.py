@@ -7,11 +7,17 @@ integers. The other arrays are cast to that dtype, so gammas, betas and biases m
 The options: ``conv_param`` {stride, pad}, ``pool_param`` {pool_height, pool_width, stride}, ``bn_param`` {mode,
 eps=1e-5, momentum=0.9, running_mean, running_var}, ``ln_param`` and ``gn_param`` {eps=1e-5}, ``dropout_param``
 {mode, p, seed}.
+
+The caches are those of the assignment's starter code, so that a notebook can replace forward and backward one at a
+time: ``(x, w, b)``, ``x`` of relu, ``(dropout_param, mask)``, ``(x, w, b, conv_param)`` and ``(x, pool_param)``.
 """
+
+from typing import Any
 
 import numpy as np
 
 from xpconv import layers as F
+from xpconv._validation import check_pair
 from xpconv.backend import Array
 from xpconv.cs231n._adapt import cast_floats, cast_gradient, draw_mask, keep_probability, p_means_drop, read_options
 from xpconv.cs231n._norms import (
@@ -26,7 +32,7 @@ from xpconv.cs231n._norms import (
     spatial_groupnorm_backward,
     spatial_groupnorm_forward,
 )
-from xpconv.errors import ArgumentError
+from xpconv.errors import ArgumentError, ArgumentTypeError
 from xpconv.layers import reference
 from xpconv.layers._checks import check_shape, window_output
 
@@ -55,7 +61,10 @@ __all__ = [
 ]
 
 
-def affine_forward(x: Array, w: Array, b: Array) -> tuple[Array, F.AffineCache]:
+Cache = tuple[Any, ...]
+
+
+def affine_forward(x: Array, w: Array, b: Array) -> tuple[Array, Cache]:
     """Compute ``x @ w + b`` for x (N, ...), w (D, M), b (M,); see `xpconv.layers.affine_forward`.
 
     Examples
@@ -64,10 +73,10 @@ def affine_forward(x: Array, w: Array, b: Array) -> tuple[Array, F.AffineCache]:
     (2, 5)
     """
     x, w, b = cast_floats(x=x, w=w, b=b)
-    return F.affine_forward(x, w, b)
+    return F.affine_forward(x, w, b)[0], (x, w, b)
 
 
-def affine_backward(dout: Array, cache: F.AffineCache) -> tuple[Array, Array, Array | None]:
+def affine_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array | None]:
     """Return dx in the shape of x, dw and db, for dout (N, M).
 
     Examples
@@ -76,11 +85,13 @@ def affine_backward(dout: Array, cache: F.AffineCache) -> tuple[Array, Array, Ar
     >>> [gradient.shape for gradient in affine_backward(np.ones((2, 5)), cache)]
     [(2, 3, 4), (12, 5), (5,)]
     """
-    dx, dw, db = F.affine_backward(cast_gradient(dout, cache.x), cache)
+    x, w, b = _read_cache("(x, w, b)", cache)
+    x, w, b = cast_floats(x=x, w=w, b=b)
+    dx, dw, db = F.affine_backward(cast_gradient(dout, x), F.AffineCache(x, w, b is not None))
     return dx, dw, db
 
 
-def relu_forward(x: Array) -> tuple[Array, F.ReluCache]:
+def relu_forward(x: Array) -> tuple[Array, Array]:
     """Compute ``max(x, 0)``.
 
     Examples
@@ -89,10 +100,10 @@ def relu_forward(x: Array) -> tuple[Array, F.ReluCache]:
     array([0., 0., 2.])
     """
     (x,) = cast_floats(x=x)
-    return F.relu_forward(x)
+    return F.relu_forward(x)[0], x
 
 
-def relu_backward(dout: Array, cache: F.ReluCache) -> Array:
+def relu_backward(dout: Array, cache: Array) -> Array:
     """Return dx: dout where x was above 0, and 0 elsewhere.
 
     Examples
@@ -101,7 +112,8 @@ def relu_backward(dout: Array, cache: F.ReluCache) -> Array:
     >>> relu_backward(np.ones(3), cache)
     array([0., 0., 1.])
     """
-    return F.relu_backward(cast_gradient(dout), cache)
+    (x,) = cast_floats(x=cache)
+    return F.relu_backward(cast_gradient(dout), F.ReluCache(x > 0))
 
 
 def dropout_forward(x: Array, dropout_param: Options) -> tuple[Array, tuple[Options, Array | None]]:
@@ -118,7 +130,8 @@ def dropout_forward(x: Array, dropout_param: Options) -> tuple[Array, tuple[Opti
     Returns
     -------
     out : array in the shape of `x`
-    cache : tuple of dropout_param and the boolean mask, which is None in testing
+    cache : tuple
+        dropout_param and the mask, which is 0 or 1 / p, or None in testing.
 
     Raises
     ------
@@ -135,9 +148,12 @@ def dropout_forward(x: Array, dropout_param: Options) -> tuple[Array, tuple[Opti
     if mode not in ("train", "test"):
         raise ArgumentError(f'Invalid forward dropout mode "{mode}"; expected train or test')
     (x,) = cast_floats(x=x)
-    keep_prob = keep_probability("p", p, means_drop=p_means_drop()) if mode == "train" else 1.0
-    mask = draw_mask(x.shape, keep_prob, dropout_param.get("seed")) if mode == "train" else None
-    return dropout_backward(x, (dropout_param, mask)), (dropout_param, mask)
+    if mode == "test":
+        return np.array(x), (dropout_param, None)
+    keep_prob = keep_probability("p", p, means_drop=p_means_drop())
+    mask = draw_mask(x.shape, keep_prob, dropout_param.get("seed"))
+    out = F.dropout_backward(x, F.DropoutCache(mask, keep_prob, x.shape))
+    return out, (dropout_param, mask.astype(x.dtype) / keep_prob)
 
 
 def dropout_backward(dout: Array, cache: tuple[Options, Array | None]) -> Array:
@@ -149,15 +165,15 @@ def dropout_backward(dout: Array, cache: tuple[Options, Array | None]) -> Array:
     >>> dropout_backward(np.ones(4), cache)
     array([2., 0., 2., 2.])
     """
-    dropout_param, mask = cache
+    dropout_param, mask = _read_cache("(dropout_param, mask)", cache)
     dout = cast_gradient(dout)
     if mask is None:
         return F.dropout_backward(dout, F.DropoutCache(None, 1.0, dout.shape))
     keep_prob = keep_probability("p", dropout_param["p"], means_drop=p_means_drop())
-    return F.dropout_backward(dout, F.DropoutCache(mask, keep_prob, mask.shape))
+    return F.dropout_backward(dout, F.DropoutCache(np.asarray(mask) != 0, keep_prob, mask.shape))
 
 
-def conv_forward_naive(x: Array, w: Array, b: Array, conv_param: Options) -> tuple[Array, reference.Cache]:
+def conv_forward_naive(x: Array, w: Array, b: Array, conv_param: Options) -> tuple[Array, Cache]:
     """Convolve zero-padded x (N, C, H, W) with w (F, C, HH, WW), b (F,) by loops; out (N, F, H', W').
 
     Parameters
@@ -177,10 +193,11 @@ def conv_forward_naive(x: Array, w: Array, b: Array, conv_param: Options) -> tup
     check_shape("x", images, ("N", "C", "H", "W"))
     check_shape("w", filters, ("F", images.shape[1], "HH", "WW"))
     window_output(images.shape, filters.shape[2:], stride, pad)
-    return reference.conv_forward(images, filters, bias, stride=stride, padding=pad)
+    out, _ = reference.conv_forward(images, filters, bias, stride=stride, padding=pad)
+    return out, (images, filters, bias, conv_param)
 
 
-def conv_backward_naive(dout: Array, cache: reference.Cache) -> tuple[Array, Array, Array | None]:
+def conv_backward_naive(dout: Array, cache: Cache) -> tuple[Array, Array, Array | None]:
     """Return dx, dw, db of `conv_forward_naive`.
 
     Examples
@@ -190,10 +207,14 @@ def conv_backward_naive(dout: Array, cache: reference.Cache) -> tuple[Array, Arr
     >>> [gradient.shape for gradient in conv_backward_naive(np.ones_like(out), cache)]
     [(1, 3, 4, 4), (2, 3, 3, 3), (2,)]
     """
-    return reference.conv_backward(cast_gradient(dout, cache[0]), cache)
+    x, w, b, conv_param = _read_cache("(x, w, b, conv_param)", cache)
+    stride, pad = read_options("conv_param", conv_param, "stride", "pad")
+    x, w, b = cast_floats(x=x, w=w, b=b)
+    layer_cache = x, w, b, check_pair("stride", stride, 1), check_pair("pad", pad, 0)
+    return reference.conv_backward(cast_gradient(dout, x), layer_cache)
 
 
-def max_pool_forward_naive(x: Array, pool_param: Options) -> tuple[Array, reference.Cache]:
+def max_pool_forward_naive(x: Array, pool_param: Options) -> tuple[Array, Cache]:
     """Take the maximum of each window by loops: x (N, C, H, W), out (N, C, H', W').
 
     Parameters
@@ -213,10 +234,11 @@ def max_pool_forward_naive(x: Array, pool_param: Options) -> tuple[Array, refere
     (images,) = cast_floats(x=x)
     check_shape("x", images, ("N", "C", "H", "W"))
     window_output(images.shape, (height, width), stride, 0)
-    return reference.max_pool_forward(images, kernel_size=(height, width), stride=stride)
+    out, _ = reference.max_pool_forward(images, kernel_size=(height, width), stride=stride)
+    return out, (images, pool_param)
 
 
-def max_pool_backward_naive(dout: Array, cache: reference.Cache) -> Array:
+def max_pool_backward_naive(dout: Array, cache: Cache) -> Array:
     """Return dx of `max_pool_forward_naive`; the first of tied maxima gets the gradient.
 
     Examples
@@ -227,7 +249,11 @@ def max_pool_backward_naive(dout: Array, cache: reference.Cache) -> Array:
     array([[0., 0.],
            [1., 0.]])
     """
-    return reference.max_pool_backward(cast_gradient(dout, cache[0]), cache)
+    x, pool_param = _read_cache("(x, pool_param)", cache)
+    height, width, stride = read_options("pool_param", pool_param, "pool_height", "pool_width", "stride")
+    (x,) = cast_floats(x=x)
+    layer_cache = x, (height, width), check_pair("stride", stride, 1), (0, 0)
+    return reference.max_pool_backward(cast_gradient(dout, x), layer_cache)
 
 
 def svm_loss(x: Array, y: Array) -> tuple[float, Array]:
@@ -254,3 +280,9 @@ def softmax_loss(x: Array, y: Array) -> tuple[float, Array]:
     (x,) = cast_floats(x=x)
     loss, dx = F.softmax_loss(x, np.asarray(y))
     return float(loss), dx
+
+
+def _read_cache(form: str, cache: Cache) -> Cache:
+    if not isinstance(cache, tuple) or len(cache) != form.count(",") + 1:
+        raise ArgumentTypeError(f"cache is {type(cache).__name__}; expected the tuple {form} of the forward function")
+    return cache
