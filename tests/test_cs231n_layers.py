@@ -7,11 +7,16 @@ import numpy as np
 import pytest
 
 from tests.helpers import find_backend
-from xpconv import cs231n
+from xpconv import cs231n, save_model
 from xpconv import layers as F
-from xpconv.cs231n import data_utils, fast_layers, im2col, layer_utils, layers, optim, vis_utils
+from xpconv.cs231n import data_utils, fast_layers, im2col, im2col_cython, layer_utils, layers, optim, vis_utils
 from xpconv.cs231n.classifiers.fc_net import FullyConnectedNet
-from xpconv.cs231n.gradient_check import eval_numerical_gradient_array, grad_check_sparse
+from xpconv.cs231n.gradient_check import (
+    eval_numerical_gradient_array,
+    eval_numerical_gradient_blobs,
+    eval_numerical_gradient_net,
+    grad_check_sparse,
+)
 from xpconv.data import cifar10
 from xpconv.errors import ArgumentError, ArgumentTypeError, DatasetError
 from xpconv.testing import rel_error
@@ -38,16 +43,18 @@ SPELLINGS = {
         for layer, kinds in {"conv": ("fast", "im2col", "strides"), "max_pool": ("fast", "reshape", "im2col")}.items()
         for kind in kinds
     ),
+    "im2col_cython": "im2col_cython col2im_cython col2im_6d_cython",
     "im2col": "get_im2col_indices im2col_indices col2im_indices",
     "layer_utils": " ".join(
         f"{name}_{way}"
         for way in ("forward", "backward")
-        for name in ("affine_relu", "affine_bn_relu", "conv_relu", "conv_bn_relu", "conv_relu_pool")
+        for name in ("affine_relu", "affine_bn_relu", "affine_ln_relu", "conv_relu", "conv_bn_relu", "conv_relu_pool")
     ),
     "optim": "sgd sgd_momentum rmsprop adam",
     "solver": "Solver",
-    "gradient_check": "eval_numerical_gradient eval_numerical_gradient_array grad_check_sparse",
-    "data_utils": "load_CIFAR_batch load_CIFAR10 get_CIFAR10_data",
+    "gradient_check": "eval_numerical_gradient eval_numerical_gradient_array eval_numerical_gradient_blobs "
+    "eval_numerical_gradient_net grad_check_sparse",
+    "data_utils": "load_CIFAR_batch load_CIFAR10 get_CIFAR10_data load_models",
     "vis_utils": "visualize_grid vis_grid",
     "classifiers.fc_net": "TwoLayerNet FullyConnectedNet",
     "classifiers.cnn": "ThreeLayerConvNet",
@@ -151,6 +158,12 @@ def every_layer(dtype):
         (flat, v(4, 3), v(3), v(3), v(3)),
         lambda *a: U.affine_bn_relu_forward(*a, dict(train)),
         U.affine_bn_relu_backward,
+    )
+    yield (
+        "affine_ln_relu",
+        (flat, v(4, 3), v(3), v(3), v(3)),
+        lambda *a: U.affine_ln_relu_forward(*a, {}),
+        U.affine_ln_relu_backward,
     )
     yield ("conv_relu", (image, filters, v(3)), lambda *a: U.conv_relu_forward(*a, conv), U.conv_relu_backward)
     yield (
@@ -366,6 +379,16 @@ def test_col2im_adds_to_the_pixels_that_im2col_took():
     assert np.sum(back * x) == pytest.approx(np.sum(other * cols))
 
 
+def test_the_cython_module_has_the_courses_kernels():
+    x = values(2, 3, 5, 6)
+    cols = im2col_cython.im2col_cython(x, 3, 2, 1, 2)
+    np.testing.assert_array_equal(cols, im2col.im2col_indices(x, 3, 2, padding=1, stride=2))
+    expected = im2col.col2im_indices(cols, x.shape, 3, 2, padding=1, stride=2)
+    np.testing.assert_array_equal(im2col_cython.col2im_cython(cols, 2, 3, 5, 6, 3, 2, 1, 2), expected)
+    by_image = cols.reshape(3, 3, 2, 3, 4, 2).transpose(0, 1, 2, 5, 3, 4)
+    np.testing.assert_array_equal(im2col_cython.col2im_6d_cython(by_image, 2, 3, 5, 6, 3, 2, 1, 2), expected)
+
+
 def test_a_window_that_fits_nowhere_is_refused():
     with pytest.raises(ArgumentError, match=r"the window's height is 9 but the padded image's is 5 \+ 2\*1"):
         im2col.im2col_indices(values(1, 1, 5, 5), 9, 3)
@@ -440,7 +463,42 @@ def test_grids_share_one_scale_or_not():
         vis_utils.vis_grid(images[0])
 
 
+class Blob:
+    def __init__(self, *shape):
+        self.vals, self.diffs = values(*shape), values(*shape)
+
+
+def test_gradients_of_blobs():
+    x, w, out = Blob(3, 4), Blob(4, 2), Blob(3, 2)
+
+    def forward(x, w, out):
+        out.vals[...] = x.vals @ w.vals
+
+    class Net:
+        def forward(self):
+            forward(x, w, out)
+
+    before = x.vals.copy()
+    for dx, dw in (
+        eval_numerical_gradient_blobs(forward, (x, w), out),
+        eval_numerical_gradient_net(Net(), (x, w), out, h=1e-6),
+    ):
+        np.testing.assert_allclose(dx, out.diffs @ w.vals.T, rtol=1e-6)
+        np.testing.assert_allclose(dw, x.vals.T @ out.diffs, rtol=1e-6)
+    np.testing.assert_array_equal(x.vals, before)
+
+
 # ---- data
+
+
+def test_models_of_a_folder_are_read_and_other_files_are_named(tmp_path):
+    net = FullyConnectedNet([5], 15, 3)
+    save_model(net, tmp_path / "one.safetensors")
+    (tmp_path / "theirs.pickle").write_bytes(b"\x80\x04N.")
+    with pytest.warns(RuntimeWarning, match=r"theirs\.pickle is passed over"):
+        models = data_utils.load_models(tmp_path)
+    assert list(models) == ["one.safetensors"]
+    np.testing.assert_array_equal(models["one.safetensors"].params["W1"], net.params["W1"])
 
 
 @pytest.fixture

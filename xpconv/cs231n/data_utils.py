@@ -1,16 +1,19 @@
 """The assignment's CIFAR-10, as floats."""
 
 import os
+import warnings
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from xpconv.backend import Array
 from xpconv.data.cifar10 import find_cifar10, load_batch, read_cifar10
-from xpconv.errors import ArgumentError, DatasetError
+from xpconv.errors import ArgumentError, CheckpointError, DatasetError
+from xpconv.io import load_model
 
-__all__ = ["get_CIFAR10_data", "load_CIFAR10", "load_CIFAR_batch"]
+__all__ = ["get_CIFAR10_data", "load_CIFAR10", "load_CIFAR_batch", "load_models"]
 
 COURSE_FOLDER = Path("cs231n", "datasets")
 
@@ -134,6 +137,38 @@ def get_CIFAR10_data(
     for split, (images, labels) in splits.items():
         data[f"X_{split}"], data[f"y_{split}"] = images - mean, labels
     return data
+
+
+def load_models(models_dir: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read all models of a folder that `xpconv.save_model` wrote.
+
+    Other files are passed over with a warning: the course's are pickles, which can run any code when they are read.
+
+    Parameters
+    ----------
+    models_dir : str or path
+
+    Returns
+    -------
+    dict of str to Sequential
+        The models by their files' names.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from xpconv import TwoLayerNet, save_model
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_model(TwoLayerNet(input_dim=4), f"{folder}/one.safetensors")
+    ...     list(load_models(folder))
+    ['one.safetensors']
+    """
+    models: dict[str, Any] = {}
+    for path in sorted(Path(models_dir).iterdir()):
+        try:
+            models[path.name] = load_model(path)
+        except CheckpointError as error:
+            warnings.warn(f"{path} is passed over: {error}", RuntimeWarning, stacklevel=2)
+    return models
 
 
 def _find(cifar10_dir: str | os.PathLike[str] | None) -> Path:

@@ -2,11 +2,66 @@
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 from xpconv.backend import Array, to_host
 from xpconv.testing import eval_numerical_gradient, eval_numerical_gradient_array
 
-__all__ = ["eval_numerical_gradient", "eval_numerical_gradient_array", "grad_check_sparse"]
+__all__ = [
+    "eval_numerical_gradient",
+    "eval_numerical_gradient_array",
+    "eval_numerical_gradient_blobs",
+    "eval_numerical_gradient_net",
+    "grad_check_sparse",
+]
+
+
+def eval_numerical_gradient_blobs(
+    f: Callable[..., object], inputs: tuple[Any, ...], output: Any, h: float = 1e-5
+) -> list[Array]:
+    """Return the numerical gradient of each input blob, given the gradient of the output in its ``diffs``.
+
+    Parameters
+    ----------
+    f : callable
+        ``f(*inputs, output)`` computes the output and writes it into ``output.vals``.
+    inputs : tuple of blobs
+        Objects with arrays ``vals`` and ``diffs`` of one shape; ``vals`` is changed while f runs, and restored.
+    output : blob
+    h : float
+        The step of the central difference.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from types import SimpleNamespace
+    >>> x, out = (SimpleNamespace(vals=np.ones(2), diffs=np.ones(2)) for _ in range(2))
+    >>> def square(x, out):
+    ...     out.vals = x.vals**2
+    >>> eval_numerical_gradient_blobs(square, (x,), out)[0].round(6)
+    array([2., 2.])
+    """
+
+    def values(_: Array) -> Array:
+        f(*inputs, output)
+        return output.vals
+
+    return [eval_numerical_gradient_array(values, blob.vals, output.diffs, h=h) for blob in inputs]
+
+
+def eval_numerical_gradient_net(net: Any, inputs: tuple[Any, ...], output: Any, h: float = 1e-5) -> list[Array]:
+    """Return the numerical gradient of each input blob of a net, whose ``forward()`` writes into ``output.vals``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from types import SimpleNamespace
+    >>> x, out = (SimpleNamespace(vals=np.ones(2), diffs=np.ones(2)) for _ in range(2))
+    >>> net = SimpleNamespace(forward=lambda: np.multiply(x.vals, 3, out=out.vals))
+    >>> eval_numerical_gradient_net(net, (x,), out)[0].round(6)
+    array([3., 3.])
+    """
+    return eval_numerical_gradient_blobs(lambda *_: net.forward(), inputs, output, h)
 
 
 def grad_check_sparse(

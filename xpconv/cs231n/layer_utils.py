@@ -12,6 +12,8 @@ from xpconv.cs231n.layers import *  # noqa: F403
 __all__ = [
     "affine_bn_relu_backward",
     "affine_bn_relu_forward",
+    "affine_ln_relu_backward",
+    "affine_ln_relu_forward",
     "affine_relu_backward",
     "affine_relu_forward",
     "conv_bn_relu_backward",
@@ -89,6 +91,41 @@ def affine_bn_relu_backward(dout: Array, cache: Cache) -> Gradients5:
     """
     affine_cache, bn_cache, relu_cache = cache
     dout, dgamma, dbeta = layers.batchnorm_backward_alt(layers.relu_backward(dout, relu_cache), bn_cache)
+    return *layers.affine_backward(dout, affine_cache), dgamma, dbeta
+
+
+def affine_ln_relu_forward(
+    x: Array, w: Array, b: Array, gamma: Array, beta: Array, ln_param: Options
+) -> tuple[Array, Cache]:
+    """Compute ``relu(layernorm(affine(x)))``; `ln_param` as for `layers.layernorm_forward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, w, b, gamma, beta = np.eye(3), np.ones((3, 4)), np.zeros(4), np.ones(4), np.zeros(4)
+    >>> out, cache = affine_ln_relu_forward(x, w, b, gamma, beta, {})
+    >>> out.shape
+    (3, 4)
+    """
+    out, affine_cache = layers.affine_forward(x, w, b)
+    out, ln_cache = layers.layernorm_forward(out, gamma, beta, ln_param)
+    out, relu_cache = layers.relu_forward(out)
+    return out, (affine_cache, ln_cache, relu_cache)
+
+
+def affine_ln_relu_backward(dout: Array, cache: Cache) -> Gradients5:
+    """Return dx, dw, db, dgamma, dbeta of `affine_ln_relu_forward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, w, b, gamma, beta = np.eye(3), np.ones((3, 4)), np.zeros(4), np.ones(4), np.zeros(4)
+    >>> out, cache = affine_ln_relu_forward(x, w, b, gamma, beta, {})
+    >>> [gradient.shape for gradient in affine_ln_relu_backward(out, cache)]
+    [(3, 3), (3, 4), (4,), (4,), (4,)]
+    """
+    affine_cache, ln_cache, relu_cache = cache
+    dout, dgamma, dbeta = layers.layernorm_backward(layers.relu_backward(dout, relu_cache), ln_cache)
     return *layers.affine_backward(dout, affine_cache), dgamma, dbeta
 
 
