@@ -748,3 +748,19 @@ def test_starting_loads_nothing_that_only_training_needs():
     code = "import sys, xpconv.cli._app; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"matplotlib", "sklearn", "PIL", "pooch", "torch", "cupy"} & set(run.stdout.split())
+
+
+# ---- names and orders that users try
+
+
+def test_the_fields_other_names_of_options_are_taken(tmp_path):
+    succeed(*SHORT, "--lr", "0.01", "--weight-decay", "0.5", "--epochs", 1, "--out", tmp_path / "run")
+    settings = config_of(tmp_path / "run")["settings"]
+    assert (settings["learning_rate"], settings["reg"]) == (0.01, 0.5)
+
+
+def test_help_tells_integers_from_numbers():
+    shown = succeed("train", "--help")
+    kinds = dict(re.findall(r"--([a-z-]+)(?:, --[a-z-]+)* (INTEGER|NUMBER)", shown))
+    assert (kinds["warmup"], kinds["batch-size"], kinds["print-every"]) == ("INTEGER",) * 3
+    assert (kinds["learning-rate"], kinds["reg"], kinds["lr-decay"]) == ("NUMBER",) * 3

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from xpconv.backend import LIBRARIES, get_backend
-from xpconv.cli._settings import CHOICES, DEFAULTS, MINIMUMS
+from xpconv.cli._settings import CHOICES, DEFAULTS, MINIMUMS, REALS
 from xpconv.data import DATASETS
 from xpconv.data.augment import AUGMENTATIONS, parse_augmentation
 from xpconv.errors import ArgumentError
@@ -38,16 +38,22 @@ def choice_option(setting: str, text: str) -> Any:
     return typer.Option(metavar="|".join(choices), callback=check, autocompletion=_completion(choices), help=text)
 
 
+ALIASES = {"learning_rate": ["--lr"], "reg": ["--weight-decay"]}
+"""Other names of options, which the field uses."""
+
+
 def setting_option(setting: str, text: str, default: str | bool = True) -> Any:
     """Return an option that takes a number from a setting's minimum on, and whose help has the setting's defaults."""
     if setting in DEFAULTS["digits"]:
         default = _defaults(setting)
-    return number_option(text, MINIMUMS[setting], default)
+    names = ["--" + setting.replace("_", "-"), *ALIASES.get(setting, [])]
+    return number_option(text, MINIMUMS[setting], default, *names, real=setting in REALS)
 
 
-def number_option(text: str, minimum: int, default: str | bool = True) -> Any:
+def number_option(text: str, minimum: int, default: str | bool = True, *names: str, real: bool = False) -> Any:
     """Return an option that takes a number from `minimum` on; a `default` that is a string is for the help only."""
-    return typer.Option(metavar="NUMBER", min=minimum, help=text, show_default=default)
+    metavar = "NUMBER" if real else "INTEGER"
+    return typer.Option(*names, metavar=metavar, min=minimum, help=text, show_default=default)
 
 
 def _defaults(setting: str) -> str:

@@ -11,7 +11,7 @@ from xpconv.data.sampling import SAMPLERS
 from xpconv.errors import ArgumentError, ArgumentTypeError
 from xpconv.training.optim import UPDATE_RULES
 
-__all__ = ["CHOICES", "DEFAULTS", "MINIMUMS", "Settings", "settings_for"]
+__all__ = ["CHOICES", "DEFAULTS", "MINIMUMS", "REALS", "Settings", "settings_for"]
 
 CHOICES = {
     "model": tuple(NETS),
@@ -39,7 +39,9 @@ MINIMUMS = {
 }
 """The least value of each setting that is a number."""
 
-REALS = ("learning_rate", "lr_decay", "reg")  # the other numbers are integers
+REALS = ("learning_rate", "lr_decay", "reg")
+"""The settings that are real numbers; the others in MINIMUMS are integers."""
+
 OPTIONAL = ("num_train", "image_size", "patience", "checkpoint_every")
 
 DEFAULTS: dict[str, dict[str, Any]] = {
