@@ -528,7 +528,7 @@ def test_wrong_usage_names_the_choices_and_exits_with_2(words, message):
         ),
         (["train", "--resume", "nothing"], {}, "resume is nothing, which holds no settings of a run in config.json"),
         (["eval", "nothing"], {}, "there is no file nothing"),
-        (["eval", "."], {}, ". is a folder; expected a file in it, such as model.safetensors"),
+        (["eval", "."], {}, "there is no file model.safetensors"),
         (["eval", "file"], {}, "file is damaged or not a safetensors file"),
         (["predict", "file", "file"], {}, "file is damaged or not a safetensors file"),
     ],
@@ -764,3 +764,19 @@ def test_help_tells_integers_from_numbers():
     kinds = dict(re.findall(r"--([a-z-]+)(?:, --[a-z-]+)* (INTEGER|NUMBER)", shown))
     assert (kinds["warmup"], kinds["batch-size"], kinds["print-every"]) == ("INTEGER",) * 3
     assert (kinds["learning-rate"], kinds["reg"], kinds["lr-decay"]) == ("NUMBER",) * 3
+
+
+def test_the_folder_of_a_run_stands_for_its_model(tmp_path, bare):
+    assert succeed("eval", bare.folder) == succeed("eval", bare.model)
+    image = write_digit(tmp_path / "0.png", 0)
+    assert succeed("predict", bare.folder, image) == succeed("predict", bare.model, image)
+    assert "there is no file" in call("eval", tmp_path).stderr
+
+
+def test_a_picture_in_place_of_the_model_is_named(tmp_path, bare):
+    image = write_digit(tmp_path / "0.png", 0)
+    for words in (["predict", image, bare.model], ["eval", image]):
+        result = call(*words)
+        assert result.exit_code == 1
+        assert f"{image} is a PNG picture; expected a model" in result.stderr
+        assert "safetensors file" not in result.stderr

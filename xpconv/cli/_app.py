@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from xpconv._version import __version__
 from xpconv.cli._compare import differences, read_run, summary
-from xpconv.cli._evaluate import accuracy, check_fits, data_of_run
+from xpconv.cli._evaluate import accuracy, check_fits, data_of_run, model_path, read_model
 from xpconv.cli._info import environment
 from xpconv.cli._options import BackendOption, ModelArgument, data_option, file_suffix, number_option
 from xpconv.cli._results import require_matplotlib
@@ -20,7 +20,6 @@ from xpconv.cli._train import train
 from xpconv.data import load_dataset
 from xpconv.data.images import read_image
 from xpconv.errors import XpconvError
-from xpconv.io import load_model
 from xpconv.training._signals import terminate_as_interrupt
 from xpconv.training.metrics import probabilities
 from xpconv.viz import save_comparison
@@ -93,8 +92,8 @@ def evaluate(
 
     Training never sees these images of the data set.
     """
-    net = load_model(model, backend)
-    dataset = load_dataset(data or data_of_run(model), net.input_shape)
+    net = read_model(model, backend)
+    dataset = load_dataset(data or data_of_run(model_path(model)), net.input_shape)
     check_fits(net, dataset)
     typer.echo(f"test accuracy: {accuracy(net, dataset.X_test, dataset.y_test):.4f}")
 
@@ -113,7 +112,7 @@ def predict(
 
     Prints one line per image: path, class and probability of the class, separated by tabs.
     """
-    net = load_model(model, backend)
+    net = read_model(model, backend)
     failed = False
     for path in images:
         try:
@@ -143,7 +142,7 @@ def export(
     from xpconv.io.onnx import require_onnx, to_onnx
 
     require_onnx()
-    to_onnx(load_model(model, "numpy"), out)
+    to_onnx(read_model(model, "numpy"), out)
     typer.echo(f"wrote {out}")
 
 

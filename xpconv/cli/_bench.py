@@ -13,8 +13,8 @@ import numpy as np
 from xpconv._validation import check_count
 from xpconv.backend import Backend, to_host
 from xpconv.backend._memory import peak_bytes
+from xpconv.cli._evaluate import read_model
 from xpconv.errors import CheckpointError, XpconvError
-from xpconv.io.model import load_model
 from xpconv.nn import Sequential
 from xpconv.training.optim import UPDATE_RULES
 
@@ -70,7 +70,7 @@ def load_net(path: Path, backend: str | Backend) -> Sequential:
         If the file is neither.
     """
     if path.suffix != ".json":
-        return load_model(path, backend)
+        return read_model(path, backend)
     try:
         return Sequential.from_config(json.loads(path.read_text(encoding="utf-8"))["model"], backend)
     except (OSError, ValueError, KeyError, TypeError) as error:

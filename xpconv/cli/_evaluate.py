@@ -1,22 +1,62 @@
-"""The evaluation of a saved model: its data set, whether it fits, and the accuracy."""
+"""The evaluation of a saved model: its file, its data set, whether it fits, and the accuracy."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 
-from xpconv.cli._run_folder import CONFIG
+from xpconv.backend import Backend
+from xpconv.cli._run_folder import CONFIG, MODEL
 from xpconv.data import Dataset
-from xpconv.errors import ArgumentError
+from xpconv.errors import ArgumentError, CheckpointError
+from xpconv.io import load_model
 from xpconv.nn import Sequential
 from xpconv.training import metrics
 
-__all__ = ["accuracy", "check_fits", "data_of_run"]
+__all__ = ["accuracy", "check_fits", "data_of_run", "model_path", "read_model"]
+
+PICTURES = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"BM": "BMP", b"RIFF": "WebP"}
+"""The formats of pictures by the bytes that a file begins with."""
 
 
 def accuracy(model: Sequential, X: np.ndarray, y: np.ndarray) -> float:
     """Return the fraction of samples whose highest score is their label's, 0 to 1."""
     return metrics.accuracy(model, X, y, model.backend, batch_size=500)
+
+
+def model_path(path: Path) -> Path:
+    """Return the path of a model that is given by its file or by the folder of its run."""
+    return path / MODEL if path.is_dir() else path
+
+
+def read_model(path: Path, backend: str | Backend) -> Sequential:
+    """Read a model that is given by its file or by the folder of its run.
+
+    Raises
+    ------
+    CheckpointError
+        As `xpconv.load_model`; a picture is named as such.
+    """
+    path = model_path(path)
+    try:
+        return load_model(path, backend)
+    except CheckpointError as error:
+        if kind := _kind_of_picture(path):
+            raise CheckpointError(
+                f"{path} is a {kind} picture; expected a model, which comes before any pictures: "
+                "xpconv predict model.safetensors picture.png"
+            ) from error
+        raise
+
+
+def _kind_of_picture(path: Path) -> str:
+    """Return the format of a picture, or "" for another file."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+    except OSError:
+        return ""
+    return next((kind for magic, kind in PICTURES.items() if start.startswith(magic)), "")
 
 
 def check_fits(model: Sequential, dataset: Dataset) -> None:

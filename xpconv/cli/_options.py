@@ -145,4 +145,6 @@ BackendOption = Annotated[
         help="Array library to compute with: numpy, cupy, cupy:1, torch, torch:cuda, array_api_strict, or auto.",
     ),
 ]
-ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="A model.safetensors that train wrote.")]
+ModelArgument = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="A model.safetensors that train wrote, or its folder.")
+]
