@@ -780,3 +780,11 @@ def test_a_picture_in_place_of_the_model_is_named(tmp_path, bare):
         assert result.exit_code == 1
         assert f"{image} is a PNG picture; expected a model" in result.stderr
         assert "safetensors file" not in result.stderr
+
+
+def test_names_that_the_terminal_cannot_show_are_escaped(tmp_path):
+    command = [sys.executable, "-m", "xpconv", *map(str, SHORT), "--epochs", "1", "--out", str(tmp_path / "猫")]
+    environment = plain_environment() | {"PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert rb"\u732b" in done.stdout
