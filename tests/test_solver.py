@@ -8,6 +8,7 @@ from xpconv import FullyConnectedNet, Solver, ThreeLayerConvNet, TwoLayerNet
 from xpconv.backend import Backend
 from xpconv.data import load_digits
 from xpconv.errors import ArgumentError, ArgumentTypeError, NonFiniteLossError
+from xpconv.training.metrics import probabilities
 from xpconv.training.optim import sgd
 
 
@@ -269,6 +270,52 @@ def test_check_accuracy_is_the_fraction_of_hits(data):
         accuracy = solver.check_accuracy(data["X_val"], data["y_val"], batch_size=size)
         assert accuracy == pytest.approx(np.mean(predicted == data["y_val"]))
     assert 0 <= solver.check_accuracy(data["X_val"], data["y_val"], num_samples=5) <= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"y": lambda y: y[:, None]},
+            r"X has 30 samples but y has shape \(30, 1\); expected one label",
+        ),
+        ({"y": lambda y: y[:-1]}, r"X has 30 samples but y has shape \(29,\); expected one label for each"),
+        ({"y": lambda y: y + 0.9}, r"y has dtype .*float64; expected integer labels"),
+        ({"y": lambda y: y + 1}, r"y has (labels from 1 to 3|\d+ labels that are no class); expected 0 to 2"),
+        ({"y": lambda y: y - 1}, r"y has (labels from -1 to 1|\d+ labels that are no class); expected 0 to 2"),
+        (
+            {"X": lambda X: X[:0], "y": lambda y: y[:0]},
+            r"X has shape \(0, 1, 4, 4\); expected \(N, ...\) with",
+        ),
+        ({"batch_size": lambda size: 0}, "batch_size is 0; expected an int, 1 or more"),
+        ({"num_samples": lambda size: 0}, "num_samples is 0; expected an int, 1 or more"),
+        ({"X": lambda X: X * np.nan}, "the scores of 30 of 30 samples are NaN; expected numbers"),
+    ],
+)
+def test_the_accuracy_of_what_has_none_is_refused(data, backend, change, message):
+    solver = Solver(make_net(backend), data, verbose=False, rng=0)
+    arguments = {"X": data["X_val"], "y": data["y_val"], "batch_size": 7, "num_samples": None}
+    arguments = {name: change.get(name, lambda value: value)(value) for name, value in arguments.items()}
+    with pytest.raises((ArgumentError, ArgumentTypeError, NonFiniteLossError), match=message):
+        solver.check_accuracy(**arguments)
+
+
+def test_accuracy_and_probabilities_take_lists(data):
+    solver = Solver(make_net(), data, verbose=False, rng=0)
+    X, y = data["X_val"], data["y_val"]
+    assert solver.check_accuracy(X.tolist(), y.tolist(), num_samples=100) == solver.check_accuracy(X, y)
+    np.testing.assert_array_equal(probabilities(solver.model, X.tolist()), probabilities(solver.model, X))
+
+
+def test_probabilities_of_nothing_or_of_nan_scores_are_refused(data):
+    net = make_net()
+    with pytest.raises(ArgumentError, match="with N at least 1"):
+        probabilities(net, data["X_val"][:0])
+    with pytest.raises(ArgumentError, match="batch_size is 0"):
+        probabilities(net, data["X_val"], batch_size=0)
+    net.params["b2"][...] = np.nan
+    with pytest.raises(NonFiniteLossError, match="the scores of 30 of 30 samples are NaN"):
+        probabilities(net, data["X_val"])
 
 
 def test_digits_as_uint8_are_learned_in_float32():

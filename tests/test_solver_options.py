@@ -293,7 +293,7 @@ def test_unknown_options_of_the_rule_are_refused_by_name(data, rule, known):
 
 
 def test_accuracy_needs_a_label_for_each_sample(data):
-    with pytest.raises(ArgumentError, match="X has 3 samples but y has 48 labels; expected one label for each"):
+    with pytest.raises(ArgumentError, match=r"X has 3 samples but y has shape \(48,\); expected one label for each"):
         make_solver(data).check_accuracy(data["X_train"][:3], data["y_train"])
 
 

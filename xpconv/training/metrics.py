@@ -1,18 +1,27 @@
 """Accuracy and probabilities of a model, computed in batches."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from xpconv._validation import check_count
 from xpconv.backend import Array, Backend, backend_of, to_host
-from xpconv.errors import ArgumentError
+from xpconv.errors import ArgumentError, NonFiniteLossError
+from xpconv.layers._checks import check_labels
 
 __all__ = ["accuracy", "checks_since_best", "probabilities", "take_rows"]
 
 
 def accuracy(
-    model: Any, X: Array, y: Array, backend: Backend, batch_size: int = 100, rows: np.ndarray | None = None
+    model: Any,
+    X: Array,
+    y: Array,
+    backend: Backend,
+    batch_size: int = 100,
+    rows: np.ndarray | None = None,
+    *,
+    allow_nan: bool = False,
 ) -> float:
     """Return the fraction of samples whose highest score is that of their label.
 
@@ -30,11 +39,22 @@ def accuracy(
         Samples per forward pass.
     rows : array (M,) of integers, optional
         Use these samples instead of all.
+    allow_nan : bool
+        Whether samples whose scores have NaN count as wrong; otherwise they are an error.
 
     Returns
     -------
     float
         0 to 1.
+
+    Raises
+    ------
+    ArgumentError
+        If `X` is empty, or `y` does not have one label for each sample, each the number of a class.
+    ArgumentTypeError
+        If the labels or `batch_size` are not integers.
+    NonFiniteLossError
+        If scores are NaN.
 
     Examples
     --------
@@ -44,17 +64,48 @@ def accuracy(
     >>> accuracy(net, X, np.full(6, int(np.argmax(net.loss(X)[0]))), net.backend)
     1.0
     """
-    if X.shape[0] != y.shape[0]:
-        raise ArgumentError(f"X has {X.shape[0]} samples but y has {y.shape[0]} labels; expected one label for each")
+    X, y, xp = _samples(X), y if hasattr(y, "shape") else np.asarray(y), backend.xp
+    if tuple(y.shape) != (X.shape[0],):
+        raise ArgumentError(
+            f"X has {X.shape[0]} samples but y has shape {tuple(y.shape)}; expected one label for each, (N,)"
+        )
     if rows is not None:
         X, y = take_rows(X, rows), take_rows(y, rows)
-    xp, N, correct = backend.xp, X.shape[0], None
-    for start in range(0, N, batch_size):
-        scores = model.loss(X[start : min(start + batch_size, N), ...])
-        labels = backend.asarray(y[start : min(start + batch_size, N)])
-        hits = xp.sum(xp.astype(xp.argmax(scores, axis=1) == xp.astype(labels, xp.int64), xp.int64))
-        correct = hits if correct is None else correct + hits
-    return float(int(to_host(correct)) / N)
+    N, counts = X.shape[0], xp.zeros(3, dtype=xp.int64, device=backend.device)
+    for batch in _batches(N, batch_size):
+        scores, labels = model.loss(X[batch, ...]), backend.asarray(y[batch])
+        C = scores.shape[1]
+        check_labels(labels, labels.shape[0], C, xp)
+        labels = xp.astype(labels, xp.int64)
+        nan = xp.any(xp.isnan(scores), axis=1)
+        hits = xp.logical_and(xp.argmax(scores, axis=1) == labels, xp.logical_not(nan))
+        unknown = xp.logical_or(labels < 0, labels >= C)
+        counts = counts + xp.stack([xp.sum(xp.astype(flags, xp.int64)) for flags in (hits, nan, unknown)])
+    hits, nan, unknown = map(int, to_host(counts))
+    if unknown:
+        raise ArgumentError(f"y has {unknown} labels that are no class; expected 0 to {C - 1}")
+    if nan and not allow_nan:
+        raise NonFiniteLossError(_nan_text(nan, N))
+    return hits / N
+
+
+def _samples(X: Array) -> Array:
+    X = X if hasattr(X, "shape") else np.asarray(X)
+    if not X.shape or X.shape[0] == 0:
+        raise ArgumentError(f"X has shape {tuple(X.shape)}; expected (N, ...) with N at least 1")
+    return X
+
+
+def _batches(N: int, batch_size: int) -> Iterator[slice]:
+    batch_size = check_count("batch_size", batch_size)
+    return (slice(start, min(start + batch_size, N)) for start in range(0, N, batch_size))
+
+
+def _nan_text(nan: int, N: int) -> str:
+    return (
+        f"the scores of {nan} of {N} samples are NaN; expected numbers: a parameter of the model, or X, has NaN or "
+        "values that are too large"
+    )
 
 
 def take_rows(a: Array, rows: np.ndarray) -> Array:
@@ -96,14 +147,23 @@ def probabilities(model: Any, X: Array, batch_size: int = 500) -> np.ndarray:
     numpy.ndarray (N, C)
         In float64; the sum of each row is 1.
 
+    Raises
+    ------
+    ArgumentError
+        If `X` is empty.
+    NonFiniteLossError
+        If scores are NaN.
+
     Examples
     --------
     >>> from xpconv.nn import TwoLayerNet
     >>> probabilities(TwoLayerNet(input_dim=4, num_classes=3, rng=0), np.zeros((1, 4))).round(3)
     array([[0.333, 0.333, 0.333]])
     """
-    N = X.shape[0]
-    scores = [to_host(model.loss(X[start : min(start + batch_size, N), ...])) for start in range(0, N, batch_size)]
+    X = _samples(X)
+    scores = [to_host(model.loss(X[batch, ...])) for batch in _batches(X.shape[0], batch_size)]
     joined = np.concatenate(scores).astype(np.float64)
+    if nan := int(np.isnan(joined).any(axis=1).sum()):
+        raise NonFiniteLossError(_nan_text(nan, len(joined)))
     probs = np.exp(joined - joined.max(axis=1, keepdims=True))
     return np.asarray(probs / probs.sum(axis=1, keepdims=True))

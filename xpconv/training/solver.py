@@ -710,10 +710,19 @@ class Solver:
         -------
         float
             0 to 1.
+
+        Raises
+        ------
+        ArgumentError, ArgumentTypeError
+            If the labels are not one class for each sample, or an option is out of range.
+        NonFiniteLossError
+            If scores are NaN.
         """
-        some = num_samples is not None and num_samples < X.shape[0]
-        rows = self.streams["checks"].choice(X.shape[0], num_samples) if some else None
-        return metrics.accuracy(self.model, X, y, self.backend, batch_size, rows)
+        X, rows = X if hasattr(X, "shape") else np.asarray(X), None
+        if num_samples is not None and check_count("num_samples", num_samples) < X.shape[0]:
+            rows = self.streams["checks"].choice(X.shape[0], num_samples)
+        in_training = self._batches is not None  # where the next loss is the better report of NaN
+        return metrics.accuracy(self.model, X, y, self.backend, batch_size, rows, allow_nan=in_training)
 
 
 def _optional_count(name: str, value: int | None) -> int | None:
