@@ -80,7 +80,8 @@ def test_an_interrupted_solver_continues_where_it_stopped(data):
     whole.train()
     for stop in (2, 9, 10):
         part.train(lambda solver, stop=stop: solver.iteration == stop and signal.raise_signal(signal.SIGINT))
-        assert_copies(part.model.params, part.best_params)
+        if stop > 8:  # an epoch has ended
+            assert_copies(part.model.params, part.best_params)
     part.train()
     assert not part.interrupted
     assert_same(part, whole)

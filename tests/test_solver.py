@@ -194,6 +194,24 @@ def test_ctrl_c_keeps_best_parameters_and_histories(data, capsys):
     assert "interrupted after iteration 8; keeping the best parameters so far" in capsys.readouterr().out
 
 
+def test_ctrl_c_in_the_first_epoch_keeps_the_current_parameters(data, capsys):
+    """The best parameters are then those of iteration 1, which are hardly trained."""
+    solver, params = Solver(make_net(), data, batch_size=1, num_epochs=2, rng=0), []
+
+    def interrupt(solver):
+        if solver.iteration == 50:
+            params.append({name: w.copy() for name, w in solver.model.params.items()})
+            raise KeyboardInterrupt
+
+    solver.train(interrupt)
+    for name, w in solver.model.params.items():
+        np.testing.assert_array_equal(w, params[0][name])
+    assert "interrupted after iteration 50; keeping the current parameters\n" in capsys.readouterr().out
+    solver.train()
+    assert solver.iteration == 120
+    assert_copies(solver.model.params, solver.best_params)
+
+
 @pytest.mark.parametrize("where", ["numpy", "array_api_strict:device1"])
 def test_an_exploding_loss_raises_with_the_first_nonfinite_iteration(data, where):
     net = make_net(find_backend(where))

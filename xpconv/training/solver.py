@@ -206,6 +206,7 @@ class Solver:
 
         A training that was interrupted, or resumed from a checkpoint, continues with the remaining iterations. Ctrl-C
         ends it after the current iteration, with best parameters and histories intact; a second Ctrl-C ends it at once.
+        Until the first epoch ends, an interrupted training leaves the current parameters in the model.
 
         Parameters
         ----------
@@ -255,7 +256,8 @@ class Solver:
         except KeyboardInterrupt:
             self.interrupted = True
             if self.verbose:
-                print(f"interrupted after iteration {self.iteration}; keeping the best parameters so far", flush=True)
+                kept = "best parameters so far" if self.epoch else "current parameters"
+                print(f"interrupted after iteration {self.iteration}; keeping the {kept}", flush=True)
         finally:
             self._batches = None
             self._swap_in_best()
@@ -302,7 +304,7 @@ class Solver:
     def _swap_in_best(self) -> None:
         """Give the model copies of the best parameters, and keep the latest ones for `current`."""
         self._swapped_out = self.current()
-        if self.best_params:
+        if self.best_params and not (self.interrupted and self.epoch == 0):  # those of iteration 1 are hardly trained
             self._swapped_in = self.model.params = copy_arrays(self.best_params)
             if self.best_state:
                 self.model.state = copy_arrays(self.best_state)
