@@ -65,6 +65,26 @@ def test_schedule_sets_the_learning_rate_of_every_step(data, rule):
     assert all(type(rate) is float for rate in solver.learning_rate_history)
 
 
+def test_another_round_starts_the_schedule_again(data, tmp_path, capsys):
+    solver, resumed = (make_solver(data, schedule=cosine(8), num_epochs=2, verbose=True) for _ in range(2))
+    solver.train()
+    capsys.readouterr()
+    solver.train(lambda solver: solver.iteration == 11 and solver.save(tmp_path / "checkpoint"))
+    epochs = [line.split(")")[0] + ")" for line in capsys.readouterr().out.splitlines() if line.startswith("(Epoch")]
+    assert epochs == ["(Epoch 0 / 2)", "(Epoch 1 / 2)", "(Epoch 2 / 2)"]
+    assert solver.learning_rate_history == 2 * [0.01 * cosine(8)(step) for step in range(8)]
+    resumed.resume(tmp_path / "checkpoint")
+    resumed.train()
+    assert resumed.loss_history == solver.loss_history
+
+
+def test_another_round_goes_on_with_lr_decay(data):
+    solver = make_solver(data, lr_decay=0.5, num_epochs=1)
+    for _ in range(2):
+        solver.train()
+    assert solver.learning_rate_history == 4 * [0.01] + 4 * [0.005]
+
+
 def test_step_decay_trains_like_lr_decay(data):
     plain, scheduled = make_solver(data, lr_decay=0.5), make_solver(data, schedule=step_decay(4, 0.5))
     for solver in (plain, scheduled):

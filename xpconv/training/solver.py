@@ -64,6 +64,7 @@ class Solver:
         Factor of the learning rate after each epoch.
     schedule : callable, optional
         ``schedule(step) -> factor`` of the learning rate, in place of `lr_decay`; see `xpconv.training.schedules`.
+        Steps count from the start of each call of `train` that is not the rest of an earlier one.
     batch_size, num_epochs : int
     sampling : {"replacement", "epoch"}
         Draw each minibatch from all samples, as the course does, or use each sample once per epoch.
@@ -208,6 +209,10 @@ class Solver:
         ends it after the current iteration, with best parameters and histories intact; a second Ctrl-C ends it at once.
         Until the first epoch ends, an interrupted training leaves the current parameters in the model.
 
+        A training that has finished starts another round of `num_epochs` epochs from the best parameters, with the
+        memory of the update rule as it was: a `schedule` starts again at step 0, `lr_decay` goes on from the learning
+        rate that it has reached.
+
         Parameters
         ----------
         each_iteration : callable, optional
@@ -223,7 +228,7 @@ class Solver:
         if self.preflight and self.iteration == 0:
             self._run_preflight()
         self._begin()
-        steps_per_epoch = max(self.y_train.shape[0] // self.batch_size, 1)
+        steps_per_epoch = self._steps_per_epoch()
         done, total = self.iteration - self.round_start, self.num_epochs * steps_per_epoch
         try:
             with (
@@ -262,6 +267,9 @@ class Solver:
             self._batches = None
             self._swap_in_best()
         self._read_losses()
+
+    def _steps_per_epoch(self) -> int:
+        return max(int(self.y_train.shape[0]) // self.batch_size, 1)
 
     def _run_preflight(self) -> None:
         check_training(
@@ -590,8 +598,9 @@ class Solver:
     def _step(self, X: Array, y: Array) -> None:
         """Compute the gradients of one minibatch and update every parameter, unless they are not finite."""
         if self.schedule is not None:
+            factor = self.schedule(self.iteration - self.round_start)
             for config in self.optim_configs.values():
-                config["learning_rate"] = self.optim_config["learning_rate"] * self.schedule(self.iteration)
+                config["learning_rate"] = self.optim_config["learning_rate"] * factor
         state_before = {**getattr(self.model, "state", {})}
         loss, grads = self.model.loss(X, y)
         self.iteration += 1
@@ -633,7 +642,8 @@ class Solver:
         self.train_acc_history.append(train_acc)
         self.val_acc_history.append(val_acc)
         self._save_checkpoint()
-        progress.line(f"(Epoch {self.epoch} / {self.num_epochs}) train acc: {train_acc:f}; val_acc: {val_acc:f}")
+        epoch = self.epoch - self.round_start // self._steps_per_epoch()
+        progress.line(f"(Epoch {epoch} / {self.num_epochs}) train acc: {train_acc:f}; val_acc: {val_acc:f}")
         if val_acc > self.best_val_acc or not self.best_params:
             self.best_val_acc = val_acc
             self.best_params = copy_arrays(self.model.params)
