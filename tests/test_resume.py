@@ -294,9 +294,9 @@ def test_a_checkpoint_of_other_options_is_refused_with_the_difference(data, save
 
 
 def test_a_checkpoint_of_other_data_is_refused(data, saved):
-    with pytest.raises(CheckpointError, match=r"is of a training with train\.labels = "):
+    with pytest.raises(CheckpointError, match="training with other values in y_train, of the same shape: resume"):
         make_solver({**data, "y_train": data["y_train"][::-1]}).resume(saved)
-    with pytest.raises(CheckpointError, match=r"is of a training with val.shape\[0\] = 30, but this one has 29"):
+    with pytest.raises(CheckpointError, match=r"is of a training with X_val\.shape\[0\] = 30, but this one has 29"):
         make_solver({**data, "X_val": data["X_val"][1:], "y_val": data["y_val"][1:]}).resume(saved)
 
 
@@ -479,10 +479,13 @@ def with_preprocessing(mean):
 @pytest.mark.parametrize(
     ("change", "where"),
     [
-        (with_preprocessing(3.0), "model.preprocessing"),
+        (with_preprocessing(3.0), "model.preprocessing = None, but this one has some: make the Solver"),
         (lambda solver: setattr(solver.model, "seed", 5), "model.seed"),
         (lambda solver: setattr(solver, "patience", 3), "patience"),
-        (lambda solver: setattr(solver, "X_train", -solver.X_train), "train.images"),
+        (
+            lambda solver: setattr(solver, "X_train", -solver.X_train),
+            "other values in X_train, of the same shape: resume with the same data in the same order",
+        ),
     ],
 )
 def test_a_checkpoint_of_other_images_or_preprocessing_or_masks_is_refused(data, tmp_path, change, where):
@@ -490,6 +493,27 @@ def test_a_checkpoint_of_other_images_or_preprocessing_or_masks_is_refused(data,
     first.train(lambda solver: solver.iteration == 3 and solver.save(tmp_path / "checkpoint"))
     change(second)
     with pytest.raises(CheckpointError, match=f"is of a training with {where}"):
+        second.resume(tmp_path / "checkpoint")
+
+
+@pytest.mark.parametrize("part", ["X_train", "X_val", "y_train", "y_val"])
+def test_one_other_value_anywhere_in_the_data_is_noticed(data, tmp_path, part):
+    make_solver(data, num_train_samples=5).save(tmp_path / "checkpoint")
+    for position in range(len(data[part])):
+        changed = data[part].copy()
+        changed.flat[position * (changed.size // len(changed))] = 0 if changed.flat[position] else 1
+        if (changed == data[part]).all():
+            continue
+        with pytest.raises(CheckpointError, match=f"is of a training with other values in {part}, of the same shape"):
+            make_solver({**data, part: changed}, num_train_samples=5).resume(tmp_path / "checkpoint")
+
+
+def test_another_preprocessing_is_named_in_words(data, tmp_path):
+    first, second = make_solver(data), make_solver(data)
+    for mean, solver in enumerate((first, second)):
+        solver.model.preprocessing = Preprocessing(float(mean), 1.0)
+    first.save(tmp_path / "checkpoint")
+    with pytest.raises(CheckpointError, match=r"is of a training with other values in model\.preprocessing\.mean, of"):
         second.resume(tmp_path / "checkpoint")
 
 

@@ -7,7 +7,7 @@ import array_api_compat
 import numpy as np
 
 from xpconv.backend import Array, Backend, to_host
-from xpconv.data._fingerprint import checksum
+from xpconv.data._fingerprint import fingerprint
 from xpconv.errors import CheckpointError, printable
 from xpconv.io._safetensors import DTYPES, ArraySpec
 from xpconv.nn import Sequential
@@ -15,6 +15,7 @@ from xpconv.nn import Sequential
 __all__ = [
     "architecture",
     "array_spec",
+    "describe_difference",
     "first_difference",
     "is_array",
     "name_of",
@@ -72,7 +73,8 @@ def architecture(model: Any) -> Any:
     return {
         **model.config(),
         "seed": model.seed,
-        "preprocessing": preprocessing and {"mean": checksum(preprocessing.mean), "std": checksum(preprocessing.std)},
+        "preprocessing": preprocessing
+        and {"mean": fingerprint(preprocessing.mean), "std": fingerprint(preprocessing.std)},
     }
 
 
@@ -92,6 +94,25 @@ def first_difference(saved: Any, own: Any, path: str = "") -> tuple[str, Any, An
     else:
         return None if saved == own else (path, saved, own)
     return next((found for name, a, b in parts if (found := first_difference(a, b, name))), None)
+
+
+def describe_difference(where: str, saved: Any, own: Any) -> str:
+    """Say in words how a saved description differs from one's own, and what to do.
+
+    Examples
+    --------
+    >>> describe_difference("batch_size", 50, 100)
+    'batch_size = 50, but this one has 100: make the Solver and its model with the same arguments'
+    >>> describe_difference("X_train.crc32", 1056551737, 2986117530)
+    'other values in X_train, of the same shape: resume with the same data in the same order'
+    """
+    if where.endswith(".crc32"):
+        array = where.removesuffix(".crc32")
+        return f"other values in {array}, of the same shape: resume with the same data in the same order"
+    saved, own = ("some" if isinstance(value, dict) else printable(value) for value in (saved, own))
+    return (
+        f"{printable(where)} = {saved}, but this one has {own}: make the Solver and its model with the same arguments"
+    )
 
 
 def pack_memory(

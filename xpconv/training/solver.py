@@ -28,6 +28,7 @@ from xpconv.training._signals import postpone_signals
 from xpconv.training._state import (
     architecture,
     array_spec,
+    describe_difference,
     first_difference,
     is_array,
     name_of,
@@ -173,6 +174,7 @@ class Solver:
         self.sampler = SAMPLERS[sampling](self.streams["batches"], self.X_train.shape[0], self.batch_size)
         self._prefetch = 2
         Solver._reset(self)  # the reset of a subclass need not know our private attributes
+        self._fingerprinted: tuple[tuple[Array, ...], dict[str, Any]] | None = None  # the data and its fingerprints
         self._reset()
 
     def _spawn_streams(self, rng: Rng) -> dict[str, RandomStream]:
@@ -486,11 +488,7 @@ class Solver:
         """Raise an error unless a state is of a training like this one, with the arrays that it must have."""
         difference = first_difference(description["configuration"], self._configuration())
         if difference is not None:
-            where, saved, own = map(printable, difference)
-            raise CheckpointError(
-                f"{owner} is of a training with {where} = {saved}, but this one has {own}: "
-                "make the Solver and its model with the same arguments"
-            )
+            raise CheckpointError(f"{owner} is of a training with {describe_difference(*difference)}")
         counts = {name: description[name] for name in COUNTS}
         if not all(type(count) is int and count >= 0 for count in counts.values()):
             raise ValueError(f"counts of {counts}")
@@ -556,11 +554,20 @@ class Solver:
             },
             **{name: getattr(self, name) for name in same},
             **{name: None if function is None else name_of(function) for name, function in functions.items()},
-            "train": fingerprint(self.X_train, self.y_train),
-            "val": fingerprint(self.X_val, self.y_val),
+            **self._fingerprints(),
         }
         plain: dict[str, Any] = json.loads(json.dumps(configuration, default=str))
         return plain
+
+    def _fingerprints(self) -> dict[str, Any]:
+        """Return the fingerprints of the data, which are computed again only if an array is replaced."""
+        data = (self.X_train, self.y_train, self.X_val, self.y_val)
+        if self._fingerprinted is None or any(a is not b for a, b in zip(data, self._fingerprinted[0], strict=True)):
+            X_train, y_train, X_val, y_val = data
+            labels = {"y_train": to_host(y_train).astype(np.int64), "y_val": to_host(y_val).astype(np.int64)}
+            arrays = {"X_train": X_train, "X_val": X_val, **labels}
+            self._fingerprinted = data, {name: fingerprint(a) for name, a in arrays.items()}
+        return self._fingerprinted[1]
 
     def _drawn_streams(self) -> dict[str, RandomStream]:
         """Return the streams other than the sampler's, which may have drawn minibatches in advance."""
