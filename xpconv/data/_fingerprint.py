@@ -25,5 +25,5 @@ def fingerprint(a: Array) -> dict[str, Any]:
     step = max(BLOCK_BYTES * len(rows) // max(host.nbytes, 1), 1)
     for start in range(0, len(rows), step):  # in blocks, since one that is not contiguous is copied
         block = rows[start : start + step]
-        total = crc32(np.ascontiguousarray(block, block.dtype.newbyteorder("<")).view(np.uint8), total)
+        total = crc32(np.ascontiguousarray(block, block.dtype.newbyteorder("<")).view(np.uint8).data, total)
     return {"shape": list(host.shape), "dtype": host.dtype.name, "crc32": total}
