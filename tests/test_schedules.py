@@ -63,8 +63,8 @@ def test_warm_up_of_no_steps_changes_nothing():
     [
         (lambda: step_decay(0), "every is 0; expected an int, 1 or more"),
         (lambda: step_decay(1.5), "every is 1.5; expected an int, 1 or more"),
-        (lambda: step_decay(1, -0.1), "factor is -0.1; expected 0 or more"),
-        (lambda: step_decay(1, math.nan), "factor is nan; expected 0 or more"),
+        (lambda: step_decay(1, -0.1), "factor is -0.1; expected a finite number, 0 or more"),
+        (lambda: step_decay(1, math.nan), "factor is nan; expected a finite number, 0 or more"),
         (lambda: cosine(0), "total is 0; expected an int, 1 or more"),
         (lambda: cosine(5, 2.0), "final is 2.0; expected 0 to 1"),
         (lambda: warmup(-1), "steps is -1; expected an int, 0 or more"),
