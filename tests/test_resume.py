@@ -1,8 +1,10 @@
 """A resumed training ends with the same bits as one that never stopped; checkpoints that do not fit are refused."""
 
 import json
+import pickle
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from xpconv.cs231n.solver import Solver as CourseSolver
 from xpconv.errors import CheckpointError, NonFiniteLossError
 from xpconv.io._safetensors import ArrayFile, write_arrays
 from xpconv.training.checkpoint import FILE_FORMAT, CheckpointFolder
+from xpconv.training.schedules import cosine, warmup
 
 
 @pytest.fixture
@@ -222,6 +225,18 @@ def test_every_kind_of_random_stream_resumes(data, tmp_path, make_rng):
     solvers[1].resume(tmp_path / "checkpoint")
     solvers[1].train()
     assert_same(*solvers)
+
+
+@pytest.mark.parametrize("copied", [deepcopy, lambda solver: pickle.loads(pickle.dumps(solver))])
+@pytest.mark.parametrize("sampling", ["epoch", "replacement"])
+def test_a_copy_made_during_training_ends_with_the_same_bits(data, copied, sampling):
+    options = {"lr_decay": 1.0, "schedule": warmup(3, cosine(24)), "sampling": sampling}
+    solver, copies = make_solver(data, **options), []
+    solver.train(lambda solver: solver.iteration in (5, 8) and copies.append(copied(solver)))
+    for copy in (*copies, copied(solver)):
+        if copy.iteration < 24:
+            copy.train()
+        assert_same(copy, solver)
 
 
 def test_one_state_dict_resumes_several_solvers(data):

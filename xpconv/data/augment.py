@@ -1,6 +1,7 @@
 """Augmentation: add copies of images before training, or transform each minibatch at random."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import array_api_compat
 import numpy as np
@@ -220,10 +221,12 @@ def parse_augmentation(spec: str) -> tuple[Expansion, Transform | None]:
             X, y = expansion(X, y)
         return X, y
 
-    def transform_all(X: Array, seed: int) -> Array:
-        for transform, transform_seed in zip(transforms, split_seed(seed, len(transforms)), strict=True):
-            X = transform(X, transform_seed)
-        return X
-
-    transform_all.__qualname__ = spec  # checkpoints recognise the transform by this name
+    transform_all = partial(_transform_all, transforms)
+    transform_all.__qualname__ = spec  # type: ignore[attr-defined]  # checkpoints recognise the transform by this name
     return expand, transform_all if transforms else None
+
+
+def _transform_all(transforms: Sequence[Transform], X: Array, seed: int) -> Array:
+    for transform, transform_seed in zip(transforms, split_seed(seed, len(transforms)), strict=True):
+        X = transform(X, transform_seed)
+    return X

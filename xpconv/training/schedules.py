@@ -1,6 +1,7 @@
 """Learning-rate schedules: functions from the number of completed steps to a factor of the learning rate."""
 
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from functools import partial
 from math import cos, pi
 from typing import Any, TypeAlias
 
@@ -46,7 +47,11 @@ def step_decay(every: int, factor: float = 0.1) -> Schedule:
     """
     every = check_count("every", every)
     factor = check_nonnegative("factor", factor)
-    return _named(f"step_decay({every}, {factor})", lambda step: factor ** (step // every))
+    return _named(f"step_decay({every}, {factor})", _step_decay, every, factor)
+
+
+def _step_decay(every: int, factor: float, step: int) -> float:
+    return factor ** (step // every)
 
 
 def cosine(total: int, final: float = 0.0) -> Schedule:
@@ -77,9 +82,11 @@ def cosine(total: int, final: float = 0.0) -> Schedule:
     total = check_count("total", total)
     if not 0 <= final <= 1:
         raise ArgumentError(f"final is {final!r}; expected 0 to 1")
-    return _named(
-        f"cosine({total}, {final})", lambda step: final + (1 - final) * (1 + cos(pi * min(step, total) / total)) / 2
-    )
+    return _named(f"cosine({total}, {final})", _cosine, total, final)
+
+
+def _cosine(total: int, final: float, step: int) -> float:
+    return final + (1 - final) * (1 + cos(pi * min(step, total) / total)) / 2
 
 
 def warmup(steps: int, then: Schedule = constant) -> Schedule:
@@ -108,10 +115,11 @@ def warmup(steps: int, then: Schedule = constant) -> Schedule:
     [0.25, 0.5, 0.75, 1.0, 1.0, 0.5, 0.5]
     """
     steps = check_count("steps", steps, 0)
-    return _named(
-        f"warmup({steps}, {getattr(then, '__qualname__', then)})",
-        lambda step: min((step + 1) / max(steps, 1), 1.0) * then(step),
-    )
+    return _named(f"warmup({steps}, {getattr(then, '__qualname__', then)})", _warmup, steps, then)
+
+
+def _warmup(steps: int, then: Schedule, step: int) -> float:
+    return min((step + 1) / max(steps, 1), 1.0) * then(step)
 
 
 def check_schedule(schedule: Schedule | None, lr_decay: float, optim_config: Mapping[str, Any]) -> None:
@@ -146,7 +154,8 @@ def decay(configs: Iterable[MutableMapping[str, Any]], factor: float) -> None:
             )  # not in place: the configurations share an array
 
 
-def _named(name: str, schedule: Schedule) -> Schedule:
-    """Return the schedule under a name with its arguments, by which checkpoints recognise it."""
-    schedule.__qualname__ = name
+def _named(name: str, function: Callable[..., float], *arguments: Any) -> Schedule:
+    """Return a schedule, which can be pickled, under a name with its arguments, by which checkpoints recognise it."""
+    schedule = partial(function, *arguments)
+    schedule.__qualname__ = name  # type: ignore[attr-defined]
     return schedule

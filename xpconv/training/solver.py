@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from copy import deepcopy
 from typing import Any, NoReturn, Self
 
 import numpy as np
@@ -269,6 +270,15 @@ class Solver:
             self._batches = None
             self._swap_in_best()
         self._read_losses()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copies and pickles hold: during a training, without the minibatches drawn in advance."""
+        if self._batches is None:
+            return self.__dict__
+        sampler = deepcopy(self.sampler)
+        sampler.state = self._batches.state
+        streams = {name: sampler.stream if s is self.sampler.stream else s for name, s in self.streams.items()}
+        return {**self.__dict__, "_batches": None, "sampler": sampler, "streams": streams}
 
     def _steps_per_epoch(self) -> int:
         return max(int(self.y_train.shape[0]) // self.batch_size, 1)
