@@ -112,6 +112,37 @@ def test_ctrl_c_stops_after_the_iteration_and_a_second_one_at_once(data, tmp_pat
         solver.save(tmp_path / "checkpoint")
 
 
+@pytest.fixture
+def _handlers():
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_handlers")
+def test_a_handler_installed_during_training_stays(data):
+    def mine(number, frame):
+        pass
+
+    before = signal.getsignal(signal.SIGTERM)
+    make_solver(data).train(lambda solver: solver.iteration == 3 and signal.signal(signal.SIGINT, mine))
+    assert signal.getsignal(signal.SIGINT) is mine
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.usefixtures("_handlers")
+def test_handlers_get_the_frame_that_the_signal_interrupted(data):
+    def interrupt(solver):
+        if solver.iteration == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    frames = []
+    signal.signal(signal.SIGTERM, lambda number, frame: frames.append(frame.f_code.co_name))
+    make_solver(data).train(interrupt)
+    assert frames == ["interrupt"]
+
+
 def test_a_solver_trains_in_any_thread(data):
     """Only the main thread receives signals and can postpone them."""
     solver, other = make_solver(data), make_solver(data)

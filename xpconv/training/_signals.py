@@ -16,19 +16,21 @@ class PostponedSignal:
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self.frame: FrameType | None = None
         self.handlers: dict[int, object] = {}
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Keep the first signal; deliver a second one at once."""
         if self.number is not None:
             self.deliver(number, frame)
-        self.number = number
+        self.number, self.frame = number, frame
 
     def deliver(self, number: int | None = None, frame: FrameType | None = None) -> None:
-        """Call the handler of the signal that was kept, if there is one."""
-        number = self.number if number is None else number
+        """Call the handler of the signal that was kept, if there is one, with the frame that the signal interrupted."""
+        if number is None:
+            number, frame = self.number, self.frame
         if number is not None:
-            self.number = None
+            self.number = self.frame = None
             self.handlers[number](number, frame)  # type: ignore[operator]
 
 
@@ -59,7 +61,8 @@ def postpone_signals() -> Iterator[PostponedSignal]:
         yield postponed
     finally:
         for number, handler in postponed.handlers.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            if signal.getsignal(number) == postponed.receive:  # else the block installed another one, which stays
+                signal.signal(number, handler)  # type: ignore[arg-type]
     postponed.deliver()
 
 
