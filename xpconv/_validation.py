@@ -22,11 +22,11 @@ __all__ = [
 ]
 
 
-MOST_PIXELS = 2**31 - 1  # of a padded image: what 32-bit indices reach
+MOST_PIXELS = 2**31 - 1  # in a padded image, so that 32-bit indices reach them all
 
 
 def is_integer(value: object) -> TypeGuard[int]:
-    """Return whether a value is an integer of Python or NumPy, which booleans are not."""
+    """Return whether a value is a Python or NumPy integer; booleans are not."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
@@ -37,14 +37,14 @@ def check_flag(name: str, value: object) -> None:
 
 
 def check_count(name: str, value: object, minimum: int = 1, maximum: int | None = None) -> int:
-    """Return an integer option, of Python or NumPy, as an int.
+    """Return a Python or NumPy integer option as an int.
 
     Raises
     ------
     ArgumentTypeError
-        If it is not an integer.
+        If the value is not an integer.
     ArgumentError
-        If it is below `minimum` or above `maximum`.
+        If the value is below `minimum` or above `maximum`.
 
     Examples
     --------
@@ -63,7 +63,7 @@ def check_count(name: str, value: object, minimum: int = 1, maximum: int | None 
 
 
 def _number(name: str, value: object, wanted: str, fits: Callable[[Any], bool]) -> float:
-    """Check an option that is a number; return it as Python's float, which changes no array's dtype."""
+    """Return a numeric option as a Python float, which changes no array's dtype."""
     if isinstance(value, bool) or not isinstance(value, (float, int, Real)):
         raise ArgumentTypeError(f"{name} is {value!r}; expected {wanted}")
     if not fits(value):
@@ -72,7 +72,7 @@ def _number(name: str, value: object, wanted: str, fits: Callable[[Any], bool]) 
 
 
 def check_fraction(name: str, value: object) -> float:
-    """Check a part of a whole."""
+    """Return a number from 0 to 1 as a float."""
     return _number(name, value, "a number from 0 to 1", lambda value: 0 <= value <= 1)
 
 
@@ -89,12 +89,12 @@ def check_nonnegative(name: str, value: object) -> float:
 
 
 def check_probability(name: str, value: object) -> float:
-    """Check the probability of what must happen at times."""
+    """Return a probability above 0 and at most 1 as a float."""
     return _number(name, value, "a probability above 0 and at most 1", lambda value: 0 < value <= 1)
 
 
 def check_eps(eps: object) -> float:
-    """Check what is added to a variance: small or large, float32 has a place for it and for its inverse."""
+    """Return the number added to a variance as a float; float32 can hold it and its inverse."""
     return _number("eps", eps, "a number from 1e-30 to 1e30", lambda value: 1e-30 <= value <= 1e30)
 
 
@@ -112,7 +112,7 @@ def check_pair(name: str, value: int | Sequence[int], minimum: int) -> tuple[int
 
 
 def check_choice(name: str, word: str, words: Collection[str]) -> None:
-    """Raise ArgumentError unless the option of this name is one of the words.
+    """Raise ArgumentError unless an option is one of the words.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The errors that xpconv raises; each is also the built-in class a caller would expect."""
+"""The exceptions that xpconv raises; each derives from the matching built-in exception, too."""
 
 __all__ = [
     "ArgumentError",
@@ -106,7 +106,7 @@ class FolderInUseError(XpconvError, OSError):
 
 
 class CheckpointError(XpconvError, ValueError):
-    """A model or checkpoint file is missing, damaged or does not fit.
+    """A model or checkpoint file is missing, is damaged or does not fit the model.
 
     Examples
     --------
@@ -134,7 +134,7 @@ class NonFiniteLossError(XpconvError, ArithmeticError):
 
 
 class OutOfMemoryError(XpconvError, MemoryError):
-    """The device has no memory for a batch; the model is as it was before it.
+    """The device has not enough memory for a batch; the model is unchanged.
 
     Examples
     --------
@@ -148,7 +148,7 @@ class OutOfMemoryError(XpconvError, MemoryError):
 
 
 def printable(value: object, max_length: int = 300) -> str:
-    r"""Return text from a file as part of a message, with control characters escaped and a limited length.
+    r"""Return a value as text for a message, with control characters escaped and its length limited.
 
     Examples
     --------
@@ -160,7 +160,7 @@ def printable(value: object, max_length: int = 300) -> str:
 
 
 class PreflightError(XpconvError, RuntimeError):
-    """A check before training found something that would spoil it; nothing has been trained.
+    """A check before training failed; nothing has been trained.
 
     Examples
     --------

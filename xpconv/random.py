@@ -1,4 +1,4 @@
-"""Randomness starts on the host: streams of random numbers, and the masks that devices derive from a key."""
+"""Random-number streams on the host, and the seeds from which devices compute random masks and integers."""
 
 from typing import Any, TypeAlias
 
@@ -23,7 +23,7 @@ def as_random_stream(rng: Rng) -> RandomStream:
     Raises
     ------
     ArgumentTypeError
-        If it is anything else.
+        If `rng` is anything else.
 
     Examples
     --------
@@ -41,7 +41,7 @@ def as_random_stream(rng: Rng) -> RandomStream:
 
 
 def spawn(rng: Rng, count: int) -> list[np.random.Generator]:
-    """Return `count` independent streams that `rng` determines.
+    """Return `count` independent streams, which `rng` determines.
 
     Examples
     --------
@@ -54,7 +54,7 @@ def spawn(rng: Rng, count: int) -> list[np.random.Generator]:
 
 
 def state_of(stream: RandomStream) -> dict[str, Any]:
-    """Return where a stream is, as plain data for JSON; `restore` is its inverse.
+    """Return the state of a stream as plain data that JSON can hold; `restore` sets it again.
 
     Examples
     --------
@@ -70,12 +70,12 @@ def state_of(stream: RandomStream) -> dict[str, Any]:
 
 
 def restore(stream: RandomStream, state: dict[str, Any]) -> None:
-    """Put a stream where another of its kind was.
+    """Set a stream to a state that `state_of` returned for a stream of the same kind.
 
     Raises
     ------
     ArgumentError
-        If it is of another kind, or the state is none.
+        If the state is that of another kind of stream, or is not valid.
 
     Examples
     --------
@@ -97,7 +97,7 @@ def restore(stream: RandomStream, state: dict[str, Any]) -> None:
         else:
             stream.bit_generator.state = state
     except (LookupError, OverflowError, TypeError, ValueError) as error:
-        raise ArgumentError(f"state is no state of a {own['bit_generator']}: {error}") from error
+        raise ArgumentError(f"state is not a valid state of a {own['bit_generator']}: {error}") from error
 
 
 def _plain(value: Any) -> Any:
@@ -107,7 +107,7 @@ def _plain(value: Any) -> Any:
 
 
 def draw_seed(stream: RandomStream) -> int:
-    """Draw a seed for `keep_mask` and `random_integers`, 0 to 2**31 - 1.
+    """Draw a seed from 0 to 2**31 - 1, for `keep_mask` and `random_integers`.
 
     Examples
     --------
@@ -120,7 +120,7 @@ def draw_seed(stream: RandomStream) -> int:
 
 
 def split_seed(seed: int, count: int) -> list[int]:
-    """Return `count` seeds that `seed` determines, for independent uses.
+    """Return `count` seeds for independent uses, which `seed` determines.
 
     Examples
     --------
