@@ -1,6 +1,6 @@
-"""CuPy's kernels on a GPU: right on large shapes, repeatable, never waiting, and clear where memory ends.
+"""CuPy's kernels on a GPU: correct on large shapes, repeatable, without waits, with clear errors when memory runs out.
 
-On small shapes of every kind tests/test_ops_parity.py compares each kernel with the portable version.
+tests/test_ops_parity.py compares each kernel with the portable version on small shapes.
 """
 
 import re
@@ -39,7 +39,7 @@ def cupy(backend):
 
 
 def images(n=60, seed=0):
-    """Noisy images (n, 3, 16, 16) of three classes, each with a bright row of its own."""
+    """Return noisy images (n, 3, 16, 16) of three classes, each class with its own bright row, and their labels."""
     rng = np.random.default_rng(seed)
     y = rng.integers(0, 3, n)
     X = rng.standard_normal((n, 3, 16, 16)).astype(np.float32)
@@ -86,14 +86,14 @@ def make_solver(backend, **options):
 # ---- the kernels
 
 
-def test_every_kernel_is_called_and_every_call_has_its_kernel():
+def test_every_kernel_is_launched_and_every_launch_names_a_kernel():
     calls = re.findall(r'launch\(\s*"(\w+)"', "".join(path.read_text(encoding="utf-8") for path in OPS.glob("*.py")))
     kernels = re.findall(r"__global__ void (\w+)\(", (OPS / "kernels.cu").read_text(encoding="utf-8"))
     assert sorted(set(calls)) == sorted(kernels)
 
 
 @gpu
-def test_every_operation_has_a_kernel_but_those_that_cut_work_into_tiles(backend):
+def test_every_operation_except_tiling_has_a_kernel(backend):
     assert set(accelerated_versions("cupy")) == set(ARGUMENTS) - set(tiling.__all__)
 
 
@@ -111,7 +111,7 @@ def test_every_operation_has_a_kernel_but_those_that_cut_work_into_tiles(backend
         ((2, 1, 64, 64), (20, 20), (3, 3), (7, 0)),
     ],
 )
-def test_kernels_equal_the_portable_versions_on_shapes_of_many_blocks(
+def test_kernels_equal_the_portable_versions_on_shapes_that_need_many_blocks(
     backend, layout, dtype, shape, size, stride, padding
 ):
     x = draw(*shape).astype(dtype)
@@ -132,13 +132,13 @@ def test_kernels_equal_the_portable_versions_on_shapes_of_many_blocks(
 
 
 @gpu
-def test_statistics_far_from_zero_are_exact(backend):
+def test_statistics_far_from_zero_are_accurate(backend):
     x = (1e4 + draw(64, 3, 32, 32)).astype(np.float32)
     gamma, beta = (backend.asarray(np.full(3, value), "float32") for value in (1, 0))
     out, cache = layers.batchnorm_forward(backend.asarray(x), gamma, beta, train=True)
     exact = x.astype(np.float64)
     mean, var = (f(exact, axis=(0, 2, 3), keepdims=True) for f in (np.mean, np.var))
-    assert np.max(np.abs(to_host(cache.mean).ravel() - mean.ravel())) < 1e-2  # 1e-6 of the values
+    assert np.max(np.abs(to_host(cache.mean).ravel() - mean.ravel())) < 1e-2  # 1e-6 relative to the values
     assert np.max(np.abs(to_host(out) - (exact - mean) / np.sqrt(var + 1e-5))) < 1e-2
 
 
@@ -150,13 +150,13 @@ def test_scores_that_would_overflow_give_a_finite_loss(backend):
     assert to_host(dx)[0] == pytest.approx([0.5, -0.5, 0])
 
 
-# ---- the same everywhere
+# ---- the same results everywhere
 
 
 @gpu
 @pytest.mark.torch
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_a_net_is_the_same_on_numpy_torch_and_cupy(backend, dtype):
+def test_a_net_gives_the_same_results_on_numpy_torch_and_cupy(backend, dtype):
     places = ["numpy", find("torch"), find("torch:cuda"), backend]
     X, y = images(20)
 
@@ -168,7 +168,7 @@ def test_a_net_is_the_same_on_numpy_torch_and_cupy(backend, dtype):
 
 
 @gpu
-def test_two_runs_have_the_same_bits(backend):
+def test_two_runs_give_the_same_bits(backend):
     runs = []
     for _ in range(2):
         solver = make_solver(backend, num_epochs=3)
@@ -177,17 +177,17 @@ def test_two_runs_have_the_same_bits(backend):
     assert runs[0] == runs[1]
 
 
-# ---- no waits
+# ---- no waits for the device
 
 
 @contextmanager
 def refusing_to_wait(monkeypatch):
-    """Let CuPy raise an error where it would wait, except in Backend.to_host; yield the list of calls of that."""
+    """Make CuPy raise an error where it would wait, except in Backend.to_host; yield the arrays given to that."""
     from cupyx import allow_synchronize
 
     def allowing(allowed):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it warns that it may miss some
+            warnings.simplefilter("ignore")  # CuPy warns that it may miss some waits
             context = allow_synchronize(allowed)
             context.__enter__()
         return context
@@ -211,18 +211,18 @@ def refusing_to_wait(monkeypatch):
 
 
 @gpu
-def test_a_hundred_iterations_wait_only_to_print_and_to_check(backend, monkeypatch, capsys):
+def test_training_waits_only_to_print_and_to_check_accuracy(backend, monkeypatch, capsys):
     solver = make_solver(backend, verbose=True, print_every=50)
     with refusing_to_wait(monkeypatch) as waits:
         solver.train()
     assert solver.iteration == 100
     checks = len(solver.val_acc_history)
     assert capsys.readouterr().out.count("loss:") == 2
-    assert len(waits) == 3 * checks + 1  # the losses and two accuracies a check; at iteration 1 printing is one of them
+    assert len(waits) == 3 * checks + 1  # a check reads losses and two accuracies; the first print reuses one
 
 
 @gpu
-def test_waits_are_noticed(backend, monkeypatch):
+def test_other_waits_raise_an_error(backend, monkeypatch):
     with refusing_to_wait(monkeypatch), pytest.raises(RuntimeError, match="synchronization"):
         float(backend.asarray(1.0))
 
@@ -232,7 +232,7 @@ def test_waits_are_noticed(backend, monkeypatch):
 
 @pytest.fixture
 def little_memory(cupy):
-    """Let CuPy have so many more MiB than it uses now."""
+    """Return a function that limits CuPy to a number of MiB more than it uses now."""
     pool = cupy.get_default_memory_pool()
 
     def limit(mebibytes):
@@ -248,13 +248,13 @@ def snapshot(model):
 
 
 class Hungry(Relu):
-    """A layer whose backward pass finds no memory."""
+    """A layer whose backward pass runs out of memory."""
 
     def backward(self, dout, cache, *, need_dx):
         raise MemoryError("8 GiB")
 
 
-def test_out_of_memory_in_a_backward_pass_leaves_running_statistics_as_they_were():
+def test_out_of_memory_in_a_backward_pass_leaves_running_statistics_unchanged():
     net = Sequential(
         [Conv(2, padding="same"), BatchNorm(), Hungry(), GlobalAvgPool(), Affine(3)],
         input_shape=(3, 4, 4),
@@ -272,7 +272,7 @@ def test_out_of_memory_in_a_backward_pass_leaves_running_statistics_as_they_were
 
 
 @gpu
-def test_out_of_memory_names_the_workspace_and_leaves_the_model_as_it_was(backend, little_memory, monkeypatch):
+def test_out_of_memory_names_the_workspace_and_leaves_the_model_unchanged(backend, little_memory, monkeypatch):
     net = Sequential(
         [Conv(4, 7, padding="same"), BatchNorm(), Relu(), GlobalAvgPool(), Affine(3)],
         input_shape=(3, 32, 32),
@@ -281,7 +281,7 @@ def test_out_of_memory_names_the_workspace_and_leaves_the_model_as_it_was(backen
     )
     X, y = np.zeros((256, 3, 32, 32), np.float32), np.zeros(256, int)
     before = snapshot(net)
-    little_memory(80)  # the columns of all images take 147 MiB, all else less than 40
+    little_memory(80)  # the columns of all images take 147 MiB, everything else less than 40
     with pytest.raises(
         OutOfMemoryError,
         match=r"cupy:0 has not enough memory for 256 samples at once \(.*\): take a "
@@ -316,7 +316,7 @@ def test_training_goes_on_after_running_out_of_memory(backend, little_memory, mo
 
 @gpu
 @pytest.mark.parametrize(("batch", "workspace"), [(64, 2), (256, 2), (256, 16)])
-def test_a_convolution_takes_the_workspace_and_no_more(backend, monkeypatch, batch, workspace):
+def test_a_convolution_takes_no_more_memory_than_the_workspace(backend, monkeypatch, batch, workspace):
     monkeypatch.setenv("XPCONV_WORKSPACE", f"{workspace}MiB")
     monkeypatch.delenv("XPCONV_ACCELERATE", raising=False)
     x, w = (backend.xp.ones(shape, dtype="float32") for shape in ((batch, 16, 16, 16), (16, 16, 3, 3)))
@@ -331,7 +331,7 @@ def test_a_convolution_takes_the_workspace_and_no_more(backend, monkeypatch, bat
 
 
 @gpu
-def test_a_net_trained_on_the_gpu_is_the_same_on_the_host(backend, tmp_path):
+def test_a_net_trained_on_the_gpu_gives_the_same_scores_on_the_host(backend, tmp_path):
     solver = make_solver(backend, num_epochs=2)
     solver.train()
     xpconv.save_model(solver.model, tmp_path / "net.safetensors")
@@ -340,11 +340,11 @@ def test_a_net_trained_on_the_gpu_is_the_same_on_the_host(backend, tmp_path):
     assert_array(xpconv.load_model(tmp_path / "net.safetensors", backend).loss(X), on_host, backend, "float32")
 
 
-# ---- the page for users
+# ---- the documentation
 
 
 @pytest.mark.parametrize("spec", ["numpy", pytest.param("cupy", marks=gpu)])
-def test_code_of_the_page_on_gpus_runs(spec, capsys):
+def test_the_code_of_the_gpu_page_runs(spec, capsys):
     find(spec)
     page = (Path(__file__).parents[1] / "docs" / "gpu.md").read_text(encoding="utf-8")
     names = {}

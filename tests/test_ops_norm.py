@@ -1,4 +1,4 @@
-"""Normalisation where float32 is short of digits: far from zero, and huge values."""
+"""Normalisation where float32 loses precision: values far from zero, and huge values."""
 
 import numpy as np
 import pytest
@@ -9,18 +9,20 @@ from xpconv import layers
 
 @pytest.mark.parametrize("kind", ["contiguous", "reversed", "every other"])
 @pytest.mark.parametrize("mean", [0, 100, 1e4])
-def test_norms_of_long_rows_are_right_far_from_zero(kind, mean):
+def test_norms_of_long_rows_are_accurate_far_from_zero(kind, mean):
     whole = (mean + draw(1, 2, 2, 400_000)).astype("float32")
     x = {"contiguous": whole, "reversed": whole[..., ::-1], "every other": whole[..., ::2]}[kind]
     one, precise = np.ones(2, np.float32), x.astype(float)
     out, cache = layers.groupnorm_forward(x, one, 0 * one, groups=2)
-    expected, exactly = layers.groupnorm_forward(precise, np.ones(2), np.zeros(2), groups=2)
+    expected, precise_cache = layers.groupnorm_forward(precise, np.ones(2), np.zeros(2), groups=2)
     np.testing.assert_allclose(out, expected, atol=2e-5 + 2e-7 * mean)
     dout = draw(*x.shape[:-1], x.shape[-1] + 1)[..., 1:].astype("float32")
-    for mine, theirs in zip(
-        layers.groupnorm_backward(dout, cache), layers.groupnorm_backward(dout.astype(float), exactly), strict=True
+    for actual, wanted in zip(
+        layers.groupnorm_backward(dout, cache),
+        layers.groupnorm_backward(dout.astype(float), precise_cache),
+        strict=True,
     ):
-        np.testing.assert_allclose(mine, theirs, atol=1e-5 * np.abs(theirs).max() + 3e-5 * mean)
+        np.testing.assert_allclose(actual, wanted, atol=1e-5 * np.abs(wanted).max() + 3e-5 * mean)
 
 
 @pytest.mark.parametrize(("size", "gradient"), [(1e16, 1e-9), (1e18, 1e-4), (1e18, 1e-6)])
@@ -47,7 +49,7 @@ def test_norms_of_huge_values_raise_no_floating_point_error(scale, shape, accele
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e10, 1e15, 1e18])
-def test_the_gradient_of_norms_is_right_for_huge_values(scale):
+def test_gradients_of_norms_are_accurate_for_huge_values(scale):
     x, dout = (draw(64, 4, seed=seed).astype("float32") for seed in (0, 1))
     ones, zeros = np.ones(4, np.float32), np.zeros(4, np.float32)
     dx = layers.batchnorm_backward(dout, layers.batchnorm_forward(x, ones, zeros, train=True, eps=1e-30)[1])[0]

@@ -1,4 +1,4 @@
-"""Every accelerated operation against its portable version."""
+"""Each accelerated version of an operation equals the portable version."""
 
 import numpy as np
 import pytest
@@ -13,21 +13,21 @@ from xpconv.ops.dispatch import accelerated_versions
 @settings(max_examples=60, derandomize=True)
 @given(data=st.data())
 @pytest.mark.parametrize("spec", ["numpy", pytest.param("cupy", marks=pytest.mark.gpu)])
-def test_every_fast_version_equals_its_portable_one(spec, data):
+def test_every_accelerated_version_equals_its_portable_version(spec, data):
     backend = find_backend(spec)
-    few = st.integers(1, 4)
-    size, stride = data.draw(st.tuples(few, few)), data.draw(st.tuples(few, few))
+    small = st.integers(1, 4)
+    size, stride = data.draw(st.tuples(small, small)), data.draw(st.tuples(small, small))
     padding = data.draw(st.tuples(*(st.integers(0, k - 1) for k in size)))
     image = data.draw(st.tuples(*(st.integers(max(1, k - 2 * p), 9) for k, p in zip(size, padding, strict=True))))
-    x = draw(data.draw(few), data.draw(few), *image).astype(data.draw(st.sampled_from(["float32", "float64"])))
+    x = draw(data.draw(small), data.draw(small), *image).astype(data.draw(st.sampled_from(["float32", "float64"])))
     if data.draw(st.booleans()):
         x = np.sign(x)  # ties
     layout = data.draw(st.sampled_from(LAYOUTS))
-    for name, (portable, fast) in accelerated_versions(backend.library).items():
+    for name, (portable, accelerated) in accelerated_versions(backend.library).items():
         assert name in ARGUMENTS, f"say in ARGUMENTS how to call {name}"
         results = []
         place = contiguous if name in WRITTEN and layout is read_only else layout
-        for version in (portable, fast):
+        for version in (portable, accelerated):
             *given_arguments, last = ARGUMENTS[name](
                 lambda a, dtype=x.dtype, place=place: place(backend, a.astype(dtype)), x, size, stride, padding
             )
@@ -40,9 +40,9 @@ def test_every_fast_version_equals_its_portable_one(spec, data):
             assert_array(other, backend.to_host(one), backend, dtype, tolerance=1e-5 if dtype == "float32" else 1e-12)
 
 
-def test_numpy_has_fast_versions():
+def test_numpy_has_accelerated_versions():
     assert {"convolve", "unfold", "max_pool"} <= set(accelerated_versions("numpy"))
 
 
-def test_libraries_without_fast_versions_run_the_portable_ones():
+def test_other_libraries_have_no_accelerated_versions():
     assert accelerated_versions("array_api_strict") == {}

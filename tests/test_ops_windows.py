@@ -1,4 +1,4 @@
-"""Windows, their adjoints and pooling against loops, on every backend."""
+"""Unfolding, folding and max pooling compared with loops, on every backend."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def test_unfold_lays_every_window_out_as_a_column(backend, image, size, stride, 
 
 
 @pytest.mark.parametrize(("shape", "size"), [((1, 2, 3, 4), (1, 1)), ((1, 1, 3, 3), (3, 3)), ((2, 2, 3, 4), (1, 1))])
-def test_what_is_written_to_columns_leaves_the_image_alone(shape, size, backend):
+def test_writing_to_the_columns_leaves_the_image_unchanged(shape, size, backend):
     x = backend.asarray(draw(*shape))
     before = backend.to_host(x).copy()
     cols = unfold(x, size, (1, 1), (0, 0))
@@ -50,7 +50,9 @@ def test_fold_is_the_adjoint_of_unfold(backend, image, size, stride, padding):
 
 @every_geometry
 @pytest.mark.parametrize("tied", [False, True])
-def test_max_pool_finds_the_first_maximum_and_unpool_is_its_adjoint(backend, image, size, stride, padding, tied):
+def test_max_pool_finds_the_first_maximum_and_its_backward_pass_is_the_adjoint(
+    backend, image, size, stride, padding, tied
+):
     x = np.sign(draw(2, 3, *image)) if tied else draw(2, 3, *image)
     padding = tuple(min(p, k - 1) for p, k in zip(padding, size, strict=True))
     cols = columns_by_loops(x, size, stride, padding, -np.inf)
@@ -63,14 +65,14 @@ def test_max_pool_finds_the_first_maximum_and_unpool_is_its_adjoint(backend, ima
     assert np.sum(backend.to_host(back) * x) == pytest.approx(np.sum(dout * backend.to_host(out)), rel=1e-12)
 
 
-def test_places_in_large_windows_do_not_wrap(backend):
+def test_indices_in_large_windows_do_not_overflow(backend):
     x = np.zeros((1, 1, 20, 20))
     x[..., 19, 18] = 1.0
     _, argmax = max_pool(backend.asarray(x), (20, 20), (1, 1), (0, 0))
     assert backend.to_host(argmax).tolist() == [[[[19 * 20 + 18]]]]
 
 
-def test_nan_pixels_are_not_lost_in_a_convolution(backend):
+def test_convolution_propagates_nan_pixels(backend):
     x = draw(1, 1, 4, 4)
     x[0, 0, 1, 1] = np.nan
     out, _ = layers.conv_forward(backend.asarray(x), backend.asarray(draw(1, 1, 2, 2)), None)

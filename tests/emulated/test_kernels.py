@@ -1,8 +1,7 @@
-"""The CUDA kernels without a GPU: cupy/ here is a CuPy whose kernels run on the CPU, where each access is watched.
+"""The CUDA kernels without a GPU: the CuPy in cupy/ runs them on the CPU and checks every memory access.
 
-Each kernel is compared with the portable version in float64 on random shapes, with as many blocks as on a GPU, with a
-few that must go around several times, and with arrays that are not contiguous. `nox -s kernels` puts that CuPy on the
-path.
+Each kernel is compared with the portable version in float64, on random shapes and memory layouts, with as many blocks
+as on a GPU and with so few that each block loops several times. `nox -s kernels` puts that CuPy on the path.
 """
 
 import os
@@ -28,8 +27,8 @@ from xpconv.ops.cupy import _conv, _finite, _groups, _launch, _loss, _norm, _poo
 from xpconv.ops.dispatch import accelerated_versions
 from xpconv.ops.windows import output_size
 
-CASES = int(os.environ.get("EMULATED_CASES", "60"))  # of each primitive and dtype
-TOLERANCE = {"float32": 3e-6, "float64": 1e-13}  # of the largest value
+CASES = int(os.environ.get("EMULATED_CASES", "60"))  # per operation and dtype
+TOLERANCE = {"float32": 3e-6, "float64": 1e-13}  # relative to the largest value
 VERSIONS = accelerated_versions("cupy")
 
 every_dtype = pytest.mark.parametrize("dtype", list(TOLERANCE))
@@ -37,13 +36,13 @@ every_dtype = pytest.mark.parametrize("dtype", list(TOLERANCE))
 
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch):
-    """Portable versions call portable ones, and tiles are those of CuPy's arrays."""
+    """Make portable versions call portable versions, with the tiles that CuPy's arrays get."""
     monkeypatch.setenv("XPCONV_ACCELERATE", "0")
     monkeypatch.setattr(tiling, "library_of", lambda a: type(a).__module__.partition(".")[0])
 
 
 def cases(monkeypatch, seed, count=CASES):
-    """Yield random generators, each time with another number of blocks."""
+    """Yield random generators, with another limit on the number of blocks each time."""
     for k in range(count):
         rng = np.random.default_rng((seed, k))
         limit(monkeypatch, *[(1056, 65535), (7, 3), (2, 1)][k % 3])
@@ -63,7 +62,7 @@ def any_of(rng, *values):
 
 
 def draw(rng, *shape):
-    """Random values; or few different ones; or some that are not finite."""
+    """Return random values, sometimes rounded to integers, sometimes with NaN and infinities among them."""
     kind = rng.integers(6)
     a = rng.standard_normal(shape) if kind > 1 else np.round(rng.standard_normal(shape))
     if kind == 5:
@@ -74,7 +73,7 @@ def draw(rng, *shape):
 
 
 def place(rng, a, dtype):
-    """Return CuPy's array of those values, perhaps not contiguous."""
+    """Return a CuPy array of the values in a random memory layout."""
     layout = rng.integers(5) if a.ndim else 0
     if layout == 1:
         return cupy.asarray(np.asfortranarray(a, dtype))
@@ -88,7 +87,7 @@ def place(rng, a, dtype):
 
 
 def exact(a):
-    """Return the values in float64, NumPy's."""
+    """Return a NumPy array, with float32 converted to float64."""
     a = np.array(a)
     return a.astype(np.float64) if a.dtype == np.float32 else a
 
@@ -102,7 +101,7 @@ def arrays(result):
 
 
 def compare(actual, expected, dtype, tolerance=None, scale=()):
-    """Check all arrays; `scale` tells of the first ones how large the terms are that may have cancelled out."""
+    """Compare all arrays; `scale` gives, for the first ones, the size of the terms that may have cancelled out."""
     for one, other, terms in zip_longest(arrays(actual), arrays(expected), scale, fillvalue=0.0):
         other = np.asarray(other)
         assert isinstance(one, cupy.ndarray)
@@ -130,7 +129,7 @@ def check(name, given, options, dtype, tolerance=None, scale=()):
 
 
 def geometry(rng, pool=False):
-    """Return the shape of images, and windows that fit in them."""
+    """Return a shape of images, and a kernel size, stride and padding that fit it."""
     N, C = any_of(rng, 1, 2, 3, 5, 17), any_of(rng, 1, 1, 2, 3, 7, 31)
     most = any_of(rng, 4, 9, 23) if N * C < 60 else 9
     H, W = rng.integers(1, most + 1, 2)
@@ -149,14 +148,14 @@ def columns(shape, size, stride, padding):
 
 
 @every_dtype
-def test_unfold(monkeypatch, dtype):
+def test_unfold_equals_the_portable_version(monkeypatch, dtype):
     for rng in cases(monkeypatch, 1):
         shape, *window = geometry(rng)
         check("unfold", [place(rng, draw(rng, *shape), dtype), *window], {}, dtype, tolerance=0)
 
 
 @every_dtype
-def test_fold(monkeypatch, dtype):
+def test_fold_equals_the_portable_version(monkeypatch, dtype):
     for rng in cases(monkeypatch, 2):
         shape, *window = geometry(rng)
         cols = rng.standard_normal(columns(shape, *window))
@@ -164,7 +163,7 @@ def test_fold(monkeypatch, dtype):
 
 
 @every_dtype
-def test_max_pool_and_max_unpool(monkeypatch, dtype):
+def test_max_pool_and_its_backward_pass_equal_the_portable_versions(monkeypatch, dtype):
     for rng in cases(monkeypatch, 3):
         shape, *window = geometry(rng, pool=True)
         x = draw(rng, *shape)
@@ -185,19 +184,19 @@ def test_max_pool_and_max_unpool(monkeypatch, dtype):
         ([np.inf, np.nan, np.inf, 1], np.nan, 1),
     ],
 )
-def test_nan_wins_a_window_and_the_first_of_equals(dtype, values, best, winner):
+def test_max_pool_prefers_nan_and_the_first_of_tied_maxima(dtype, values, best, winner):
     x = cupy.asarray(np.reshape(values, (1, 1, 2, 2)), dtype)
     found, where = _pool.max_pool(x, (2, 2), (2, 2), (0, 0))
     assert np.array_equal(found.ravel(), [best], equal_nan=True)
     assert where.ravel().tolist() == [winner]
-    found, where = _pool.max_pool(x, (5, 5), (1, 1), (2, 2))  # where padding precedes the values
+    found, where = _pool.max_pool(x, (5, 5), (1, 1), (2, 2))  # here padding precedes the values
     assert np.array_equal(found[0, 0, 0, 0], best, equal_nan=True)
     assert where[0, 0, 0, 0] == (winner // 2 + 2) * 5 + winner % 2 + 2
 
 
 @every_dtype
 @pytest.mark.parametrize("size", [(16, 16), (16, 17), (1, 257), (40, 40)])
-def test_places_in_large_windows(dtype, size):
+def test_indices_in_large_windows_have_a_dtype_that_holds_them(dtype, size):
     rng = np.random.default_rng(size)
     x = place(rng, rng.standard_normal((2, 3, 41, 260)), dtype)
     (out, places), _ = check("max_pool", [x, size, (7, 3), (0, 0)], {}, dtype, tolerance=0)
@@ -209,7 +208,7 @@ def test_places_in_large_windows(dtype, size):
 
 
 @every_dtype
-def test_convolution_and_its_gradients(monkeypatch, dtype):
+def test_convolution_and_its_gradients_equal_the_portable_versions(monkeypatch, dtype):
     for rng in cases(monkeypatch, 4):
         (N, C, *image), size, stride, padding = geometry(rng)
         F = any_of(rng, 1, 2, 5, 40)
@@ -229,7 +228,7 @@ def test_convolution_and_its_gradients(monkeypatch, dtype):
 
 
 def statistics(rng):
-    """Return a shape, that of gamma, and the axes as one of the layers has them: those of the mean, and of dgamma."""
+    """Return the shapes of x and gamma, and the axes of the mean and of dgamma, as one of the layers has them."""
     N, C = any_of(rng, (1, 1), (1, 8), (2, 3), (2, 65), (3, 1), (7, 4), (40, 2), (131, 1), (5, 6))
     D = any_of(rng, 1, 1, 5, 49, 256, 300)
     G = any_of(rng, *(g for g in range(1, C + 1) if C % g == 0))
@@ -245,7 +244,7 @@ def statistics(rng):
 
 
 @every_dtype
-def test_normalise_and_its_gradients(monkeypatch, dtype):
+def test_normalise_and_its_gradients_equal_the_portable_versions(monkeypatch, dtype):
     for rng in cases(monkeypatch, 5):
         shape, channels, options, param_axes = statistics(rng)
         x = place(rng, any_of(rng, 1, 0.01, 100) * rng.standard_normal(shape) + any_of(rng, 0, 0, 1, -3), dtype)
@@ -273,13 +272,13 @@ def test_normalise_and_its_gradients(monkeypatch, dtype):
 
 
 def normalised(x):
-    """Return the results for x (N, C, L), over its images and pixels."""
+    """Normalise x (N, C, L) over its images and pixels."""
     gamma, beta = (cupy.asarray(np.full((1, x.shape[1], 1), value), x.dtype) for value in (1, 0))
     return _norm.normalise(x, gamma, beta, axes=(0, 2), tile_axis=1, eps=1e-5)
 
 
 @pytest.mark.parametrize("value", [1e3, 1e5, 1e6])
-def test_statistics_far_from_zero(value):
+def test_statistics_far_from_zero_are_accurate(value):
     x = cupy.asarray(value + np.random.default_rng(6).standard_normal((8, 3, 100)), "float32")
     out, _, var, _ = normalised(x)
     mean, expected = (f(exact(x), axis=(0, 2), keepdims=True) for f in (np.mean, np.var))
@@ -288,18 +287,18 @@ def test_statistics_far_from_zero(value):
 
 
 @pytest.mark.parametrize("value", [100.3, 12345.678, 1e6 + 0.7])
-def test_equal_values_become_zero(value):
+def test_equal_values_are_normalised_to_zero(value):
     assert max(largest(normalised(cupy.asarray(np.full((1, 1, n), value), "float32"))[0]) for n in (77, 800)) < 1e-3
 
 
 @pytest.mark.xfail(reason="squares beyond 1e308 overflow", strict=True)
-def test_huge_float64_values():
+def test_huge_float64_values_are_normalised():
     out, _, var, _ = normalised(cupy.asarray(1e200 * np.random.default_rng(0).standard_normal((4, 1, 50))))
     assert np.std(out) == pytest.approx(1)
     assert np.isfinite(var).all()
 
 
-def test_variance_that_float32_has_no_place_for():
+def test_a_variance_that_overflows_float32_stays_finite():
     x = cupy.asarray(1e25 * np.random.default_rng(0).standard_normal((4, 1, 300)), "float32")
     out, _, var, _ = normalised(x)
     assert 1e38 < var.item() < np.inf
@@ -307,7 +306,7 @@ def test_variance_that_float32_has_no_place_for():
 
 
 @every_dtype
-def test_layers_with_kernels(monkeypatch, dtype):
+def test_norm_layers_give_the_same_results_with_kernels(monkeypatch, dtype):
     rng = np.random.default_rng(7)
 
     def through(name):
@@ -346,11 +345,11 @@ def test_layers_with_kernels(monkeypatch, dtype):
             np.testing.assert_allclose(one, other, rtol=0, atol=30 * TOLERANCE[dtype] * (1 + np.max(np.abs(other))))
 
 
-# ---- element by element, and losses
+# ---- elementwise operations and losses
 
 
 @every_dtype
-def test_element_by_element(monkeypatch, dtype):
+def test_elementwise_operations_equal_the_portable_versions(monkeypatch, dtype):
     for rng in cases(monkeypatch, 8, CASES // 4):
         shape = any_of(rng, (), (1,), (3, 5), (2, 3, 4, 5), (257,), (0, 3))
         x = place(rng, draw(rng, *shape), dtype)
@@ -365,7 +364,7 @@ def test_element_by_element(monkeypatch, dtype):
 
 
 @every_dtype
-def test_softmax(monkeypatch, dtype):
+def test_softmax_cross_entropy_equals_the_portable_version(monkeypatch, dtype):
     for rng in cases(monkeypatch, 9):
         N, C = any_of(rng, 1, 2, 7, 8, 9, 33, 250), any_of(rng, 1, 2, 10, 31, 32, 33, 100)
         x = any_of(rng, 1, 1, 100, 1e30) * draw(rng, N, C)
@@ -374,7 +373,7 @@ def test_softmax(monkeypatch, dtype):
 
 
 @every_dtype
-def test_penalise(monkeypatch, dtype):
+def test_add_l2_penalty_equals_the_portable_version(monkeypatch, dtype):
     for rng in cases(monkeypatch, 10):
         shapes = [any_of(rng, (1,), (3, 5), (7, 3, 3, 3), (257,), (90, 50)) for _ in range(rng.integers(0, 5))]
         weights, grads = ([place(rng, rng.standard_normal(shape), dtype) for shape in shapes] for _ in range(2))
@@ -385,14 +384,14 @@ def test_penalise(monkeypatch, dtype):
         compare(tuple(grads), tuple(expected), dtype)
 
 
-def test_weights_of_no_values_count_for_nothing():
+def test_empty_weights_add_nothing_to_the_penalty():
     weights, grads = ([cupy.asarray(np.ones(size), "float32") for size in (3, 0, 2)] for _ in range(2))
     assert _loss.add_l2_penalty(cupy.asarray(1.0, "float32"), weights, grads, 0.5) == 1 + 0.25 * 5
     assert [grad.tolist() for grad in grads] == [[1.5] * 3, [], [1.5] * 2]
 
 
 @every_dtype
-def test_largest_finite(monkeypatch, dtype):
+def test_largest_finite_equals_the_portable_version(monkeypatch, dtype):
     for rng in cases(monkeypatch, 11):
         a = any_of(rng, 1, 1e-30, -1) * draw(rng, *any_of(rng, (), (1,), (3, 5), (257,), (40, 3, 3, 3), (1025, 5)))
         if rng.integers(4) == 0:
@@ -400,11 +399,11 @@ def test_largest_finite(monkeypatch, dtype):
         check("largest_finite", [place(rng, a, dtype)], {}, dtype, 0)
 
 
-# ---- shapes of many blocks, and numbers
+# ---- shapes that need many blocks, and arithmetic
 
 
 @every_dtype
-def test_as_many_blocks_as_share_a_reduction(dtype):
+def test_reductions_over_many_blocks_equal_the_portable_versions(dtype):
     rng = np.random.default_rng(12)
     x = cupy.asarray(rng.standard_normal((4, 2, 181, 383)), dtype)
     gamma = cupy.asarray(rng.standard_normal((1, 2, 1)), dtype)
@@ -418,14 +417,14 @@ def test_as_many_blocks_as_share_a_reduction(dtype):
     check("max_pool", [x, (3, 3), (2, 2), (1, 1)], {}, dtype, tolerance=0)
 
 
-def test_runs_repeat_bit_by_bit_in_any_order_of_warps():
+def test_runs_repeat_bit_for_bit_in_any_order_of_warps():
     rng = np.random.default_rng(13)
     x = cupy.asarray(rng.standard_normal((3, 2, 5000)), "float32")
     one, other = (_conv.images_to_rows(x) for _ in range(2))
     assert all(a.tobytes() == b.tobytes() for a, b in zip(one, other, strict=True))
 
 
-def test_divisors_are_exact():
+def test_division_by_multiplication_is_exact():
     rng = np.random.default_rng(14)
     powers = np.array([2**k + d for k in range(32) for d in (-1, 0, 1)])
     for d in {*range(1, 2000), *powers, *(2 ** rng.uniform(0, 31, 3000)).astype(int)} - {0} - {2**31 + 1}:
@@ -441,7 +440,7 @@ def test_divisors_are_exact():
         assert np.array_equal(upper >> np.uint64(shift), n // np.uint64(d))
 
 
-def test_too_many_values_for_an_index_are_refused():
+def test_arrays_too_large_for_32_bit_indices_are_refused():
     with pytest.raises(ArgumentError, match="expected fewer than 2"):
         _windows.windows_and_grids((2**15, 1, 2**8, 2**8), (1, 1), (1, 1), (0, 0))
 
@@ -472,7 +471,7 @@ def run(body, y=64):
         ("if (x[64]) y[0] = 0;", "a read outside all arrays"),
         ("((float*)x)[0] = 0;", "a write to a constant array"),
         ("y[0] = t;", "a race"),
-        ("y[t] = 0;", "a race"),  # of the two blocks
+        ("y[t] = 0;", "a race"),  # between the two blocks
         ("s[t] = t; s[63 - t] += 1;", "a race"),
         ("s[t] = t; __syncthreads(); if (s[63 - t]) s[t] = 0;", "a race"),
         ("if (t < 32) __syncthreads();", "a barrier or shuffle that not all threads reach"),
@@ -482,12 +481,12 @@ def run(body, y=64):
         ("int a = 2147483647; a += int(t); s[t] = a;", "undefined behaviour"),
     ],
 )
-def test_faults_are_noticed(body, message):
+def test_faults_are_reported(body, message):
     with pytest.raises(RuntimeError, match=f"k: ({message}).*: block"):
         run(body)
 
 
-def test_a_block_works_together():
+def test_threads_of_a_block_share_their_values():
     y = run(
         "s[t] = x[t]; __syncthreads(); float v = s[63 - t];"
         "for (int d = 16; d > 0; d /= 2) v += __shfl_xor_sync(0xffffffff, v, d);"
@@ -497,7 +496,7 @@ def test_a_block_works_together():
     assert y.tolist() == 2 * [*[2 * sum(range(32, 64)) + 1.5] * 32, *[2 * sum(range(32)) + 1.5] * 32]
 
 
-def test_shared_memory_holds_nothing_before():
+def test_shared_memory_starts_uninitialised():
     assert np.isnan(run("if (blockIdx.x == 0) y[t] = s[t];")).all()
 
 
@@ -515,7 +514,7 @@ def test_shared_memory_holds_nothing_before():
         (0, cupy.empty(128, "float32")[::2]),
     ],
 )
-def test_arguments_of_another_type_are_refused(at, value):
+def test_kernel_arguments_of_a_wrong_type_are_refused(at, value):
     kernel = cupy.RawModule(code=KERNEL % "y[0] = t;").get_function("k")
     given = [cupy.empty(64, "float32"), cupy.empty(64, "float32"), np.zeros(1, "V8"), 0.5, 3]
     given[at] = value
