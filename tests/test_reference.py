@@ -325,7 +325,7 @@ def test_dropout_keeps_the_mask_scales_and_leaves_evaluation_alone():
         (lambda: ref.affine_forward(X2, draw(5, 3), draw(1)), r"b has shape \(1,\); expected \(3,\)"),
         (lambda: ref.conv_forward(X4, draw(2, 1, 3, 3), None), r"w has shape \(2, 1, 3, 3\); expected \(2, 3, 3, 3\)"),
         (lambda: ref.conv_forward(X4, draw(2, 3, 3, 3), draw(1)), r"b has shape \(1,\); expected \(2,\)"),
-        (lambda: ref.conv_forward(X4, draw(2, 3, 7, 3), None), "window is 7 but the padded image 5: pad it more"),
+        (lambda: ref.conv_forward(X4, draw(2, 3, 7, 3), None), "window is 7 but the padded image is 5: add padding"),
         (lambda: ref.max_pool_forward(X4, kernel_size=2, stride=0), "stride 0.*expected >= 1"),
         (
             lambda: ref.batchnorm_forward(X2, np.ones(5), np.zeros(5), None, train=False),

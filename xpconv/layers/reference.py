@@ -1,12 +1,12 @@
-"""The loop versions of the layers: slow and obvious, the oracle that the fast layers are tested against.
+"""Loop versions of the layers: slow and obvious, the reference that the fast layers are tested against.
 
-Every function has the name, the arguments and the gradients of the fast layer it stands for, works on NumPy
-arrays alone, and computes in their dtype. A cache is a plain tuple. Nothing here calls the fast layers.
+Each function has the name and gradients of a fast layer, and nearly the same arguments (dropout takes its mask). It
+takes NumPy arrays only, computes in their dtype and calls no fast layer. A cache is a plain tuple.
 
-Letters of the shapes: N images, C channels, H by W pixels; F filters of KH by KW; OH by OW outputs, where
+Letters: N images, C channels, (H, W) image; F filters, (KH, KW) window; (OH, OW) output, where
 ``OH = 1 + (H + 2 * padding - KH) // stride``; D inputs and M outputs of an affine layer.
 
-Source: the loop layers that the Stanford CS231n assignment asks its students for.
+Source: the loop exercises of the Stanford CS231n assignments.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ Pair: TypeAlias = int | Sequence[int]
 
 
 def affine_forward(x: Array, w: Array, b: Array | None) -> Result:
-    """Compute ``out[n, m] = sum_d x[n, d] * w[d, m] + b[m]``: x (N, ...), taken as (N, D), w (D, M), b (M,) or None.
+    """Compute ``out[n, m] = sum_d x[n, d] * w[d, m] + b[m]`` for x (N, ...) as (N, D), w (D, M), b (M,) or None.
 
     Examples
     --------
@@ -42,7 +42,15 @@ def affine_forward(x: Array, w: Array, b: Array | None) -> Result:
 
 
 def affine_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array | None]:
-    """Return the gradients of x (in its own shape), w and b (None without a bias), given dout (N, M)."""
+    """Return dx in the shape of x, dw, and db (None without a bias), given dout (N, M).
+
+    Examples
+    --------
+    >>> _, cache = affine_forward(np.ones((1, 2)), np.array([[3.0], [4.0]]), np.array([0.5]))
+    >>> dx, dw, db = affine_backward(np.array([[2.0]]), cache)
+    >>> dx.tolist(), dw.tolist(), db.tolist()
+    ([[6.0, 8.0]], [[2.0], [2.0]], [2.0])
+    """
     x, w, b = cache
     rows, dx = x.reshape(len(x), -1), np.zeros((len(x), len(w)), x.dtype)
     dw, db = np.zeros_like(w), np.zeros(w.shape[1], w.dtype)
@@ -55,7 +63,13 @@ def affine_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array | No
 
 
 def relu_forward(x: Array) -> Result:
-    """Compute ``max(x, 0)``; x has any shape."""
+    """Compute ``max(x, 0)`` for x of any shape.
+
+    Examples
+    --------
+    >>> relu_forward(np.array([-1.0, 0.0, 2.0]))[0].tolist()
+    [0.0, 0.0, 2.0]
+    """
     out = x.copy()
     for index in np.ndindex(x.shape):
         out[index] = 0 if x[index] <= 0 else x[index]
@@ -63,7 +77,14 @@ def relu_forward(x: Array) -> Result:
 
 
 def relu_backward(dout: Array, cache: Cache) -> Array:
-    """Return dx: dout where x is positive, 0 elsewhere and at exactly 0."""
+    """Return dx, which is dout where ``x > 0`` and 0 elsewhere.
+
+    Examples
+    --------
+    >>> _, cache = relu_forward(np.array([-1.0, 0.0, 2.0]))
+    >>> relu_backward(np.ones(3), cache).tolist()
+    [0.0, 0.0, 1.0]
+    """
     (x,) = cache
     dx = np.zeros_like(x)
     for index in np.ndindex(x.shape):
@@ -72,10 +93,10 @@ def relu_backward(dout: Array, cache: Cache) -> Array:
 
 
 def conv_forward(x: Array, w: Array, b: Array | None, *, stride: Pair = 1, padding: Pair | str = 0) -> Result:
-    """Slide the filters w (F, C, KH, KW) over x (N, C, H, W), add b (F,) or nothing, give (N, F, OH, OW).
+    """Convolve x (N, C, H, W) with the filters w (F, C, KH, KW) and add b (F,) or None; out is (N, F, OH, OW).
 
-    ``out[n, f, i, j] = sum(window * w[f]) + b[f]``, where the window at (i, j) starts at pixel
-    (i * stride, j * stride) of the zero-padded image.
+    ``out[n, f, i, j] = sum(window * w[f]) + b[f]``, where the window starts at pixel (i * stride, j * stride) of the
+    zero-padded image.
 
     Examples
     --------
@@ -99,7 +120,15 @@ def conv_forward(x: Array, w: Array, b: Array | None, *, stride: Pair = 1, paddi
 
 
 def conv_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array | None]:
-    """Return dx, dw and db (None without a bias), given dout (N, F, OH, OW)."""
+    """Return dx, dw, and db (None without a bias), given dout (N, F, OH, OW).
+
+    Examples
+    --------
+    >>> out, cache = conv_forward(np.ones((1, 1, 3, 3)), np.ones((1, 1, 2, 2)), None)
+    >>> dx, dw, db = conv_backward(np.ones_like(out), cache)
+    >>> dx[0, 0].tolist(), db
+    ([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]], None)
+    """
     x, w, b, (sh, sw), (ph, pw) = cache
     (N, F, OH, OW), (KH, KW), (H, W) = dout.shape, w.shape[2:], x.shape[2:]
     padded = _pad(x, ph, pw, 0)
@@ -136,7 +165,14 @@ def max_pool_forward(x: Array, *, kernel_size: Pair, stride: Pair | None = None,
 
 
 def max_pool_backward(dout: Array, cache: Cache) -> Array:
-    """Return dx: each output's gradient goes to the first maximum of its window's pixels, in row-major order."""
+    """Return dx: each output's gradient goes to the maximum of its window, the first in row-major order.
+
+    Examples
+    --------
+    >>> _, cache = max_pool_forward(np.array([[[[1.0, 2.0], [4.0, 3.0]]]]), kernel_size=2)
+    >>> max_pool_backward(np.ones((1, 1, 1, 1)), cache).tolist()
+    [[[[0.0, 0.0], [1.0, 0.0]]]]
+    """
     x, (KH, KW), (sh, sw), (ph, pw) = cache
     (N, C, OH, OW), dx = dout.shape, np.zeros_like(x)
     for n in range(N):
@@ -151,7 +187,13 @@ def max_pool_backward(dout: Array, cache: Cache) -> Array:
 
 
 def avg_pool_forward(x: Array, *, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0) -> Result:
-    """Take the mean of each window of x (N, C, H, W); padded zeros count, so it divides by KH * KW always."""
+    """Take the mean of each window of x (N, C, H, W): the sum divided by KH * KW, padding zeros included.
+
+    Examples
+    --------
+    >>> avg_pool_forward(np.array([[[[1.0, 2.0], [4.0, 3.0]]]]), kernel_size=2)[0].tolist()
+    [[[[2.5]]]]
+    """
     (N, C, H, W), (KH, KW) = x.shape, _pair(kernel_size)
     (sh, sw), (ph, pw) = _pair(kernel_size if stride is None else stride), _pair(padding)
     OH, OW = _output_length(H, KH, sh, ph), _output_length(W, KW, sw, pw)
@@ -166,7 +208,14 @@ def avg_pool_forward(x: Array, *, kernel_size: Pair, stride: Pair | None = None,
 
 
 def avg_pool_backward(dout: Array, cache: Cache) -> Array:
-    """Return dx: each output's gradient is shared evenly by the cells of its window."""
+    """Return dx: each output's gradient is spread evenly over the pixels of its window.
+
+    Examples
+    --------
+    >>> _, cache = avg_pool_forward(np.zeros((1, 1, 2, 2)), kernel_size=2)
+    >>> avg_pool_backward(np.ones((1, 1, 1, 1)), cache).tolist()
+    [[[[0.25, 0.25], [0.25, 0.25]]]]
+    """
     x, (KH, KW), (sh, sw), (ph, pw) = cache
     (N, C, OH, OW), (H, W) = dout.shape, x.shape[2:]
     dpadded = np.zeros_like(_pad(x, ph, pw, 0))
@@ -174,19 +223,32 @@ def avg_pool_backward(dout: Array, cache: Cache) -> Array:
         for c in range(C):
             for i in range(OH):
                 for j in range(OW):
-                    share = dout[n, c, i, j] / (KH * KW)
-                    dpadded[n, c, i * sh : i * sh + KH, j * sw : j * sw + KW] += share
+                    gradient = dout[n, c, i, j] / (KH * KW)
+                    dpadded[n, c, i * sh : i * sh + KH, j * sw : j * sw + KW] += gradient
     return dpadded[:, :, ph : ph + H, pw : pw + W]
 
 
 def global_avg_pool_forward(x: Array) -> Result:
-    """Take the mean of each image's channel: x (N, C, H, W) gives (N, C)."""
+    """Take the mean of each channel of each image: x is (N, C, H, W), out is (N, C).
+
+    Examples
+    --------
+    >>> global_avg_pool_forward(np.array([[[[1.0, 2.0], [4.0, 3.0]]]]))[0].tolist()
+    [[2.5]]
+    """
     out, cache = avg_pool_forward(x, kernel_size=x.shape[2:])
     return out[:, :, 0, 0], cache
 
 
 def global_avg_pool_backward(dout: Array, cache: Cache) -> Array:
-    """Return dx (N, C, H, W): dout (N, C) shared evenly by the pixels."""
+    """Return dx (N, C, H, W): dout (N, C) spread evenly over the pixels.
+
+    Examples
+    --------
+    >>> _, cache = global_avg_pool_forward(np.zeros((1, 1, 2, 2)))
+    >>> global_avg_pool_backward(np.ones((1, 1)), cache).tolist()
+    [[[[0.25, 0.25], [0.25, 0.25]]]]
+    """
     return avg_pool_backward(dout[:, :, np.newaxis, np.newaxis], cache)
 
 
@@ -202,11 +264,11 @@ def batchnorm_forward(
 ) -> Result:
     """Normalise each channel of x, (N, D) or (N, C, H, W): ``gamma * (x - mean) / sqrt(var + eps) + beta``.
 
-    While training, mean and var (biased) are the batch's and the running pair becomes
-    ``momentum * old + (1 - momentum) * batch``, from zeros if it is None; otherwise they are the running
-    ones. All four are (C,). The last entry of the cache is the new running (mean, var).
+    In training, mean and var (biased) are those of the batch, and the running averages become
+    ``momentum * old + (1 - momentum) * batch``, starting from zeros if `running` is None. In evaluation, mean and var
+    are the running averages. gamma, beta, mean and var are (C,). The cache ends with the new running (mean, var).
 
-    Source: Ioffe and Szegedy, Batch Normalization, 2015.
+    Source: Ioffe and Szegedy, "Batch Normalization", 2015.
 
     Examples
     --------
@@ -232,22 +294,35 @@ def batchnorm_forward(
 
 
 def batchnorm_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
-    """Return dx, dgamma and dbeta; statistics that were the batch's own depend on x, running ones do not."""
+    """Return dx, dgamma and dbeta; the batch's mean and var depend on x, the running averages do not.
+
+    Examples
+    --------
+    >>> out, cache = batchnorm_forward(np.array([[1.0], [3.0]]), np.ones(1), np.zeros(1), None, train=True)
+    >>> dx, dgamma, dbeta = batchnorm_backward(np.ones_like(out), cache)
+    >>> dx.tolist(), dbeta.tolist()
+    ([[0.0], [0.0]], [2.0])
+    """
     x, gamma, beta, mean, var, eps, train, _ = cache
     dx, dgamma, dbeta = np.zeros_like(x), np.zeros_like(gamma), np.zeros_like(beta)
     for c in range(x.shape[1]):
         std = np.sqrt(var[c] + eps)
         dgamma[c] = np.sum(dout[:, c] * (x[:, c] - mean[c]) / std)
         dbeta[c] = np.sum(dout[:, c])
-        dhat = dout[:, c] * gamma[c]
-        dx[:, c] = _normalise_backward(dhat, x[:, c], eps) if train else dhat / std
+        dxhat = dout[:, c] * gamma[c]
+        dx[:, c] = _normalise_backward(dxhat, x[:, c], eps) if train else dxhat / std
     return dx, dgamma, dbeta
 
 
 def layernorm_forward(x: Array, gamma: Array, beta: Array, *, eps: float = 1e-5) -> Result:
-    """Normalise each sample of x (N, ...) over all its values; gamma and beta have a sample's shape.
+    """Normalise each sample of x (N, ...) over all its values; gamma and beta have the shape of a sample.
 
-    Source: Ba, Kiros and Hinton, Layer Normalization, 2016.
+    Source: Ba, Kiros and Hinton, "Layer Normalization", 2016.
+
+    Examples
+    --------
+    >>> layernorm_forward(np.array([[1.0, 3.0], [10.0, 30.0]]), np.ones(2), np.zeros(2), eps=0.0)[0].tolist()
+    [[-1.0, 1.0], [-1.0, 1.0]]
     """
     out = _zeros(x.shape, x)
     _check_shapes(x.shape[1:], gamma=gamma, beta=beta)
@@ -258,7 +333,15 @@ def layernorm_forward(x: Array, gamma: Array, beta: Array, *, eps: float = 1e-5)
 
 
 def layernorm_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
-    """Return dx, dgamma and dbeta."""
+    """Return dx, dgamma and dbeta.
+
+    Examples
+    --------
+    >>> out, cache = layernorm_forward(np.array([[1.0, 3.0], [10.0, 30.0]]), np.ones(2), np.zeros(2))
+    >>> dx, dgamma, dbeta = layernorm_backward(np.ones_like(out), cache)
+    >>> dx.shape, dbeta.tolist()
+    ((2, 2), [2.0, 2.0])
+    """
     x, gamma, beta, eps = cache
     dx, dgamma, dbeta = np.zeros_like(x), np.zeros_like(gamma), np.zeros_like(beta)
     for n in range(len(x)):
@@ -270,9 +353,14 @@ def layernorm_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
 
 
 def groupnorm_forward(x: Array, gamma: Array, beta: Array, *, groups: int, eps: float = 1e-5) -> Result:
-    """Normalise each group of neighbouring channels of each sample of x (N, C, ...); gamma, beta (C,).
+    """Normalise each group of adjacent channels of each sample of x (N, C, ...); gamma and beta are (C,).
 
-    Source: Wu and He, Group Normalization, 2018.
+    Source: Wu and He, "Group Normalization", 2018.
+
+    Examples
+    --------
+    >>> groupnorm_forward(np.array([[1.0, 3.0, 10.0, 30.0]]), np.ones(4), np.zeros(4), groups=2, eps=0.0)[0].tolist()
+    [[-1.0, 1.0, -1.0, 1.0]]
     """
     (N, C), out = x.shape[:2], _zeros(x.shape, x)
     if groups < 1 or C % groups:
@@ -287,29 +375,42 @@ def groupnorm_forward(x: Array, gamma: Array, beta: Array, *, groups: int, eps: 
 
 
 def groupnorm_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
-    """Return dx, dgamma and dbeta."""
+    """Return dx, dgamma and dbeta.
+
+    Examples
+    --------
+    >>> out, cache = groupnorm_forward(np.array([[1.0, 3.0, 10.0, 30.0]]), np.ones(4), np.zeros(4), groups=2)
+    >>> dx, dgamma, dbeta = groupnorm_backward(np.ones_like(out), cache)
+    >>> dx.shape, dbeta.tolist()
+    ((1, 4), [1.0, 1.0, 1.0, 1.0])
+    """
     x, gamma, beta, groups, eps = cache
     dx, dgamma, dbeta = np.zeros_like(x), np.zeros_like(gamma), np.zeros_like(beta)
     for n in range(len(x)):
         for channels in np.split(np.arange(len(gamma)), groups):
             mean, var = _moments(x[n, channels])
-            dhat = np.zeros_like(x[n, channels])
+            dxhat = np.zeros_like(x[n, channels])
             for k, c in enumerate(channels):
                 dgamma[c] += np.sum(dout[n, c] * (x[n, c] - mean) / np.sqrt(var + eps))
                 dbeta[c] += np.sum(dout[n, c])
-                dhat[k] = dout[n, c] * gamma[c]
-            dx[n, channels] = _normalise_backward(dhat, x[n, channels], eps)
+                dxhat[k] = dout[n, c] * gamma[c]
+            dx[n, channels] = _normalise_backward(dxhat, x[n, channels], eps)
     return dx, dgamma, dbeta
 
 
 def dropout_forward(x: Array, *, keep_prob: float, mask: Array, train: bool) -> Result:
-    """Compute ``x * mask / keep_prob`` while training, x otherwise; mask is boolean, of x's shape.
+    """Compute ``x * mask / keep_prob`` in training and x in evaluation; mask is boolean, in the shape of x.
 
-    Source: Srivastava et al., Dropout, 2014, in the inverted form that leaves evaluation alone.
+    Source: Srivastava et al., "Dropout", 2014, in the inverted form, which scales in training only.
+
+    Examples
+    --------
+    >>> dropout_forward(np.ones(2), keep_prob=0.5, mask=np.array([True, False]), train=True)[0].tolist()
+    [2.0, 0.0]
     """
     _check_shapes(x.shape, mask=mask)
     if not 0 < keep_prob <= 1:
-        raise ArgumentError(f"keep_prob is {keep_prob}; expected a probability above 0 and up to 1")
+        raise ArgumentError(f"keep_prob is {keep_prob}; expected a probability above 0 and at most 1")
     out = _zeros(x.shape, x)
     for index in np.ndindex(x.shape):
         out[index] = x[index] * float(mask[index]) / keep_prob if train else x[index]
@@ -317,13 +418,20 @@ def dropout_forward(x: Array, *, keep_prob: float, mask: Array, train: bool) -> 
 
 
 def dropout_backward(dout: Array, cache: Cache) -> Array:
-    """Return dx: what was dropped gets no gradient, what was kept was scaled and so is its gradient."""
+    """Return dx: dropped elements get no gradient, and the gradients of kept ones are scaled as in the forward pass.
+
+    Examples
+    --------
+    >>> _, cache = dropout_forward(np.ones(2), keep_prob=0.5, mask=np.array([True, False]), train=True)
+    >>> dropout_backward(np.ones(2), cache).tolist()
+    [2.0, 0.0]
+    """
     keep_prob, mask, train = cache
     return dropout_forward(dout, keep_prob=keep_prob, mask=mask, train=train)[0]
 
 
 def softmax_loss(x: Array, y: Array) -> tuple[float, Array]:
-    """Return the mean of ``-log(softmax(x)[y])`` and its gradient dx; x (N, C) scores, y (N,) labels.
+    """Return the mean of ``-log(softmax(x)[y])`` and its gradient dx, for scores x (N, C) and labels y (N,).
 
     Examples
     --------
@@ -333,7 +441,7 @@ def softmax_loss(x: Array, y: Array) -> tuple[float, Array]:
     (N, _), dx, loss = x.shape, _zeros(x.shape, x), 0.0
     _check_labels(x, y)
     for n in range(N):
-        shifted = x[n] - np.max(x[n])  # exp of the raw scores overflows
+        shifted = x[n] - np.max(x[n])  # exp of the raw scores may overflow
         exponentials = np.exp(shifted)
         total = np.sum(exponentials)
         loss += float(np.log(total) - shifted[y[n]]) / N
@@ -343,7 +451,13 @@ def softmax_loss(x: Array, y: Array) -> tuple[float, Array]:
 
 
 def svm_loss(x: Array, y: Array) -> tuple[float, Array]:
-    """Return the mean of ``sum_c max(0, x[c] - x[y] + 1)``, c any wrong class, and dx; x (N, C), y (N,)."""
+    """Return the mean of ``sum over c != y of max(0, x[c] - x[y] + 1)`` and its gradient dx, as for `softmax_loss`.
+
+    Examples
+    --------
+    >>> svm_loss(np.zeros((1, 10)), np.array([3]))[0]
+    9.0
+    """
     (N, C), dx, loss = x.shape, _zeros(x.shape, x), 0.0
     _check_labels(x, y)
     for n in range(N):
@@ -361,13 +475,13 @@ def _moments(values: Array) -> tuple[Any, Any]:
     return mean, np.mean((values - mean) ** 2)
 
 
-def _normalise_backward(dhat: Array, values: Array, eps: float) -> Array:
-    """Carry dhat back through ``(values - mean) / sqrt(var + eps)``: directly, by var and by mean."""
+def _normalise_backward(dxhat: Array, values: Array, eps: float) -> Array:
+    """Return the gradient of ``xhat = (values - mean) / sqrt(var + eps)``, summed over its three paths."""
     mean, var = _moments(values)
     centred, std, count = values - mean, np.sqrt(var + eps), values.size
-    dvar = -np.sum(dhat * centred) / (2 * std**3)
-    dmean = -np.sum(dhat) / std
-    return dhat / std + dvar * 2 * centred / count + dmean / count
+    dvar = -np.sum(dxhat * centred) / (2 * std**3)
+    dmean = -np.sum(dxhat) / std
+    return dxhat / std + dvar * 2 * centred / count + dmean / count
 
 
 def _pair(value: Pair) -> tuple[int, int]:
@@ -379,7 +493,7 @@ def _padding(padding: Pair | str, KH: int, KW: int) -> tuple[int, int]:
     if not isinstance(padding, str):
         return _pair(padding)
     if padding != "same":
-        raise ArgumentError(f"padding is {padding!r}; expected 'same' or numbers")
+        raise ArgumentError(f"padding is {padding!r}; expected 'same', an int or a pair of ints")
     if KH % 2 == 0 or KW % 2 == 0:
         raise ArgumentError(f"padding is 'same' for a {KH}x{KW} window; expected odd sizes")
     return KH // 2, KW // 2
@@ -393,7 +507,7 @@ def _output_length(length: int, window: int, stride: int, padding: int) -> int:
     if window < 1 or stride < 1 or padding < 0:
         raise ArgumentError(f"window {window}, stride {stride}, padding {padding}; expected >= 1, >= 1, >= 0")
     if window > length + 2 * padding:
-        raise ArgumentError(f"window is {window} but the padded image {length + 2 * padding}: pad it more")
+        raise ArgumentError(f"window is {window} but the padded image is {length + 2 * padding}: add padding")
     return 1 + (length + 2 * padding - window) // stride
 
 
