@@ -1,4 +1,4 @@
-"""The assignment's nets and a deeper one, each a list of layers."""
+"""The networks of the CS231n assignment and a deeper ConvNet, each a list of layers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,12 +17,12 @@ class FullyConnectedNet(Sequential):
     Parameters
     ----------
     hidden_dims : sequence of int
-        Units of each hidden layer.
+        Number of units of each hidden layer.
     input_dim : int
-        Values of a sample, which may have any shape.
+        Number of values of a sample; samples may have any shape.
     num_classes : int
     keep_prob : float
-        Probability that dropout keeps a value; 1 is no dropout.
+        Probability that dropout keeps a value; 1 adds no dropout layers.
     normalization : {None, "batchnorm", "layernorm"}
     weight_scale : float or None
     **options
@@ -98,7 +98,7 @@ class ThreeLayerConvNet(Sequential):
     input_dim : (int, int, int)
         Channels, height and width of an image.
     num_filters, filter_size : int
-        The convolution keeps the image's size, for which `filter_size` is odd.
+        `filter_size` is odd, so the convolution keeps the image's size.
     hidden_dim, num_classes : int
     weight_scale : float or None
     **options
@@ -138,19 +138,19 @@ class ThreeLayerConvNet(Sequential):
 
 
 class ConvNet(Sequential):
-    """``{conv - [norm] - relu | pool} x L - global average pool - affine - softmax``, from a list.
+    """``{conv - [norm] - relu | pool} x L - global average pool - affine - softmax``, with L stages.
 
     Parameters
     ----------
     stages : sequence of int and "pool"
-        A number is a 3x3 convolution of so many filters with its norm and relu, "pool" a 2x2 max pool.
+        A number adds a convolution with that number of filters, a norm and a relu; "pool" adds a 2x2 max pool.
     input_dim : (int, int, int)
         Channels, height and width of an image.
     num_classes : int
     normalization : {"batchnorm", "groupnorm", None}
-        Group norm uses the largest number of groups up to 8 that divides the filters.
+        Group norm uses the largest number of groups, at most 8, that divides the number of filters.
     filter_size : int
-        Odd, so that convolutions keep the image's size.
+        Odd, so the convolutions keep the image's size.
     weight_scale : float or None
     **options
         As for `Sequential`.
@@ -181,7 +181,7 @@ class ConvNet(Sequential):
                 groups = max(g for g in range(1, 9) if stage % g == 0)
                 norms = {None: [], "batchnorm": [BatchNorm()], "groupnorm": [GroupNorm(groups=groups)]}
                 norm: list[Layer] = list(_choose("normalization", normalization, norms))
-                # A norm takes the mean away, and with it any bias before it.
+                # A bias before a norm has no effect: the norm subtracts the mean.
                 layers += [Conv(stage, filter_size, padding="same", bias=not norm), *norm, Relu()]
             else:
                 raise ArgumentError(f"stages[{position}] is {stage!r}; expected a number of filters or 'pool'")

@@ -1,4 +1,4 @@
-"""Sequential: a list of layers with their parameters and a loss, which is all that training needs."""
+"""Sequential: a network as a list of layers, with its parameters and its loss."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,42 +23,42 @@ LOSSES = {"softmax": softmax_loss, "svm": svm_loss}
 
 
 class Sequential:
-    """A list of layers, its parameters and a loss.
+    """A network: a list of layers, their parameters and a loss.
 
     Parameters
     ----------
     layers : sequence of Layer
-        The last one's outputs are the class scores.
+        The last layer returns the class scores.
     input_shape : tuple of int
-        The shape of one sample, such as (3, 32, 32); a net whose input shape is (D,) takes samples of any shape
-        with D values.
+        The shape of one sample, such as (3, 32, 32); if it is (D,), samples may have any
+        shape with D values.
     name : str
-        What the model is called in files and messages.
+        Name of the model in files and messages.
     loss : {"softmax", "svm"}
     reg : float
         Weight of ``0.5 * sum(W * W)`` over all weights W in the loss.
     weight_scale : float, optional
-        Standard deviation of the initial weights; by default ``sqrt(2 / fan_in)`` for each (He et al., 2015).
+        Standard deviation of the initial weights; by default ``sqrt(2 / fan_in)`` for each layer (He et al., 2015).
     dtype : {"float32", "float64"} or a dtype of that name
     backend : str or Backend, optional
         As for `get_backend`.
     rng : None, int, Generator or RandomState
-        Draws weights, in layer order, on the host: every backend starts from the same bits.
+        Source of the initial weights. They are drawn on the host in layer order, so all backends start equal.
     seed : int, optional
-        Makes every training pass drop the same elements, as gradient checks need.
+        Makes dropout use the same masks in each training pass, which gradient checks need.
     preprocessing : Preprocessing, optional
     class_names : sequence of str
-        One for each score, or none.
+        One name for each score, or empty.
 
     Attributes
     ----------
     params : dict of str to array
-        W1, b1, gamma1, beta1, ..., numbered by weight layer. This is where parameters live: assign to it or write
-        into its arrays at will.
+        W1, b1, gamma1, beta1, ..., numbered by weight layer. The model has no other copy: entries may be replaced
+        and their arrays modified.
     state : dict of str to array
-        running_mean1, running_var1, ... of batch norm.
+        The running averages of batch norm: running_mean1, running_var1, ...
     layer_keys : list of dict of str to str
-        For each layer, the key in `params` or `state` of each of its own names: ``{"W": "W1", "b": "b1"}``.
+        For each layer, its parameter names and their keys in `params` or `state`: ``{"W": "W1", "b": "b1"}``.
 
     Examples
     --------
@@ -108,11 +108,11 @@ class Sequential:
     def _build(self, stream: RandomStream) -> list[dict[str, str]]:
         """Make `params` and `state`; return `layer_keys`.
 
-        The number of a key counts weight layers, so that a norm has the number of the layer before it. A name
-        that comes again behind the same weight layer gets a second number: gamma1, gamma1_2.
+        Keys are numbered by weight layer, so a norm has the number of the weight layer before it. If a name occurs
+        again after the same weight layer, its key gets a second number: gamma1, gamma1_2.
         """
         layer_keys, weight_layers, shape = [], 0, self.input_shape
-        uses: dict[str, int] = {}  # of each name with its first number
+        uses: dict[str, int] = {}  # occurrences of each numbered name
         for position, layer in enumerate(self.layers):
             if not isinstance(layer, Layer):
                 raise ArgumentTypeError(f"layers[{position}] is {layer!r}; expected a Layer such as Relu()")
@@ -130,7 +130,7 @@ class Sequential:
             shape = layer.output_shape(shape)
         if len(shape) != 1:
             raise ArgumentError(
-                f"the last layer gives samples of shape {shape}; expected scores (C,): end with Affine(C)"
+                f"the last layer returns samples of shape {shape}; expected scores (C,): end with Affine(C)"
             )
         self.num_classes = shape[0]
         return layer_keys
@@ -163,7 +163,7 @@ class Sequential:
 
     @property
     def preprocessing(self) -> Preprocessing | None:
-        """What is done to samples first; it is checked and moved to the model's device when it is assigned."""
+        """Preprocessing of the samples. Assigning to it checks it and copies it to the model's device."""
         return self._preprocessing
 
     @preprocessing.setter
@@ -171,35 +171,35 @@ class Sequential:
         self._preprocessing = None if value is None else on_device(value, self.backend, self.dtype, self.input_shape)
 
     def loss(self, X: Array, y: Array | None = None) -> Any:
-        """Return the scores of `X`, or with labels the loss and the gradients.
+        """Return the scores of `X` or, given labels, the loss and its gradients.
 
         Parameters
         ----------
         X : array (N, ...)
-            Samples of the input shape and of any real dtype, in host memory or on the model's device.
+            Samples of the input shape, of any real dtype, in host memory or on the model's device.
         y : array (N,) of integers, optional
             Labels.
 
         Returns
         -------
         scores : array (N, C)
-            Without `y`; layers then work in evaluation mode.
+            Without `y`; the layers are in evaluation mode.
         (loss, grads) : array () and dict of str to array
-            With `y`; the loss stays on the device until it is read. Layers then work in training mode, and running
-            statistics move.
+            With `y`; the loss stays on the device until it is read. The layers are in training mode, and the running
+            averages are updated.
 
         Raises
         ------
         ArgumentError
-            If `X` or `y` does not fit.
+            If the shape or dtype of `X` or `y` is wrong.
         OutOfMemoryError
-            If the device has no memory for so many samples; parameters and state are as they were.
+            If the device has too little memory for this batch; parameters and state are unchanged.
         """
         try:
             return self._loss(X, y)
         except (MemoryError, RuntimeError) as error:
             if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory", str(error)):
-                raise  # only torch says so by a RuntimeError
+                raise  # torch reports it as a RuntimeError
             raise OutOfMemoryError(
                 f"{self.backend} has not enough memory for {X.shape[0]} samples at once ({error}): take a smaller "
                 "batch, or on a GPU less for convolutions by XPCONV_WORKSPACE, which is now "
@@ -221,7 +221,7 @@ class Sequential:
         return loss, grads
 
     def _prepare(self, X: Array) -> Array:
-        """Bring samples to the model's device, dtype and input shape, and preprocess them."""
+        """Convert samples to the model's device, dtype and input shape, and preprocess them."""
         x = self.backend.upload("X", X, self.dtype)
         if len(self.input_shape) == 1 and len(x.shape) > 1 and 0 not in x.shape:
             x = self.backend.xp.reshape(x, (x.shape[0], -1))
@@ -235,7 +235,7 @@ class Sequential:
         return x
 
     def _forward(self, x: Array, *, train: bool) -> tuple[Array, list[Any], Arrays]:
-        """Return the scores and, in training, the layers' caches and their new state."""
+        """Return the scores and, in training, the layers' caches and new state."""
         store, caches, state = {**self.params, **self.state}, list[Any](), Arrays()
         for position, (layer, keys) in enumerate(zip(self.layers, self.layer_keys, strict=True)):
             x, cache = layer.forward(
@@ -250,9 +250,9 @@ class Sequential:
         return x, caches, state
 
     def outputs(self, X: Array) -> Iterator[tuple[Layer, Array]]:
-        """Yield each layer with its output for samples; nothing remembers that it was asked.
+        """Yield each layer with its output for the samples; the model does not change.
 
-        Batch norm takes the statistics of these samples, as in training, and dropout keeps everything.
+        Batch norm uses the statistics of these samples, as in training, and dropout keeps every element.
 
         Parameters
         ----------
@@ -278,8 +278,8 @@ class Sequential:
         grads: Arrays = {}
         first = next((i for i, keys in enumerate(self.layer_keys) if keys), len(self.layer_keys))
         for position in reversed(range(first, len(self.layers))):
-            dout, own = self.layers[position].backward(dout, caches.pop(), need_dx=position > first)
-            grads.update({self.layer_keys[position][name]: grad for name, grad in own.items()})
+            dout, layer_grads = self.layers[position].backward(dout, caches.pop(), need_dx=position > first)
+            grads.update({self.layer_keys[position][name]: grad for name, grad in layer_grads.items()})
         return grads
 
     def _layer_seed(self, position: int) -> int:
@@ -288,7 +288,7 @@ class Sequential:
         return draw_seed(self.mask_stream) if self.seed is None else (self.seed + position) % 2**32
 
     def config(self) -> dict[str, Any]:
-        """Return what rebuilds the architecture, as plain data for JSON; `from_config` is its inverse."""
+        """Return the architecture as data for JSON; `from_config` rebuilds the model from it."""
         return {
             "name": self.name,
             "input_shape": list(self.input_shape),
@@ -310,12 +310,12 @@ class Sequential:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], backend: str | Backend | None = None) -> "Sequential":
-        """Rebuild a model from `config`, with new parameters."""
+        """Build a model from the data of `config`, with new parameters."""
         return Sequential(backend=backend, rng=0, **arguments_of(config))
 
 
 def arguments_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a Sequential that `config` describes."""
+    """Return the arguments of `Sequential` for the data of `config`."""
     kinds = {kind: getattr(layer_objects, kind) for kind in layer_objects.__all__ if kind != "Layer"}
     layers = []
     for position, entry in enumerate(config["layers"]):
@@ -330,7 +330,7 @@ def arguments_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _dtype_name(dtype: Any) -> str:
-    """Return the name of any library's dtype."""
+    """Return the name of a dtype of any library."""
     name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", str(dtype)).rpartition(".")[2]
     if name not in ("float32", "float64"):
         raise ArgumentError(f"dtype is {dtype!r}; expected float32 or float64")
