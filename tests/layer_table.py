@@ -1,6 +1,6 @@
-"""The one table of layers: whoever adds a layer adds its row, and every check runs on it.
+"""The table of layers: each check runs on each row, so a new layer needs only a new row.
 
-A row names the layer, draws its inputs and gives its options. Its oracle is the loop version of the same name.
+A row has the name of the layer, its inputs and its options. Its oracle is the loop version of the same name.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class Row:
     """One layer with one choice of inputs and options.
 
     `inputs` maps the names of arguments to a shape (drawn from a normal distribution), to None, or to a function
-    of a Generator; `forward` and `oracle` are pairs of functions where names do not give them away.
+    of a Generator; `functions` and `oracle` are (forward, backward) pairs, for names that do not follow from `layer`.
     """
 
     layer: str
@@ -31,7 +31,7 @@ class Row:
     options: dict[str, Any] = field(default_factory=dict)
     functions: tuple[Callable, Callable] | None = None
     oracle: tuple[Callable, Callable] | None = None
-    kinks: bool = False  # whether the inputs lie where the layer has no derivative
+    kinks: bool = False  # whether the layer has no derivative at the inputs
 
     def __str__(self):
         return f"{self.layer}-{self.case}"
@@ -42,7 +42,7 @@ class Row:
 
     @property
     def backward(self):
-        """The backward pass, its gradients always as a tuple."""
+        """The backward pass, which always returns a tuple of gradients."""
         function = self.functions[1] if self.functions else getattr(layers, f"{self.layer}_backward")
         return lambda *args, **kwargs: as_tuple(function(*args, **kwargs))
 
@@ -63,7 +63,7 @@ class Row:
 
     @cache  # noqa: B019 (rows live as long as the tests)
     def expected(self, dtype):
-        """Return inputs, dout, and what the loop version makes of them in float64: out, gradients, cache."""
+        """Return inputs, dout, and the float64 results of the loop version: out, gradients, cache."""
         forward, backward = self.oracle or (
             getattr(reference, f"{self.layer}_forward"),
             getattr(reference, f"{self.layer}_backward"),
@@ -79,7 +79,7 @@ class Row:
 
 
 def each(function, value):
-    """Apply a function to an array, to each of a tuple of arrays, or not at all to None."""
+    """Apply a function to an array or to each array of a tuple; return None for None."""
     if value is None:
         return None
     return tuple(map(function, value)) if isinstance(value, tuple) else function(value)
@@ -89,7 +89,7 @@ def as_tuple(value):
     return value if isinstance(value, tuple) else (value,)
 
 
-# ---- draws
+# ---- random inputs
 
 
 def labels(count, classes):
@@ -104,11 +104,11 @@ def ties(*shape):
     return lambda rng: rng.integers(0, 2, shape).astype(np.float64)
 
 
-# ---- oracles for layers that the loop versions do not have under the same name and arguments
+# ---- oracles for layers whose loop version has another name or other arguments
 
 
 def loss(function):
-    """Return a loss as a layer: the gradient it gives at once is its cache."""
+    """Return a loss function as a layer whose cache is the gradient dx."""
     return lambda x, y: function(x, y), lambda dout, dx: dout * dx
 
 

@@ -1,6 +1,6 @@
-"""Every layer on every backend against its loop version, and every kind of bad input.
+"""Each layer on each backend against its loop version, and bad inputs.
 
-The layers themselves are rows of `tests.layer_table`.
+The layers are the rows of `tests.layer_table`.
 """
 
 import re
@@ -37,7 +37,7 @@ def rows_but(*names, among=ONE_OF_EACH):
 
 
 def arrays(inputs):
-    """Return all arrays among the inputs, one after the other."""
+    """Return all arrays of the inputs as one list."""
     return [a for value in inputs.values() if value is not None for a in as_tuple(value)]
 
 
@@ -45,7 +45,7 @@ def same_bits(a, b):
     return all(np.asarray(p).tobytes() == np.asarray(q).tobytes() for p, q in zip(a, b, strict=True))
 
 
-# ---- right values, in the right place
+# ---- values, dtype and device
 
 
 def check_against_loops(row, backend, dtype, place):
@@ -98,7 +98,7 @@ def test_backward_pass_can_be_repeated(row):
 
 
 @rows("affine", "conv")
-def test_gradient_that_nobody_reads_is_not_computed(row, backend):
+def test_dx_is_not_computed_if_need_dx_is_false(row, backend):
     inputs, dout, *_ = row.expected("float64")
     _, cache = row.forward(**move(backend, inputs), **row.options)
     dx, *others = row.backward(contiguous(backend, dout), cache, need_dx=False)
@@ -224,7 +224,7 @@ def test_pool_equals_its_loop_version_for_any_geometry(kind, geometry, N, C):
     )
 
 
-# ---- numbers at the edge
+# ---- extreme values
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -236,7 +236,7 @@ def test_huge_scores_give_a_finite_loss_and_gradient(backend, dtype):
     assert_array(dx, [[0, 0, 0], [1 / 6, 1 / 6, -1 / 3]], backend, dtype)
 
 
-def test_score_of_the_right_class_far_below_gives_a_large_finite_loss():
+def test_very_low_score_of_the_correct_class_gives_a_large_finite_loss():
     loss, dx = layers.softmax_loss(np.array([[1e30, 0.0]]), np.array([1]))
     assert loss == 1e30
     assert dx.tolist() == [[1.0, -1.0]]
@@ -253,7 +253,7 @@ def test_labels_may_have_any_integer_dtype(backend, dtype):
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])
 def test_labels_may_have_a_dtype_that_cannot_count_the_classes(backend, dtype):
-    """A comparison with classes of that dtype would take class 261 for class 5, too."""
+    """In that dtype, class 261 would wrap around to class 5."""
     x, y = np.random.default_rng(0).standard_normal((2, 300)), np.array([5, 99])
     for function, loops in ((layers.softmax_loss, reference.softmax_loss), (layers.svm_loss, reference.svm_loss)):
         loss, dx = function(backend.asarray(x), backend.asarray(y, dtype))
@@ -263,8 +263,8 @@ def test_labels_may_have_a_dtype_that_cannot_count_the_classes(backend, dtype):
 
 @pytest.mark.parametrize("accelerated", ["1", "0"])
 @pytest.mark.parametrize("values", [[np.nan, -1.0, 0.0, 1.0], [-np.inf, -1.0, np.inf], [-np.inf, np.nan, 2.0]], ids=str)
-def test_gradient_of_a_pool_goes_to_a_pixel_whatever_the_values(backend, values, accelerated, monkeypatch):
-    """NaN wins; where all are minus infinity it is the first pixel, not the padding before it."""
+def test_max_pool_gradient_goes_to_a_pixel_even_for_nan_and_infinity(backend, values, accelerated, monkeypatch):
+    """NaN counts as the maximum; if all pixels are minus infinity, the first pixel is, not the padding."""
     monkeypatch.setenv("XPCONV_ACCELERATE", accelerated)
     rng = np.random.default_rng(0)
     for options in (
@@ -273,20 +273,20 @@ def test_gradient_of_a_pool_goes_to_a_pixel_whatever_the_values(backend, values,
         {"kernel_size": 2},
     ):
         x = rng.choice(values, (2, 3, 6, 4))
-        (out, cache), (wanted, own) = (
+        (out, cache), (wanted, loop_cache) = (
             pool(a, **options)
             for pool, a in ((layers.max_pool_forward, backend.asarray(x)), (reference.max_pool_forward, x))
         )
         np.testing.assert_array_equal(backend.to_host(out), wanted)
         dout = rng.standard_normal(wanted.shape)
         dx = layers.max_pool_backward(backend.asarray(dout), cache)
-        assert_array(dx, reference.max_pool_backward(dout, own), backend, "float64")
+        assert_array(dx, reference.max_pool_backward(dout, loop_cache), backend, "float64")
         assert float(np.sum(backend.to_host(dx))) == pytest.approx(np.sum(dout))
 
 
 @pytest.mark.parametrize("accelerated", ["1", "0"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_gradients_that_are_not_let_through_are_0_though_they_be_infinite(backend, dtype, accelerated, monkeypatch):
+def test_blocked_gradients_are_0_even_if_dout_is_infinite_or_nan(backend, dtype, accelerated, monkeypatch):
     monkeypatch.setenv("XPCONV_ACCELERATE", accelerated)
     _, cache = layers.relu_forward(backend.asarray(np.array([-1.0, 2.0, -3.0]), dtype))
     dx = layers.relu_backward(backend.asarray(np.array([np.inf, -np.inf, np.nan]), dtype), cache)
@@ -297,7 +297,7 @@ def test_gradients_that_are_not_let_through_are_0_though_they_be_infinite(backen
 
 
 @pytest.mark.parametrize("accelerated", ["1", "0"])
-def test_relu_takes_an_array_of_no_axes(backend, accelerated, monkeypatch):
+def test_relu_accepts_a_0_dimensional_array(backend, accelerated, monkeypatch):
     monkeypatch.setenv("XPCONV_ACCELERATE", accelerated)
     out, cache = layers.relu_forward(backend.asarray(np.array(2.0)))
     assert_array(out, 2.0, backend, "float64")
@@ -305,7 +305,7 @@ def test_relu_takes_an_array_of_no_axes(backend, accelerated, monkeypatch):
 
 
 def test_sums_over_a_large_batch_keep_their_accuracy_in_float32():
-    """NumPy adds rows one after the other, which over 100,000 of them is 1.4e-4 off."""
+    """NumPy sums rows sequentially, with an error of 1.4e-4 for 100,000 rows."""
     N, D = 100_000, 8
     x, dout = np.random.default_rng(0).standard_normal((N, D), np.float32), np.full((N, D), 0.1, np.float32)
     one, wanted = np.ones(D, np.float32), N * float(np.float32(0.1))
@@ -319,7 +319,7 @@ def test_sums_over_a_large_batch_keep_their_accuracy_in_float32():
         np.testing.assert_allclose(dbeta, wanted, rtol=2e-5, err_msg=name)
 
 
-def test_stepwise_batchnorm_is_right_where_the_cube_of_inv_std_is_too_small():
+def test_stepwise_batchnorm_is_accurate_if_the_cube_of_inv_std_underflows():
     rng = np.random.default_rng(0)
     x, dout, gamma = (1e16 * rng.standard_normal((6, 3))).astype("f"), rng.standard_normal((6, 3), "f"), np.ones(3, "f")
     _, cache = layers.batchnorm_forward(x, gamma, gamma, train=True)
@@ -407,7 +407,7 @@ def test_conv_memory_does_not_grow_with_the_batch(spec, monkeypatch):
     backend = find_backend(spec)
     x, w = backend.asarray(np.ones((64, 4, 16, 16))), backend.asarray(np.ones((4, 4, 5, 5)))
     columns = 64 * 16 * 16 * 100 * 8
-    layers.conv_backward(*layers.conv_forward(x, w, None, padding=2))  # what is made once is no matter here
+    layers.conv_backward(*layers.conv_forward(x, w, None, padding=2))  # warm up: one-time allocations do not count
 
     tracemalloc.start()
     try:
@@ -419,14 +419,14 @@ def test_conv_memory_does_not_grow_with_the_batch(spec, monkeypatch):
     assert peak < 2 * x.size * 8 + columns / 4
 
 
-# ---- bad input, of all layers alike
+# ---- bad input, all layers
 
 
 @pytest.mark.parametrize(
     ("here", "there"), [("numpy", "array_api_strict"), ("array_api_strict", "array_api_strict:device1")]
 )
 @rows_but("relu", "max_pool", "avg_pool", "global_avg_pool", "dropout")
-def test_inputs_in_two_places_are_refused(row, here, there):
+def test_inputs_on_two_devices_are_refused(row, here, there):
     here, there, inputs = find_backend(here), find_backend(there), row.draw()
     *_, last = inputs
     moved = {**move(here, inputs), **move(there, {last: inputs[last]})}
@@ -440,7 +440,7 @@ def test_inputs_in_two_places_are_refused(row, here, there):
 
 
 @rows_but("avg_pool", "global_avg_pool", "softmax_loss", "svm_loss")
-def test_gradient_from_elsewhere_is_refused(row):
+def test_gradient_on_another_device_is_refused(row):
     inputs, dout, *_ = row.expected("float64")
     _, cache = row.forward(**move(find_backend("array_api_strict"), inputs), **row.options)
     with pytest.raises(DeviceMismatchError, match=r"dout is on numpy \(cpu\) but \w+ is on array_api_strict"):
@@ -470,7 +470,7 @@ def test_mixed_dtypes_are_refused(row):
 
 @pytest.mark.parametrize("dtype", ["int64", "uint8", "bool", "float16", "complex128"])
 @rows_but()
-def test_arrays_that_are_no_real_floats_are_refused(row, dtype):
+def test_arrays_other_than_float32_and_float64_are_refused(row, dtype):
     inputs = row.draw()
     text = rf"x has dtype {dtype}; expected float32 or float64: pass xp.astype\(x, xp.float32\)"
     with pytest.raises(ArgumentTypeError, match=text), np.errstate(invalid="ignore"):
@@ -495,7 +495,7 @@ def test_empty_batch_is_refused(row, backend):
 
 
 @rows("relu", "dropout", among=ONE_OF_EACH)
-def test_elementwise_layers_pass_an_empty_batch_on(row, backend):
+def test_elementwise_layers_accept_an_empty_batch(row, backend):
     empty = backend.asarray(np.zeros((0, 3), dtype=np.float32))
     out, cache = row.forward(empty, **row.options)
     assert_array(out, np.zeros((0, 3)), backend, "float32")
@@ -510,7 +510,7 @@ def zeros(*shape):
 
 
 images, filters = zeros(2, 3, 5, 5), zeros(4, 3, 3, 3)
-scores, right = zeros(3, 4), np.array([0, 1, 2])
+scores, y = zeros(3, 4), np.array([0, 1, 2])
 
 BAD_SHAPES = {
     "affine x without features": (
@@ -641,7 +641,7 @@ BAD_SHAPES = {
         lambda: layers.dropout_forward(images, keep_prob=1.5, seed=1, train=True),
         "keep_prob is 1.5; expected a probability above 0 and at most 1",
     ),
-    "scores of one sample": (lambda: layers.softmax_loss(zeros(4), right), "x has shape (4,); expected (N, C)"),
+    "scores of one sample": (lambda: layers.softmax_loss(zeros(4), y), "x has shape (4,); expected (N, C)"),
     "label count": (lambda: layers.softmax_loss(scores, np.array([0, 1])), "y has shape (2,); expected (3,)"),
     "labels one-hot": (
         lambda: layers.svm_loss(scores, np.eye(3, 4, dtype=np.int64)),
@@ -707,8 +707,8 @@ def test_bad_type_is_refused_with_what_was_expected(call, text):
         call()
 
 
-def test_layers_work_with_asserts_taken_out():
-    """An assert is gone under python -O, so no check may be one."""
+def test_layers_contain_no_asserts():
+    """python -O removes asserts, so no check may be an assert."""
     sources = [sys.modules[getattr(layers, name).__module__].__file__ for name in layers.__all__]
     for path in sorted(set(sources)):
         with open(path, encoding="utf-8") as file:

@@ -77,7 +77,7 @@ def test_gradients_match_finite_differences(case):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_dtype_in_is_dtype_out_and_gradients_have_their_inputs_shape(case, dtype):
+def test_outputs_keep_the_dtype_and_gradients_have_the_shape_of_their_inputs(case, dtype):
     forward, backward, inputs = case
     inputs = [x.astype(dtype) for x in inputs]
     out, cache = forward(*inputs)
@@ -228,7 +228,7 @@ def test_loss_gradients_keep_float32(loss_function):
     assert dx.shape == (6, 4)
 
 
-def test_losses_of_equal_scores_are_known():
+def test_equal_scores_give_the_expected_losses():
     y = np.array([1, 2])
     assert ref.softmax_loss(np.zeros((2, 10)), y)[0] == pytest.approx(np.log(10))
     assert ref.svm_loss(np.zeros((2, 10)), y)[0] == pytest.approx(9)
@@ -240,7 +240,7 @@ def test_softmax_does_not_overflow():
     assert np.all(dx == 0)
 
 
-# ---- what is easily got wrong
+# ---- common mistakes
 
 
 def test_relu_gives_no_gradient_at_exactly_zero():
@@ -248,7 +248,7 @@ def test_relu_gives_no_gradient_at_exactly_zero():
     assert ref.relu_backward(np.ones(3), cache).tolist() == [0, 0, 1]
 
 
-def test_nan_is_not_hidden_by_relu_or_max_pool():
+def test_relu_and_max_pool_propagate_nan():
     x = np.array([[[[np.nan, 1.0], [2.0, 3.0]]]])
     assert np.isnan(ref.relu_forward(x)[0][0, 0, 0, 0])
     assert np.isnan(ref.max_pool_forward(x, kernel_size=2)[0]).all()
@@ -272,7 +272,7 @@ def test_max_pool_padding_is_minus_infinity_and_avg_pool_padding_counts_as_zeros
     assert ref.avg_pool_forward(x, kernel_size=2, padding=1)[0].tolist() == [[[[-0.25, -0.25], [-0.25, -0.25]]]]
 
 
-def test_output_sizes_floor_and_leftover_pixels_get_no_gradient():
+def test_output_sizes_round_down_and_unused_pixels_get_no_gradient():
     _, cache = ref.conv_forward(np.ones((1, 1, 4, 5)), np.ones((1, 1, 3, 3)), None, stride=2)
     dx, dw, db = ref.conv_backward(np.ones((1, 1, 1, 2)), cache)
     assert dx.shape == (1, 1, 4, 5)
@@ -293,7 +293,7 @@ def test_a_missing_bias_counts_as_zero():
     np.testing.assert_array_equal(dw, dw_zero)
 
 
-def test_running_averages_decay_and_leave_eps_out():
+def test_running_averages_decay_and_do_not_include_eps():
     x, old = X4, running(3)
     _, cache = ref.batchnorm_forward(x, np.ones(3), np.zeros(3), old, train=True, momentum=0.8, eps=10.0)
     new_mean, new_var = cache[-1]
@@ -309,7 +309,7 @@ def test_running_averages_keep_float32():
     assert [a.dtype for a in averages] == [np.float32, np.float32]
 
 
-def test_dropout_keeps_the_mask_scales_and_leaves_evaluation_alone():
+def test_dropout_masks_and_scales_in_training_only():
     x = np.ones((3, 4))
     np.testing.assert_array_equal(ref.dropout_forward(x, keep_prob=0.5, mask=MASK, train=True)[0], 2 * MASK)
     np.testing.assert_array_equal(ref.dropout_forward(x, keep_prob=0.5, mask=MASK, train=False)[0], x)
@@ -350,11 +350,11 @@ def test_dropout_keeps_the_mask_scales_and_leaves_evaluation_alone():
         (lambda: ref.svm_loss(X2, np.array([0, 1])), r"y has shape \(2,\); expected \(4,\)"),
     ],
 )
-def test_bad_input_is_named(call, text):
+def test_bad_input_is_refused_with_what_was_expected(call, text):
     with pytest.raises(ArgumentError, match=text):
         call()
 
 
-def test_integers_are_refused_with_the_cast_that_helps():
+def test_integers_are_refused_and_the_error_suggests_a_cast():
     with pytest.raises(ArgumentTypeError, match="x has dtype int64; expected floats: cast it"):
         ref.max_pool_forward(np.ones((1, 1, 2, 2), np.int64), kernel_size=2)
