@@ -1,6 +1,7 @@
 """Stratified splits, and folders of images as data sets."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -297,6 +298,23 @@ def test_commands_train_evaluate_and_predict_on_a_folder(digits_folder, tmp_path
     assert float(shown[-1].split()[-1]) >= 0.9
     image = digits_folder / "two" / "5.png"
     assert run("predict", model, image)[0].startswith(f"{image}\ttwo\t")
+
+
+def test_eval_warns_of_test_images_that_the_model_was_trained_on(digits_folder, tmp_path):
+    shutil.copytree(digits_folder, tmp_path / "images")
+    words = ("--epochs", 1, "--batch-size", 10, "--image-size", 8, "--num-train", 50)
+    run("train", "--data", tmp_path / "images", *words, "--out", tmp_path / "run")
+
+    def evaluate():
+        words = ["eval", str(tmp_path / "run" / "model.safetensors")]
+        return CliRunner().invoke(_app.app, words, env={"XP_BACKEND": None})
+
+    assert evaluate().stderr == ""
+    for path in sorted((tmp_path / "images").glob("*/*.png")):
+        path.rename(path.with_name(f"moved-{path.name}"))
+    result = evaluate()
+    assert result.exit_code == 0
+    assert re.search(r"warning: the model was trained on \d+ of the \d+ test images, so the accuracy", result.stderr)
 
 
 def test_a_run_resumes_after_its_images_were_moved(digits_folder, tmp_path):

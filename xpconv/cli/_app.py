@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from xpconv._version import __version__
 from xpconv.cli._compare import differences, read_run, summary
-from xpconv.cli._evaluate import accuracy, check_fits, data_of_run, model_path, read_model
+from xpconv.cli._evaluate import accuracy, check_fits, data_of_run, model_path, read_model, warn_of_training_images
 from xpconv.cli._info import environment
 from xpconv.cli._options import BackendOption, ModelArgument, data_option, file_suffix, number_option
 from xpconv.cli._results import require_matplotlib
@@ -90,11 +90,12 @@ def evaluate(
 ) -> None:
     """Print the accuracy of a model on test images.
 
-    Training never sees these images of the data set.
+    Training does not see these images of the data set. If a folder has changed so that it does, eval says so.
     """
     net = read_model(model, backend)
     dataset = load_dataset(data or data_of_run(model_path(model)), net.input_shape)
     check_fits(net, dataset)
+    warn_of_training_images(model_path(model), dataset)
     typer.echo(f"test accuracy: {accuracy(net, dataset.X_test, dataset.y_test):.4f}")
 
 

@@ -1,6 +1,8 @@
 """The evaluation of a saved model: its file, its data set, whether it fits, and the accuracy."""
 
+import base64
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +10,13 @@ import numpy as np
 from xpconv.backend import Backend
 from xpconv.cli._run_folder import CONFIG, MODEL
 from xpconv.data import Dataset
+from xpconv.data._fingerprint import DIGEST_BYTES, image_digests
 from xpconv.errors import ArgumentError, CheckpointError
 from xpconv.io import load_model
 from xpconv.nn import Sequential
 from xpconv.training import metrics
 
-__all__ = ["accuracy", "check_fits", "data_of_run", "model_path", "read_model"]
+__all__ = ["accuracy", "check_fits", "data_of_run", "model_path", "read_model", "warn_of_training_images"]
 
 PICTURES = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"BM": "BMP", b"RIFF": "WebP"}
 """The formats of pictures by the bytes that a file begins with."""
@@ -76,3 +79,20 @@ def data_of_run(model_path: Path) -> str:
         return str(json.loads(model_path.with_name(CONFIG).read_text("utf-8"))["settings"]["data"])
     except (OSError, ValueError, KeyError, TypeError):
         return "digits"
+
+
+def warn_of_training_images(model_path: Path, dataset: Dataset) -> None:
+    """Print a warning if test images are among the training images that the ``config.json`` beside a model records."""
+    try:
+        recorded = json.loads(model_path.with_name(CONFIG).read_text("utf-8"))["dataset"]["training_images"]
+        digests = base64.b64decode(recorded)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return
+    known = {digests[start : start + DIGEST_BYTES] for start in range(0, len(digests), DIGEST_BYTES)}
+    count = sum(digest in known for digest in image_digests(dataset.X_test))
+    if count:
+        print(
+            f"xpconv: warning: the model was trained on {count} of the {len(dataset.y_test)} test images, so the "
+            "accuracy on new images may be lower: remove duplicates, or put the images back as they were",
+            file=sys.stderr,
+        )

@@ -1,5 +1,6 @@
 """The files that a training run leaves: the model, its metrics, pictures, and the configuration."""
 
+import base64
 import csv
 import io
 import json
@@ -17,7 +18,8 @@ from xpconv import viz
 from xpconv.backend import get_backend, to_host
 from xpconv.cli._run_folder import CONFIG, FILES
 from xpconv.cli._settings import Settings
-from xpconv.data import Dataset
+from xpconv.data import DATASETS, Dataset
+from xpconv.data._fingerprint import image_digests
 from xpconv.errors import XpconvError
 from xpconv.io._atomic import write_bytes
 from xpconv.io.model import save_model
@@ -132,6 +134,7 @@ def _config(settings: Settings, solver: Solver, dataset: Dataset) -> Mapping[str
                 for field in fields(dataset)
                 if field.name.startswith("y_")
             },
+            "training_images": _training_digests(settings, dataset),
         },
         "model": solver.model.config(),
         "iterations": solver.iteration,
@@ -142,6 +145,13 @@ def _config(settings: Settings, solver: Solver, dataset: Dataset) -> Mapping[str
         "platform": platform.platform(),
         "threads": num_threads(),
     }
+
+
+def _training_digests(settings: Settings, dataset: Dataset) -> str | None:
+    """Return digests of the training images, by which eval finds them among test images; None for a fixed data set."""
+    if settings.data in DATASETS:
+        return None
+    return base64.b64encode(b"".join(image_digests(dataset.X_train[: settings.num_train]))).decode()
 
 
 def _version(package: str) -> str | None:
