@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 
 import xpconv
+from xpconv.errors import FolderInUseError
+from xpconv.io import _lock
 from xpconv.io._atomic import atomic_path, remove_temporary_files, write_bytes
+from xpconv.io._lock import lock_folder
+from xpconv.training.checkpoint import CheckpointFolder, write_checkpoint
 
 PACKAGE = Path(xpconv.__file__).parent
 
@@ -166,9 +170,67 @@ def test_only_temporary_files_are_removed(target):
     kept = [".notes.tmp", "0123456789abcdef.tmp", ".0123456789abcdeg.tmp"]
     for name in kept:
         (target.parent / name).touch()
+    (target.parent / ".fedcba9876543210.tmp").mkdir()
+    kept.append(".fedcba9876543210.tmp")
     remove_temporary_files(target.parent)
     assert sorted(os.listdir(target.parent)) == sorted([target.name, *kept])
     remove_temporary_files(target.parent / "missing")
+
+
+# ---- locks
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_in_place_of_the_lock_is_refused_and_stays(tmp_path):
+    os.mkfifo(tmp_path / ".lock")
+    with pytest.raises(OSError, match=r"is not a lock file of xpconv: remove it.*\.lock"), lock_folder(tmp_path):
+        pytest.fail("the block must not run")
+    assert os.listdir(tmp_path) == [".lock"]
+
+
+def test_a_lock_that_was_replaced_before_it_was_locked_is_not_shared(tmp_path, monkeypatch):
+    plain, calls = _lock._lock, []
+
+    def replace_first(file):
+        if not calls:
+            (tmp_path / ".lock").unlink()  # as its last owner does
+            (tmp_path / ".lock").touch()
+        calls.append(file)
+        plain(file)
+
+    monkeypatch.setattr(_lock, "_lock", replace_first)
+    with lock_folder(tmp_path):
+        assert len(calls) == 2
+        with pytest.raises(FolderInUseError), lock_folder(tmp_path):
+            pytest.fail("the block must not run")
+
+
+# ---- checkpoints
+
+
+class Training:
+    def __init__(self, iteration):
+        self.iteration = iteration
+
+    def save(self, path):
+        write_checkpoint(path, {"arrays": {}, "description": {}})
+
+
+def test_only_files_with_the_names_of_checkpoints_are_read_and_removed(tmp_path):
+    folder = CheckpointFolder(tmp_path)
+    others = ["iteration-000000001-good.safetensors", "iteration-best.safetensors", "iteration-1.safetensors"]
+    for name in others:
+        (tmp_path / name).write_text("mine")
+    (tmp_path / "iteration-999999999.safetensors").mkdir()
+    paths = [folder.save(Training(iteration)) for iteration in (2, 3, 999_999_998, 1_000_000_000)]
+    expected = {*others, "iteration-999999999.safetensors", *(path.name for path in paths[-2:])}
+    assert set(os.listdir(tmp_path)) == expected
+    assert folder.newest() == paths[-1]
+    folder.prune(paths[-2])
+    assert set(os.listdir(tmp_path)) == expected - {paths[-1].name}
+
+
+# ---- every file
 
 
 WRITERS = {"write_text", "write_bytes", "tofile", "savefig", "savetxt", "save_file", "copyfile", "move", "touch"}

@@ -87,7 +87,8 @@ def remove_temporary_files(folder: str | os.PathLike[str]) -> None:
     []
     """
     for path in Path(folder).glob(f".{'[0-9a-f]' * 16}.tmp"):
-        path.unlink(missing_ok=True)
+        if path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

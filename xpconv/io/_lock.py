@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -53,7 +54,7 @@ def lock_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
 def _open_locked(path: Path) -> IO[bytes]:
     """Open and lock the file at `path`; repeat if its last owner removed the file in between."""
     while True:
-        file = path.open("ab")
+        file = _open_regular(path)
         try:
             _lock(file)
         except OSError as error:
@@ -67,6 +68,15 @@ def _open_locked(path: Path) -> IO[bytes]:
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
         file.close()
+
+
+def _open_regular(path: Path) -> IO[bytes]:
+    """Open or create the file at `path`; opening a pipe must not wait for its other end."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is not a lock file of xpconv: remove it, or choose another folder", str(path))
+    return os.fdopen(descriptor, "r+b")
 
 
 if sys.platform == "win32":

@@ -1,6 +1,8 @@
 """Checkpoint files: the state of a training on disk, one file or a folder of the newest ones."""
 
+import itertools
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +14,7 @@ from xpconv.io._safetensors import ArrayFile, write_arrays
 __all__ = ["CheckpointFolder", "read_checkpoint", "write_checkpoint"]
 
 FILE_FORMAT = "xpconv-checkpoint"
+FILE_NAME = re.compile(r"iteration-[0-9]{9,}\.safetensors")
 
 
 def write_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
@@ -93,8 +96,9 @@ class CheckpointFolder:
         self.path, self.keep = Path(path), check_count("keep", keep)
 
     def files(self) -> list[Path]:
-        """Return the paths of the checkpoints, oldest first."""
-        return sorted(self.path.glob("iteration-*.safetensors"))
+        """Return the paths of the checkpoints, oldest first; files with other names are not touched."""
+        named = [path for path in self.path.glob("iteration-*.safetensors") if FILE_NAME.fullmatch(path.name)]
+        return sorted((path for path in named if path.is_file()), key=lambda path: int(path.stem.split("-")[1]))
 
     def save(self, training: Saveable) -> Path:
         """Write a checkpoint, read it back, and only then remove older ones.
@@ -113,9 +117,10 @@ class CheckpointFolder:
 
     def prune(self, newest: Path) -> None:
         """Remove all checkpoints except `newest`, which must be intact, and its ``keep - 1`` predecessors."""
-        older = [path for path in self.files() if path < newest]
+        files = self.files()
+        older = list(itertools.takewhile(lambda path: path != newest, files))
         kept = {newest, *older[max(len(older) - self.keep + 1, 0) :]}
-        for path in self.files():
+        for path in files:
             if path not in kept:
                 path.unlink()
 
