@@ -1,8 +1,10 @@
 """Atomic writes, and that every file of the package is written by them."""
 
 import ast
+import errno
 import os
 import re
+import stat
 import tempfile
 from pathlib import Path
 
@@ -100,6 +102,23 @@ def test_an_error_after_writing_keeps_the_old_file_and_is_reported_with_its_name
     assert_only_old_file(target)
 
 
+def test_the_folder_is_flushed_and_one_that_cannot_be_is_no_error(target, monkeypatch):
+    if os.name != "posix":
+        pytest.skip("folders cannot be flushed here")
+    plain, flushed = os.fsync, []
+
+    def refuse_folders(descriptor):
+        flushed.append(stat.S_IFMT(os.fstat(descriptor).st_mode))
+        if flushed[-1] == stat.S_IFDIR:
+            raise OSError(22, "Invalid argument")
+        plain(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    write_bytes(target, b"new")
+    assert target.read_text() == "new"
+    assert flushed == [stat.S_IFREG, stat.S_IFDIR]
+
+
 def test_a_missing_folder_is_reported_before_anything_is_written(tmp_path):
     with (
         pytest.raises(FileNotFoundError, match=r"cannot write \(No such file.*\): .*missing/model"),
@@ -186,6 +205,20 @@ def test_a_pipe_in_place_of_the_lock_is_refused_and_stays(tmp_path):
     with pytest.raises(OSError, match=r"is not a lock file of xpconv: remove it.*\.lock"), lock_folder(tmp_path):
         pytest.fail("the block must not run")
     assert os.listdir(tmp_path) == [".lock"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
+def test_a_file_system_without_locks_is_reported_with_the_lock(tmp_path, monkeypatch, number):
+    def fail(file):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(_lock, "_lock", fail)
+    with (
+        pytest.raises(OSError, match=r"cannot be locked \(.*\): choose a folder .*\.lock") as caught,
+        lock_folder(tmp_path),
+    ):
+        pytest.fail("the block must not run")
+    assert caught.value.errno == number
 
 
 def test_a_lock_that_was_replaced_before_it_was_locked_is_not_shared(tmp_path, monkeypatch):

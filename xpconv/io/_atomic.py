@@ -92,11 +92,12 @@ def remove_temporary_files(folder: str | os.PathLike[str]) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Flush the renaming to disk, where the system is POSIX: others cannot open a folder."""
-    if os.name != "posix":
+    """Flush the renaming to disk if the system can; the new file is in place in any case."""
+    if os.name != "posix":  # only POSIX systems can open a folder
         return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with suppress(OSError):  # some network and FUSE file systems cannot flush a folder
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -60,7 +60,11 @@ def _open_locked(path: Path) -> IO[bytes]:
         except OSError as error:
             file.close()
             if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
-                raise
+                raise OSError(
+                    error.errno,
+                    f"cannot be locked ({error.strerror}): choose a folder on another file system",
+                    str(path),
+                ) from error
             raise FolderInUseError(
                 f"{path.parent} is in use by another run: wait for that run to end, or choose another folder"
             ) from error
