@@ -245,8 +245,39 @@ def test_training_continues_when_its_output_pipe_closes(tmp_path):
         process.stdout.close()  # as head does
         errors = process.stderr.read().decode()
     assert process.returncode == 0
-    assert errors == "xpconv: the reader of this output has closed it; training continues (Ctrl-C stops it)\n"
+    assert errors == "xpconv: some output was lost ([Errno 32] Broken pipe); the training itself went on\n"
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(FILES)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+@pytest.mark.parametrize(
+    ("redirection", "out", "err"),
+    [
+        (">/dev/full", "", "xpconv: some output was lost ([Errno 28] No space left on device); the training itself "),
+        (">/dev/full 2>&1", "", ""),
+        (">&-", "", ""),
+        (">&- 2>&-", "", ""),
+    ],
+)
+def test_training_survives_output_that_cannot_be_written(tmp_path, redirection, out, err):
+    words = shlex.join([sys.executable, "-m", "xpconv", *map(str, SHORT), "--out", str(tmp_path / "run")])
+    done = subprocess.run(
+        ["sh", "-c", f"{words} {redirection}"], capture_output=True, text=True, env=plain_environment(), check=False
+    )
+    assert (done.returncode, done.stdout) == (0, out)
+    assert done.stderr.startswith(err)
+    assert bool(done.stderr) == bool(err)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(FILES)
+
+
+@pytest.mark.parametrize("stream", [None, SimpleNamespace(write=lambda text: None, flush=lambda: None)])
+def test_a_solver_trains_without_a_terminal_to_print_to(monkeypatch, stream):
+    """As under pythonw, where sys.stdout is None, and with a logger in its place, which has no isatty."""
+    monkeypatch.setattr(sys, "stdout", stream)
+    digits = load_digits()
+    solver = Solver(xpconv.TwoLayerNet(input_dim=64, rng=0), digits, num_epochs=1, rng=0)
+    solver.train()
+    assert solver.iteration == len(solver.loss_history) > 0
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from xpconv.cli._run import build_solver, build_untrained_model, load_data, trai
 from xpconv.cli._run_folder import is_finished, read_settings, remove_leftovers, run_folder
 from xpconv.cli._settings import Settings, settings_for
 from xpconv.data import DATASETS, Dataset
-from xpconv.training._progress import ignore_broken_pipe
+from xpconv.training._progress import outlive_output
 from xpconv.training.solver import Solver
 
 __all__ = ["train"]
@@ -140,7 +140,7 @@ def train(
             raise typer.Exit
     dataset = load_data(settings)
     solver = build_solver(settings, dataset, print_every=print_every, preflight=preflight)
-    with warnings.catch_warnings(), ignore_broken_pipe():
+    with warnings.catch_warnings(), outlive_output():
         warnings.simplefilter("ignore", RuntimeWarning)  # the Solver reports overflows in one line
         folder = _train_and_save(resume or out, settings, solver, dataset, resume=resume is not None)
         typer.echo(f"test accuracy: {accuracy(solver.model, dataset.X_test, dataset.y_test):.4f}")

@@ -4,11 +4,12 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from importlib.util import find_spec
+from io import StringIO
 from typing import Any
 
-__all__ = ["Progress", "ignore_broken_pipe", "show_progress"]
+__all__ = ["Progress", "outlive_output", "show_progress"]
 
 
 class Progress:
@@ -61,9 +62,9 @@ def show_progress(total: int, batch_size: int, *, verbose: bool, done: int = 0) 
     ...     progress.line("hello")
     hello
     """
-    if not verbose:
+    if not verbose or sys.stdout is None:  # as under pythonw
         yield _Silent()
-    elif not sys.stdout.isatty() or find_spec("rich") is None:
+    elif not _is_terminal(sys.stdout) or find_spec("rich") is None:
         yield Progress()
     else:
         from rich import progress as rich
@@ -81,43 +82,67 @@ def show_progress(total: int, batch_size: int, *, verbose: bool, done: int = 0) 
             yield _Bar(bar, total, batch_size, done)
 
 
+def _is_terminal(stream: Any) -> bool:
+    return bool(getattr(stream, "isatty", bool)())
+
+
 @contextmanager
-def ignore_broken_pipe() -> Iterator[None]:
-    """Discard the block's output once its reader has closed the pipe, as ``| head`` does, instead of raising an error.
+def outlive_output() -> Iterator[None]:
+    """Let the block go on in silence where its output cannot be written, and say so at its end on what is left.
+
+    That is the case if the reader has closed the pipe, as ``| head`` does, the terminal is gone, or the disk is full.
 
     Examples
     --------
-    >>> with ignore_broken_pipe():
+    >>> with outlive_output():
     ...     print("hello")
     hello
     """
-    with redirect_stdout(_UnbreakableStream(sys.stdout)):
-        yield
+    out, err = (_LastingStream(stream or StringIO()) for stream in (sys.stdout, sys.stderr))  # None if it is closed
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            yield
+        finally:
+            out.flush()
+            if error := out.error or err.error:
+                left = out if err.error else err
+                print(f"xpconv: some output was lost ({error}); the training itself went on", file=left, flush=True)
+            for stream in (out, err):
+                stream.discard()
 
 
-class _UnbreakableStream:
-    """A text stream that discards what is written once its reader has closed the pipe."""
+class _LastingStream:
+    """A text stream that discards what is written after the first error of the stream that it stands for."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
+        self.error: OSError | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
+    def isatty(self) -> bool:
+        return self.error is None and _is_terminal(self._stream)
+
     def write(self, text: str) -> int:
-        return int(self._try(lambda: self._stream.write(text)))
+        self._try(lambda: self._stream.write(text))
+        return len(text)
 
     def flush(self) -> None:
         self._try(self._stream.flush)
 
-    def _try(self, write: Callable[[], Any]) -> Any:
+    def _try(self, write: Callable[[], Any]) -> None:
+        if self.error is not None:
+            return
         try:
-            return write()
-        except BrokenPipeError:
-            devnull = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(devnull, self._stream.fileno())
-            os.close(devnull)
-            print(
-                "xpconv: the reader of this output has closed it; training continues (Ctrl-C stops it)", file=sys.stderr
-            )
-            return write()
+            write()
+        except OSError as error:
+            self.error = error
+
+    def discard(self) -> None:
+        """Let Python's own last flush of a failed stream succeed, since its error would change the exit code."""
+        if self.error is not None:
+            with suppress(OSError, ValueError, AttributeError):
+                devnull = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(devnull, self._stream.fileno())
+                os.close(devnull)
