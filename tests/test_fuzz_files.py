@@ -369,6 +369,14 @@ def call(module, name, *arguments):
     return f"c{module}\n{name}\n(".encode() + b"".join(arguments) + b"tR"
 
 
+def nested(first, operation, levels=45):
+    """Return operations for a list or a tuple of lists or tuples, each of which holds its predecessor twice."""
+    content = first
+    for level in range(levels):
+        content += operation % (b"h%ch%c" % (level, level)) + b"q%c" % (level + 1)
+    return content
+
+
 RECONSTRUCT = "numpy.core.multiarray", "_reconstruct"
 HOSTILE_PICKLES = {
     "runs a command": pickled(call("os", "system", b"U\x04exit")),
@@ -381,12 +389,17 @@ HOSTILE_PICKLES = {
     "long bytes": b"\x80\x04\x8e" + (1 << 40).to_bytes(8, "little"),
     "a large memo index": pickled(b"Nr\xff\xff\xff\x7f"),
     "a long number": b"\x80\x02\x8b\xff\xff\xff\x7f",
-    "lists in lists in lists": b"\x80\x02}(U\x06labels("
-    + b"]q\x00"
-    + b"".join(b"](" + b"h" + bytes([k]) * 1 + (b"h" + bytes([k])) * 19 + b"eq" + bytes([k + 1]) for k in range(8))
-    + b"l.",
+    "lists in lists in lists": pickled(nested(b"]q\x00", b"](%se")),
+    "labels in lists of lists": b"\x80\x02}(U\x06labels" + nested(b"]q\x00", b"](%se") + b"U\x04dataU\x01xu.",
+    "tuples in tuples in tuples": pickled(nested(b")q\x00", b"(%st")),
+    "a tuple of tuples as a key": b"\x80\x02}" + nested(b")q\x00", b"(%st") + b"K\x01s.",
+    "a tuple of tuples as an encoding": pickled(call("_codecs", "encode", b"X\x01\0\0\0a", nested(b")q\x00", b"(%st"))),
+    "a tuple of tuples as a dtype": pickled(call("numpy", "dtype", nested(b")q\x00", b"(%st"))),
+    "a long tuple of long tuples as a key": b"\x80\x02}(" + b")" * 5000 + b"tq\x00(" + b"h\x00" * 5000 + b"tK\x01s.",
+    "a set": b"\x80\x04\x8f.",
+    "millions of operations": pickled(b"N0" * (1 << 20), b"N"),
     "another encoding": pickled(call("_codecs", "encode", b"X\x01\0\0\0a", b"X\x03\0\0\0hex")),
-    "attributes of the function that it gets": pickled(b"c_codecs\nencode\n}U\x08__name__U\x01xsb"),
+    "attributes of the function that it gets": pickled(b"c_codecs\nencode\n}X\x08\0\0\0hijackedU\x01xsb"),
     "a stored object": pickled(b"U\x01xQ"),
     "an extension": pickled(b"\x82\x01"),
     "labels in an array of lists": b"\x80\x02}(U\x06labels](]K\x01aeU\x04dataU\x01xu.",
@@ -396,7 +409,16 @@ HOSTILE_PICKLES = {
 @pytest.mark.parametrize("content", HOSTILE_PICKLES.values(), ids=HOSTILE_PICKLES)
 def test_hostile_pickles_are_refused_and_not_executed(tmp_path, content):
     (tmp_path / "batch").write_bytes(content)
-    with little_memory(), refused(DatasetError, "batch"):
+    with little_memory(3 * MEMORY_LIMIT), refused(DatasetError, "batch"):
+        load_batch(tmp_path / "batch")
+    assert not hasattr(cifar10._encode_latin1, "hijacked")
+
+
+@pytest.mark.parametrize("labels", [[1.0], [True], [None], [b"1"]])
+def test_labels_that_are_not_integers_are_refused(tmp_path, labels):
+    content = pickle.dumps({b"labels": labels, b"data": np.zeros((1, 3072), np.uint8)}, protocol=2)
+    (tmp_path / "batch").write_bytes(content)
+    with refused(DatasetError, "batch"):
         load_batch(tmp_path / "batch")
 
 
@@ -580,7 +602,7 @@ REFUSED_IMAGES = {
     "no pixels": png(0, 0),
     "no height": png(5, 0),
     "a text bomb": png(1, 1, zlib.compress(bytes(4)), chunks=[(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 27)))]),
-    "a program for Ghostscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n",
+    "a format that is not in the list": image_bytes("TGA", "L"),
     "a model": with_header({"__metadata__": {}}),
 }
 

@@ -258,7 +258,7 @@ def _read_binary(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_pickle(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    batch = _BytesUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+    batch = _BytesUnpickler(path.read_bytes()).load()
     images, labels = batch[b"data"], batch[b"labels"]
     if not isinstance(labels, list) or not all(type(label) is int for label in labels):
         raise ValueError("labels must be a list of ints")
@@ -283,7 +283,9 @@ def _empty_array(*_: object) -> np.ndarray:
 
 def _encode_latin1(text: str, encoding: str) -> bytes:
     """Encode text: pickles of protocol 2 store byte strings as text in Latin-1."""
-    return text.encode({"latin1": "latin1"}[encoding])
+    if encoding != "latin1":
+        raise pickle.UnpicklingError("it asks for another encoding than Latin-1, which no batch needs")
+    return text.encode(encoding)
 
 
 def _refuse_ndarray(*_: object) -> None:
@@ -293,8 +295,47 @@ def _refuse_ndarray(*_: object) -> None:
 def _uint8_dtype(code: str | bytes, *options: object) -> np.dtype[Any]:
     # NumPy's uint8 is immutable; the state of any other dtype may make NumPy take bytes for pointers.
     if code not in ("u1", b"u1"):
-        raise pickle.UnpicklingError(f"it asks for arrays of {code!r}, which no batch needs")
+        shown = repr(code) if isinstance(code, str | bytes) else "another kind"
+        raise pickle.UnpicklingError(f"it asks for arrays of {shown}, which no batch needs")
     return np.dtype(np.uint8)
+
+
+class _Operations:
+    """The operations of the unpickler by their codes, as far as batches need them, for a limited number of calls.
+
+    Tuples are short and nested once, since hashing or printing deeper ones may take exponential time.
+    """
+
+    NAMES = (
+        "PROTO FRAME STOP MARK POP NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 "
+        "STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 UNICODE BINUNICODE SHORT_BINUNICODE "
+        "EMPTY_DICT DICT SETITEM SETITEMS EMPTY_LIST LIST APPEND APPENDS "
+        "EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 GLOBAL STACK_GLOBAL REDUCE BUILD "
+        "PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET MEMOIZE"
+    )
+    BY_CODE: ClassVar[dict[int, str]] = {getattr(pickle, name)[0]: name for name in NAMES.split()}
+    MAX_CALLS = 1 << 21  # a published batch of 10,000 images needs fewer than 100,000
+    MAX_TUPLE = 16  # the state of a dtype has 9 entries
+
+    def __init__(self) -> None:
+        self.num_calls = 0
+
+    def __getitem__(self, code: int) -> Callable[[Any], None]:
+        self.num_calls += 1
+        if code not in self.BY_CODE or self.num_calls > self.MAX_CALLS:
+            raise pickle.UnpicklingError("it has other operations than a batch, or more")
+        operation: Callable[[Any], None] = pickle._Unpickler.dispatch[code]
+        if "TUPLE" not in self.BY_CODE[code]:
+            return operation
+
+        def make_tuple(unpickler: Any) -> None:
+            operation(unpickler)
+            made = unpickler.stack[-1]
+            inner = (entry for outer in made if isinstance(outer, tuple) for entry in outer)
+            if len(made) > self.MAX_TUPLE or any(isinstance(entry, tuple) for entry in inner):
+                raise pickle.UnpicklingError("it has longer or deeper tuples than a batch")
+
+        return make_tuple
 
 
 class _BytesUnpickler(pickle._Unpickler):
@@ -311,6 +352,10 @@ class _BytesUnpickler(pickle._Unpickler):
         ("numpy", "dtype"): _uint8_dtype,
         ("_codecs", "encode"): _encode_latin1,
     }
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(io.BytesIO(content), encoding="bytes")
+        self.dispatch = _Operations()  # type: ignore[assignment,misc]
 
     def find_class(self, module: str, name: str) -> Any:
         try:
