@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -144,10 +145,14 @@ def _cache_folder() -> Path:
 def _download(cache: Path) -> Path:
     """Download, check and unpack the archive; the folder appears in the cache complete or not at all."""
     import pooch
+    import requests
 
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as temporary:
-        archive = pooch.retrieve(URL, CHECKSUM, fname="cifar10.tar.gz", path=temporary)
+        try:
+            archive = pooch.retrieve(URL, CHECKSUM, fname="cifar10.tar.gz", path=temporary)
+        except (requests.ConnectionError, requests.Timeout) as error:
+            raise ConnectionError(f"no connection to {urlsplit(URL).hostname}") from error
         _unpack(archive, temporary)
         os.replace(Path(temporary, FOLDERS[0]), cache / FOLDERS[0])
     return cache / FOLDERS[0]
