@@ -12,6 +12,7 @@ from xpconv import Solver, ThreeLayerConvNet
 from xpconv.data.augment import parse_augmentation, random_crop
 from xpconv.errors import ArgumentError, ArgumentTypeError, CheckpointError
 from xpconv.random import draw_seed, spawn
+from xpconv.training.optim import UPDATE_RULES
 from xpconv.training.schedules import cosine, step_decay, warmup
 
 
@@ -315,6 +316,42 @@ def test_unknown_options_of_the_rule_are_refused_by_name(data, rule, known):
 def test_accuracy_needs_a_label_for_each_sample(data):
     with pytest.raises(ArgumentError, match=r"X has 3 samples but y has shape \(48,\); expected one label for each"):
         make_solver(data).check_accuracy(data["X_train"][:3], data["y_train"])
+
+
+@pytest.mark.parametrize("rule", UPDATE_RULES)
+@pytest.mark.parametrize("where", ["numpy", "array_api_strict"])
+def test_training_goes_on_where_numpy_raises_floating_point_errors(data, rule, where):
+    solver = make_solver(data, find_backend(where), update_rule=rule, optim_config={"learning_rate": 1e-3})
+    plain = solver.model.loss
+
+    def tiny(X, y=None):
+        if y is None:
+            return plain(X)
+        loss, grads = plain(X, y)
+        return loss, {name: grad * 1e-200 for name, grad in grads.items()}
+
+    solver.model.loss = tiny
+    with np.errstate(all="raise"):
+        solver.train()
+    assert solver.iteration == 16
+
+
+def test_read_only_parameters_are_refused_by_name(data):
+    solver = make_solver(data)
+    solver.model.params["b1"].flags.writeable = False
+    with pytest.raises(
+        ArgumentError, match=r"model\.params\['b1'\] is read-only; expected an array that can be updated"
+    ):
+        solver.train()
+
+
+@pytest.mark.torch
+def test_torch_parameters_that_require_gradients_are_refused_by_name(data):
+    torch = pytest.importorskip("torch")
+    solver = make_solver(data, "torch")
+    solver.model.params["W2"] = torch.nn.Parameter(solver.model.params["W2"])
+    with pytest.raises(ArgumentError, match=r"model\.params\['W2'\] requires gradients of torch; expected .*detach"):
+        solver.train()
 
 
 def test_patience_starts_over_in_another_round(data):

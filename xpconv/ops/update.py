@@ -1,11 +1,27 @@
 """Updates of parameters and of their running averages, in place."""
 
+from contextlib import AbstractContextManager
+
 import array_api_compat
+import numpy as np
 
 from xpconv.backend import Array
 from xpconv.ops.dispatch import operation
 
-__all__ = ["adam_step", "flush_denormals"]
+__all__ = ["adam_step", "flush_denormals", "ignore_underflow"]
+
+
+def ignore_underflow() -> AbstractContextManager[object]:
+    """Let tiny products become 0 in the block, even where a program has NumPy raise an error about them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> with np.errstate(all="raise"), ignore_underflow():
+    ...     np.full(1, 1e-200) * 1e-200
+    array([0.])
+    """
+    return np.errstate(under="ignore")
 
 
 @operation

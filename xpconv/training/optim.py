@@ -16,7 +16,7 @@ from xpconv.backend import Array, array_namespace
 from xpconv.errors import ArgumentError, ArgumentTypeError
 from xpconv.ops.dispatch import portable
 from xpconv.ops.tiling import for_each_block
-from xpconv.ops.update import adam_step, flush_denormals
+from xpconv.ops.update import adam_step, flush_denormals, ignore_underflow
 
 __all__ = ["UPDATE_RULES", "adam", "check_rule", "default_options", "rmsprop", "sgd", "sgd_momentum"]
 
@@ -36,7 +36,8 @@ def _update_rule(*memory: str, **defaults: float) -> Callable[[Callable[[Config]
             _check_gradient(w, dw)
             for name, value in defaults.items():
                 config[name] = _option(name, config.get(name, value))
-            return _apply(step, memory, w, dw, config, in_place, where)
+            with ignore_underflow():  # the square of a small gradient may be 0
+                return _apply(step, memory, w, dw, config, in_place, where)
 
         del rule.__wrapped__  # help would show the step's arguments
         rule.defaults, rule.options = defaults, (*defaults, *memory)  # type: ignore[attr-defined]

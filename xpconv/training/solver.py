@@ -18,7 +18,7 @@ from xpconv.data import Batches, Dataset
 from xpconv.data._checks import check_split
 from xpconv.data._fingerprint import fingerprint
 from xpconv.data.sampling import SAMPLERS
-from xpconv.errors import CheckpointError, NonFiniteLossError, printable
+from xpconv.errors import ArgumentError, CheckpointError, NonFiniteLossError, printable
 from xpconv.io._safetensors import DESCRIPTION_ERRORS, ArraySpec, check_finite_arrays, check_specs
 from xpconv.random import RandomStream, Rng, draw_seed, restore, spawn, state_of
 from xpconv.training import metrics
@@ -297,6 +297,9 @@ class Solver:
 
     def _begin(self) -> None:
         """Continue an unfinished training with its latest parameters, or start a new round from the best ones."""
+        if isinstance(self.update_rule, str):
+            for name, w in self.model.params.items():
+                _check_writeable(f"model.params[{name!r}]", w)
         if self._finished:
             self.round_start, self.round_checks = self.iteration, len(self.val_acc_history)
         else:
@@ -756,3 +759,13 @@ class Solver:
 
 def _optional_count(name: str, value: int | None) -> int | None:
     return None if value is None else check_count(name, value)
+
+
+def _check_writeable(name: str, w: Array) -> None:
+    """Raise ArgumentError unless an array can be updated in place."""
+    if isinstance(w, np.ndarray) and not w.flags.writeable:
+        raise ArgumentError(f"{name} is read-only; expected an array that can be updated in place: pass a copy")
+    if getattr(w, "requires_grad", False):
+        raise ArgumentError(
+            f"{name} requires gradients of torch; expected an array that can be updated in place: pass {name}.detach()"
+        )
