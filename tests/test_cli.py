@@ -349,6 +349,21 @@ def test_resume_does_not_change_a_finished_run(tmp_path):
     assert "--resume" not in refused
 
 
+def test_a_run_that_is_killed_while_it_writes_its_results_is_finished_by_resume(tmp_path, monkeypatch):
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    succeed(*SHORT, "--out", whole)
+    with monkeypatch.context() as patch:
+        patch.setattr("xpconv.viz.save_filters", raising(OSError(errno.EIO, "killed")))
+        assert call(*SHORT, "--out", run).exit_code == 1
+    assert (run / "model.safetensors").exists()
+    shown = succeed("train", "--resume", run)
+    assert "resumed at iteration 4" in shown
+    assert {path.name for path in run.iterdir()} == {path.name for path in whole.iterdir()} == {*FILES}
+    for name in ("model.safetensors", "metrics.csv"):
+        assert (run / name).read_bytes() == (whole / name).read_bytes()
+    assert config_of(run)["finished"]
+
+
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_a_run_without_a_checkpoint_keeps_its_model(tmp_path, interrupted):
     run = tmp_path / "run"

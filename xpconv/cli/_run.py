@@ -1,6 +1,7 @@
 """A training run: from its settings to data, model and Solver, and the training with its checkpoints."""
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from xpconv.training.checkpoint import CheckpointFolder
 from xpconv.training.schedules import Schedule, constant, cosine, step_decay, warmup
 from xpconv.training.solver import Solver
 
-__all__ = ["build_solver", "build_untrained_model", "load_data", "train_with_checkpoints"]
+__all__ = ["build_solver", "build_untrained_model", "load_data", "remove_checkpoints", "train_with_checkpoints"]
 
 
 def load_data(settings: Settings) -> Dataset:
@@ -117,7 +118,9 @@ def build_untrained_model(settings: Settings, dataset: Dataset) -> Sequential:
 def train_with_checkpoints(
     folder: Path, settings: Settings, solver: Solver, dataset: Dataset, *, resume: bool = False
 ) -> None:
-    """Train, writing a checkpoint every `settings.checkpoint_every` iterations and when training is interrupted.
+    """Train, writing a checkpoint every `settings.checkpoint_every` iterations and when training ends.
+
+    From the last one --resume finishes a run that is killed while it writes its results.
 
     Parameters
     ----------
@@ -144,8 +147,16 @@ def train_with_checkpoints(
         _resume(folder, solver, checkpoints)
     save_config(folder, settings, solver, dataset)
     solver.train(lambda solver: every and solver.iteration % every == 0 and checkpoints.save(solver))
-    if solver.interrupted and solver.resumable:
+    if solver.resumable:
         checkpoints.save(solver)
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove the last checkpoint of a finished run that was to keep none."""
+    for path in CheckpointFolder(folder / CHECKPOINTS).files():
+        path.unlink()
+    with suppress(OSError):  # it holds files of others, or there is none
+        (folder / CHECKPOINTS).rmdir()
 
 
 def _resume(folder: Path, solver: Solver, checkpoints: CheckpointFolder) -> None:

@@ -18,7 +18,7 @@ from xpconv.cli._options import (
     setting_option,
 )
 from xpconv.cli._results import require_matplotlib, save_results
-from xpconv.cli._run import build_solver, build_untrained_model, load_data, train_with_checkpoints
+from xpconv.cli._run import build_solver, build_untrained_model, load_data, remove_checkpoints, train_with_checkpoints
 from xpconv.cli._run_folder import is_finished, read_settings, remove_leftovers, run_folder
 from xpconv.cli._settings import Settings, settings_for
 from xpconv.data import DATASETS, Dataset
@@ -179,4 +179,6 @@ def _train_and_save(out: Path | None, settings: Settings, solver: Solver, datase
         untrained = build_untrained_model(settings, dataset)
         for path in save_results(folder, settings, solver, dataset, untrained):
             typer.echo(f"wrote {path}")
+        if settings.checkpoint_every is None and not solver.interrupted:
+            remove_checkpoints(folder)
     return folder
