@@ -293,7 +293,7 @@ def test_a_solver_trains_without_a_terminal_to_print_to(monkeypatch, stream):
         ("augment", 4, "augment is 4; expected a string"),
         ("seed", -1, "seed is -1; expected an int, 0 or more"),
         ("warmup", "a", "warmup is 'a'; expected an int, 0 or more"),
-        ("learning_rate", None, "learning_rate is None; expected a number, 0 or more"),
+        ("learning_rate", None, "learning_rate is None; expected a finite number, 0 or more"),
     ],
 )
 def test_unusable_settings_of_a_resumed_run_are_named(tmp_path, setting, value, message):
@@ -834,3 +834,76 @@ def test_names_that_the_terminal_cannot_show_are_escaped(tmp_path):
     done = subprocess.run(command, capture_output=True, env=environment, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
     assert rb"\u732b" in done.stdout
+
+
+# ---- folders of runs that somebody changed
+
+
+def write_config(folder, **settings):
+    config = {"settings": {"data": "digits", **DEFAULTS["digits"], **settings}, "finished": True}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optimizer": ["adam"]}, "optimizer is ['adam']; expected sgd or"),
+        ({"learning_rate": 10**400}, "; expected a finite number, 0 or more"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan; expected a finite number, 0 or more"),
+        ({"reg": float("inf")}, "reg is inf; expected a finite number, 0 or more"),
+        ({"batch_size": 10**30}, "; expected an int, at most 2147483647"),
+        ({"data": "a\0b"}, "data is 'a\\x00b'; expected a string without null characters"),
+        ({"colour": 1}, "colour"),
+    ],
+)
+def test_unusable_settings_are_refused_in_one_line(tmp_path, settings, message):
+    write_config(tmp_path, **settings)
+    result = call("train", "--resume", tmp_path)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert len(result.stderr) < 1000
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, "[]", "{}", '{"settings": 3}', '{"settings": {"data": 3}}', "\xff"])
+@pytest.mark.parametrize("words", [["train", "--resume", "run"], ["compare", "run"], ["bench", "run/config.json"]])
+def test_a_damaged_config_is_refused_in_one_line(tmp_path, monkeypatch, text, words):
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    Path("run/config.json").write_text(text, encoding="latin-1")
+    Path("run/metrics.csv").write_text("iteration,epoch,loss,train_accuracy,val_accuracy\n")
+    result = call(*words, **({"XP_BACKEND": "array_api_strict"} if words[0] == "bench" else {}))
+    if (words[0], text) != ("compare", '{"settings": {"data": 3}}'):  # which needs no settings
+        assert (result.exit_code, result.stderr.count("\n")) == (1, 1), result.output
+        assert result.stderr.startswith("xpconv: error: ")
+
+
+def test_eval_beside_a_damaged_config_takes_the_digits(tmp_path, bare):
+    shutil.copy(bare.model, tmp_path)
+    (tmp_path / "config.json").write_text("[" * 200_000)
+    assert "test accuracy" in succeed("eval", tmp_path)
+
+
+@pytest.mark.parametrize("shape", [[0, 8, 8], [-1, 8, 8], [1.0, 8, 8], ["1", 8, 8]])
+def test_a_net_of_impossible_images_is_not_measured(tmp_path, bare, shape):
+    config = config_of(bare.folder)
+    config["model"]["input_shape"] = shape
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    result = call("bench", tmp_path / "config.json", "--backend", "array_api_strict")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "config.json describes no net" in result.stderr
+
+
+def test_metrics_with_a_huge_field_are_refused(tmp_path):
+    write_config(tmp_path)
+    (tmp_path / "metrics.csv").write_text("iteration,epoch,loss\n1,1," + "1" * 200_000 + "\n")
+    result = call("compare", tmp_path)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "is not the folder of a run" in result.stderr
+
+
+def test_runs_whose_accuracies_are_all_nan_have_no_best_one(tmp_path):
+    write_config(tmp_path, model="\x1b[2J")
+    header = "iteration,epoch,loss,train_accuracy,val_accuracy\n"
+    (tmp_path / "metrics.csv").write_text(header + "1,1,2.5,nan,nan\n2,1,2.5,nan,nan\n")
+    shown = succeed("compare", tmp_path, tmp_path, "--out", tmp_path / "comparison.png")
+    assert shown.splitlines()[1].split("\t")[1:] == ["2", "2.5000", "-", "-"]

@@ -1,6 +1,5 @@
 """Time and memory of a net's training step on two backends, and whether it pays to move."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,9 @@ from xpconv._validation import check_count
 from xpconv.backend import Backend, to_host
 from xpconv.backend._memory import peak_bytes
 from xpconv.cli._evaluate import read_model
-from xpconv.errors import CheckpointError, XpconvError
+from xpconv.cli._run_folder import read_config
+from xpconv.errors import CheckpointError, XpconvError, printable
+from xpconv.io._safetensors import DESCRIPTION_ERRORS
 from xpconv.nn import Sequential
 from xpconv.training.optim import UPDATE_RULES
 
@@ -72,11 +73,19 @@ def load_net(path: Path, backend: str | Backend) -> Sequential:
     if path.suffix != ".json":
         return read_model(path, backend)
     try:
-        return Sequential.from_config(json.loads(path.read_text(encoding="utf-8"))["model"], backend)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return Sequential.from_config(_checked(read_config(path)["model"]), backend)
+    except (OSError, *DESCRIPTION_ERRORS) as error:
         raise CheckpointError(
-            f"{path} describes no net ({error!r}): give a model.safetensors or a config.json that xpconv train wrote"
+            f"{path} describes no net ({printable(repr(error))}): give a model.safetensors or a config.json that "
+            "xpconv train wrote"
         ) from error
+
+
+def _checked(description: dict[str, Any]) -> dict[str, Any]:
+    shape = description["input_shape"]
+    if not all(type(size) is int and size > 0 for size in shape):
+        raise ValueError(f"input_shape is {shape}; expected ints, 1 or more")
+    return description
 
 
 def measure_step(nets: Sequence[Sequential], batch_size: int) -> list[Step]:

@@ -1,7 +1,6 @@
 """Comparison of training runs: their differing settings, and their results."""
 
 import csv
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from xpconv.errors import ArgumentError
+from xpconv.cli._run_folder import CONFIG, read_config
+from xpconv.errors import ArgumentError, printable
 
 __all__ = ["Run", "differences", "read_run", "summary"]
 
@@ -54,7 +54,7 @@ def read_run(folder: Path) -> Run:
     xpconv.errors.ArgumentError: no/such/run is not the folder of a run (...): expected one that xpconv train wrote...
     """
     try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
+        config = read_config(folder / CONFIG)
         settings = dict(config["settings"])
         with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
@@ -65,9 +65,9 @@ def read_run(folder: Path) -> Run:
         if epoch_complete and rows[-1]["epoch"] == rows[-1]["iteration"]:  # then the first check is after epoch 1
             for name in ("train_acc_history", "val_acc_history"):
                 history[name] = np.insert(history[name], 0, np.nan)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise ArgumentError(
-            f"{folder} is not the folder of a run ({type(error).__name__}: {error}): expected one that "
+            f"{folder} is not the folder of a run ({type(error).__name__}: {printable(error)}): expected one that "
             "xpconv train wrote, with config.json and metrics.csv"
         ) from error
     return Run(folder, settings, history)
@@ -86,7 +86,7 @@ def differences(runs: Sequence[Run]) -> list[str]:
     """
     keys = dict.fromkeys(key for run in runs for key in run.settings if key != "checkpoint_every")
     differing = [key for key in keys if len({repr(run.settings.get(key)) for run in runs}) > 1]
-    names = [", ".join(f"{key}={run.settings.get(key)}" for key in differing) for run in runs]
+    names = [", ".join(f"{printable(key)}={printable(run.settings.get(key))}" for key in differing) for run in runs]
     if len(set(names)) == len(names) and all(names):
         return names
     return [
@@ -110,6 +110,10 @@ def summary(runs: Sequence[Run]) -> list[tuple[str, ...]]:
     for run, name in zip(runs, differences(runs), strict=True):
         losses, accuracies = run.history["loss_history"], run.history["val_acc_history"]
         final = f"{losses[-max(len(losses) // 10, 1) :].mean():.4f}" if len(losses) else "-"
-        best = (f"{np.nanmax(accuracies):.4f}", f"{np.nanargmax(accuracies)}") if len(accuracies) else ("-", "-")
+        best = (
+            (f"{np.nanmax(accuracies):.4f}", f"{np.nanargmax(accuracies)}")
+            if np.isfinite(accuracies).any()
+            else ("-", "-")
+        )
         rows.append((name, f"{len(losses)}", final, *best))
     return rows

@@ -1,14 +1,13 @@
 """The evaluation of a saved model: its file, its data set, whether it fits, and the accuracy."""
 
 import base64
-import json
 import sys
 from pathlib import Path
 
 import numpy as np
 
 from xpconv.backend import Backend
-from xpconv.cli._run_folder import CONFIG, MODEL
+from xpconv.cli._run_folder import CONFIG, MODEL, read_config
 from xpconv.data import Dataset
 from xpconv.data._fingerprint import DIGEST_BYTES, image_digests
 from xpconv.errors import ArgumentError, CheckpointError
@@ -76,7 +75,7 @@ def check_fits(model: Sequential, dataset: Dataset) -> None:
 def data_of_run(model_path: Path) -> str:
     """Return the data set that the ``config.json`` beside a model names, or ``digits`` if there is none."""
     try:
-        return str(json.loads(model_path.with_name(CONFIG).read_text("utf-8"))["settings"]["data"])
+        return str(read_config(model_path.with_name(CONFIG))["settings"]["data"])
     except (OSError, ValueError, KeyError, TypeError):
         return "digits"
 
@@ -84,9 +83,9 @@ def data_of_run(model_path: Path) -> str:
 def warn_of_training_images(model_path: Path, dataset: Dataset) -> None:
     """Print a warning if test images are among the training images that the ``config.json`` beside a model records."""
     try:
-        recorded = json.loads(model_path.with_name(CONFIG).read_text("utf-8"))["dataset"]["training_images"]
+        recorded = read_config(model_path.with_name(CONFIG))["dataset"]["training_images"]
         digests = base64.b64decode(recorded)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return
     known = {digests[start : start + DIGEST_BYTES] for start in range(0, len(digests), DIGEST_BYTES)}
     count = sum(digest in known for digest in image_digests(dataset.X_test))

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from xpconv.cli._settings import Settings
-from xpconv.errors import ArgumentError
+from xpconv.errors import ArgumentError, printable
 from xpconv.io._atomic import remove_temporary_files
 from xpconv.io._lock import lock_folder
 
@@ -20,6 +21,7 @@ __all__ = [
     "FILES",
     "MODEL",
     "is_finished",
+    "read_config",
     "read_settings",
     "remove_leftovers",
     "run_folder",
@@ -109,6 +111,25 @@ def _remove_if_only_settings(folder: Path) -> None:
         folder.rmdir()
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the configuration in a ``config.json``.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    ValueError
+        If it holds no dict in JSON, or one that is nested too deeply.
+    """
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(config, dict):
+        raise ValueError("it holds no dict")
+    return config
+
+
 def read_settings(folder: Path, checkpoint_every: int | None = None) -> Settings:
     """Return the settings of the run in a folder, with another interval of checkpoints if one is given.
 
@@ -118,10 +139,11 @@ def read_settings(folder: Path, checkpoint_every: int | None = None) -> Settings
         If the folder holds no settings, or unusable ones.
     """
     try:
-        settings = Settings(**json.loads((folder / CONFIG).read_text("utf-8"))["settings"])
+        settings = Settings(**read_config(folder / CONFIG)["settings"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArgumentError(
-            f"resume is {folder}, which holds no settings of a run in {CONFIG} ({error}): start a new run with --out"
+            f"resume is {folder}, which holds no settings of a run in {CONFIG} ({printable(error)}): start a new run "
+            "with --out"
         ) from error
     return settings if checkpoint_every is None else replace(settings, checkpoint_every=checkpoint_every)
 
@@ -129,10 +151,10 @@ def read_settings(folder: Path, checkpoint_every: int | None = None) -> Settings
 def is_finished(folder: Path) -> bool:
     """Return whether the run in a folder was trained to its end, so that nothing is left to resume."""
     try:
-        config = json.loads((folder / CONFIG).read_text("utf-8"))
+        config = read_config(folder / CONFIG)
     except (OSError, ValueError):
         return False
-    return isinstance(config, dict) and bool(config.get("finished")) and (folder / MODEL).exists()
+    return bool(config.get("finished")) and (folder / MODEL).exists()
 
 
 def remove_leftovers(folder: Path) -> None:

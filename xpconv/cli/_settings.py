@@ -1,6 +1,7 @@
 """The settings of a training run: their names, choices, limits and defaults."""
 
 import shlex
+import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ from xpconv._validation import check_choice, check_count
 from xpconv.cli._nets import NETS
 from xpconv.data import DATASETS
 from xpconv.data.sampling import SAMPLERS
-from xpconv.errors import ArgumentError, ArgumentTypeError
+from xpconv.errors import ArgumentError, ArgumentTypeError, printable
 from xpconv.training.optim import UPDATE_RULES
 
 __all__ = ["CHOICES", "DEFAULTS", "MINIMUMS", "REALS", "Settings", "settings_for"]
@@ -38,6 +39,9 @@ MINIMUMS = {
     "checkpoint_every": 1,
 }
 """The least value of each setting that is a number."""
+
+MOST = 2**31 - 1
+"""The greatest value of each setting that is an integer, except the seed."""
 
 REALS = ("learning_rate", "lr_decay", "reg")
 """The settings that are real numbers; the others in MINIMUMS are integers."""
@@ -129,6 +133,8 @@ class Settings:
         for name in ("data", "augment", "backend"):
             if not isinstance(value := getattr(self, name), str):
                 raise ArgumentTypeError(f"{name} is {value!r}; expected a string")
+            if "\0" in value:
+                raise ArgumentError(f"{name} is {value!r}; expected a string without null characters")
         for name, words in CHOICES.items():
             check_choice(name, getattr(self, name), words)
         for name, minimum in MINIMUMS.items():
@@ -137,6 +143,8 @@ class Settings:
                 _check_number(name, value, minimum)
             elif value is not None or name not in OPTIONAL:
                 check_count(name, value, minimum)
+                if value > MOST and name != "seed":
+                    raise ArgumentError(f"{name} is {printable(value, 40)}; expected an int, at most {MOST}")
 
     def command(self) -> str:
         """Return the command that repeats the run."""
@@ -149,8 +157,8 @@ class Settings:
 
 
 def _check_number(name: str, value: object, minimum: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= minimum:
-        raise ArgumentError(f"{name} is {value!r}; expected a number, {minimum} or more")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not minimum <= value <= sys.float_info.max:
+        raise ArgumentError(f"{name} is {printable(repr(value), 40)}; expected a finite number, {minimum} or more")
 
 
 def settings_for(data: str, **options: Any) -> Settings:
