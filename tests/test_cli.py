@@ -907,3 +907,16 @@ def test_runs_whose_accuracies_are_all_nan_have_no_best_one(tmp_path):
     (tmp_path / "metrics.csv").write_text(header + "1,1,2.5,nan,nan\n2,1,2.5,nan,nan\n")
     shown = succeed("compare", tmp_path, tmp_path, "--out", tmp_path / "comparison.png")
     assert shown.splitlines()[1].split("\t")[1:] == ["2", "2.5000", "-", "-"]
+
+
+def test_scores_that_are_nan_are_an_error(tmp_path):
+    net = xpconv.ThreeLayerConvNet(input_dim=(1, 8, 8), rng=0)
+    net.params["W2"][...] = 3e38
+    net.params["W2"][::2] *= -1
+    xpconv.save_model(net, tmp_path / "net.safetensors")
+    image = write_digit(tmp_path / "0.png", 0)
+    for words in (["eval", tmp_path / "net.safetensors"], ["predict", tmp_path / "net.safetensors", image]):
+        result = call(*words)
+        assert (result.exit_code, result.stdout) == (1, ""), result.output
+        assert result.stderr.startswith("xpconv: error: ")
+        assert "NaN" in result.stderr

@@ -122,7 +122,8 @@ def predict(
             _show_error(error)
             failed = True
             continue
-        probs = probabilities(net, (255 - image if invert else image)[None])[0]
+        with np.errstate(all="ignore"):  # scores that are NaN are an error
+            probs = probabilities(net, (255 - image if invert else image)[None])[0]
         best = int(np.argmax(probs))
         name = net.class_names[best] if net.class_names else str(best)
         typer.echo(os.fsencode(path) + f"\t{name}\t{probs[best]:.4f}".encode())
