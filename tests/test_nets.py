@@ -215,6 +215,22 @@ def test_preprocessing_that_cannot_be_used_is_refused_when_it_is_assigned(backen
     assert net.preprocessing is None
 
 
+@pytest.mark.parametrize(
+    ("X", "message"),
+    [
+        (None, "X is a NoneType; expected an array"),
+        (iter([1.0]), "X is a list_iterator; expected an array"),
+        ([[1.0], [1.0, 2.0]], r"X is no array of numbers \(.*\); expected samples of one shape"),
+        ([["a"] * 4], r"X is no array of numbers \(.*\); expected samples of one shape"),
+        ([[1.0, 2.0]], r"X has shape \(1, 2\); expected \(N, 4\)"),
+    ],
+)
+def test_samples_that_are_no_array_are_refused_by_name(X, message):
+    net = TwoLayerNet(input_dim=4, rng=0)
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
+        net.loss(X)
+
+
 def test_preprocessing_must_be_a_preprocessing():
     with pytest.raises(ArgumentTypeError, match=r"preprocessing is \(128, 64\); expected a Preprocessing\(mean, std\)"):
         TwoLayerNet(input_dim=4, preprocessing=(128, 64))

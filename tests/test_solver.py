@@ -392,6 +392,27 @@ def test_invalid_data_is_refused_before_training(data, change, error, message):
         Solver(make_net(), data)
 
 
+@pytest.mark.parametrize(
+    "wrong", [lambda d: (d["X_train"], d["y_train"]), lambda d: iter([d]), lambda d: d["X_train"], lambda d: None]
+)
+def test_data_of_another_type_is_refused(data, wrong):
+    with pytest.raises(ArgumentTypeError, match=r"data is a .*; expected a Dataset, or a mapping with X_train, y_"):
+        Solver(make_net(), wrong(data))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([[1.0], [1.0, 2.0]], r"X_train is ragged \(.*\); expected samples of one shape"),
+        (iter([1.0]), "X_train is a list_iterator; expected an array or a list of numbers"),
+        (None, "X_train is a NoneType; expected an array or a list of numbers"),
+    ],
+)
+def test_images_that_are_no_array_are_refused(data, value, message):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
+        Solver(make_net(), {**data, "X_train": value})
+
+
 # ---- health
 
 

@@ -40,10 +40,14 @@ def check_split(
     Traceback (most recent call last):
     xpconv.errors.ArgumentError: y_val has labels from 7 to 7; expected 0 to 4
     """
+    if not isinstance(splits, Mapping):
+        raise ArgumentTypeError(
+            f"data is a {type(splits).__name__}; expected a Dataset, or a mapping with X_train, y_train, X_val, y_val"
+        )
     for name in (f"X_{split}", f"y_{split}"):
         if name not in splits:
             raise ArgumentError(f"data has no {name!r}; expected X_train, y_train, X_val and y_val")
-    X, y = (a if hasattr(a, "shape") else np.asarray(a) for a in (splits[f"X_{split}"], splits[f"y_{split}"]))
+    X, y = (_as_array(name, splits[name]) for name in (f"X_{split}", f"y_{split}"))
     if X.shape[0] == 0 or tuple(y.shape) != (X.shape[0],):
         raise ArgumentError(
             f"X_{split} has shape {tuple(X.shape)} and y_{split} {tuple(y.shape)}; expected "
@@ -56,6 +60,16 @@ def check_split(
     _check_labels(f"y_{split}", y, num_classes)
     _check_finite(f"X_{split}", X)
     return X, y
+
+
+def _as_array(name: str, value: Any) -> Array:
+    try:
+        a = value if hasattr(value, "shape") else np.asarray(value)
+    except ValueError as error:
+        raise ArgumentError(f"{name} is ragged ({error}); expected samples of one shape") from error
+    if not hasattr(value, "shape") and a.dtype.kind not in "biuf":
+        raise ArgumentTypeError(f"{name} is a {type(value).__name__}; expected an array or a list of numbers")
+    return a
 
 
 def _check_labels(name: str, y: Array, num_classes: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from xpconv import ops
 from xpconv._validation import check_count, check_nonnegative
 from xpconv.backend import Array, Backend, get_backend, on_its_device
-from xpconv.errors import ArgumentError, ArgumentTypeError, OutOfMemoryError
+from xpconv.errors import ArgumentError, ArgumentTypeError, OutOfMemoryError, XpconvError
 from xpconv.layers import softmax_loss, svm_loss
 from xpconv.nn import layers as layer_objects
 from xpconv.nn.layers import Arrays, Initial, Layer, Shape
@@ -222,12 +222,13 @@ class Sequential:
 
     def _prepare(self, X: Array) -> Array:
         """Convert samples to the model's device, dtype and input shape, and preprocess them."""
-        x = self.backend.upload("X", X, self.dtype)
+        x = _upload_samples(X, self.backend, self.dtype)
+        given = tuple(x.shape)
         if len(self.input_shape) == 1 and len(x.shape) > 1 and 0 not in x.shape:
             x = self.backend.xp.reshape(x, (x.shape[0], -1))
         if tuple(x.shape[1:]) != self.input_shape or 0 in x.shape:
             raise ArgumentError(
-                f"X has shape {tuple(X.shape)}; expected (N, {str(self.input_shape)[1:].rstrip(',)')}) "
+                f"X has shape {given}; expected (N, {str(self.input_shape)[1:].rstrip(',)')}) "
                 f"with N at least 1, as {self.name} was built for"
             )
         if self.preprocessing is not None:
@@ -327,6 +328,18 @@ def arguments_of(config: Mapping[str, Any]) -> dict[str, Any]:
             )
         layers.append(kind(**options))
     return {**config, "layers": layers}
+
+
+def _upload_samples(X: Any, backend: Backend, dtype: str) -> Array:
+    """Return samples as an array on a device; the error for something else names it."""
+    if not (hasattr(X, "shape") or isinstance(X, list | tuple)):
+        raise ArgumentTypeError(f"X is a {type(X).__name__}; expected an array (N, ...) or a list of samples")
+    try:
+        return backend.upload("X", X, dtype)
+    except ValueError as error:
+        if isinstance(error, XpconvError):
+            raise
+        raise ArgumentError(f"X is no array of numbers ({error}); expected samples of one shape") from error
 
 
 def _dtype_name(dtype: Any) -> str:
