@@ -231,6 +231,14 @@ def test_samples_that_are_no_array_are_refused_by_name(X, message):
         net.loss(X)
 
 
+def test_an_error_inside_a_net_names_the_layer():
+    net = Sequential([nn.Affine(5), nn.Relu(), nn.Affine(3)], input_shape=(4,), rng=0)
+    net.params["W2"] = net.params["W2"][:4]
+    with pytest.raises(ArgumentError) as caught:
+        net.loss(np.ones((2, 4)))
+    assert caught.value.__notes__ == ["in layers[2], Affine(units=3, bias=True)"]
+
+
 def test_preprocessing_must_be_a_preprocessing():
     with pytest.raises(ArgumentTypeError, match=r"preprocessing is \(128, 64\); expected a Preprocessing\(mean, std\)"):
         TwoLayerNet(input_dim=4, preprocessing=(128, 64))

@@ -239,12 +239,13 @@ class Sequential:
         """Return the scores and, in training, the layers' caches and new state."""
         store, caches, state = {**self.params, **self.state}, list[Any](), Arrays()
         for position, (layer, keys) in enumerate(zip(self.layers, self.layer_keys, strict=True)):
-            x, cache = layer.forward(
-                x,
-                {name: store[key] for name, key in keys.items()},
-                train=train,
-                seed=self._layer_seed(position) if train else 0,
-            )
+            with _NamedLayer(position, layer):
+                x, cache = layer.forward(
+                    x,
+                    {name: store[key] for name, key in keys.items()},
+                    train=train,
+                    seed=self._layer_seed(position) if train else 0,
+                )
             if train:
                 caches.append(cache)
                 state.update({keys[name]: value for name, value in layer.new_state(cache).items()})
@@ -279,7 +280,8 @@ class Sequential:
         grads: Arrays = {}
         first = next((i for i, keys in enumerate(self.layer_keys) if keys), len(self.layer_keys))
         for position in reversed(range(first, len(self.layers))):
-            dout, layer_grads = self.layers[position].backward(dout, caches.pop(), need_dx=position > first)
+            with _NamedLayer(position, self.layers[position]):
+                dout, layer_grads = self.layers[position].backward(dout, caches.pop(), need_dx=position > first)
             grads.update({self.layer_keys[position][name]: grad for name, grad in layer_grads.items()})
         return grads
 
@@ -328,6 +330,20 @@ def arguments_of(config: Mapping[str, Any]) -> dict[str, Any]:
             )
         layers.append(kind(**options))
     return {**config, "layers": layers}
+
+
+class _NamedLayer:
+    """A block in which an error gets a note that names the layer; a class, since every pass enters it."""
+
+    def __init__(self, position: int, layer: Layer) -> None:
+        self.position, self.layer = position, layer
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, Exception):
+            error.add_note(f"in layers[{self.position}], {self.layer!r}")
 
 
 def _upload_samples(X: Any, backend: Backend, dtype: str) -> Array:
