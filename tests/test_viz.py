@@ -1,6 +1,7 @@
 """Pictures of filters, metrics and runs, and the example that filters images."""
 
 import math
+import os
 import runpy
 import subprocess
 import sys
@@ -11,8 +12,9 @@ import pytest
 from PIL import Image
 
 from xpconv.backend import get_backend
-from xpconv.errors import ArgumentError
+from xpconv.errors import ArgumentError, XpconvError
 from xpconv.viz import save_comparison, save_curves, save_filters, visualize_grid
+from xpconv.viz._figure import import_figure
 
 GAP = (70, 130, 180)  # steelblue
 EXAMPLE = Path(__file__).parents[1] / "docs" / "examples" / "image_filters.py"
@@ -239,3 +241,35 @@ def test_the_image_filters_example_computes_brightness_and_edges():
     np.testing.assert_allclose(out[0, 0], [[0, 0, 1, 1]] * 2, atol=1e-6)
     np.testing.assert_allclose(out[0, 1], np.zeros((2, 4)), atol=1e-6)
     np.testing.assert_allclose(np.abs(out[0, 2]), [[0, 4, 4, 0]] * 2, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["module://no_such_module", "no such backend", "tkagg"])
+def test_pictures_are_drawn_whatever_backend_the_environment_names(tmp_path, backend):
+    program = (
+        "import os, numpy as np; from xpconv.viz import save_confusion_matrix; "
+        "save_confusion_matrix([0, 1], [0, 1], ['a', 'b'], 'drawn.png'); print(os.environ['MPLBACKEND'])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "MPLBACKEND": backend, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stdout.strip()) == (0, backend), result.stderr
+    assert (tmp_path / "drawn.png").exists()
+
+
+def test_a_matplotlib_that_fails_to_import_is_told_in_one_line(monkeypatch):
+    class Broken:
+        def find_spec(self, name, path=None, target=None):
+            if name.startswith("matplotlib.figure"):
+                raise AttributeError("module 'numpy' has no attribute 'float'")
+
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    monkeypatch.delitem(sys.modules, "matplotlib.figure", raising=False)
+    with pytest.raises(
+        XpconvError, match=r"matplotlib, which cannot be imported \(module 'numpy' has .*xpconv\[train\]"
+    ):
+        import_figure()

@@ -20,25 +20,20 @@ from xpconv.cli._run_folder import CONFIG, FILES
 from xpconv.cli._settings import Settings
 from xpconv.data import DATASETS, Dataset
 from xpconv.data._fingerprint import image_digests
-from xpconv.errors import XpconvError
 from xpconv.io._atomic import write_bytes
 from xpconv.io.model import save_model
 from xpconv.nn import Sequential
 from xpconv.ops.numpy._workers import num_threads
 from xpconv.training import metrics
 from xpconv.training.solver import Solver
+from xpconv.viz._figure import import_figure
 
 __all__ = ["require_matplotlib", "save_config", "save_results"]
 
 
 def require_matplotlib() -> None:
     """Raise XpconvError, before any work is done, if matplotlib cannot be imported."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise XpconvError(
-            f'drawing the curves needs matplotlib, which cannot be imported ({error}): pip install "xpconv[train]"'
-        ) from error
+    import_figure()
 
 
 def save_results(

@@ -134,9 +134,9 @@ def _batches_folder(root: Path) -> Path | None:
 def _cache_folder() -> Path:
     try:
         import pooch
-    except ImportError as error:
+    except Exception as error:  # an incompatible library may raise anything
         raise DatasetError(
-            f"looking for CIFAR-10 needs pooch, which cannot be imported ({error}): "
+            f"looking for CIFAR-10 needs pooch, which cannot be imported ({printable(error)}): "
             'pip install "xpconv[train]", or name the folder that contains it'
         ) from error
     return Path(pooch.os_cache("xpconv"))

@@ -3,7 +3,7 @@
 import numpy as np
 
 from xpconv.data.dataset import Dataset
-from xpconv.errors import DatasetError
+from xpconv.errors import DatasetError, printable
 
 __all__ = ["load_digits"]
 
@@ -41,9 +41,10 @@ def load_digits(seed: int = 0) -> Dataset:
     try:
         from sklearn import datasets
         from sklearn.model_selection import train_test_split
-    except ImportError as error:
+    except Exception as error:  # an incompatible library may raise anything
         raise DatasetError(
-            f'the digits are part of scikit-learn, which cannot be imported ({error}): pip install "xpconv[train]"'
+            f"the digits are part of scikit-learn, which cannot be imported ({printable(error)}): "
+            'pip install "xpconv[train]"'
         ) from error
     bundled = datasets.load_digits()
     X = np.rint(bundled.images[:, None] * (255 / 16)).astype(np.uint8)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from xpconv._validation import check_count
-from xpconv.errors import ArgumentError, DatasetError
+from xpconv.errors import ArgumentError, DatasetError, printable
 
 __all__ = ["check_image_shape", "read_image"]
 
@@ -66,9 +66,9 @@ def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray
         raise DatasetError(f"cannot read the image {os.fspath(path)}: it is not a file")
     try:
         from PIL import Image, ImageOps, UnidentifiedImageError
-    except ImportError as error:
+    except Exception as error:  # an incompatible library may raise anything
         raise DatasetError(
-            f'reading images needs Pillow, which cannot be imported ({error}): pip install "xpconv[train]"'
+            f'reading images needs Pillow, which cannot be imported ({printable(error)}): pip install "xpconv[train]"'
         ) from error
     try:
         with warnings.catch_warnings():

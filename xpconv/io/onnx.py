@@ -83,7 +83,7 @@ def require_onnx() -> None:
     """
     try:
         import onnx  # noqa: F401
-    except ImportError as error:
+    except Exception as error:  # an incompatible library may raise anything
         raise XpconvError(
             f"writing ONNX files needs onnx, which cannot be imported ({error}): pip install onnx"
         ) from error

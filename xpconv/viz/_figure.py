@@ -1,15 +1,19 @@
 """Matplotlib figures: made without pyplot, and written atomically."""
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import array_api_compat
 import numpy as np
 
 from xpconv.backend import to_host
+from xpconv.errors import XpconvError, printable
 from xpconv.io._atomic import atomic_path
 
-__all__ = ["as_host_array", "new_figure", "write_figure"]
+__all__ = ["as_host_array", "import_figure", "new_figure", "write_figure"]
 
 
 def as_host_array(values: Any) -> np.ndarray:
@@ -19,11 +23,48 @@ def as_host_array(values: Any) -> np.ndarray:
     return np.array([float(value) for value in values])
 
 
+def import_figure() -> tuple[Any, Any]:
+    """Return matplotlib's Figure and the canvas that needs no window system, whatever ``MPLBACKEND`` says.
+
+    Raises
+    ------
+    XpconvError
+        If matplotlib cannot be imported.
+    """
+    try:
+        with _without_broken_backend():
+            from matplotlib.backends.backend_agg import FigureCanvasAgg
+            from matplotlib.figure import Figure
+    except Exception as error:  # an incompatible library may raise anything
+        raise XpconvError(
+            f'drawing needs matplotlib, which cannot be imported ({printable(error)}): pip install "xpconv[train]"'
+        ) from error
+    return Figure, FigureCanvasAgg
+
+
+@contextmanager
+def _without_broken_backend() -> Iterator[None]:
+    """Hide ``MPLBACKEND`` if importing matplotlib fails because of it, as it does where Jupyter's module is missing."""
+    configured = os.environ.get("MPLBACKEND")
+    try:
+        import matplotlib  # noqa: F401
+    except ValueError:
+        os.environ.pop("MPLBACKEND", None)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+            del sys.modules[name]  # those that were imported before the failure
+    try:
+        yield
+    finally:
+        if configured is not None:
+            os.environ["MPLBACKEND"] = configured
+
+
 def new_figure(size: tuple[float, float]) -> Any:
     """Return a figure of this width and height in inches; pyplot would keep it alive and choose a window system."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=size, layout="constrained")
+    figure_class, canvas_class = import_figure()
+    figure = figure_class(figsize=size, layout="constrained")
+    canvas_class(figure)
+    return figure
 
 
 def write_figure(figure: Any, path: str | os.PathLike[str]) -> None:
