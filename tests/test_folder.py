@@ -336,6 +336,19 @@ def test_a_run_resumes_after_its_images_were_moved(digits_folder, tmp_path):
     ).read_bytes()
 
 
+@pytest.mark.parametrize("name", ["red\x1b[2J", "red\x1b[2J.png"])
+def test_control_characters_in_names_do_not_reach_the_terminal(flat, tmp_path, name):
+    if name.endswith(".png"):
+        (flat / "dark" / name).write_text("not an image")
+    else:
+        (flat / name).mkdir()
+    words = ["train", "--data", str(flat), "--out", str(tmp_path / "run")]
+    result = CliRunner().invoke(_app.app, words, env={"XP_BACKEND": None})
+    assert result.exit_code == 1
+    assert "red\\x1b[2J" in result.stderr
+    assert "\x1b" not in result.output
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -19,7 +19,7 @@ from xpconv.cli._tables import print_table
 from xpconv.cli._train import train
 from xpconv.data import load_dataset
 from xpconv.data.images import read_image
-from xpconv.errors import XpconvError
+from xpconv.errors import XpconvError, printable
 from xpconv.training._signals import terminate_as_interrupt
 from xpconv.training.metrics import probabilities
 from xpconv.viz import save_comparison
@@ -50,7 +50,9 @@ class _Commands(TyperGroup):
 def _show_error(problem: object) -> None:
     if isinstance(problem, OSError) and problem.filename:
         problem = f"{problem.filename}: {problem.strerror}"
-    typer.echo(f"xpconv: error: {problem}", err=True)
+    lines = str(problem).split("\n")
+    text = "\n".join(printable(line, max_length=10_000) for line in lines)  # names of files may hold control characters
+    typer.echo(f"xpconv: error: {text}", err=True)
 
 
 app = typer.Typer(
