@@ -239,6 +239,29 @@ def test_an_error_inside_a_net_names_the_layer():
     assert caught.value.__notes__ == ["in layers[2], Affine(units=3, bias=True)"]
 
 
+@pytest.mark.parametrize("seed", [None, 7])
+def test_two_dropouts_drop_different_elements(seed):
+    net = Sequential(
+        [nn.Dropout(0.5), nn.Dropout(0.5), nn.Affine(2000, bias=False)], input_shape=(2000,), rng=0, seed=seed
+    )
+    net.params["W1"] = np.eye(2000, dtype=np.float32)
+    scores, _, _ = net._forward(np.ones((1, 2000), np.float32), train=True)
+    assert np.mean(scores != 0) == pytest.approx(0.25, abs=0.04)
+
+
+def test_outputs_of_batch_norm_have_the_statistics_of_the_samples():
+    net = Sequential([nn.Affine(5), nn.BatchNorm(), nn.Affine(3)], input_shape=(4,), dtype="float64", rng=0)
+    X = 3 + np.random.default_rng(0).standard_normal((50, 4))
+    normalised = next(out for layer, out in net.outputs(X) if isinstance(layer, nn.BatchNorm))
+    np.testing.assert_allclose(normalised.mean(axis=0), 0, atol=1e-9)
+    np.testing.assert_allclose(normalised.std(axis=0), 1, atol=1e-3)
+
+
+def test_initial_weights_of_a_convolution_count_its_window():
+    net = Sequential([nn.Conv(64, (3, 5)), nn.GlobalAvgPool(), nn.Affine(3)], input_shape=(8, 9, 9), rng=0)
+    assert np.std(net.params["W1"]) == pytest.approx(np.sqrt(2 / (8 * 3 * 5)), rel=0.05)
+
+
 def test_preprocessing_must_be_a_preprocessing():
     with pytest.raises(ArgumentTypeError, match=r"preprocessing is \(128, 64\); expected a Preprocessing\(mean, std\)"):
         TwoLayerNet(input_dim=4, preprocessing=(128, 64))

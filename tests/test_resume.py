@@ -309,6 +309,35 @@ def test_a_malformed_state_dict_is_refused_and_changes_nothing(data, change, mes
     assert_same(solver, plain)
 
 
+@pytest.mark.parametrize("name", ["numpy", "array_api_strict:device1"])
+def test_a_state_refused_during_training_changes_no_draw_and_loses_no_loss(data, name):
+    """The sampler fails after its stream has been restored, and losses since the last check are not read yet."""
+    solver, plain, other = (
+        make_solver(data, backend=find_backend(name), sampling="epoch", rng=seed) for seed in (5, 5, 99)
+    )
+    state = other.state_dict()
+    del state["description"]["sampler"]["done"]
+
+    def load(solver):
+        if solver.iteration in (3, 8):
+            with pytest.raises(CheckpointError, match="describes no training"):
+                solver.load_state_dict(state)
+
+    solver.train(load)
+    plain.train()
+    assert_same(solver, plain)
+
+
+def test_the_best_running_statistics_are_copies(data):
+    solver, shared = make_solver(data), []
+    solver.train(
+        lambda solver: shared.extend(a is b for a in solver.best_state.values() for b in solver.model.state.values())
+    )
+    assert shared
+    assert not any(shared)
+    assert_copies(solver.model.state, solver.best_state)
+
+
 # ---- checkpoints that are refused
 
 

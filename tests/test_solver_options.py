@@ -11,7 +11,7 @@ from tests.helpers import assert_copies, find_backend
 from xpconv import Solver, ThreeLayerConvNet
 from xpconv.data.augment import parse_augmentation, random_crop
 from xpconv.errors import ArgumentError, ArgumentTypeError, CheckpointError
-from xpconv.random import draw_seed, spawn
+from xpconv.random import draw_seed, spawn, state_of
 from xpconv.training.optim import UPDATE_RULES
 from xpconv.training.schedules import cosine, step_decay, warmup
 
@@ -129,6 +129,25 @@ def test_training_ends_after_patience_epochs_without_a_better_accuracy(data, pat
     assert solver.best_val_acc == max(accuracies[: epochs + 1])
     assert not solver.interrupted
     assert_copies(solver.model.params, solver.best_params)
+
+
+def test_the_first_of_tied_accuracies_is_the_best(data):
+    solver, kept = with_accuracies(make_solver(data), [0.5, 0.7, 0.7, 0.6, 0.6]), []
+    solver.train(
+        lambda solver: solver.iteration == 4 and kept.append({k: w.copy() for k, w in solver.model.params.items()})
+    )
+    for name, w in solver.best_params.items():
+        np.testing.assert_array_equal(w, kept[0][name])
+
+
+def test_all_samples_are_taken_in_order_if_as_many_are_wanted(data):
+    solver, seen = make_solver(data), []
+    plain = solver.model.loss
+    solver.model.loss = lambda X: seen.append(X) or plain(X)
+    before = state_of(solver.streams["checks"])
+    solver.check_accuracy(data["X_val"], data["y_val"], num_samples=24)
+    assert state_of(solver.streams["checks"]) == before
+    np.testing.assert_array_equal(np.concatenate(seen), data["X_val"])
 
 
 def test_training_that_ran_out_of_patience_does_not_continue(data):
