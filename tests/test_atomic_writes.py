@@ -6,6 +6,7 @@ import os
 import re
 import stat
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -264,6 +265,14 @@ def test_only_files_with_the_names_of_checkpoints_are_read_and_removed(tmp_path)
 
 
 # ---- every file
+
+
+def test_a_write_removes_the_temporary_files_that_killed_processes_left_long_ago(target):
+    for name, age in ((".0123456789abcdef.tmp", 4000), (".fedcba9876543210.tmp", 3000), (".notes.tmp", 4000)):
+        (target.parent / name).touch()
+        os.utime(target.parent / name, times=(time.time() - age,) * 2)
+    write_bytes(target, b"new")
+    assert sorted(os.listdir(target.parent)) == [".fedcba9876543210.tmp", ".notes.tmp", target.name]
 
 
 WRITERS = {"write_text", "write_bytes", "tofile", "savefig", "savetxt", "save_file", "copyfile", "move", "touch"}

@@ -8,6 +8,9 @@ from pathlib import Path
 
 __all__ = ["atomic_path", "remove_temporary_files", "write_bytes"]
 
+TEMPORARY_NAMES = f".{'[0-9a-f]' * 16}.tmp"
+ABANDONED_SECONDS = 3600
+
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -45,6 +48,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         temporary.open("xb").close()
+        _remove_abandoned_files(temporary)
         yield temporary
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
@@ -86,9 +90,21 @@ def remove_temporary_files(folder: str | os.PathLike[str]) -> None:
     ...     os.listdir(folder)
     []
     """
-    for path in Path(folder).glob(f".{'[0-9a-f]' * 16}.tmp"):
+    for path in Path(folder).glob(TEMPORARY_NAMES):
         if path.is_file():
             path.unlink(missing_ok=True)
+
+
+def _remove_abandoned_files(temporary: Path) -> None:
+    """Remove temporary files so much older than `temporary` that the processes that wrote them must have been killed.
+
+    Both times are the file system's, so that clocks need not agree.
+    """
+    now = temporary.stat().st_mtime
+    for path in temporary.parent.glob(TEMPORARY_NAMES):
+        with suppress(OSError):  # another process removed it, or this one must not
+            if path.is_file() and now - path.stat().st_mtime > ABANDONED_SECONDS:
+                path.unlink()
 
 
 def _sync_folder(folder: Path) -> None:
