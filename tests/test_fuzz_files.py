@@ -22,7 +22,7 @@ from xpconv.data import cifar10
 from xpconv.data.cifar10 import load_batch
 from xpconv.data.images import read_image
 from xpconv.errors import CheckpointError, DatasetError, NonFiniteLossError
-from xpconv.io._safetensors import METADATA_KEY, ArrayFile, write_arrays
+from xpconv.io._safetensors import MAX_HEADER_BYTES, METADATA_KEY, ArrayFile, write_arrays
 from xpconv.nn import Affine, BatchNorm, Conv, Dropout, GroupNorm, LayerNorm, MaxPool, Relu, Sequential
 
 MEMORY_LIMIT = 1 << 23  # bytes; eight chunks of a checksum
@@ -319,6 +319,20 @@ def test_an_array_file_in_which_a_name_comes_twice_is_refused(tmp_path, name):
         ArrayFile(path, "example")
 
 
+def test_a_description_with_nan_is_not_written(tmp_path):
+    with pytest.raises(CheckpointError, match="file cannot store the description as JSON: Out of range float"):
+        write_arrays(tmp_path / "file", "example", {"loss": float("nan")}, {})
+    assert not (tmp_path / "file").exists()
+
+
+def test_a_header_above_the_limit_is_neither_written_nor_read(tmp_path):
+    with pytest.raises(CheckpointError, match=r"file would have a header of .* bytes"):
+        write_arrays(tmp_path / "file", "example", {"text": "x" * MAX_HEADER_BYTES}, {})
+    (tmp_path / "file").write_bytes(with_header(b" " * (MAX_HEADER_BYTES + 1)))
+    with little_memory(), refused(name=f"its header has {MAX_HEADER_BYTES + 1} bytes"):
+        ArrayFile(tmp_path / "file", "example")
+
+
 HUGE = {
     "units": lambda d: d["layers"][-1].update(units=10**12),
     "many digits": lambda d: d["layers"][-1].update(units=10**4000),
@@ -492,6 +506,15 @@ def test_archives_with_anything_else_are_refused_and_leave_nothing(tmp_path, mon
     with refused(DatasetError, "the archive contains"):
         download(tmp_path, monkeypatch, tmp_path / "archive.tar.gz")
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "archive.tar.gz"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="files have no such modes here")
+def test_files_of_an_archive_are_written_by_their_owner_alone(tmp_path, monkeypatch):
+    with tarfile.open(tmp_path / "archive.tar.gz", "w:gz") as tar:
+        info, content = member(f"{FOLDER}/data_batch_1", b"x", mode=0o6777)
+        tar.addfile(info, content)
+    folder = download(tmp_path, monkeypatch, tmp_path / "archive.tar.gz")
+    assert (folder / "data_batch_1").stat().st_mode & 0o6022 == 0
 
 
 def test_damaged_archives_are_refused_and_leave_nothing(tmp_path, monkeypatch):
