@@ -1,7 +1,7 @@
 """Checks of plain options: counts, fractions, flags, choices; each error names the option, its value and what to do."""
 
-import sys
 from collections.abc import Callable, Collection, Sequence
+from math import isfinite
 from numbers import Real
 from typing import Any, TypeGuard
 
@@ -76,6 +76,13 @@ def check_fraction(name: str, value: object) -> float:
     return _number(name, value, "a number from 0 to 1", lambda value: 0 <= value <= 1)
 
 
+def _is_finite_and_nonnegative(value: Any) -> bool:
+    try:
+        return bool(value >= 0) and isfinite(value)
+    except OverflowError:  # an int of hundreds of digits
+        return False
+
+
 def check_nonnegative(name: str, value: object) -> float:
     """Return a finite number, 0 or more, as a float.
 
@@ -85,7 +92,7 @@ def check_nonnegative(name: str, value: object) -> float:
     Traceback (most recent call last):
     xpconv.errors.ArgumentError: reg is nan; expected a finite number, 0 or more
     """
-    return _number(name, value, "a finite number, 0 or more", lambda value: 0 <= value <= sys.float_info.max)
+    return _number(name, value, "a finite number, 0 or more", _is_finite_and_nonnegative)
 
 
 def check_probability(name: str, value: object) -> float:
