@@ -163,7 +163,7 @@ def test_a_damaged_checkpoint_is_skipped_with_a_note(server, whole, tmp_path):
     older, newest = sorted((run / "checkpoints").iterdir())
     newest.write_bytes(newest.read_bytes()[:-1])
     assert server([*RESUME, run], log) == 0
-    assert f"xpconv: passing over a checkpoint: {newest} is damaged" in log.read_text()
+    assert f"xpconv: skipping a checkpoint: {newest} is damaged" in log.read_text()
     assert iterations_of(log) == [40]
     assert [path.name for path in (older, newest)] == [f"iteration-0000000{n}.safetensors" for n in (39, 40)]
     for name in ("model.safetensors", "metrics.csv"):

@@ -83,7 +83,7 @@ def test_initial_loss_is_reported_with_its_expected_value(digits):
     net = TwoLayerNet(input_dim=64, weight_scale=1e-4, reg=2.0, rng=0)
     (first, *_) = check_training(net, digits.X_train, digits.y_train)
     penalty = sum(float((net.params[name] ** 2).sum()) for name in ("W1", "W2"))
-    assert f"about {math.log(10) + penalty:.4g}, which is ln 10 and {penalty:.2g} of the L2 term" in first.text
+    assert f"about {math.log(10) + penalty:.4g}, which is ln 10 plus {penalty:.2g} for the L2 term" in first.text
     svm = TwoLayerNet(input_dim=64, weight_scale=1e-4, loss="svm", num_classes=10, rng=0)
     assert "9; expected about 9, which is 10 - 1" in check_training(svm, digits.X_train, digits.y_train)[0].text
 
@@ -129,8 +129,8 @@ def test_wrong_gradients_fail_and_correct_ones_are_listed(digits):
     assert "after 1000 steps of Adam; expected all of them. The gradients are wrong" in failed[CHECKS[1]]
     assert "gradient of b2 is wrong: along a random direction" in failed["gradients"]
     assert (
-        "Wrong gradients: W2, b2; correct gradients: W1, b1. Look for the mistake in the backward passes from the "
-        "layer of b2 on" in failed["gradients"]
+        "Wrong gradients: W2, b2; correct gradients: W1, b1. Look for the mistake in the backward passes of the "
+        "layer of b2 and the layers after it" in failed["gradients"]
     )
 
 

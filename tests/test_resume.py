@@ -108,7 +108,7 @@ def test_ctrl_c_stops_after_the_iteration_and_a_second_one_at_once(data, tmp_pat
     solver.save(tmp_path / "checkpoint")
     solver.train()
     assert (solver.iteration, solver.interrupted, solver.resumable) == (6, True, False)
-    with pytest.raises(CheckpointError, match="ended in the middle of an iteration, or went wrong: it cannot be saved"):
+    with pytest.raises(CheckpointError, match="ended in the middle of an iteration, or failed: it cannot be saved"):
         solver.save(tmp_path / "checkpoint")
 
 
@@ -285,13 +285,13 @@ def test_one_state_dict_resumes_several_solvers(data):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state.pop("arrays"), "the state describes no training"),
-        (lambda state: state["arrays"].update(extra=[1.0]), "the state describes no training"),
+        (lambda state: state.pop("arrays"), "the state does not describe a training"),
+        (lambda state: state["arrays"].update(extra=[1.0]), "the state does not describe a training"),
         (
             lambda state: state["arrays"].pop("params.b1"),
             r"the state has params\.b1 = nothing; expected float64 \(3,\)",
         ),
-        (lambda state: state["description"].update(sampler={}), "the state describes no training"),
+        (lambda state: state["description"].update(sampler={}), "the state does not describe a training"),
         (
             lambda state: state["description"]["configuration"].update(patience=3),
             "with patience = 3, but this one has N",
@@ -363,7 +363,7 @@ def saved(data, tmp_path):
 )
 def test_a_checkpoint_of_other_options_is_refused_with_the_difference(data, saved, options, message):
     solver = make_solver(data, **options)
-    with pytest.raises(CheckpointError, match=f"is of a training with {message}: make the Solver"):
+    with pytest.raises(CheckpointError, match=f"comes from a training with {message}: make the Solver"):
         solver.resume(saved)
     assert solver.iteration == 0
 
@@ -371,7 +371,7 @@ def test_a_checkpoint_of_other_options_is_refused_with_the_difference(data, save
 def test_a_checkpoint_of_other_data_is_refused(data, saved):
     with pytest.raises(CheckpointError, match="training with other values in y_train, of the same shape: resume"):
         make_solver({**data, "y_train": data["y_train"][::-1]}).resume(saved)
-    with pytest.raises(CheckpointError, match=r"is of a training with X_val\.shape\[0\] = 30, but this one has 29"):
+    with pytest.raises(CheckpointError, match=r"comes from a training with X_val\.shape\[0\] = 30, but this one has 29"):
         make_solver({**data, "X_val": data["X_val"][1:], "y_val": data["y_val"][1:]}).resume(saved)
 
 
@@ -393,22 +393,25 @@ def rewrite(path, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda description, _: description.pop("streams"), "describes no training"),
-        (lambda description, _: description.update(iteration=-1), "describes no training"),
+        (lambda description, _: description.pop("streams"), "does not describe a training"),
+        (lambda description, _: description.update(iteration=-1), "does not describe a training"),
         (
             lambda description, _: description.update(iteration=6),
             "has learning_rate_history = float64 .5,.; expected float64 .6,.",
         ),
-        (lambda description, _: description.update(epoch="two"), "describes no training"),
-        (lambda description, _: description.update(best_val_acc=None), "describes no training"),
+        (lambda description, _: description.update(epoch="two"), "does not describe a training"),
+        (lambda description, _: description.update(best_val_acc=None), "does not describe a training"),
         (
             lambda description, _: description["streams"]["checks"].update(bit_generator="MT19937"),
-            "describes no training",
+            "does not describe a training",
         ),
-        (lambda description, _: description["streams"]["masks"]["state"].update(state="many"), "describes no training"),
-        (lambda description, _: description.update(sampler={}), "describes no training"),
+        (
+            lambda description, _: description["streams"]["masks"]["state"].update(state="many"),
+            "does not describe a training",
+        ),
+        (lambda description, _: description.update(sampler={}), "does not describe a training"),
         (lambda description, _: description["memory"].pop("W1"), "expected nothing"),
-        (lambda description, _: description["memory"]["W1"].update(values=7), "describes no training"),
+        (lambda description, _: description["memory"]["W1"].update(values=7), "does not describe a training"),
         (lambda _, arrays: arrays.pop("best_params.b1"), "has best_params.b1 = nothing"),
         (
             lambda _, arrays: arrays.update({"memory.m.W1": np.zeros(3)}),
@@ -456,7 +459,7 @@ def test_nonfinite_parameters_are_never_written(data, tmp_path):
     solver.train(saving_at(3, path))
     before = path.read_bytes()
     solver.current()[0]["W1"][0, 0, 0, 0] = np.inf
-    with pytest.raises(NonFiniteLossError, match=r"params\.W1 has NaN or infinite values after iteration 24, so that"):
+    with pytest.raises(NonFiniteLossError, match=r"params\.W1 has NaN or infinite values after iteration 24, so nothing"):
         solver.save(path)
     assert path.read_bytes() == before
 
@@ -491,7 +494,7 @@ def test_older_checkpoints_are_removed_only_after_the_new_one_is_read_back(data,
     notes = []
     assert folder.newest(notes.append) == folder.files()[1]
     assert len(notes) == 1
-    assert notes[0].startswith("passing over a checkpoint: ")
+    assert notes[0].startswith("skipping a checkpoint: ")
     monkeypatch.undo()
     solver.iteration = 12  # as after resuming the older checkpoint
     folder.save(solver)
@@ -567,7 +570,7 @@ def test_a_checkpoint_of_other_images_or_preprocessing_or_masks_is_refused(data,
     first, second = make_solver(data), make_solver(data)
     first.train(lambda solver: solver.iteration == 3 and solver.save(tmp_path / "checkpoint"))
     change(second)
-    with pytest.raises(CheckpointError, match=f"is of a training with {where}"):
+    with pytest.raises(CheckpointError, match=f"comes from a training with {where}"):
         second.resume(tmp_path / "checkpoint")
 
 
@@ -579,7 +582,7 @@ def test_one_other_value_anywhere_in_the_data_is_noticed(data, tmp_path, part):
         changed.flat[position * (changed.size // len(changed))] = 0 if changed.flat[position] else 1
         if (changed == data[part]).all():
             continue
-        with pytest.raises(CheckpointError, match=f"is of a training with other values in {part}, of the same shape"):
+        with pytest.raises(CheckpointError, match=f"comes from a training with other values in {part}, of the same shape"):
             make_solver({**data, part: changed}, num_train_samples=5).resume(tmp_path / "checkpoint")
 
 
@@ -588,7 +591,7 @@ def test_another_preprocessing_is_named_in_words(data, tmp_path):
     for mean, solver in enumerate((first, second)):
         solver.model.preprocessing = Preprocessing(float(mean), 1.0)
     first.save(tmp_path / "checkpoint")
-    with pytest.raises(CheckpointError, match=r"is of a training with other values in model\.preprocessing\.mean, of"):
+    with pytest.raises(CheckpointError, match=r"comes from a training with other values in model\.preprocessing\.mean, of"):
         second.resume(tmp_path / "checkpoint")
 
 

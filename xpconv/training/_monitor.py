@@ -1,4 +1,4 @@
-"""Health of a training, measured on its device: update-to-weight ratios and dead units."""
+"""Measure the health of training on its device: update-to-weight ratios and dead ReLU units."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ __all__ = ["TrainingMonitor", "copy_arrays"]
 
 
 def copy_arrays(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """Return copies of arrays, which may belong to any library.
+    """Return a copy of each array, whatever its library.
 
     Examples
     --------
@@ -25,7 +25,9 @@ def copy_arrays(arrays: Mapping[str, Array]) -> dict[str, Array]:
 
 
 class TrainingMonitor:
-    """Copy the weights before a step, and measure the step after it.
+    """Measure how one step changes the weights, and which ReLU units are dead.
+
+    Create the monitor before the step, since it copies the weights, and call `measure` after the step.
 
     Parameters
     ----------
@@ -58,7 +60,8 @@ class TrainingMonitor:
         """Measure the parameters after a step, without waiting for the device.
 
         ``update_ratio_W1`` is ``|W - W_before| / |W_before|`` (Euclidean norms). ``dead_relu_1`` is the fraction of
-        the first ReLU's units that are 0 for every sample of `X`; a unit of a convolution is a filter at all positions.
+        the first ReLU's units that are 0 for every sample of `X`. After a convolution, a unit is a channel, and it is
+        dead if it is 0 at every position.
 
         Parameters
         ----------
@@ -75,7 +78,7 @@ class TrainingMonitor:
         self._before, self._measured = {}, measured
 
     def append_to(self, history: dict[str, list[float]]) -> None:
-        """Wait for the device, and append the measured values to a history."""
+        """Wait for the device and append each measured value to its list in a history."""
         if self._measured:
             xp = self.backend.xp
             row = xp.stack([xp.astype(xp.asarray(value), xp.float64) for value in self._measured.values()])

@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite: detected without waiting for a device, and described with their cause."""
+"""Detect losses and gradients that are not finite without waiting for the device, and describe the likely cause."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,10 +10,10 @@ from xpconv.backend import Array, Backend, backend_of, on_host, to_host
 from xpconv.ops.finite import largest_finite
 from xpconv.ops.tiling import sum_in_blocks, sum_of_squares
 
-__all__ = ["all_finite", "check_finite", "describe_nonfinite", "first_nonfinite", "read_rows", "restore_unless"]
+__all__ = ["all_finite", "describe_nonfinite", "finite_row", "first_nonfinite", "read_rows", "restore_unless"]
 
 
-def check_finite(loss: Any, grads: Mapping[str, Array], *, per_gradient: bool) -> tuple[Any, Any]:
+def finite_row(loss: Any, grads: Mapping[str, Array], *, per_gradient: bool) -> tuple[Any, Any]:
     """Return a row of numbers for `read_rows`, and whether the loss and the gradients are finite.
 
     Parameters
@@ -21,46 +21,47 @@ def check_finite(loss: Any, grads: Mapping[str, Array], *, per_gradient: bool) -
     loss : float or array ()
     grads : mapping of str to array
     per_gradient : bool
-        Whether to collect what `describe_nonfinite` needs. On a device the second result is then True: the check is
-        deferred to `read_rows`.
+        Whether to collect a pair for each gradient, which `describe_nonfinite` needs. On a device `good` is then
+        True: the check is deferred to `read_rows`.
 
     Returns
     -------
     row : tuple or array (1 + 2 * K,)
         The loss, then the `largest_finite` of each gradient: its largest finite magnitude, and 1 if all elements are
-        finite, else 0. If that is not collected, one pair stands for all gradients, with 0 for the magnitude.
+        finite, else 0. Without `per_gradient`, and on the host if all are finite, one pair
+        describes the loss and all gradients, with 0 for the magnitude.
     good : bool, or boolean array () on the device
-        A bool if the loss is in host memory, where reading it costs no wait.
+        Whether the loss and the gradients are finite: a bool if the loss is in host memory.
 
     Examples
     --------
-    >>> check_finite(0.5, {"W": np.ones(3)}, per_gradient=True)
+    >>> finite_row(0.5, {"W": np.ones(3)}, per_gradient=True)
     ((0.5, 0.0, 1.0), True)
-    >>> check_finite(0.5, {"W": np.array([3.0, np.inf])}, per_gradient=True)
+    >>> finite_row(0.5, {"W": np.array([3.0, np.inf])}, per_gradient=True)
     ((0.5, 3.0, 0.0), False)
     """
-    figures = (largest_finite(grad) for grad in grads.values())
+    largest = (largest_finite(grad) for grad in grads.values())
     if isinstance(loss, float | np.generic) or on_host(loss):
         good = all_finite(loss, grads.values())
-        pairs = (to_host(pair) for pair in figures) if per_gradient and not good else [(0, good)]
+        pairs = (to_host(pair) for pair in largest) if per_gradient and not good else [(0, good)]
         return (float(loss), *(float(value) for pair in pairs for value in pair)), good
     xp = backend_of(loss).xp
     if per_gradient:
-        return xp.concat([xp.reshape(loss, (1,)), *figures]), True
+        return xp.concat([xp.reshape(loss, (1,)), *largest]), True
     good = all_finite(loss, grads.values())
     return xp.stack([loss, xp.zeros_like(loss), xp.astype(good, loss.dtype)]), good
 
 
 def read_rows(rows: list[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Wait for rows of `check_finite`, or for losses alone.
+    """Wait for rows of `finite_row`, or for the bare losses that the course's Solver records, and split them.
 
     Returns
     -------
     losses : array (R,)
-    figures : array (R, K, 2)
-        The pairs of each row: magnitude, and 1 for finite.
+    pairs : array (R, K, 2)
+        The pairs of each row: largest finite magnitude, and 1 if all elements are finite. Bare losses have none.
     bad : array of int
-        The rows in which something is not finite.
+        The indices of the rows in which the loss or a gradient is not finite.
 
     Examples
     --------
@@ -70,8 +71,8 @@ def read_rows(rows: list[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     on_device = hasattr(rows[0], "shape") and not isinstance(rows[0], np.generic | np.ndarray)
     table = to_host(backend_of(rows[0]).xp.stack(rows)) if on_device else np.asarray(rows)
     table = table.reshape(len(rows), -1)
-    losses, figures = table[:, 0], table[:, 1:].reshape(len(rows), -1, 2)
-    return losses, figures, np.flatnonzero(~(np.isfinite(losses) & figures[..., 1].all(axis=1)))
+    losses, pairs = table[:, 0], table[:, 1:].reshape(len(rows), -1, 2)
+    return losses, pairs, np.flatnonzero(~(np.isfinite(losses) & pairs[..., 1].all(axis=1)))
 
 
 def all_finite(loss: Any, grads: Iterable[Array]) -> Any:
@@ -116,7 +117,7 @@ def first_nonfinite(arrays: Mapping[str, Array], backend: Backend) -> str | None
 def _finite_on_host(a: Array) -> bool:
     """Return whether all elements are finite.
 
-    The sum of squares, one pass without a temporary array, decides unless it overflows.
+    If the sum of squares is finite, so are all elements; it takes one pass and no temporary array.
     """
     with np.errstate(all="ignore"):
         if np.isfinite(float(sum_in_blocks(a, term=sum_of_squares))):
@@ -126,21 +127,21 @@ def _finite_on_host(a: Array) -> bool:
 
 
 def restore_unless(good: Array, new: Mapping[str, Array], old: Mapping[str, Array]) -> None:
-    """Overwrite the new arrays with the old ones unless `good`, a boolean on their device."""
+    """Overwrite the arrays of `new` with those of `old` if `good`, a boolean array () on their device, is False."""
     for name, a in new.items():
         a[...] = array_api_compat.array_namespace(a).where(good, a, old[name])
 
 
-def describe_nonfinite(loss: float, iteration: int, names: Iterable[str], figures: np.ndarray) -> str:
-    """Describe what is not finite, and its likely cause.
+def describe_nonfinite(loss: float, iteration: int, names: Iterable[str], pairs: np.ndarray) -> str:
+    """Describe which value is not finite, and the likely cause.
 
     Parameters
     ----------
     loss : float
     iteration : int
     names : iterable of str
-        The gradients.
-    figures : array (K, 2)
+        The names of the gradients.
+    pairs : array (K, 2)
         The `largest_finite` of each gradient, or empty.
 
     Examples
@@ -152,9 +153,9 @@ def describe_nonfinite(loss: float, iteration: int, names: Iterable[str], figure
     >>> describe_nonfinite(np.inf, 9, ["W1", "b1"], np.array([[8.0, 1.0], [7.0, 0.0]]))
     'the loss became inf at iteration 9 (the gradient of b1 is not finite, its largest finite value is 7.00e+00)'
     """
-    if not figures.size:
+    if not pairs.size:
         return f"the loss became {loss} at iteration {iteration}"
-    magnitudes, bad = figures[:, 0], figures[:, 1] == 0
+    magnitudes, bad = pairs[:, 0], pairs[:, 1] == 0
     worst = int(np.argmax(bad if bad.any() else magnitudes))
     name, size = list(names)[worst], f"{magnitudes[worst]:.2e}"
     if np.isfinite(loss):

@@ -54,7 +54,7 @@ class _Bar(Progress):
 
 @contextmanager
 def show_progress(total: int, batch_size: int, *, verbose: bool, done: int = 0) -> Iterator[Progress]:
-    """Show the progress of a run of `total` iterations, `done` of them before; the bar, if any, ends with the block.
+    """Show the progress of a run of `total` iterations, of which `done` are complete, until the block ends.
 
     Examples
     --------

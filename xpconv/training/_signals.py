@@ -68,7 +68,7 @@ def postpone_signals() -> Iterator[PostponedSignal]:
 
 @contextmanager
 def terminate_as_interrupt() -> Iterator[list[int]]:
-    """Let SIGTERM raise KeyboardInterrupt, as Ctrl-C does; its number is then appended to the list.
+    """Make SIGTERM raise KeyboardInterrupt, as Ctrl-C does, and append its number to the yielded list.
 
     Examples
     --------

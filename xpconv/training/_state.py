@@ -1,4 +1,4 @@
-"""Parts of a training's state as arrays and plain data for JSON."""
+"""Convert parts of a training's state to arrays and plain data for JSON, and back."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,13 +20,13 @@ __all__ = [
     "is_array",
     "name_of",
     "pack_memory",
-    "plain_number",
+    "to_plain",
     "unpack_memory",
 ]
 
 
 def is_array(value: Any) -> bool:
-    """Return whether a value is an array of any library; NumPy's scalars are none.
+    """Return whether a value is an array of any library; NumPy's scalars are not arrays.
 
     Examples
     --------
@@ -79,7 +79,7 @@ def architecture(model: Any) -> Any:
 
 
 def first_difference(saved: Any, own: Any, path: str = "") -> tuple[str, Any, Any] | None:
-    """Return the path of the first value in which two nested descriptions differ, and both values; None if equal.
+    """Return the path and both values of the first difference of two nested descriptions, or None if they are equal.
 
     Examples
     --------
@@ -125,19 +125,19 @@ def pack_memory(
     optim_configs : mapping of str to mapping
         The rule's configuration for each parameter.
     built_in_rule : bool
-        Whether the rule is one of ours: its arrays of no dimensions are counts, and become plain numbers.
+        Whether the rule is one of `UPDATE_RULES`: its zero-dimensional arrays are counts, and become plain numbers.
 
     Returns
     -------
     memory : dict
-        For each parameter the names of its ``arrays`` and its other ``values``.
+        For each parameter, the names of its ``arrays``, and its other ``values``.
     arrays : dict of str to array
-        By the name ``memory.<key>.<parameter>``.
+        The arrays, named ``memory.<key>.<parameter>``.
 
     Raises
     ------
     CheckpointError
-        If a value is neither an array nor plain.
+        If a value is neither an array nor plain data.
 
     Examples
     --------
@@ -147,10 +147,10 @@ def pack_memory(
     memory: dict[str, Any] = {}
     arrays: dict[str, Array] = {}
     for parameter, config in optim_configs.items():
-        held = [key for key, value in config.items() if is_array(value) and (value.ndim or not built_in_rule)]
-        values = {key: plain_number(value) for key, value in config.items() if key not in held}
-        memory[parameter] = {"arrays": held, "values": values}
-        arrays |= {f"memory.{key}.{parameter}": config[key] for key in held}
+        array_names = [key for key, value in config.items() if is_array(value) and (value.ndim or not built_in_rule)]
+        values = {key: to_plain(value) for key, value in config.items() if key not in array_names}
+        memory[parameter] = {"arrays": array_names, "values": values}
+        arrays |= {f"memory.{key}.{parameter}": config[key] for key in array_names}
     return memory, arrays
 
 
@@ -165,18 +165,18 @@ def unpack_memory(memory: Mapping[str, Any], arrays: Mapping[str, Array], backen
     {'b1': {'t': 3, 'm': array([0., 0.])}}
     """
     return {
-        parameter: {key: _number(value) for key, value in parts["values"].items()}
+        parameter: {key: _from_plain(value) for key, value in parts["values"].items()}
         | {key: backend.asarray(np.array(arrays[f"memory.{key}.{parameter}"])) for key in parts["arrays"]}
         for parameter, parts in memory.items()
     }
 
 
-def plain_number(value: Any) -> Any:
-    """Return a value as plain data; NumPy's scalars keep their dtype, on which results depend.
+def to_plain(value: Any) -> Any:
+    """Return a value as plain data for JSON; NumPy's scalars keep their dtype, on which results depend.
 
     Examples
     --------
-    >>> plain_number(0.5), plain_number(np.float32(0.5))
+    >>> to_plain(0.5), to_plain(np.float32(0.5))
     (0.5, {'dtype': 'float32', 'value': 0.5})
     """
     if isinstance(value, np.number | np.bool):
@@ -191,10 +191,10 @@ def plain_number(value: Any) -> Any:
     return plain
 
 
-def _number(plain: Any) -> Any:
-    """Return the value that `plain_number` described."""
+def _from_plain(plain: Any) -> Any:
+    """Return the value that `to_plain` converted."""
     if not isinstance(plain, dict):
         return plain
     if plain["dtype"] not in DTYPES.values() or not isinstance(plain["value"], int | float):
-        raise ValueError(f"a number {plain}")
+        raise ValueError(f"{plain} is not a number with a dtype")
     return np.dtype(plain["dtype"]).type(plain["value"])

@@ -1,4 +1,4 @@
-"""Checkpoint files: the state of a training on disk, one file or a folder of the newest ones."""
+"""Checkpoint files, which hold the state of a training, and folders that keep the newest checkpoints."""
 
 import itertools
 import os
@@ -18,7 +18,7 @@ FILE_NAME = re.compile(r"iteration-[0-9]{9,}\.safetensors")
 
 
 def write_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
-    """Write a state to a safetensors file, whole or not at all.
+    """Write a state to a safetensors file, completely or not at all.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def write_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> 
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the state in a file of `write_checkpoint`, for `Solver.load_state_dict`.
+    """Return the state that `write_checkpoint` wrote, for `Solver.load_state_dict`.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises
     ------
     CheckpointError
-        If the file is missing, damaged, or no checkpoint.
+        If the file is missing, damaged or not a checkpoint.
 
     Examples
     --------
@@ -68,7 +68,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 class Saveable(Protocol):
-    """A training that writes checkpoints of itself, such as `Solver`."""
+    """An object that can write its own checkpoint, such as a `Solver`."""
 
     iteration: int
 
@@ -82,7 +82,7 @@ class CheckpointFolder:
     Parameters
     ----------
     path : str or path
-        The folder is made when the first checkpoint is saved.
+        The folder is created when the first checkpoint is saved.
     keep : int
         Number of checkpoints to keep, 1 or more.
 
@@ -106,7 +106,7 @@ class CheckpointFolder:
         Raises
         ------
         CheckpointError, NonFiniteLossError, OSError
-            As `Solver.save`, and if the file that was read back is damaged; nothing is removed then.
+            As `Solver.save`, or if the new file is damaged when it is read back; no checkpoint is removed then.
         """
         self.path.mkdir(exist_ok=True)
         path = self.path / f"iteration-{training.iteration:09d}.safetensors"
@@ -130,7 +130,7 @@ class CheckpointFolder:
             try:
                 ArrayFile(path, FILE_FORMAT)
             except CheckpointError as error:
-                report(f"passing over a checkpoint: {error}")
+                report(f"skipping a checkpoint: {error}")
             else:
                 return path
         return None

@@ -25,7 +25,7 @@ def accuracy(
 ) -> float:
     """Return the fraction of samples whose highest score is that of their label.
 
-    Hits are counted on the device, and the host waits once.
+    The device counts the correct predictions, and the host waits for it once.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ def take_rows(a: Array, rows: np.ndarray) -> Array:
 
 
 def checks_since_best(accuracies: Sequence[float]) -> int:
-    """Return the number of checks of the accuracy since the best one, the first of tied ones.
+    """Return the number of accuracies after the best one; of tied maxima the first is the best.
 
     Examples
     --------

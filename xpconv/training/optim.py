@@ -1,7 +1,7 @@
 """Update rules: each is a function ``rule(w, dw, config) -> (next_w, config)`` that can also update in place.
 
 `config` is a dict of the rule's options and its memory, such as Adam's averages; missing entries get defaults. If
-``where``, a boolean array () on the device, is given and False, parameter and `config` stay unchanged.
+``where``, a boolean array () on the device, is False, the parameter and `config` are unchanged.
 """
 
 from collections.abc import Callable, Collection, Mapping, MutableMapping
@@ -25,7 +25,7 @@ Rule = Callable[..., tuple[Array, Config]]
 
 
 def _update_rule(*memory: str, **defaults: float) -> Callable[[Callable[[Config], Callable[..., None]]], Rule]:
-    """Make a rule of a function that takes the config and returns the update of w, dw and the `memory` arrays."""
+    """Turn ``step(config) -> update(w, dw, *arrays)`` into a rule with these `memory` arrays and option defaults."""
 
     def decorate(step: Callable[[Config], Callable[..., None]]) -> Rule:
         @wraps(step, assigned=("__module__", "__name__", "__qualname__", "__doc__"))
@@ -39,7 +39,7 @@ def _update_rule(*memory: str, **defaults: float) -> Callable[[Callable[[Config]
             with ignore_underflow():  # the square of a small gradient may be 0
                 return _apply(step, memory, w, dw, config, in_place, where)
 
-        del rule.__wrapped__  # help would show the step's arguments
+        del rule.__wrapped__  # otherwise help() would show the arguments of `step`
         rule.defaults, rule.options = defaults, (*defaults, *memory)  # type: ignore[attr-defined]
         return rule
 
@@ -47,7 +47,7 @@ def _update_rule(*memory: str, **defaults: float) -> Callable[[Callable[[Config]
 
 
 def _check_gradient(w: Array, dw: Array) -> None:
-    array_namespace(w=w, dw=dw)  # raises an error if library or device differ
+    array_namespace(w=w, dw=dw)  # raises an error if library or device differs
     if tuple(w.shape) != tuple(dw.shape):
         raise ArgumentError(f"dw has shape {tuple(dw.shape)}; expected that of w, {tuple(w.shape)}")
 
@@ -80,7 +80,7 @@ def _apply(
     for a, before in zip(arrays, arrays_before, strict=True):
         a[...] = xp.where(where, a, before)
     for name, before in config_before.items():
-        if config[name] is not before:  # Adam's count of steps, from now on an array on the device
+        if config[name] is not before:  # Adam's step count, which becomes an array on the device
             config[name] = before + (config[name] - before) * xp.astype(where, xp.float64)
     return w, config
 
@@ -121,7 +121,7 @@ def default_options(update_rule: str | Callable[..., Any]) -> dict[str, float]:
 
 
 def _option(name: str, value: Any) -> Any:
-    """Check an option and return it as a Python number; an array, such as Adam's count on a device, passes unread."""
+    """Check an option and return it as a Python number; return an array, such as Adam's count on a device, unread."""
     if isinstance(value, bool) or not isinstance(value, Real):
         if array_api_compat.is_array_api_obj(value):
             return value
@@ -138,7 +138,7 @@ def sgd(config: Config) -> Callable[..., None]:
 
     Parameters
     ----------
-    w, dw : array of one shape
+    w, dw : array of the same shape
         Parameter and gradient.
     config : dict, optional
         ``learning_rate`` (1e-2).
@@ -149,7 +149,7 @@ def sgd(config: Config) -> Callable[..., None]:
     -------
     next_w : array
     config : dict
-        The given one, updated.
+        The same dict, updated.
 
     Examples
     --------
@@ -170,7 +170,7 @@ def sgd_momentum(config: Config) -> Callable[..., None]:
 
     Parameters
     ----------
-    w, dw : array of one shape
+    w, dw : array of the same shape
         Parameter and gradient.
     config : dict, optional
         ``learning_rate`` (1e-2), ``momentum`` (0.9), ``velocity`` (zeros).
@@ -181,7 +181,7 @@ def sgd_momentum(config: Config) -> Callable[..., None]:
     -------
     next_w : array
     config : dict
-        The given one, updated.
+        The same dict, updated.
 
     Examples
     --------
@@ -208,7 +208,7 @@ def rmsprop(config: Config) -> Callable[..., None]:
 
     Parameters
     ----------
-    w, dw : array of one shape
+    w, dw : array of the same shape
         Parameter and gradient.
     config : dict, optional
         ``learning_rate`` (1e-2), ``decay_rate`` (0.99), ``epsilon`` (1e-8), ``cache`` (zeros).
@@ -219,7 +219,7 @@ def rmsprop(config: Config) -> Callable[..., None]:
     -------
     next_w : array
     config : dict
-        The given one, updated.
+        The same dict, updated.
 
     Examples
     --------
@@ -240,14 +240,14 @@ def rmsprop(config: Config) -> Callable[..., None]:
 
 @_update_rule("m", "v", learning_rate=1e-3, beta1=0.9, beta2=0.999, epsilon=1e-8, t=0)
 def adam(config: Config) -> Callable[..., None]:
-    """Step along the gradient's running mean, divided by its magnitude, both corrected for their start at zero.
+    """Step along the gradient's running mean over its running RMS, both corrected for their start at zero.
 
     ``m = beta1 * m + (1 - beta1) * dw``, ``v = beta2 * v + (1 - beta2) * dw**2``,
     ``w -= learning_rate * (m / (1 - beta1**t)) / (sqrt(v / (1 - beta2**t)) + epsilon)`` (Kingma and Ba, 2015).
 
     Parameters
     ----------
-    w, dw : array of one shape
+    w, dw : array of the same shape
         Parameter and gradient.
     config : dict, optional
         ``learning_rate`` (1e-3), ``beta1`` (0.9), ``beta2`` (0.999), ``epsilon`` (1e-8), ``m`` and ``v`` (zeros),
@@ -259,7 +259,7 @@ def adam(config: Config) -> Callable[..., None]:
     -------
     next_w : array
     config : dict
-        The given one, updated.
+        The same dict, updated.
 
     Examples
     --------
@@ -272,18 +272,17 @@ def adam(config: Config) -> Callable[..., None]:
     beta1, beta2, t = config["beta1"], config["beta2"], config["t"]
     # The bias corrections are folded into the step size and epsilon, which saves passes over the arrays.
     root = (1 - beta2**t) ** 0.5
-    step, epsilon = config["learning_rate"] * root / (1 - beta1**t), config["epsilon"] * root
+    step_size, epsilon = config["learning_rate"] * root / (1 - beta1**t), config["epsilon"] * root
 
     def update(w: Array, dw: Array, m: Array, v: Array) -> None:
-        adam_step(w, dw, m, v, beta1, beta2, step, epsilon)
+        adam_step(w, dw, m, v, beta1, beta2, step_size, epsilon)
 
     def update_by_arrays(w: Array, dw: Array, m: Array, v: Array) -> None:
         astype = array_api_compat.array_namespace(w).astype
-        portable("adam_step")(w, dw, m, v, beta1, beta2, astype(step, w.dtype), astype(epsilon, w.dtype))
+        portable("adam_step")(w, dw, m, v, beta1, beta2, astype(step_size, w.dtype), astype(epsilon, w.dtype))
 
-    return (
-        update_by_arrays if array_api_compat.is_array_api_obj(t) else update
-    )  # t is an array after an update with `where`
+    # After an update with `where`, t is an array on the device.
+    return update_by_arrays if array_api_compat.is_array_api_obj(t) else update
 
 
 UPDATE_RULES: dict[str, Rule] = {"sgd": sgd, "sgd_momentum": sgd_momentum, "rmsprop": rmsprop, "adam": adam}

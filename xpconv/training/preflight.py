@@ -1,4 +1,4 @@
-"""Checks before a training, on copies of the model: they find mistakes in seconds, each with a likely cause."""
+"""Checks before training, on copies of the model; a failed check names a likely cause."""
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -29,7 +29,7 @@ OVERFIT_STEPS = 1000
 GRADIENT_IMAGES = 4
 GRADIENT_TOLERANCE = 1e-5
 MEMORY_BATCHES = 32, 64  # the memory of larger batches is extrapolated from these two sizes
-MEMORY_PASSES = 3  # of each size, since some of them also allocate scratch memory that stays
+MEMORY_PASSES = 3  # per size: the least counts, since some passes also allocate workspaces that stay
 FIRST_STEPS = 20
 MAX_LOSS_GROWTH = 10.0  # A loss may grow to this multiple of the first one,
 RECOVERED_LOSS = 0.9  # or to any value if it ends below this multiple.
@@ -71,11 +71,11 @@ def check_training(
     schedule: Schedule | None = None,
     on_finding: Callable[[PreflightFinding], object] | None = None,
 ) -> list[PreflightFinding]:
-    """Check that a model can be trained, before its training.
+    """Check before training that a model can be trained.
 
     - Its initial loss is near ``ln C`` (softmax) or ``C - 1`` (SVM) plus the L2 term.
     - A copy of it overfits 20 images.
-    - Its gradients agree with differences in float64, for the first and the last parameter of each kind.
+    - Its gradients agree with finite differences in float64, for the first and the last parameter of each kind.
     - A step fits in memory, extrapolated from two small batches.
     - The first steps do not make the loss explode.
 
@@ -160,11 +160,11 @@ class _Subject:
     backend: Backend
 
     def replica(self, dtype: str | None = None, seed: int | None = None) -> Any:
-        """Return a copy of the model that shares no arrays and no streams with it; `seed` fixes its dropout masks."""
+        """Return a copy of the model with its own arrays and streams; `seed` fixes its dropout masks."""
         if isinstance(self.model, Sequential):
             net = copy(self.model)
             net.dtype, net.seed, net.mask_stream = dtype or net.dtype, seed, np.random.default_rng(0)
-            net.preprocessing = net.preprocessing  # casts it to the net's dtype
+            net.preprocessing = net.preprocessing  # the setter casts it to the net's new dtype
             net.state = self._copies(net.state, dtype)
         else:
             try:
@@ -204,7 +204,7 @@ def _initial_loss(subject: _Subject) -> PreflightFinding:
     found, classes = float(to_host(net.loss(X, y)[0])), scores.shape[1]
     weights = [to_host(w).astype(np.float64) for name, w in subject.model.params.items() if name.startswith("W")]
     penalty = 0.5 * float(getattr(net, "reg", 0.0)) * sum(float(np.sum(w * w)) for w in weights)
-    # The scores of an untrained net are not 0: with He initialisation they differ by several units.
+    # The limit is generous: with He initialisation the scores of an untrained net differ by several units.
     expected, formula, limit = (
         (classes - 1, f"{classes} - 1", 4 * (classes - 1))
         if getattr(net, "loss_name", "") == "svm"
@@ -212,7 +212,7 @@ def _initial_loss(subject: _Subject) -> PreflightFinding:
     )
     text = (
         f"{found:.4g}; expected about {expected + penalty:.4g}, which is {formula}"
-        + (f" and {penalty:.2g} of the L2 term" if penalty else "")
+        + (f" plus {penalty:.2g} for the L2 term" if penalty else "")
         + f", and at most {limit + penalty:.3g}"
     )
     if not isfinite(found) or found - penalty > limit:
@@ -234,7 +234,7 @@ def _initial_loss(subject: _Subject) -> PreflightFinding:
 
 
 def _overfitting(subject: _Subject) -> PreflightFinding:
-    net, memory = subject.replica(), {name: {"learning_rate": 3e-3} for name in subject.model.params}
+    net, configs = subject.replica(), {name: {"learning_rate": 3e-3} for name in subject.model.params}
     if hasattr(net, "reg"):
         net.reg = 0.0
     count = min(OVERFIT_IMAGES, subject.X.shape[0])
@@ -244,7 +244,7 @@ def _overfitting(subject: _Subject) -> PreflightFinding:
         for _ in range(10):
             _, grads = net.loss(X, y)
             for name, w in net.params.items():
-                UPDATE_RULES["adam"](w, grads[name], memory[name], in_place=True)
+                UPDATE_RULES["adam"](w, grads[name], configs[name], in_place=True)
         steps += 10
         fraction = accuracy(net, X, y, subject.backend)
     right = round(fraction * count)
@@ -268,7 +268,7 @@ def _gradients(subject: _Subject) -> PreflightFinding:
     point = _without_zeros(net.params, backend)
 
     def forward(*values: Array) -> tuple[Array, Any]:
-        np.random.seed(0)  # A model of the user's own may draw dropout masks from the global state.
+        np.random.seed(0)  # A custom model may draw dropout masks from the global state.
         net.params = dict(zip(point, values, strict=True))
         loss, grads = net.loss(X, y)
         return backend.asarray(loss, "float64"), grads
@@ -296,7 +296,7 @@ def _gradients(subject: _Subject) -> PreflightFinding:
             False,
             f"{wrong[last]}. Wrong gradients: {', '.join(wrong)}; correct gradients: "
             f"{', '.join(right) or 'none'}{note}. "
-            f"Look for the mistake in the backward passes from the layer of {last} on",
+            f"Look for the mistake in the backward passes of the layer of {last} and the layers after it",
         )
     return PreflightFinding(
         "gradients",
@@ -316,7 +316,7 @@ def _without_zeros(params: Mapping[str, Array], backend: Backend) -> dict[str, A
 
 
 def _first_and_last_of_each_kind(names: Collection[str]) -> list[str]:
-    """Return the first and the last parameter of each kind: W1 and W3, b1 and b3, of W1, b1, ..., b3."""
+    """Return the first and the last parameter of each kind, such as W1, b1, W3 and b3 of a three-layer net."""
     kinds: dict[str, list[str]] = {}
     for name in names:
         kinds.setdefault(re.split(r"\d", name)[0], []).append(name)
@@ -325,7 +325,7 @@ def _first_and_last_of_each_kind(names: Collection[str]) -> list[str]:
 
 
 def _memory(subject: _Subject, batch_size: int) -> PreflightFinding:
-    """Extrapolate the peak linearly from two batch sizes; workspaces are a constant, which no batch size changes."""
+    """Extrapolate peak memory linearly from two batch sizes; workspaces do not depend on the batch size."""
     net = subject.replica()
 
     def peak(count: int) -> int | None:
@@ -339,30 +339,32 @@ def _memory(subject: _Subject, batch_size: int) -> PreflightFinding:
         return PreflightFinding(
             "memory", True, f"not measured: {subject.backend.library} does not report its memory here"
         )
-    each = max((large - small) / (MEMORY_BATCHES[1] - MEMORY_BATCHES[0]), 1.0)
+    per_image = max((large - small) / (MEMORY_BATCHES[1] - MEMORY_BATCHES[0]), 1.0)
     adam_memory = 2 * sum(to_host(w).nbytes for w in net.params.values())
-    constant = max(large - each * MEMORY_BATCHES[1], 0.0) + adam_memory
-    needed, most, images = constant + each * batch_size, int(max(free - constant, 0.0) / each), subject.X.shape[0]
+    fixed = max(large - per_image * MEMORY_BATCHES[1], 0.0) + adam_memory
+    needed, fitting = fixed + per_image * batch_size, int(max(free - fixed, 0.0) / per_image)
+    images = subject.X.shape[0]
     text = (
-        f"a step of {batch_size} images takes about {_bytes(needed)}; expected at most the {_bytes(free)} that are free"
+        f"a step of {batch_size} images takes about {_format_bytes(needed)}; "
+        f"expected at most the {_format_bytes(free)} that are free"
     )
     if needed > free:
         return PreflightFinding(
             "memory",
             False,
-            f"{text}. The largest batch that fits has about {most} images: take such a batch_size, or a smaller net",
+            f"{text}. The largest batch that fits has about {fitting} images: take such a batch_size, or a smaller net",
         )
     return PreflightFinding(
         "memory",
         True,
-        f"{text} (the largest batch that fits: {f'about {most} images' if most < images else f'all {images} images'})",
+        f"{text} (the largest batch that fits: {f'about {fitting}' if fitting < images else f'all {images}'} images)",
     )
 
 
 def _first_steps(
     subject: _Subject, batch_size: int, rule: Callable[..., Any], config: Mapping[str, Any], schedule: Schedule
 ) -> PreflightFinding:
-    """Repeat the same images, whose loss must fall unless the step size is too large."""
+    """Train on the same images repeatedly; their loss must fall unless the step size is too large."""
     net, losses = subject.replica(), list[float]()
     X, y = subject.images(min(batch_size, 100))  # no more, so that this check never runs out of memory
     configs = {name: dict(config) for name in net.params}
@@ -387,5 +389,5 @@ def _first_steps(
     )
 
 
-def _bytes(count: float) -> str:
+def _format_bytes(count: float) -> str:
     return f"{count / 2**30:.3g} GiB" if count >= 2**30 else f"{count / 2**20:.3g} MiB"

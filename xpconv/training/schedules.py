@@ -25,7 +25,7 @@ def constant(step: int) -> float:
 
 
 def step_decay(every: int, factor: float = 0.1) -> Schedule:
-    """Multiply the learning rate by `factor` after each `every` steps: ``factor ** (step // every)``.
+    """Multiply the learning rate by `factor` once per `every` steps: ``factor ** (step // every)``.
 
     Parameters
     ----------
@@ -123,7 +123,7 @@ def _warmup(steps: int, then: Schedule, step: int) -> float:
 
 
 def check_schedule(schedule: Schedule | None, lr_decay: float, optim_config: Mapping[str, Any]) -> None:
-    """Raise ArgumentError if a Solver's other options do not allow the schedule.
+    """Raise ArgumentError unless a Solver's schedule, lr_decay and optim_config fit together.
 
     Examples
     --------
@@ -149,9 +149,8 @@ def decay(configs: Iterable[MutableMapping[str, Any]], factor: float) -> None:
     """
     for config in configs:
         if "learning_rate" in config:
-            config["learning_rate"] = (
-                config["learning_rate"] * factor
-            )  # not in place: the configurations share an array
+            # Not in place: the configurations may share one array.
+            config["learning_rate"] = config["learning_rate"] * factor
 
 
 def _named(name: str, function: Callable[..., float], *arguments: Any) -> Schedule:

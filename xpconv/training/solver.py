@@ -23,7 +23,7 @@ from xpconv.io._safetensors import DESCRIPTION_ERRORS, ArraySpec, check_finite_a
 from xpconv.random import RandomStream, Rng, draw_seed, restore, spawn, state_of
 from xpconv.training import metrics
 from xpconv.training._monitor import TrainingMonitor, copy_arrays
-from xpconv.training._nonfinite import check_finite, describe_nonfinite, first_nonfinite, read_rows, restore_unless
+from xpconv.training._nonfinite import describe_nonfinite, finite_row, first_nonfinite, read_rows, restore_unless
 from xpconv.training._progress import Progress, show_progress
 from xpconv.training._signals import postpone_signals
 from xpconv.training._state import (
@@ -34,7 +34,7 @@ from xpconv.training._state import (
     is_array,
     name_of,
     pack_memory,
-    plain_number,
+    to_plain,
     unpack_memory,
 )
 from xpconv.training.checkpoint import read_checkpoint, write_checkpoint
@@ -63,7 +63,7 @@ class Solver:
     optim_config : dict, optional
         Options of the update rule, such as ``learning_rate``.
     lr_decay : float
-        Factor of the learning rate after each epoch.
+        Factor by which the learning rate is multiplied after each epoch.
     schedule : callable, optional
         ``schedule(step) -> factor`` of the learning rate, in place of `lr_decay`; see `xpconv.training.schedules`.
         Steps count from the start of each call of `train` that is not the rest of an earlier one.
@@ -86,7 +86,7 @@ class Solver:
         seed is a new random number each time.
     on_nonfinite : {"stop", "skip"}
         What to do if a loss or a gradient has NaN or infinite values: raise an error, or skip that minibatch and
-        change nothing; the device decides this without a wait.
+        change nothing. The check on a device does not wait for it.
     preflight : bool
         Whether to run `xpconv.training.preflight.check_training` before the first iteration.
 
@@ -101,9 +101,9 @@ class Solver:
         Sequential, the fraction of each ReLU's units that were 0 for the whole minibatch (``dead_relu_1``).
     best_val_acc : float
     best_params, best_state : dict of str to array
-        Copies from the check with the best validation accuracy; the model gets them when training ends.
+        Copies from the check with the best validation accuracy; `train` gives them to the model at its end.
     epoch, iteration : int
-        Number of completed ones.
+        Number of completed epochs and iterations.
     skipped : int
         Number of iterations skipped because of `on_nonfinite`.
     interrupted : bool
@@ -114,7 +114,7 @@ class Solver:
     Raises
     ------
     ArgumentError
-        If an option or the data cannot be used. Data is checked only here.
+        If an option or the data cannot be used. Data is checked only here, not during training.
 
     Examples
     --------
@@ -179,7 +179,7 @@ class Solver:
         self._reset()
 
     def _spawn_streams(self, rng: Rng) -> dict[str, RandomStream]:
-        """Return an independent stream for each use of random numbers; the model gets the one for its masks."""
+        """Return an independent stream for each use of random numbers, and give the model the one for dropout masks."""
         names = ("batches", "checks", "masks", "augment")
         streams: dict[str, RandomStream] = dict(zip(names, spawn(rng, 4), strict=True))
         if hasattr(self.model, "mask_stream"):
@@ -190,8 +190,8 @@ class Solver:
         self.epoch = self.iteration = self.skipped = 0
         self.round_start = self.round_checks = 0  # iterations and checks before this round of `num_epochs` epochs
         self.interrupted, self.resumable, self._finished = False, True, False
-        self._swapped_in: Any = None  # the best parameters, as `train` put them into the model at its end
-        self._swapped_out: tuple[Any, Any] | None = None  # the parameters and state that they replaced
+        self._swapped_in: Any = None  # the copies of the best parameters that `train` gave the model
+        self._swapped_out: tuple[Any, Any] | None = None  # the latest parameters and state, which those copies replaced
         self._batches: Batches | None = None
         self.loss_history, self.learning_rate_history = list[float](), list[float]()
         self.train_acc_history, self.val_acc_history = list[float](), list[float]()
@@ -339,9 +339,9 @@ class Solver:
         return self.model.params, getattr(self.model, "state", {})
 
     def state_dict(self) -> dict[str, Any]:
-        """Return a copy of everything that the rest of the training depends on, for `load_state_dict`.
+        """Return a copy of all that the rest of the training depends on, for `load_state_dict`.
 
-        That is the parameters, running statistics and best parameters, the memory of the update rule, the random
+        These are the parameters, running statistics and best parameters, the memory of the update rule, the random
         streams, the histories and counts, and the configuration.
 
         Returns
@@ -376,8 +376,8 @@ class Solver:
         self._read_losses()
         if not self.resumable:
             raise CheckpointError(
-                "this training ended in the middle of an iteration, or went wrong: it cannot be saved, "
-                "but a checkpoint from before can be resumed"
+                "this training ended in the middle of an iteration, or failed: it cannot be saved, "
+                "but an earlier checkpoint can be resumed"
             )
         memory, memory_arrays = pack_memory(self.optim_configs, built_in_rule=isinstance(self.update_rule, str))
         params, state = self.current()
@@ -387,7 +387,7 @@ class Solver:
         for name, array in arrays.items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise NonFiniteLossError(
-                    f"{name} has NaN or infinite values after iteration {self.iteration}, so that "
+                    f"{name} has NaN or infinite values after iteration {self.iteration}, so "
                     "nothing is saved: take a smaller learning_rate"
                 )
         arrays |= {name: np.array(getattr(self, name), np.float64) for name in HISTORIES}
@@ -397,7 +397,7 @@ class Solver:
             "best_val_acc": float(self.best_val_acc),
             "configuration": self._configuration(),
             "memory": memory,
-            "streams": {name: state_of(stream) for name, stream in self._drawn_streams().items()},
+            "streams": {name: state_of(stream) for name, stream in self._streams_without_sampler().items()},
             "sampler": self.sampler.state if self._batches is None else self._batches.state,
         }
         return {"arrays": arrays, "description": description}
@@ -405,7 +405,7 @@ class Solver:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state that `state_dict` returned; `train` then does the remaining iterations.
 
-        The Solver and its model must have been made with the same arguments as the ones that the state comes from;
+        The Solver and its model must have been made with the same arguments as those that saved the state;
         only the backend, `num_epochs`, `print_every`, `verbose` and `on_nonfinite` may differ.
 
         Parameters
@@ -416,8 +416,8 @@ class Solver:
         Raises
         ------
         CheckpointError
-            If the state is malformed or of a Solver made with other arguments: the text names the first difference.
-            The Solver is then unchanged.
+            If the state is malformed or comes from a Solver made with other arguments; the text names the first
+            difference. The Solver is then unchanged.
 
         Examples
         --------
@@ -427,7 +427,7 @@ class Solver:
         ...                  for size in (50, 100))
         >>> second.load_state_dict(first.state_dict())
         Traceback (most recent call last):
-        xpconv.errors.CheckpointError: the state is of a training with batch_size = 50, but this one has 100: ...
+        xpconv.errors.CheckpointError: the state comes from a training with batch_size = 50, but this one has 100: ...
         """
         self._load(state, "the state")
 
@@ -437,7 +437,7 @@ class Solver:
         Parameters
         ----------
         path : str or path
-            A safetensors file, written whole or not at all.
+            A safetensors file, written completely or not at all.
 
         Raises
         ------
@@ -479,7 +479,7 @@ class Solver:
         self._load(read_checkpoint(path), os.fspath(path))
 
     def _load(self, state: Mapping[str, Any], owner: str) -> None:
-        """Check a whole state, then take it over; `owner` names it in errors."""
+        """Check a whole state, then adopt it; `owner` is the name of the state in errors."""
         try:
             arrays, description = state["arrays"], state["description"]
             self._check_state(arrays, description, owner)
@@ -488,7 +488,7 @@ class Solver:
         except CheckpointError:
             raise
         except DESCRIPTION_ERRORS as error:
-            raise CheckpointError(f"{owner} describes no training ({printable(error)})") from error
+            raise CheckpointError(f"{owner} does not describe a training ({printable(error)})") from error
         self.model.params = model["params"]
         if model["state"]:
             self.model.state = model["state"]
@@ -498,20 +498,20 @@ class Solver:
         self._swapped_out, self._pending_rows = None, []
 
     def _check_state(self, arrays: Mapping[str, Any], description: Mapping[str, Any], owner: str) -> None:
-        """Raise an error unless a state is of a training like this one, with the arrays that it must have."""
+        """Raise an error unless a state has this Solver's configuration and the arrays that it needs."""
         difference = first_difference(description["configuration"], self._configuration())
         if difference is not None:
-            raise CheckpointError(f"{owner} is of a training with {describe_difference(*difference)}")
+            raise CheckpointError(f"{owner} comes from a training with {describe_difference(*difference)}")
         counts = {name: description[name] for name in COUNTS}
         if not all(type(count) is int and count >= 0 for count in counts.values()):
-            raise ValueError(f"counts of {counts}")
+            raise ValueError(f"counts are {counts}, not all 0 or more")
         specs = {name: array_spec(a) for name, a in arrays.items()}
-        check_specs(owner, specs, self._wanted_specs(specs, description))
-        unbounded = {*HISTORIES[:2], *(f"health.{name}" for name in description["health"])}
-        check_finite_arrays(owner, {name: a for name, a in arrays.items() if name not in unbounded})
+        check_specs(owner, specs, self._expected_specs(specs, description))
+        maybe_nonfinite = {*HISTORIES[:2], *(f"health.{name}" for name in description["health"])}
+        check_finite_arrays(owner, {name: a for name, a in arrays.items() if name not in maybe_nonfinite})
 
-    def _wanted_specs(self, specs: Mapping[str, ArraySpec], description: Mapping[str, Any]) -> dict[str, ArraySpec]:
-        """Return the arrays that a state with this description must have."""
+    def _expected_specs(self, specs: Mapping[str, ArraySpec], description: Mapping[str, Any]) -> dict[str, ArraySpec]:
+        """Return the specs of the arrays that a state with this description must have."""
         own_params, own_state = ({name: array_spec(a) for name, a in store.items()} for store in self.current())
         kinds = {"params": own_params, "state": own_state}
         if any(name.startswith("best_params.") for name in specs):
@@ -541,7 +541,7 @@ class Solver:
         if isinstance(self.update_rule, str):
             for config in optim_configs.values():
                 numbers = {key: value for key, value in config.items() if not is_array(value)}
-                with np.errstate(all="ignore"):  # only errors matter, not this step
+                with np.errstate(all="ignore"):  # a trial step, which raises an error if an option is invalid
                     UPDATE_RULES[self.update_rule](np.zeros(1), np.zeros(1), numbers)
         model = {"params": on_device("params", own_params), "state": on_device("state", own_state)}
         return model, {
@@ -555,16 +555,14 @@ class Solver:
         }
 
     def _configuration(self) -> dict[str, Any]:
-        """Return what a Solver must have in common with the one that a state comes from, as plain data for JSON."""
+        """Return the properties that must be equal where a state is saved and loaded, as plain data for JSON."""
         rule = self.update_rule
         same = ("lr_decay", "batch_size", "num_train_samples", "num_val_samples", "sampling", "patience")
         functions = {"augment": self.augment, "schedule": self.schedule}
         configuration = {
             "model": architecture(self.model),
             "update_rule": rule if isinstance(rule, str) else name_of(rule),
-            "optim_config": {
-                key: plain_number(value) for key, value in self.optim_config.items() if not is_array(value)
-            },
+            "optim_config": {key: to_plain(value) for key, value in self.optim_config.items() if not is_array(value)},
             **{name: getattr(self, name) for name in same},
             **{name: None if function is None else name_of(function) for name, function in functions.items()},
             **self._fingerprints(),
@@ -589,7 +587,7 @@ class Solver:
 
     def _restore_streams(self, states: Mapping[str, Any], sampler: Any) -> None:
         """Restore all streams, or none of them if a state is malformed."""
-        streams = self._drawn_streams()
+        streams = self._streams_without_sampler()
         before = {name: state_of(stream) for name, stream in streams.items()}, self.sampler.state
         try:
             for name, stream in streams.items():
@@ -616,7 +614,7 @@ class Solver:
         return X
 
     def _step(self, X: Array, y: Array) -> None:
-        """Compute the gradients of one minibatch and update every parameter, unless they are not finite."""
+        """Compute the loss and gradients of one minibatch; if all are finite, update every parameter."""
         if self.schedule is not None:
             factor = self.schedule(self.iteration - self.round_start)
             for config in self.optim_configs.values():
@@ -647,9 +645,9 @@ class Solver:
     def _record_loss(self, loss: Any, grads: Mapping[str, Array]) -> Any:
         """Record the loss, and return whether to update the parameters: True, False or a boolean on the device."""
         own_grads = {name: grads[name] for name in self.model.params}
-        row, good = check_finite(loss, own_grads, per_gradient=self.on_nonfinite == "stop")
+        row, good = finite_row(loss, own_grads, per_gradient=self.on_nonfinite == "stop")
         if good is False:
-            self._read_losses()  # first, since this row is longer than theirs
+            self._read_losses()  # now, since `read_rows` needs rows of one length and this one is longer
         self._pending_rows.append(row)
         return good if isinstance(good, bool) or isinstance(self.update_rule, str) else bool(to_host(good))
 
@@ -670,16 +668,16 @@ class Solver:
             self.best_state = copy_arrays(getattr(self.model, "state", {}))
 
     def _save_checkpoint(self) -> None:
-        """Save the model after a check of the accuracy; only the course's Solver does."""
+        """Do nothing; the course's Solver overrides this method and saves the model after each accuracy check."""
 
     def _read_losses(self) -> None:
         """Wait for the losses on the device and append them to the history.
 
-        Iterations that are not finite are counted as skipped, or raise an error, as `on_nonfinite` says.
+        An iteration with NaN or infinite values raises an error, or is counted as skipped, as `on_nonfinite` says.
         """
         if not self._pending_rows:
             return
-        losses, figures, bad = read_rows(self._pending_rows)
+        losses, pairs, bad = read_rows(self._pending_rows)
         self._pending_rows = []
         first = len(self.loss_history) + 1
         self.loss_history += losses.tolist()
@@ -688,9 +686,7 @@ class Solver:
         if self.on_nonfinite == "skip":
             self.skipped += int(bad.size)
             return
-        self._raise_nonfinite(
-            describe_nonfinite(losses[bad[0]], first + int(bad[0]), self.model.params, figures[bad[0]])
-        )
+        self._raise_nonfinite(describe_nonfinite(losses[bad[0]], first + int(bad[0]), self.model.params, pairs[bad[0]]))
 
     def _check_memory(self) -> None:
         """Raise an error if a built-in rule's memory is no longer finite, since its parameter would never move again.
