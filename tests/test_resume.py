@@ -459,7 +459,9 @@ def test_nonfinite_parameters_are_never_written(data, tmp_path):
     solver.train(saving_at(3, path))
     before = path.read_bytes()
     solver.current()[0]["W1"][0, 0, 0, 0] = np.inf
-    with pytest.raises(NonFiniteLossError, match=r"params\.W1 has NaN or infinite values after iteration 24, so nothing"):
+    with pytest.raises(
+        NonFiniteLossError, match=r"params\.W1 has NaN or infinite values after iteration 24, so nothing"
+    ):
         solver.save(path)
     assert path.read_bytes() == before
 

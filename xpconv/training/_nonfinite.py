@@ -10,10 +10,10 @@ from xpconv.backend import Array, Backend, backend_of, on_host, to_host
 from xpconv.ops.finite import largest_finite
 from xpconv.ops.tiling import sum_in_blocks, sum_of_squares
 
-__all__ = ["all_finite", "describe_nonfinite", "finite_row", "first_nonfinite", "read_rows", "restore_unless"]
+__all__ = ["all_finite", "check_finite", "describe_nonfinite", "first_nonfinite", "read_rows", "restore_unless"]
 
 
-def finite_row(loss: Any, grads: Mapping[str, Array], *, per_gradient: bool) -> tuple[Any, Any]:
+def check_finite(loss: Any, grads: Mapping[str, Array], *, per_gradient: bool) -> tuple[Any, Any]:
     """Return a row of numbers for `read_rows`, and whether the loss and the gradients are finite.
 
     Parameters
@@ -35,9 +35,9 @@ def finite_row(loss: Any, grads: Mapping[str, Array], *, per_gradient: bool) -> 
 
     Examples
     --------
-    >>> finite_row(0.5, {"W": np.ones(3)}, per_gradient=True)
+    >>> check_finite(0.5, {"W": np.ones(3)}, per_gradient=True)
     ((0.5, 0.0, 1.0), True)
-    >>> finite_row(0.5, {"W": np.array([3.0, np.inf])}, per_gradient=True)
+    >>> check_finite(0.5, {"W": np.array([3.0, np.inf])}, per_gradient=True)
     ((0.5, 3.0, 0.0), False)
     """
     largest = (largest_finite(grad) for grad in grads.values())
@@ -53,7 +53,7 @@ def finite_row(loss: Any, grads: Mapping[str, Array], *, per_gradient: bool) -> 
 
 
 def read_rows(rows: list[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Wait for rows of `finite_row`, or for the bare losses that the course's Solver records, and split them.
+    """Wait for rows of `check_finite`, or for the bare losses that the course's Solver records, and split them.
 
     Returns
     -------

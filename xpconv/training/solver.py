@@ -23,7 +23,7 @@ from xpconv.io._safetensors import DESCRIPTION_ERRORS, ArraySpec, check_finite_a
 from xpconv.random import RandomStream, Rng, draw_seed, restore, spawn, state_of
 from xpconv.training import metrics
 from xpconv.training._monitor import TrainingMonitor, copy_arrays
-from xpconv.training._nonfinite import describe_nonfinite, finite_row, first_nonfinite, read_rows, restore_unless
+from xpconv.training._nonfinite import check_finite, describe_nonfinite, first_nonfinite, read_rows, restore_unless
 from xpconv.training._progress import Progress, show_progress
 from xpconv.training._signals import postpone_signals
 from xpconv.training._state import (
@@ -580,7 +580,7 @@ class Solver:
             self._fingerprinted = data, {name: fingerprint(a) for name, a in arrays.items()}
         return self._fingerprinted[1]
 
-    def _drawn_streams(self) -> dict[str, RandomStream]:
+    def _streams_without_sampler(self) -> dict[str, RandomStream]:
         """Return the streams other than the sampler's, which may have drawn minibatches in advance."""
         streams = {name: stream for name, stream in self.streams.items() if name != "batches"}
         return streams | {"masks": self.model.mask_stream} if hasattr(self.model, "mask_stream") else streams
@@ -645,7 +645,7 @@ class Solver:
     def _record_loss(self, loss: Any, grads: Mapping[str, Array]) -> Any:
         """Record the loss, and return whether to update the parameters: True, False or a boolean on the device."""
         own_grads = {name: grads[name] for name in self.model.params}
-        row, good = finite_row(loss, own_grads, per_gradient=self.on_nonfinite == "stop")
+        row, good = check_finite(loss, own_grads, per_gradient=self.on_nonfinite == "stop")
         if good is False:
             self._read_losses()  # now, since `read_rows` needs rows of one length and this one is longer
         self._pending_rows.append(row)
