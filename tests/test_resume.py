@@ -320,7 +320,7 @@ def test_a_state_refused_during_training_changes_no_draw_and_loses_no_loss(data,
 
     def load(solver):
         if solver.iteration in (3, 8):
-            with pytest.raises(CheckpointError, match="describes no training"):
+            with pytest.raises(CheckpointError, match="does not describe a training"):
                 solver.load_state_dict(state)
 
     solver.train(load)
@@ -371,7 +371,7 @@ def test_a_checkpoint_of_other_options_is_refused_with_the_difference(data, save
 def test_a_checkpoint_of_other_data_is_refused(data, saved):
     with pytest.raises(CheckpointError, match="training with other values in y_train, of the same shape: resume"):
         make_solver({**data, "y_train": data["y_train"][::-1]}).resume(saved)
-    with pytest.raises(CheckpointError, match=r"comes from a training with X_val\.shape\[0\] = 30, but this one has 29"):
+    with pytest.raises(CheckpointError, match=r"a training with X_val\.shape\[0\] = 30, but this one has 29"):
         make_solver({**data, "X_val": data["X_val"][1:], "y_val": data["y_val"][1:]}).resume(saved)
 
 
@@ -584,7 +584,7 @@ def test_one_other_value_anywhere_in_the_data_is_noticed(data, tmp_path, part):
         changed.flat[position * (changed.size // len(changed))] = 0 if changed.flat[position] else 1
         if (changed == data[part]).all():
             continue
-        with pytest.raises(CheckpointError, match=f"comes from a training with other values in {part}, of the same shape"):
+        with pytest.raises(CheckpointError, match=f"a training with other values in {part}, of the same shape"):
             make_solver({**data, part: changed}, num_train_samples=5).resume(tmp_path / "checkpoint")
 
 
@@ -593,7 +593,7 @@ def test_another_preprocessing_is_named_in_words(data, tmp_path):
     for mean, solver in enumerate((first, second)):
         solver.model.preprocessing = Preprocessing(float(mean), 1.0)
     first.save(tmp_path / "checkpoint")
-    with pytest.raises(CheckpointError, match=r"comes from a training with other values in model\.preprocessing\.mean, of"):
+    with pytest.raises(CheckpointError, match=r"a training with other values in model\.preprocessing\.mean, of"):
         second.resume(tmp_path / "checkpoint")
 
 
