@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_info, threadpool_limits
+from threadpoolctl import threadpool_limits
 
 from tests.helpers import draw
 from xpconv import layers
@@ -18,7 +18,7 @@ from xpconv.ops.numpy._workers import run_products
 
 
 def blas_threads():
-    return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+    return [library.num_threads for library in _blas._libraries()]
 
 
 @pytest.fixture(autouse=True)
