@@ -88,9 +88,9 @@ def _is_terminal(stream: Any) -> bool:
 
 @contextmanager
 def outlive_output() -> Iterator[None]:
-    """Let the block go on in silence where its output cannot be written, and say so at its end on what is left.
+    """Discard output that cannot be written inside the block; at its end, say so on the stream that still works.
 
-    That is the case if the reader has closed the pipe, as ``| head`` does, the terminal is gone, or the disk is full.
+    Writing fails if the reader has closed the pipe, as ``| head`` does, the terminal is gone, or the disk is full.
 
     Examples
     --------
