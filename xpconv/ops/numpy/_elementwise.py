@@ -20,17 +20,18 @@ def write_where(mask: Array, values: Array, out: Array) -> None:
 
 @accelerate("numpy")
 def flush_denormals(a: Array) -> None:
-    """Work in scratch arrays, which stay in the cache if `a` is a block of a larger array."""
-    magnitude, denormal = scratch("magnitude", a.shape, a.dtype), scratch("denormal", a.shape, np.bool_)
+    """Look before writing: denormal values are rare, and writing takes twice as long as looking."""
+    magnitude, denormal = scratch("temporary", a.shape, a.dtype), scratch("denormal", a.shape, np.bool_)
     np.abs(a, out=magnitude)
     np.less(magnitude, np.finfo(a.dtype).smallest_normal, out=denormal)
-    np.copyto(a, a.dtype.type(0), where=denormal)
+    if denormal.any():
+        np.copyto(a, a.dtype.type(0), where=denormal)
 
 
 @accelerate("numpy")
 def adam_step(w: Array, dw: Array, m: Array, v: Array, beta1: float, beta2: float, step: float, epsilon: float) -> None:
     """Keep intermediate results in one scratch array, which stays in the cache."""
-    a = scratch("adam", w.shape, w.dtype)
+    a = scratch("temporary", w.shape, w.dtype)
     np.multiply(dw, 1 - beta1, out=a)
     m *= beta1
     m += a

@@ -38,6 +38,7 @@ _CHUNK_BYTES = 1 << 19  # Bytes per chunk; an input and an output chunk fit in L
 _MAX_SEQUENTIAL = 1 << 10  # Longer sums are added in pieces, for smaller rounding errors.
 _MAX_RESULTS_UNDER_GIL = 500  # Up to this many results, np.vecdot keeps the GIL.
 _MAX_SQUARED_MEAN = 4  # Up to this mean**2 / var, E[x**2] - mean**2 loses less than one digit.
+_NUMPY_BUFFER = 1 << 10  # In elements; NumPy copies shorter rows to its buffer, which takes as long as the arithmetic.
 _MIN_INV_STD = 1e-9  # Below this, inv_std**2 times a small gradient underflows in float32.
 
 
@@ -149,14 +150,16 @@ def _write_linear_combination(out: Array, shift: Array, *terms: tuple[Array, Arr
     shape = out[:rows].shape
     total, term = scratch("total", shape, out.dtype), scratch("term", shape, out.dtype)
     (a, x), *others = terms
-    for start in range(0, len(out), rows):
-        chunk = slice(start, start + rows)
-        target = out[chunk]
-        if len(target) < len(total):
-            total, term = total[: len(target)], term[: len(target)]
-        np.multiply(x[chunk], a[chunk] if len(a) > 1 else a, total)
-        np.add(total, shift[chunk] if len(shift) > 1 else shift, total)
-        for b, y in others:
-            np.multiply(y[chunk], b[chunk] if len(b) > 1 else b, term)
-            np.add(total, term, total)
-        target[...] = total
+    with np.errstate():  # which also restores the buffer size
+        np.setbufsize(_NUMPY_BUFFER)
+        for start in range(0, len(out), rows):
+            chunk = slice(start, start + rows)
+            target = out[chunk]
+            if len(target) < len(total):
+                total, term = total[: len(target)], term[: len(target)]
+            np.multiply(x[chunk], a[chunk] if len(a) > 1 else a, total)
+            np.add(total, shift[chunk] if len(shift) > 1 else shift, total)
+            for b, y in others:
+                np.multiply(y[chunk], b[chunk] if len(b) > 1 else b, term)
+                np.add(total, term, total)
+            target[...] = total

@@ -15,6 +15,8 @@ from xpconv.ops.numpy._blas import blas_threads, single_threaded_blas
 
 __all__ = ["num_threads", "run_parallel", "run_products"]
 
+_directions = itertools.cycle((1, -1))
+
 
 def num_threads() -> int:
     """Return on how many threads work is shared: ``XPCONV_NUM_THREADS``, else the CPUs that this process may use.
@@ -39,13 +41,15 @@ def run_products(task: Callable[[int], object], count: int) -> None:
 def run_parallel(task: Callable[[int], object], count: int) -> None:
     """Call ``task(0)`` to ``task(count - 1)`` on this thread and on workers; each takes the next task when it is free.
 
+    Every other call begins with the last task: if its arrays are those of the call before, their ends are in the cache.
     The first error ends the work: tasks that have begun are waited for, others are not begun.
     """
+    order = range(count)[:: next(_directions)]
     numbers = itertools.count()  # shared: next() is atomic
 
     def work() -> None:
         while (k := next(numbers)) < count:
-            task(k)
+            task(order[k])
 
     helpers: list[Future[None]] = []
     threads = num_threads()
