@@ -1,6 +1,7 @@
 """Updates of parameters and of their running averages, in place."""
 
 from contextlib import AbstractContextManager
+from typing import Any
 
 import array_api_compat
 import numpy as np
@@ -26,10 +27,11 @@ def ignore_underflow() -> AbstractContextManager[object]:
 
 @operation
 def flush_denormals(a: Array) -> None:
-    """Set the values of an array to 0 that are smaller than the smallest normal number of its dtype, in place.
+    """Set the values of an array to 0 that are denormal or nearly so, in place: below 2**16 times the smallest normal.
 
     An average of gradients that have become 0 shrinks until it is denormal, and arithmetic on denormal numbers is up to
-    a hundred times slower on some processors. NaN stays.
+    a hundred times slower on some processors. The values that are kept may be halved 16 times before they are denormal,
+    so an average need not be flushed at each step. NaN stays.
 
     Parameters
     ----------
@@ -45,14 +47,19 @@ def flush_denormals(a: Array) -> None:
     """
     xp = array_api_compat.array_namespace(a)
     zero = xp.zeros((), dtype=a.dtype, device=array_api_compat.device(a))
-    a[...] = xp.where(xp.abs(a) < xp.finfo(a.dtype).smallest_normal, zero, a)
+    a[...] = xp.where(xp.abs(a) < flush_threshold(xp, a), zero, a)
+
+
+def flush_threshold(xp: Any, a: Array) -> float:
+    """Return the number below which `flush_denormals` sets values to 0."""
+    return float(2**16 * xp.finfo(a.dtype).smallest_normal)
 
 
 @operation
 def adam_step(w: Array, dw: Array, m: Array, v: Array, beta1: float, beta2: float, step: float, epsilon: float) -> None:
     """Take a step of Adam: update the averages `m` and `v` and the parameter `w` in place.
 
-    ``m = beta1 * m + (1 - beta1) * dw``, ``v = beta2 * v + (1 - beta2) * dw**2``, both without their denormal values;
+    ``m = beta1 * m + (1 - beta1) * dw``, ``v = beta2 * v + (1 - beta2) * dw**2``,
     ``w -= step * m / (sqrt(v) + epsilon)``.
 
     Parameters
@@ -80,6 +87,4 @@ def adam_step(w: Array, dw: Array, m: Array, v: Array, beta1: float, beta2: floa
     m += (1 - beta1) * dw
     v *= beta2
     v += (1 - beta2) * dw * dw
-    flush_denormals(m)
-    flush_denormals(v)
     w -= step * m / (xp.sqrt(v) + epsilon)

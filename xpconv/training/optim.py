@@ -20,6 +20,8 @@ from xpconv.ops.update import adam_step, flush_denormals, ignore_underflow
 
 __all__ = ["UPDATE_RULES", "adam", "check_rule", "default_options", "rmsprop", "sgd", "sgd_momentum"]
 
+_FLUSH_INTERVAL = 16  # steps of Adam; see `flush_denormals`
+
 Config = MutableMapping[str, Any]
 Rule = Callable[..., tuple[Array, Config]]
 
@@ -274,15 +276,20 @@ def adam(config: Config) -> Callable[..., None]:
     root = (1 - beta2**t) ** 0.5
     step_size, epsilon = config["learning_rate"] * root / (1 - beta1**t), config["epsilon"] * root
 
+    t_on_device = array_api_compat.is_array_api_obj(t)  # after an update with `where`
+    flush = t_on_device or t % _FLUSH_INTERVAL == 0
+
     def update(w: Array, dw: Array, m: Array, v: Array) -> None:
-        adam_step(w, dw, m, v, beta1, beta2, step_size, epsilon)
+        if t_on_device:
+            astype = array_api_compat.array_namespace(w).astype
+            portable("adam_step")(w, dw, m, v, beta1, beta2, astype(step_size, w.dtype), astype(epsilon, w.dtype))
+        else:
+            adam_step(w, dw, m, v, beta1, beta2, step_size, epsilon)
+        if flush:
+            flush_denormals(m)
+            flush_denormals(v)
 
-    def update_by_arrays(w: Array, dw: Array, m: Array, v: Array) -> None:
-        astype = array_api_compat.array_namespace(w).astype
-        portable("adam_step")(w, dw, m, v, beta1, beta2, astype(step_size, w.dtype), astype(epsilon, w.dtype))
-
-    # After an update with `where`, t is an array on the device.
-    return update_by_arrays if array_api_compat.is_array_api_obj(t) else update
+    return update
 
 
 UPDATE_RULES: dict[str, Rule] = {"sgd": sgd, "sgd_momentum": sgd_momentum, "rmsprop": rmsprop, "adam": adam}

@@ -1,10 +1,10 @@
 """Operations on each element by itself, on CuPy arrays of any strides."""
 
 import cupy
-import numpy as np
 
 from xpconv.ops.cupy._launch import Array
 from xpconv.ops.dispatch import accelerate
+from xpconv.ops.update import flush_threshold
 
 _relu = cupy.ElementwiseKernel(
     "T x", "T out, bool mask", "mask = x > 0; out = mask || x != x ? x : T(0)", "xpconv_relu"
@@ -14,14 +14,12 @@ _update_running_average = cupy.ElementwiseKernel(
     "T old, T now, T momentum, T rest", "T out", "out = momentum * old + rest * now", "xpconv_update_running_average"
 )
 _flush_denormals = cupy.ElementwiseKernel(
-    "T a, T smallest", "T out", "out = a < smallest && a > -smallest ? T(0) : a", "xpconv_flush_denormals"
+    "T a, T threshold", "T out", "out = a < threshold && a > -threshold ? T(0) : a", "xpconv_flush_denormals"
 )
 _adam_step = cupy.ElementwiseKernel(
-    "T dw, T beta1, T rest1, T beta2, T rest2, T step, T epsilon, T smallest",
+    "T dw, T beta1, T rest1, T beta2, T rest2, T step, T epsilon",
     "T w, T m, T v",
-    "const T mean = beta1 * m + rest1 * dw, square = beta2 * v + rest2 * dw * dw;"
-    "m = mean < smallest && mean > -smallest ? T(0) : mean; v = square < smallest ? T(0) : square;"
-    "w -= step * m / (sqrt(v) + epsilon)",
+    "m = beta1 * m + rest1 * dw; v = beta2 * v + rest2 * dw * dw; w -= step * m / (sqrt(v) + epsilon)",
     "xpconv_adam_step",
 )
 
@@ -48,11 +46,10 @@ def update_running_average(old: Array, new: Array, momentum: float) -> Array:
 @accelerate("cupy")
 def adam_step(w: Array, dw: Array, m: Array, v: Array, beta1: float, beta2: float, step: float, epsilon: float) -> None:
     """Update all three arrays in one kernel."""
-    smallest = float(np.finfo(w.dtype).smallest_normal)
-    _adam_step(dw, beta1, 1 - beta1, beta2, 1 - beta2, step, epsilon, smallest, w, m, v)
+    _adam_step(dw, beta1, 1 - beta1, beta2, 1 - beta2, step, epsilon, w, m, v)
 
 
 @accelerate("cupy")
 def flush_denormals(a: Array) -> None:
     """Use one kernel."""
-    _flush_denormals(a, float(np.finfo(a.dtype).smallest_normal), a)
+    _flush_denormals(a, flush_threshold(cupy, a), a)

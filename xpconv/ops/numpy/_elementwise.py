@@ -5,6 +5,7 @@ import numpy as np
 from xpconv.ops.dispatch import accelerate
 from xpconv.ops.numpy._scratch import scratch
 from xpconv.ops.numpy._tiles import map_tiles
+from xpconv.ops.update import flush_threshold
 
 Array = np.ndarray
 
@@ -20,18 +21,18 @@ def write_where(mask: Array, values: Array, out: Array) -> None:
 
 @accelerate("numpy")
 def flush_denormals(a: Array) -> None:
-    """Look before writing: denormal values are rare, and writing takes twice as long as looking."""
-    magnitude, denormal = scratch("temporary", a.shape, a.dtype), scratch("denormal", a.shape, np.bool_)
+    """Look before writing: such values are rare, and writing takes twice as long as looking."""
+    magnitude, tiny = scratch("magnitude", a.shape, a.dtype), scratch("tiny", a.shape, np.bool_)
     np.abs(a, out=magnitude)
-    np.less(magnitude, np.finfo(a.dtype).smallest_normal, out=denormal)
-    if denormal.any():
-        np.copyto(a, a.dtype.type(0), where=denormal)
+    np.less(magnitude, flush_threshold(np, a), out=tiny)
+    if tiny.any():
+        np.copyto(a, a.dtype.type(0), where=tiny)
 
 
 @accelerate("numpy")
 def adam_step(w: Array, dw: Array, m: Array, v: Array, beta1: float, beta2: float, step: float, epsilon: float) -> None:
     """Keep intermediate results in one scratch array, which stays in the cache."""
-    a = scratch("temporary", w.shape, w.dtype)
+    a = scratch("adam", w.shape, w.dtype)
     np.multiply(dw, 1 - beta1, out=a)
     m *= beta1
     m += a
@@ -39,8 +40,6 @@ def adam_step(w: Array, dw: Array, m: Array, v: Array, beta1: float, beta2: floa
     a *= dw
     v *= beta2
     v += a
-    flush_denormals(m)
-    flush_denormals(v)
     np.sqrt(v, out=a)
     a += epsilon
     np.divide(m, a, out=a)
