@@ -314,7 +314,7 @@ def test_training_has_the_same_bits_with_the_checks_and_without(digits, where, r
             for value in store.values()
         ]
         histories = [solver.loss_history, solver.train_acc_history, solver.val_acc_history, solver.health_history]
-        streams = [state_of(stream) for stream in (*solver.streams.values(), net.mask_stream)]
+        streams = [state_of(stream) for stream in (*solver.streams.values(), net.seed_stream)]
         left.append((arrays, histories, streams, np.random.rand()))
     (plain, *rest), (checked, *other) = left
     assert rest == other

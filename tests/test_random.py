@@ -42,7 +42,7 @@ def test_anything_else_is_refused(rng):
 
 
 @pytest.mark.parametrize("make", [lambda: 3, lambda: np.random.default_rng(3), lambda: np.random.RandomState(3)])
-def test_spawned_streams_differ_and_can_be_had_again(make):
+def test_spawned_streams_are_distinct_and_reproducible(make):
     draws = [stream.random(4).tolist() for stream in spawn(make(), 3)]
     assert len({tuple(draw) for draw in draws}) == 3
     assert draws == [stream.random(4).tolist() for stream in spawn(make(), 3)]
@@ -57,14 +57,14 @@ def test_spawning_follows_the_global_seed():
 
 
 @pytest.mark.parametrize("make", [lambda: np.random.default_rng(3), lambda: np.random.RandomState(3)])
-def test_keys_are_new_each_time_and_can_be_had_again(make):
-    def keys():
+def test_seeds_are_distinct_and_reproducible(make):
+    def seeds():
         stream = make()
         return [draw_seed(stream) for _ in range(50)]
 
-    assert len(set(keys())) == 50
-    assert keys() == keys()
-    assert all(type(key) is int and 0 <= key < 2**31 for key in keys())
+    assert len(set(seeds())) == 50
+    assert seeds() == seeds()
+    assert all(type(seed) is int and 0 <= seed < 2**31 for seed in seeds())
 
 
 # ---- masks

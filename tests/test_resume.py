@@ -406,7 +406,7 @@ def rewrite(path, change):
             "does not describe a training",
         ),
         (
-            lambda description, _: description["streams"]["masks"]["state"].update(state="many"),
+            lambda description, _: description["streams"]["layers"]["state"].update(state="many"),
             "does not describe a training",
         ),
         (lambda description, _: description.update(sampler={}), "does not describe a training"),

@@ -197,19 +197,19 @@ def test_epochs_hold_each_sample_once(data):
 
 @pytest.mark.parametrize("where", ["numpy", "array_api_strict:device1"])
 def test_minibatches_are_augmented_on_the_device_from_their_own_stream(data, where):
-    def change(X, key):
-        keys.append(key)
-        return random_crop(X, 1, key)
+    def change(X, seed):
+        seeds.append(seed)
+        return random_crop(X, 1, seed)
 
-    keys = []
+    seeds = []
     plain, changed = make_solver(data), make_solver(data, find_backend(where), augment=change)
     before, after = seen_by(plain), seen_by(changed)
     for solver in (plain, changed):
         solver.train()
     stream = spawn(3, 4)[3]
-    assert keys == [draw_seed(stream) for _ in range(16)]
-    for X, Y, key in zip(before, after, keys, strict=True):
-        np.testing.assert_array_equal(Y, random_crop(X, 1, key))
+    assert seeds == [draw_seed(stream) for _ in range(16)]
+    for X, Y, seed in zip(before, after, seeds, strict=True):
+        np.testing.assert_array_equal(Y, random_crop(X, 1, seed))
 
 
 def test_augmented_training_is_the_same_on_every_backend(data, backend):

@@ -45,7 +45,7 @@ class Sequential:
     rng : None, int, Generator or RandomState
         Source of the initial weights. They are drawn on the host in layer order, so all backends start equal.
     seed : int, optional
-        Makes dropout use the same masks in each training pass, which gradient checks need.
+        Makes stochastic layers such as dropout repeat their masks in each training pass, as gradient checks need.
     preprocessing : Preprocessing, optional
     class_names : sequence of str
         One name for each score, or empty.
@@ -59,6 +59,8 @@ class Sequential:
         The running averages of batch norm: running_mean1, running_var1, ...
     layer_keys : list of dict of str to str
         For each layer, its parameter names and their keys in `params` or `state`: ``{"W": "W1", "b": "b1"}``.
+    seed_stream : Generator or RandomState
+        Seeds for stochastic layers such as dropout are drawn from it unless `seed` is given.
 
     Examples
     --------
@@ -102,7 +104,7 @@ class Sequential:
         stream = as_random_stream(rng)
         self.layer_keys = self._build(stream)
         self._check_names()
-        self.mask_stream: RandomStream = stream if rng is None else spawn(stream, 1)[0]
+        self.seed_stream: RandomStream = stream if rng is None else spawn(stream, 1)[0]
 
     @on_its_device
     def _build(self, stream: RandomStream) -> list[dict[str, str]]:
@@ -288,7 +290,7 @@ class Sequential:
     def _layer_seed(self, position: int) -> int:
         if not self.layers[position].stochastic:
             return 0
-        return draw_seed(self.mask_stream) if self.seed is None else (self.seed + position) % 2**32
+        return draw_seed(self.seed_stream) if self.seed is None else (self.seed + position) % 2**32
 
     def config(self) -> dict[str, Any]:
         """Return the architecture as data for JSON; `from_config` rebuilds the model from it."""

@@ -160,10 +160,10 @@ class _Subject:
     backend: Backend
 
     def replica(self, dtype: str | None = None, seed: int | None = None) -> Any:
-        """Return a copy of the model with its own arrays and streams; `seed` fixes its dropout masks."""
+        """Return a copy of the model with its own arrays and streams; `seed` fixes its stochastic layers."""
         if isinstance(self.model, Sequential):
             net = copy(self.model)
-            net.dtype, net.seed, net.mask_stream = dtype or net.dtype, seed, np.random.default_rng(0)
+            net.dtype, net.seed, net.seed_stream = dtype or net.dtype, seed, np.random.default_rng(0)
             net.preprocessing = net.preprocessing  # the setter casts it to the net's new dtype
             net.state = self._copies(net.state, dtype)
         else:
@@ -268,7 +268,7 @@ def _gradients(subject: _Subject) -> PreflightFinding:
     point = _without_zeros(net.params, backend)
 
     def forward(*values: Array) -> tuple[Array, Any]:
-        np.random.seed(0)  # A custom model may draw dropout masks from the global state.
+        np.random.seed(0)  # A custom model may draw from the global state.
         net.params = dict(zip(point, values, strict=True))
         loss, grads = net.loss(X, y)
         return backend.asarray(loss, "float64"), grads

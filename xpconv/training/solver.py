@@ -79,8 +79,8 @@ class Solver:
     verbose : bool
         Whether to show progress: a live bar on a terminal, lines elsewhere.
     rng : None, int, Generator or RandomState
-        Determines the minibatches, the samples for accuracy checks, the dropout masks and the augmentation, each from
-        a stream of its own.
+        Determines the minibatches, the samples for accuracy checks, the seeds of dropout and other stochastic layers,
+        and the augmentation, each from a stream of its own.
     augment : callable, optional
         ``augment(X, seed) -> X`` augments the images of a minibatch on the device, as in `xpconv.data.augment`; the
         seed is a new random number each time.
@@ -179,11 +179,11 @@ class Solver:
         self._reset()
 
     def _spawn_streams(self, rng: Rng) -> dict[str, RandomStream]:
-        """Return an independent stream for each use of random numbers, and give the model the one for dropout masks."""
-        names = ("batches", "checks", "masks", "augment")
+        """Return an independent stream for each use of random numbers, and give the model its own."""
+        names = ("batches", "checks", "layers", "augment")
         streams: dict[str, RandomStream] = dict(zip(names, spawn(rng, 4), strict=True))
-        if hasattr(self.model, "mask_stream"):
-            self.model.mask_stream = streams["masks"]
+        if hasattr(self.model, "seed_stream"):
+            self.model.seed_stream = streams["layers"]
         return streams
 
     def _reset(self) -> None:
@@ -583,7 +583,7 @@ class Solver:
     def _streams_without_sampler(self) -> dict[str, RandomStream]:
         """Return the streams other than the sampler's, which may have drawn minibatches in advance."""
         streams = {name: stream for name, stream in self.streams.items() if name != "batches"}
-        return streams | {"masks": self.model.mask_stream} if hasattr(self.model, "mask_stream") else streams
+        return streams | {"layers": self.model.seed_stream} if hasattr(self.model, "seed_stream") else streams
 
     def _restore_streams(self, states: Mapping[str, Any], sampler: Any) -> None:
         """Restore all streams, or none of them if a state is malformed."""
