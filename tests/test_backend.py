@@ -2,6 +2,7 @@
 
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 
@@ -95,6 +96,72 @@ def test_context_does_not_reach_other_threads():
         thread.start()
         thread.join()
     assert seen == ["numpy"]
+
+
+def backend_in_another_thread():
+    with ThreadPoolExecutor(1) as pool:
+        return str(pool.submit(get_backend).result())
+
+
+def test_everywhere_reaches_threads_until_the_block_ends():
+    with ThreadPoolExecutor(1) as pool:
+        assert str(pool.submit(get_backend).result()) == "numpy"
+        with use_backend(STRICT, everywhere=True) as backend:
+            assert pool.submit(get_backend).result() is backend  # in a thread that is older than the block
+            net = pool.submit(TwoLayerNet, input_dim=4, rng=0).result()
+            assert library_of(net.params["W1"]) == STRICT
+            assert get_backend() is backend
+        assert str(pool.submit(get_backend).result()) == "numpy"
+
+
+def test_everywhere_ends_with_an_error_too():
+    with pytest.raises(KeyError), use_backend(STRICT, everywhere=True):
+        raise KeyError
+    assert (str(get_backend()), backend_in_another_thread()) == ("numpy", "numpy")
+
+
+def test_a_thread_prefers_its_own_block_to_everywhere():
+    def select():
+        with use_backend(DEVICE1):
+            return str(get_backend())
+
+    with use_backend(STRICT, everywhere=True), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(select).result() == DEVICE1
+        with use_backend(DEVICE1):
+            assert (str(get_backend()), backend_in_another_thread()) == (DEVICE1, STRICT)
+        with use_backend(DEVICE1, everywhere=True):
+            assert (str(get_backend()), backend_in_another_thread()) == (DEVICE1, DEVICE1)
+        assert (str(get_backend()), backend_in_another_thread()) == (STRICT, STRICT)
+
+
+def test_everywhere_comes_before_the_environment(monkeypatch):
+    monkeypatch.setenv("XP_BACKEND", DEVICE1)
+    with use_backend(STRICT, everywhere=True):
+        assert backend_in_another_thread() == STRICT
+    assert backend_in_another_thread() == DEVICE1
+
+
+def test_overlapping_blocks_everywhere_end_in_any_order():
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        first, second, third = (use_backend(spec, everywhere=True) for spec in (STRICT, DEVICE1, STRICT))
+        one.submit(first.__enter__).result()
+        other.submit(second.__enter__).result()
+        one.submit(third.__enter__).result()
+        assert backend_in_another_thread() == STRICT
+        one.submit(third.__exit__, None, None, None).result()
+        assert backend_in_another_thread() == DEVICE1  # not the equal backend that was selected before it
+        one.submit(first.__exit__, None, None, None).result()
+        assert backend_in_another_thread() == DEVICE1
+        other.submit(second.__exit__, None, None, None).result()
+        assert backend_in_another_thread() == "numpy"
+
+
+def test_everywhere_must_be_true_or_false():
+    with (
+        pytest.raises(ArgumentTypeError, match="everywhere is 'yes'; expected True or False"),
+        use_backend(STRICT, everywhere="yes"),
+    ):
+        pass
 
 
 def test_backend_stands_for_itself():

@@ -8,11 +8,13 @@ from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache, wraps
+from threading import Lock
 from typing import Any, TypeVar
 
 import array_api_compat
 import numpy as np
 
+from xpconv._validation import check_flag
 from xpconv.backend._array import STRICT_CPU, Array, array_namespace, library_of
 from xpconv.backend._probes import PROBES
 from xpconv.errors import ArgumentError, ArgumentTypeError, BackendUnavailableError, DeviceMismatchError
@@ -24,6 +26,8 @@ LIBRARIES = tuple(PROBES)
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 _selected: ContextVar["Backend | None"] = ContextVar("xpconv_backend", default=None)
+_everywhere: tuple[tuple["Backend"], ...] = ()  # One entry per open block with everywhere=True, in order of entry.
+_everywhere_lock = Lock()
 
 
 @dataclass(frozen=True)
@@ -175,26 +179,56 @@ def on_its_device(method: _Method) -> _Method:
 
 
 @contextmanager
-def use_backend(spec: "str | Backend") -> Iterator[Backend]:
+def use_backend(spec: "str | Backend", *, everywhere: bool = False) -> Iterator[Backend]:
     """Select a backend for the code inside a ``with`` block.
+
+    Other threads do not see the selection, even those started inside the block, unless `everywhere` is True. Other
+    processes never see it, such as joblib's default workers: call `use_backend` in the function that they run, or set
+    the environment variable ``XP_BACKEND`` before they start.
 
     Parameters
     ----------
     spec : str or Backend
         As for `get_backend`.
+    everywhere : bool
+        Whether to select the backend in every thread of this process that is not inside a `use_backend` of its own.
+        If several such blocks are open, threads outside all of them get the backend of the last one entered.
 
     Examples
     --------
     >>> with use_backend("numpy") as backend:
     ...     print(get_backend() is backend)
     True
+
+    A pool of threads sees the selection only with ``everywhere=True``:
+
+    >>> from concurrent.futures import ThreadPoolExecutor
+    >>> with use_backend("array_api_strict", everywhere=True), ThreadPoolExecutor() as pool:
+    ...     print(pool.submit(get_backend).result())
+    array_api_strict
     """
+    check_flag("everywhere", everywhere)
     backend = get_backend(spec)
     token = _selected.set(backend)
     try:
-        yield backend
+        with _selected_everywhere(backend) if everywhere else nullcontext():
+            yield backend
     finally:
         _selected.reset(token)
+
+
+@contextmanager
+def _selected_everywhere(backend: Backend) -> Iterator[None]:
+    """Select a backend in threads without a selection of their own; blocks may end in any order."""
+    global _everywhere
+    mine = (backend,)
+    with _everywhere_lock:
+        _everywhere = (*_everywhere, mine)
+    try:
+        yield
+    finally:
+        with _everywhere_lock:
+            _everywhere = tuple(entry for entry in _everywhere if entry is not mine)
 
 
 def get_backend(spec: "str | Backend | None" = None) -> Backend:
@@ -205,8 +239,8 @@ def get_backend(spec: "str | Backend | None" = None) -> Backend:
     spec : str or Backend, optional
         ``library`` or ``library:device``: ``numpy``, ``cupy``, ``cupy:1``, ``torch``, ``torch:cuda``,
         ``array_api_strict:device1``; or ``auto``, which is CuPy if that works here and NumPy otherwise.
-        The default is the backend of the enclosing `use_backend`, else that of the environment variable
-        ``XP_BACKEND``, else NumPy.
+        The default is the backend of the enclosing `use_backend`, else that of another thread's
+        ``use_backend(..., everywhere=True)``, else that of the environment variable ``XP_BACKEND``, else NumPy.
 
     Raises
     ------
@@ -226,6 +260,8 @@ def get_backend(spec: "str | Backend | None" = None) -> Backend:
         selected = _selected.get()
         if selected is not None:
             return selected
+        if open_blocks := _everywhere:
+            return open_blocks[-1][0]
         spec = os.environ.get("XP_BACKEND") or "numpy"
     if not isinstance(spec, str):
         raise ArgumentTypeError(f"backend is {spec!r}; expected a string such as 'cupy:0' or a Backend")
