@@ -1,5 +1,8 @@
 """Fixtures: every backend that works on this machine, and every memory layout.
 
+It lies in the root, so that pytest also reads it before the doctests of one file, and imports xpconv with it. Otherwise
+pytest would import that file a second time, with other classes of the same names.
+
 ``XP_BACKEND`` may be set while the tests run: it sets the default backend, nothing else. ``XPCONV_REQUIRE=torch,...``
 makes tests of those libraries fail where they cannot run, ``XPCONV_ACCELERATE=0`` tests the portable versions on all
 of them.
