@@ -102,7 +102,7 @@ def test_overlapping_calls_give_blas_back_when_the_last_one_ends(first_out):
 
 @pytest.mark.parametrize("moment", [1, 2])
 def test_blas_gets_its_threads_back_whenever_ctrl_c_comes(moment, monkeypatch):
-    real, calls = _blas._Hold._set, []
+    real, calls = _blas._SharedLimit._set, []
 
     def interrupted(self, numbers):
         calls.append(numbers)
@@ -110,11 +110,11 @@ def test_blas_gets_its_threads_back_whenever_ctrl_c_comes(moment, monkeypatch):
             raise KeyboardInterrupt
         real(self, numbers)
 
-    monkeypatch.setattr(_blas._Hold, "_set", interrupted)
+    monkeypatch.setattr(_blas._SharedLimit, "_set", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_products(lambda k: None, 1)
     assert set(blas_threads()) == {3}
-    assert not _blas._hold.calls
+    assert not _blas._shared_limit.calls
 
 
 # ---- limits that somebody else sets

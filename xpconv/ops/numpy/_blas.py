@@ -1,13 +1,14 @@
-"""BLAS held to one thread while tiles that call it run on threads of our own.
+"""Limit BLAS to one thread while xpconv's own threads call it.
 
-BLAS's own threads cut a product by their number, which changes the last bits of the result, and calls from several
-threads would wait for one another. So BLAS works on one thread from the first such call of xpconv to the end of the
-last one. OpenBLAS has one number of threads for the whole process. threadpoolctl lets one thread at a time control it:
+With several threads, BLAS splits a product by the number of threads, so that number would change the last bits of the
+result, and concurrent calls would wait for one another. BLAS is therefore limited to one thread from the beginning of
+the first of several overlapping calls to the end of the last.
 
-- a limit that another live thread has set stays in force, and results may then differ in their last bits;
-- a limit that another thread asks for while BLAS is held here is refused, as threadpoolctl refuses it whenever two
-  threads overlap. When that thread leaves its ``with`` block it would put back the number that it found, which is
-  ours: `_Holder` lets threadpoolctl refuse that as well.
+OpenBLAS has a single thread count for the whole process. threadpoolctl lets one thread at a time control it:
+
+- If another live thread has set a limit, that limit stays in force; results may then differ in their last bits.
+- If another thread asks for a limit during our calls, threadpoolctl refuses it. On leaving its ``with`` block, that
+  thread would restore the count that it found, which is our 1: `_StandInThread` makes threadpoolctl refuse this, too.
 """
 
 import os
@@ -23,51 +24,51 @@ import threadpoolctl
 __all__ = ["blas_threads", "single_threaded_blas"]
 
 
-class _Holder:
-    """Stands where threadpoolctl keeps the thread that controls OpenBLAS, while and after BLAS is held here."""
+class _StandInThread:
+    """Takes the place of the controlling thread in threadpoolctl's record, while and after BLAS is limited here."""
 
     def __init__(self) -> None:
-        self.holds = False
+        self.in_control = False
         self.refused: WeakSet[Thread] = WeakSet()
 
     def is_alive(self) -> bool:
         """Tell threadpoolctl, in a thread that asks for a limit, whether to refuse it."""
         thread = current_thread()
-        if self.holds:
+        if self.in_control:
             self.refused.add(thread)
             return True
-        in_a_block = threadpoolctl.CONTROLLING_THREAD_OWNERSHIP.count > 0  # of the thread that asks
-        if thread in self.refused and in_a_block:
+        inside_a_limit = threadpoolctl.CONTROLLING_THREAD_OWNERSHIP.count > 0  # thread-local: of the thread that asks
+        if thread in self.refused and inside_a_limit:
             return True
         self.refused.discard(thread)
         return False
 
 
-class _Hold:
-    """What the calls that hold BLAS share."""
+class _SharedLimit:
+    """The limit that overlapping calls share: set by the first, removed after the last."""
 
     def __init__(self) -> None:
         self.lock = Lock()
         self.calls: set[object] = set()
-        self.numbers: list[int] | None = None  # of threads of each library, before BLAS was held
-        self.owner: Thread | None = None  # a thread whose own limit was in force then
-        self.holder = _Holder()
+        self.previous_counts: list[int] | None = None  # of threads, for each BLAS library; None without our limit
+        self.previous_controller: Thread | None = None  # the calling thread, if its own limit was in force
+        self.stand_in = _StandInThread()
 
     def begin(self, call: object) -> None:
-        """Let BLAS work on one thread, unless another live thread limits it."""
+        """Limit BLAS to one thread, unless another live thread controls it."""
         with self.lock:
             self.calls.add(call)
-            if self.numbers is None and self._take_control():
-                self.numbers = [library.num_threads for library in _libraries()]
-                self._set([1] * len(self.numbers))
+            if self.previous_counts is None and self._take_control():
+                self.previous_counts = [library.num_threads for library in _libraries()]
+                self._set([1] * len(self.previous_counts))
 
     def end(self, call: object) -> None:
-        """Give BLAS its threads back when the last call ends, or the one of the thread whose limit was in force."""
+        """Restore the thread counts when the last call ends, or one of the previous controlling thread."""
         with self.lock:
             self.calls.discard(call)
-            if self.numbers is not None and (not self.calls or self.owner is current_thread()):
-                self._set(self.numbers)
-                self.numbers = None
+            if self.previous_counts is not None and (not self.calls or self.previous_controller is current_thread()):
+                self._set(self.previous_counts)
+                self.previous_counts = None
                 self._give_control_back()
 
     def _take_control(self) -> bool:
@@ -76,51 +77,51 @@ class _Hold:
         with state.lock:
             thread = state.controlling_thread
             mine = thread is current_thread()
-            if not mine and thread is not None and thread is not self.holder and thread.is_alive():
+            if not mine and thread is not None and thread is not self.stand_in and thread.is_alive():
                 return False
-            self.owner = thread if mine else None
-            state.controlling_thread, self.holder.holds = self.holder, True
+            self.previous_controller = thread if mine else None
+            state.controlling_thread, self.stand_in.in_control = self.stand_in, True
         return True
 
     def _give_control_back(self) -> None:
-        self.holder.holds = False
+        self.stand_in.in_control = False
         if (state := _control()) is not None:
             with state.lock:
-                if state.controlling_thread is self.holder:
-                    state.controlling_thread = self.owner or (self.holder if self.holder.refused else None)
-        self.owner = None
+                if state.controlling_thread is self.stand_in:
+                    stand_in = self.stand_in if self.stand_in.refused else None
+                    state.controlling_thread = self.previous_controller or stand_in
+        self.previous_controller = None
 
-    def _set(self, numbers: list[int]) -> None:
-        for library, number in zip(_libraries(), numbers, strict=True):
-            getattr(library, "_real_set_num_threads", library.set_num_threads)(number)
+    def _set(self, counts: list[int]) -> None:
+        for library, count in zip(_libraries(), counts, strict=True):
+            getattr(library, "_real_set_num_threads", library.set_num_threads)(count)
 
 
 @contextmanager
 def single_threaded_blas() -> Iterator[None]:
-    """Hold BLAS to one thread inside a ``with`` block, unless another live thread has limited it."""
-    hold, call = _hold, object()
+    """Limit BLAS to one thread inside a ``with`` block, unless another live thread controls it."""
+    limit, call = _shared_limit, object()
     try:
-        hold.begin(call)
+        limit.begin(call)
         yield
     finally:
         try:
-            hold.end(call)
-        except BaseException:  # a second Ctrl-C, which may come here
-            hold.end(call)
+            limit.end(call)
+        except BaseException:  # such as a second Ctrl-C
+            limit.end(call)
             raise
 
 
 def blas_threads() -> int | None:
-    """Return how many threads BLAS may use, apart from what is held here; None without a BLAS that tells.
+    """Return how many threads BLAS may use outside `single_threaded_blas`; None if no loaded BLAS reports it.
 
-    That is its limit: by ``OMP_NUM_THREADS`` and the like when the process starts, by ``threadpool_limits`` later.
+    The process starts with the count in ``OMP_NUM_THREADS`` or a similar variable; ``threadpool_limits`` changes it.
     """
-    numbers = _hold.numbers
-    return min(numbers or (library.num_threads for library in _libraries()), default=None)
+    return min(_shared_limit.previous_counts or (library.num_threads for library in _libraries()), default=None)
 
 
 def _control() -> Any:
-    """Return threadpoolctl's record of the thread that controls OpenBLAS; None where it keeps none."""
+    """Return threadpoolctl's record of the thread that controls OpenBLAS; None if this version keeps none."""
     return getattr(threadpoolctl.OpenBLASController, "_SHARED_STATE", None)
 
 
@@ -129,19 +130,19 @@ def _libraries() -> list[Any]:
     return list(threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers)
 
 
-_hold = _Hold()
+_shared_limit = _SharedLimit()
 
 
-def _begin_anew() -> None:
-    """Give BLAS its threads back in a forked child, where no other thread is left."""
-    global _hold
-    inherited, _hold = _hold, _Hold()
-    if inherited.numbers is not None:
-        inherited.lock, inherited.owner = Lock(), None
-        inherited.holder.refused.clear()
+def _reset_after_fork() -> None:
+    """Restore the thread counts in a forked child, which has none of the threads that would do so."""
+    global _shared_limit
+    inherited, _shared_limit = _shared_limit, _SharedLimit()
+    if inherited.previous_counts is not None:
+        inherited.lock, inherited.previous_controller = Lock(), None
+        inherited.stand_in.refused.clear()
         inherited.calls.clear()
         inherited.end(None)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_anew)
+    os.register_at_fork(after_in_child=_reset_after_fork)

@@ -13,10 +13,10 @@ _scratch = local()
 
 
 def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Return this thread's scratch array of that name, uninitialised; the next call with the name returns it again.
+    """Return this thread's scratch array of that name, uninitialised; the next call with the name reuses its memory.
 
-    New memory would cost more than the work on it, since the system provides it page by page. The array is aligned to
-    cache lines, so that no vector is read from two of them.
+    New memory would cost more than the work on it, since the system maps it page by page. The array is aligned to
+    cache lines, so that no vector load crosses two of them.
     """
     size = prod(shape) * np.dtype(dtype).itemsize
     store: dict[str, np.ndarray] = _scratch.__dict__

@@ -19,10 +19,10 @@ _directions = itertools.cycle((1, -1))
 
 
 def num_threads() -> int:
-    """Return on how many threads work is shared: ``XPCONV_NUM_THREADS``, else the CPUs that this process may use.
+    """Return the number of threads that share work: ``XPCONV_NUM_THREADS``, else the CPUs that this process may use.
 
-    Those CPUs are limited by the process's affinity, by its cgroup's quota, and by the limit on BLAS's threads:
-    ``OMP_NUM_THREADS`` and the like, or a `threadpoolctl.threadpool_limits` around the call.
+    That number of CPUs is the least of the process's affinity, its cgroup's quota and the limit on BLAS's threads
+    (``OMP_NUM_THREADS`` or a similar variable, or a `threadpoolctl.threadpool_limits` around the call).
     """
     text = os.environ.get("XPCONV_NUM_THREADS")
     if text is None:
@@ -33,7 +33,7 @@ def num_threads() -> int:
 
 
 def run_products(task: Callable[[int], object], count: int) -> None:
-    """Run tasks that call BLAS, as `run_parallel` does, each on one thread of BLAS."""
+    """Run tasks as `run_parallel` does, with BLAS limited to one thread in each."""
     with single_threaded_blas():
         run_parallel(task, count)
 
@@ -41,11 +41,11 @@ def run_products(task: Callable[[int], object], count: int) -> None:
 def run_parallel(task: Callable[[int], object], count: int) -> None:
     """Call ``task(0)`` to ``task(count - 1)`` on this thread and on workers; each takes the next task when it is free.
 
-    Every other call begins with the last task: if its arrays are those of the call before, their ends are in the cache.
-    The first error ends the work: tasks that have begun are waited for, others are not begun.
+    Every other call runs the tasks in reverse: if it uses the arrays of the call before, the ends of those are still in
+    the cache. After an error no more tasks begin; those that have begun are finished, and the first error is raised.
     """
     order = range(count)[:: next(_directions)]
-    numbers = itertools.count()  # shared: next() is atomic
+    numbers = itertools.count()  # Shared by all threads: next() is atomic.
 
     def work() -> None:
         while (k := next(numbers)) < count:
@@ -54,9 +54,9 @@ def run_parallel(task: Callable[[int], object], count: int) -> None:
     helpers: list[Future[None]] = []
     threads = num_threads()
     try:
-        with suppress(RuntimeError):  # the system starts no more threads: this one does all the work
+        with suppress(RuntimeError):  # If the system starts no more threads, this one does the work.
             for _ in range(min(threads, count) - 1):
-                helpers.append(_workers(threads - 1).submit(copy_context().run, work))  # it holds np.errstate
+                helpers.append(_workers(threads - 1).submit(copy_context().run, work))  # np.errstate is in the context
         work()
     finally:
         numbers = itertools.count(count)
@@ -66,7 +66,7 @@ def run_parallel(task: Callable[[int], object], count: int) -> None:
 
 
 def _finish(helpers: list[Future[None]]) -> list[BaseException]:
-    """Call off work that has not begun, wait for the rest and return its errors."""
+    """Cancel the helpers that have not begun, wait for the others and return their errors."""
     begun = [helper for helper in helpers if not helper.cancel()]
     interrupt: BaseException | None = None
     errors = []
@@ -75,7 +75,7 @@ def _finish(helpers: list[Future[None]]) -> list[BaseException]:
             try:
                 error = helper.exception()
                 break
-            except KeyboardInterrupt as caught:  # the arrays are written to until the tasks have ended
+            except KeyboardInterrupt as caught:  # Keep waiting: running tasks still write to the arrays.
                 interrupt = caught
         if error is not None:
             errors.append(error)
@@ -86,7 +86,7 @@ def _finish(helpers: list[Future[None]]) -> list[BaseException]:
 
 @lru_cache
 def _workers(count: int) -> ThreadPoolExecutor:
-    """Return this many worker threads; calls that overlap share them."""
+    """Return a pool of `count` worker threads, which overlapping calls share."""
     return ThreadPoolExecutor(count, "xpconv")
 
 
@@ -98,7 +98,7 @@ def _usable_cpus() -> int | None:
 
 @lru_cache
 def _cgroup_cpus(root: Path = Path("/")) -> int | None:
-    """Return the CPUs that the quota of this process's cgroup, or of one around it, amounts to; None without a quota.
+    """Return the CPU quota of this process's cgroup and its parents, rounded up to whole CPUs; None without a quota.
 
     A container's quota is in ``cpu.max`` ("quota period" or "max period", in microseconds).
     """
@@ -116,7 +116,7 @@ def _cgroup_cpus(root: Path = Path("/")) -> int | None:
 
 
 def _forget_workers() -> None:
-    """Start workers anew in a forked child, which has none of the parent's threads."""
+    """Make a forked child, which has none of the parent's threads, start workers of its own."""
     _workers.cache_clear()
 
 
