@@ -1,14 +1,21 @@
 """Convolution on NumPy by memory-efficient lowering (MEC; Cho and Brand 2017): im2col along the width alone.
 
-One row of the padded images is lowered to one line: a matrix (C * KW, m * OW) which holds, for each channel and each
-column of the window, the OW pixels that this column meets, for all m images of a tile. The window's height needs no
-copies: the KH rows that a window covers are KH lines, and these lie side by side in memory.
+Each row of the padded images becomes one *line*: a matrix (C * KW, m * OW) with a row for each channel and each column
+of the window, and a column for each image of the tile and each window across it. Example, for one channel, one image
+of 5 pixels across, and windows of KW = 3 columns at stride 1::
 
-Example: windows of KH = 3 rows at stride SH = 2, and OH = 3 rows of output. Row r of the padded image is
-``r = q * SH + phase``; the stride makes every window begin at phase 0.
+    image row   p0 p1 p2 p3 p4          line   p0 p1 p2     first column of the 3 windows
+                                               p1 p2 p3     second
+                                               p2 p3 p4     third
 
-Lines by rows follow each other down the image. A *section* is what one row of the output sees, KH lines in a row: one
-matrix (KH * C * KW, m * OW). Sections overlap::
+The window's height needs no copies: the KH image rows that a window covers are KH lines, which are neighbours in
+memory. The lines can be stored in two orders, each of which makes neighbours of other lines.
+
+Example: windows of KH = 3 rows at stride SH = 2, and OH = 3 rows of output. Let image row ``r = q * SH + phase``; every
+window begins at phase 0.
+
+*By rows*, lines have the order of the image rows. The KH lines that one row of the output depends on, its *section*,
+are then one matrix (KH * C * KW, m * OW), and ``out row = filters @ section``. Sections overlap::
 
     image row   q   phase   line              section of output row
         0       0     0     [C*KW, m*OW]      0
@@ -20,8 +27,9 @@ matrix (KH * C * KW, m * OW). Sections overlap::
         6       3     0     [C*KW, m*OW]              2
         7       3     1     [C*KW, m*OW]      (in no section)
 
-Lines by channels are one matrix of C * KW rows for each phase, with the lines of all q side by side. A *slice* is what
-one row of the window meets, OH neighbouring lines: one matrix (C * KW, OH * m * OW)::
+*By channels*, lines of the same phase are side by side in one matrix of C * KW rows. The OH lines that one row of the
+window meets on its way down the image, its *slice*, are then one matrix (C * KW, OH * m * OW), and
+``dw of the window row = slice @ dout.T``::
 
                  q = 0    1    2    3         slice of window row
     phase 0        | 0  | 2  | 4  | 6  |      0: image rows 0 2 4      2: image rows 2 4 6
@@ -46,7 +54,7 @@ from xpconv.ops.windows import Pair, output_size
 
 Array = np.ndarray
 _BY_ROWS, _BY_CHANNELS = (0, 1, 2, 3, 4, 5), (1, 2, 3, 0, 4, 5)  # Orders of the axes (Q, phases, C, KW, m, OW).
-_FEW_WEIGHTS = 1 << 13  # Below this, one gradient of the weights for each row of the output costs little.
+_FEW_WEIGHTS = 1 << 13  # With fewer weights, dw is computed for each row of the output and then summed.
 _MIN_COLUMNS = 128  # From this number of columns on, a matrix product is fast.
 
 
@@ -59,7 +67,7 @@ class _Lines:
         self.image, (self.OH, self.OW) = (H, W), output_size((H, W), kernel_size, stride, padding)
         Q, phases = self.OH + (self.KH - 1) // stride[0], min(self.KH, stride[0])
         self.shape = Q, phases, self.C, KW, self.m, self.OW
-        self.height = (Q - 1) * stride[0] + phases  # Rows of a padded image that has a row for every line.
+        self.height = (Q - 1) * stride[0] + phases  # Rows that a padded image needs, to have one for every line.
         self.nothing_to_copy = self.m == H == 1 and kernel_size == stride == (1, 1) and padding == (0, 0)
 
     def lower(self, images: Array, order: tuple[int, ...]) -> Array:
@@ -78,9 +86,9 @@ class _Lines:
         return lines
 
     def image_bytes(self, itemsize: int, columns: bool = False) -> int:
-        """Return the scratch memory for one image: that of its lines or of its columns, in bytes.
+        """Return the size of one image's lines or, if `columns`, of its columns, in bytes.
 
-        If nothing is copied, the result is so large that every tile gets a single image.
+        If nothing is copied, return a huge size, which makes every tile a single image.
         """
         if self.nothing_to_copy:
             return sys.maxsize
@@ -89,7 +97,7 @@ class _Lines:
         return rows * prod(self.shape[2:]) // self.m * itemsize
 
     def _padded(self, name: str, dtype: np.dtype) -> tuple[Array, Array]:
-        """Return a scratch array for padded images (C, rows, m, columns), and its view of the images alone."""
+        """Return a scratch array for padded images (C, rows, m, columns), and a view of it without the padding."""
         (H, W), (PH, PW) = self.image, self.padding
         padded = scratch(name, (self.C, max(H + 2 * PH, self.height), self.m, W + 2 * PW), dtype)
         return padded, padded[:, PH : PH + H, :, PW : PW + W]
@@ -100,17 +108,17 @@ class _Lines:
         return as_strided(padded, self.shape, (h * SH, h, c, w, n, w * SW))
 
     def sections(self, lines: Array) -> Array:
-        """Return the sections of lines by rows, as overlapping views (OH, KH * C * KW, m * OW)."""
+        """Return the sections of lines by rows: a view (OH, KH * C * KW, m * OW) whose sections overlap."""
         K, L = self.KH * self.C * self.shape[3], self.m * self.OW
         return as_strided(lines, (self.OH, K, L), (lines.strides[0], L * lines.itemsize, lines.itemsize))
 
     def slices(self, lines: Array) -> list[Array]:
-        """Return the slices of lines by channels, KH views (C * KW, OH * m * OW)."""
+        """Return the slices of lines by channels: KH views (C * KW, OH * m * OW)."""
         starts = [divmod(i, self.stride[0]) for i in range(self.KH)]
         return [lines[phase, :, :, q : q + self.OH].reshape(-1, self.OH * self.m * self.OW) for q, phase in starts]
 
     def fold(self, cols: Array, images: Array) -> None:
-        """Add up the columns of im2col (KH, C * KW, OH * m * OW) and write the sums to `images` (m, C, H, W)."""
+        """Add columns (KH, C * KW, OH * m * OW) to the pixels that they came from, and write `images` (m, C, H, W)."""
         if self.nothing_to_copy:
             images[...] = cols.reshape(images.shape)
             return
@@ -121,20 +129,20 @@ class _Lines:
         padded, inside = self._padded("dpadded", cols.dtype)
         padded[...] = 0
         windows = self._windows(padded).transpose(_BY_CHANNELS)
-        for j in range(self.shape[3]):  # Neighbouring windows overlap: add one column of the window at a time.
+        for j in range(self.shape[3]):  # Windows overlap across: add one column of the window at a time.
             windows[:, :, j] += lines[:, :, j]
         images[...] = inside.transpose(2, 0, 1, 3)
 
 
 def _flatten_for_1x1(x: Array, w: Array, stride: Pair, padding: Pair) -> Array:
-    """Return large images as images of a single row if a 1x1 window sees each pixel by itself; else return `x`."""
+    """Reshape images to a single row for a 1x1 convolution with stride 1, if they are large; else return `x`."""
     pointwise = w.shape[2:] == stride == (1, 1) and padding == (0, 0)
     return x.reshape(*x.shape[:2], 1, -1) if pointwise and x[0, 0].size >= _MIN_COLUMNS else x
 
 
 @accelerate("numpy")
 def convolve(x: Array, w: Array, b: Array | None, stride: Pair, padding: Pair, algorithm: str) -> Array:
-    """Multiply the filters with all sections of a tile."""
+    """Multiply the filters by every section of a tile."""
     if algorithm == "auto" and winograd.is_applicable(x, w, stride, padding):
         return winograd.convolve(x, w, b, padding)
     F, kernel_size, output = w.shape[0], w.shape[2:], output_size(x.shape[2:], w.shape[2:], stride, padding)
@@ -161,13 +169,13 @@ def convolve(x: Array, w: Array, b: Array | None, stride: Pair, padding: Pair, a
 def convolve_backward(
     dout: Array, x: Array, w: Array, stride: Pair, padding: Pair, algorithm: str, need_dx: bool
 ) -> tuple[Array | None, Array, Array]:
-    """Multiply dout with the sections or slices for dw; for dx, convolve dout or fold the columns' gradient."""
+    """Compute dw from sections or slices, and dx by convolving dout or by folding the gradient of the columns."""
     if algorithm == "auto" and winograd.is_applicable(x, w, stride, padding):
         return winograd.convolve_backward(dout, x, w, padding, need_dx)
     (F, C, KH, KW), kernel_size, shape = w.shape, w.shape[2:], x.shape
     x, dout = (_flatten_for_1x1(a, w, stride, padding) for a in (x, dout))
     OH = dout.shape[2]
-    # At stride 1, dx is the convolution of dout with the filters turned by 180 degrees, C and F exchanged.
+    # At stride 1, dx is the convolution of dout with the filters rotated by 180 degrees, C and F exchanged.
     dx_by_convolution = need_dx and stride == (1, 1) and padding[0] < KH and padding[1] < KW and 2 * C >= F
     dx = np.empty(x.shape, x.dtype) if need_dx and not dx_by_convolution else None
     filters = w.transpose(2, 1, 3, 0).reshape(-1, F)  # (KH * C * KW, F)
@@ -189,7 +197,7 @@ def convolve_backward(
     image_bytes = _Lines(x[:1].shape, kernel_size, stride, padding).image_bytes(x.itemsize, columns=dx is not None)
     dw, db = sum_over_tiles(x, task, len(x), image_bytes)
     if dx_by_convolution:
-        turned = w[:, :, ::-1, ::-1].transpose(1, 0, 2, 3)
-        dx = convolve(dout, turned, None, stride, (KH - 1 - padding[0], KW - 1 - padding[1]), algorithm)
+        rotated = w[:, :, ::-1, ::-1].transpose(1, 0, 2, 3)
+        dx = convolve(dout, rotated, None, stride, (KH - 1 - padding[0], KW - 1 - padding[1]), algorithm)
     dw = np.ascontiguousarray(dw.reshape(KH, C, KW, F).transpose(3, 1, 0, 2))
     return dx if dx is None else dx.reshape(shape), dw, db

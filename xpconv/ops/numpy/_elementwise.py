@@ -1,4 +1,4 @@
-"""Operations on each element by itself, and losses, on NumPy."""
+"""Elementwise operations and losses on NumPy."""
 
 import numpy as np
 
@@ -13,7 +13,8 @@ Array = np.ndarray
 def write_where(mask: Array, values: Array, out: Array) -> None:
     """Write ``where(mask, values, 0)`` to `out`.
 
-    The bits of the values are multiplied as integers: inf * 0 would be NaN, and np.where is slow for random masks.
+    The bit patterns of the values are multiplied by 0 or 1 as integers, since inf * 0 would be NaN as floats. np.where
+    is slow for random masks.
     """
     bits = f"i{values.itemsize}"
     np.multiply(values.view(bits), mask, out=out.view(bits))
@@ -21,7 +22,7 @@ def write_where(mask: Array, values: Array, out: Array) -> None:
 
 @accelerate("numpy")
 def flush_denormals(a: Array) -> None:
-    """Look before writing: such values are rare, and writing takes twice as long as looking."""
+    """Write only if there are such values: they are rare, and writing takes twice as long as comparing."""
     magnitude, tiny = scratch("magnitude", a.shape, a.dtype), scratch("tiny", a.shape, np.bool_)
     np.abs(a, out=magnitude)
     np.less(magnitude, flush_threshold(np, a), out=tiny)
@@ -36,7 +37,7 @@ def adam_step(w: Array, dw: Array, m: Array, v: Array, beta1: float, beta2: floa
     np.multiply(dw, 1 - beta1, out=a)
     m *= beta1
     m += a
-    np.multiply(dw, 1 - beta2, out=a)  # before the square, which may overflow
+    np.multiply(dw, 1 - beta2, out=a)  # First, since dw * dw may overflow.
     a *= dw
     v *= beta2
     v += a
@@ -49,7 +50,7 @@ def adam_step(w: Array, dw: Array, m: Array, v: Array, beta1: float, beta2: floa
 
 @accelerate("numpy")
 def softmax_cross_entropy(x: Array, y: Array) -> tuple[Array, Array]:
-    """Compute in the gradient's memory."""
+    """Use the memory of the gradient for the intermediate results."""
     N = len(x)
 
     def tile(dx: Array, x: Array, y: Array) -> tuple[Array]:
@@ -82,7 +83,7 @@ def relu(x: Array) -> tuple[Array, Array]:
 
 @accelerate("numpy")
 def relu_backward(dout: Array, mask: Array) -> Array:
-    """Multiply by the mask: np.where takes twenty times as long for a random one."""
+    """Multiply by the mask: for a random mask, np.where takes twenty times as long."""
     dx = np.empty(dout.shape, dout.dtype)
 
     def tile(dx: Array, dout: Array, mask: Array) -> tuple[()]:

@@ -1,4 +1,4 @@
-"""Normalisation on NumPy: sums first, then one linear combination that is written once.
+"""Normalisation on NumPy: compute sums, then write the output as one linear combination of the inputs.
 
 Forward, with ``xhat = (x - mean) * inv_std``::
 
@@ -14,11 +14,12 @@ Backward, with ``dxhat = gamma * dout`` and means over the ``n`` values that sha
 
     dbeta = sum(dout)          dgamma = inv_std * (sum(dout * x) - mean * sum(dout))
 
-The sums in dgamma and dbeta are over `param_axes`, S1 and S2 over `axes`. If gamma is constant over `param_axes`, S1
-and S2 are derived from the sums in dgamma and dbeta; if not, gamma * dout is written out first.
+S1 and S2 are sums over `axes`; the sums in dgamma and dbeta are over `param_axes`. If gamma is constant over
+`param_axes`, S1 and S2 are derived from the sums in dgamma and dbeta; if not, dxhat is computed first, in the memory of
+dx.
 
-``S2 - mean * S1`` cancels where the mean is large beside the standard deviation. There the same formulas are applied to
-xhat in place of x, whose mean is 0 and whose standard deviation is 1.
+``S2 - mean * S1`` loses digits if the mean is large compared with the standard deviation. The same formulas are then
+applied to xhat in place of x, since its mean is 0 and its standard deviation is 1.
 """
 
 from collections.abc import Sequence
@@ -36,9 +37,9 @@ Array = np.ndarray
 
 _CHUNK_BYTES = 1 << 19  # Bytes per chunk; an input and an output chunk fit in L2.
 _MAX_SEQUENTIAL = 1 << 10  # Longer sums are added in pieces, for smaller rounding errors.
-_MAX_RESULTS_UNDER_GIL = 500  # Up to this many results, np.vecdot keeps the GIL.
-_MAX_SQUARED_MEAN = 4  # Up to this mean**2 / var, E[x**2] - mean**2 loses less than one digit.
-_NUMPY_BUFFER = 1 << 10  # In elements; NumPy copies shorter rows to its buffer, which takes as long as the arithmetic.
+_MAX_RESULTS_UNDER_GIL = 500  # Up to this number of results, np.vecdot keeps the GIL and so stops other threads.
+_MAX_SQUARED_MEAN = 4  # Up to this ratio mean**2 / var, E[x**2] - mean**2 loses less than one digit.
+_NUMPY_BUFFER = 1 << 10  # Elements; NumPy copies rows shorter than its buffer, which takes as long as the arithmetic.
 _MIN_INV_STD = 1e-9  # Below this, inv_std**2 times a small gradient underflows in float32.
 
 
@@ -82,7 +83,7 @@ def normalise_backward(
     param_axes: Sequence[int],
     tile_axis: int,
 ) -> tuple[Array, ...]:
-    """Compute ``dx = a * dout - b * x + c`` from sums of dout and dout * x; see the top of this file."""
+    """Compute ``dx = a * dout - b * x + c`` from the sums of dout and dout * x, as the module's docstring explains."""
     scalar_gamma = all(gamma.shape[axis] == 1 for axis in param_axes)
     other_axes = tuple(axis for axis in axes if axis not in param_axes)
 
@@ -111,8 +112,8 @@ def normalise_backward(
 def _sum_of_products(axes: Sequence[int], *factors: Array) -> Array:
     """Return the sum over `axes` of the product of arrays; the axes stay, with size 1.
 
-    NumPy's einsum is faster than its sum, and BLAS is faster than einsum, but both add the terms one after the other.
-    Long sums are therefore cut into pieces.
+    np.einsum is faster than np.sum, and np.vecdot (BLAS) is faster still, but both add the terms one after the other,
+    which loses digits in long sums. The sum over the last axis is therefore cut into pieces; other axes follow.
     """
     x, axis = factors[0], max(axes)
     size, pieces = x.shape[axis], x.shape[axis] // _MAX_SEQUENTIAL
@@ -134,7 +135,7 @@ def _sum_of_products(axes: Sequence[int], *factors: Array) -> Array:
 
 
 def _sum_sequentially(axis: int, *factors: Array) -> Array:
-    """Return the sum over one axis of the product of arrays; the axis goes."""
+    """Return the sum over one axis of the product of arrays, without that axis."""
     x = factors[0]
     if len(factors) == 2 and axis == x.ndim - 1 and x.size // x.shape[axis] > _MAX_RESULTS_UNDER_GIL:
         total: Array = np.vecdot(*factors)

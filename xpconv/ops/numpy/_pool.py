@@ -14,7 +14,7 @@ Array = np.ndarray
 
 @accelerate("numpy")
 def max_pool(x: Array, kernel_size: Pair, stride: Pair, padding: Pair) -> tuple[Array, Array]:
-    """Compare contiguous copies of the views, in tiles of images on all threads."""
+    """Copy one position of all windows at a time to contiguous memory, and compare it with the maxima so far."""
     output = output_size(x.shape[2:], kernel_size, stride, padding)
     out, start = np.empty((*x.shape[:2], *output), x.dtype), initial_argmax(np, kernel_size, stride, padding, output)
     argmax = np.empty(out.shape, start.dtype)
@@ -30,11 +30,10 @@ def max_pool(x: Array, kernel_size: Pair, stride: Pair, padding: Pair) -> tuple[
             view[...] = strided
             np.greater(view, maximum, out=better)
             np.maximum(maximum, view, out=maximum)
-            np.multiply(
-                better.view(np.uint8), argmax.dtype.type(k), out=candidate
-            )  # 0, or k, which exceeds all indices so far.
+            # The candidate is 0, or k, which exceeds all indices so far.
+            np.multiply(better.view(np.uint8), argmax.dtype.type(k), out=candidate)
             np.maximum(index, candidate, out=index)
-        if np.isnan(maximum).any():  # Comparisons with NaN are false: search this tile again.
+        if np.isnan(maximum).any():  # Comparisons with NaN are false: the portable version searches this tile again.
             index[...] = portable("max_pool")(x[tile], kernel_size, stride, padding)[1]
 
     for_each_tile(x, task, x.shape[0], x[0].nbytes)
@@ -45,7 +44,7 @@ def max_pool(x: Array, kernel_size: Pair, stride: Pair, padding: Pair) -> tuple[
 def max_pool_backward(
     dout: Array, argmax: Array, shape: tuple[int, ...], kernel_size: Pair, stride: Pair, padding: Pair
 ) -> Array:
-    """Write the gradients if windows tile the image, else add them up, in tiles of images on all threads."""
+    """Write each gradient once if the windows tile the image, else add up those of overlapping windows."""
     (N, C, H, W), (PH, PW), output = shape, padding, dout.shape[2:]
     tiled = (
         stride == kernel_size

@@ -1,7 +1,14 @@
-"""How NumPy's operations cut their work into tiles that fit the caches, and share those among threads.
+"""Cut work on NumPy arrays into tiles that fit the caches, and share the tiles among threads.
 
-Tiles, and the order in which their sums are added, depend on shapes alone: results have the same bits for any number
-of threads.
+The tiles, and the order in which their sums are added, depend only on shapes, so results have the same bits for any
+number of threads. A sum is added in *lanes*: each lane adds up a fixed run of neighbouring tiles in order, and then the
+lanes are added in order. Example: 100 images with 1 MiB of scratch memory each make 32 tiles of 3 or 4 images, in 8
+lanes::
+
+    lane 0:  ((t0 + t1) + t2) + t3            sum:  ((lane 0 + lane 1) + ...) + lane 7
+    lane 1:  ((t4 + t5) + t6) + t7
+    ...
+    lane 7:  ((t28 + t29) + t30) + t31
 """
 
 from collections.abc import Callable, Sequence
@@ -17,12 +24,12 @@ __all__ = ["for_each_block", "for_each_tile", "map_tiles", "matmul", "sum_in_blo
 
 Array = np.ndarray
 
-_TILE_BYTES = 1 << 22  # scratch of a tile: fits a shared cache, and takes long enough for two threads to pay
-_BLOCK_BYTES = 1 << 19  # of each array in an elementwise update, whose arrays share the cache; less work gets no thread
-_LANES = 8  # partial sums of work that computes, whatever the number of threads
-_MEMORY_LANES = 4  # of work that waits for memory: more threads gain nothing, and each tile costs 50 us
-_SUMMED_ROWS = 1 << 8  # rows that NumPy adds one after the other: more of them would lose digits
-_SMALL_PRODUCT = 1 << 18  # multiplications that are not worth a second thread
+_TILE_BYTES = 1 << 22  # Scratch memory of a tile: fits a shared cache, and is enough work to be worth a thread.
+_BLOCK_BYTES = 1 << 19  # Of each array in a block of an elementwise update; also the least scratch memory for a lane.
+_LANES = 8  # Lanes of work that is limited by arithmetic.
+_MEMORY_LANES = 4  # Lanes of work that is limited by memory: more threads gain nothing, and each tile costs 50 us.
+_SUMMED_ROWS = 1 << 8  # NumPy adds rows one after the other; more rows than this would lose digits.
+_SMALL_PRODUCT = 1 << 18  # Up to this number of multiplications, a second thread gains nothing.
 
 
 def _power_of_two(limit: int) -> int:
@@ -33,8 +40,14 @@ def _power_of_two(limit: int) -> int:
 def cut_tiles(count: int, item_bytes: int, lanes: int = _LANES) -> list[slice]:
     """Cut `count` items into tiles of nearly equal size, each with scratch memory that fits a cache.
 
-    The number of tiles is a multiple of the lanes, and lanes and tiles are powers of two, which divide many batch
-    sizes: small and large batches then have tiles of the same shape.
+    If there are enough items, the number of tiles is a multiple of the number of lanes. The limits on lanes and on
+    items per tile are powers of two, which divide many batch sizes: small and large batches then have tiles of the
+    same shape.
+
+    Examples
+    --------
+    >>> [tile.stop - tile.start for tile in cut_tiles(100, item_bytes=1 << 20)][:8]
+    [3, 3, 3, 3, 3, 3, 3, 4]
     """
     lanes = min(lanes, _power_of_two(max(1, count * item_bytes // _BLOCK_BYTES)))
     items_per_tile = _power_of_two(max(1, _TILE_BYTES // max(item_bytes, 1)))
@@ -54,7 +67,7 @@ def for_each_tile(x: Array, task: Callable[[slice], None], count: int, item_byte
 def sum_over_tiles(
     x: Array, task: Callable[[slice], tuple[Array, ...]], count: int, item_bytes: int
 ) -> tuple[Array, ...]:
-    """Deal the tiles to a few lanes: each lane adds up its own tiles in order, then the lanes are added in order."""
+    """Add up the tiles of each lane in order, then add the lanes in order."""
     tiles = cut_tiles(count, item_bytes)
     lanes = min(_LANES, len(tiles))
     sums: list[tuple[Array, ...]] = [()] * lanes
@@ -92,13 +105,13 @@ def map_tiles(x: Array, *others: Array, function: Callable[..., tuple[Array, ...
 
 @accelerate("numpy")
 def matmul(a: Array, b: Array) -> Array:
-    """Cut the product along its longest side into blocks that depend on shapes alone."""
+    """Cut the product along its longest side into blocks that depend only on the shapes."""
     (M, K), N = a.shape, b.shape[1]
     blocks = _LANES if M * K * N > _SMALL_PRODUCT else 1
-    sums_of_terms = max(M, N, blocks * min(M, N)) <= K  # the terms together are no larger than a or b
-    size = -(-(K if sums_of_terms else max(M, N)) // blocks)
+    cut_sum = max(M, N, blocks * min(M, N)) <= K  # The partial products (blocks, M, N) are no larger than a or b.
+    size = -(-(K if cut_sum else max(M, N)) // blocks)
     parts = [slice(k * size, (k + 1) * size) for k in range(blocks)]
-    if sums_of_terms:
+    if cut_sum:
         terms = np.empty((blocks, M, N), np.result_type(a, b))
         run_products(lambda k: np.matmul(a[:, parts[k]], b[parts[k]], out=terms[k]), blocks)
         total: Array = terms.sum(axis=0) if blocks > 1 else terms[0]
@@ -120,7 +133,7 @@ def for_each_block(x: Array, *others: Array, update: Callable[..., object]) -> N
 
 @accelerate("numpy")
 def sum_in_blocks(x: Array, *others: Array, term: Callable[..., Any]) -> Any:
-    """Add the blocks' terms in order; a term may call BLAS."""
+    """Add the terms of the blocks in order; a term may call BLAS."""
     count, block = _blocks(x, *others)
     terms: list[Any] = [None] * count
 
@@ -132,7 +145,7 @@ def sum_in_blocks(x: Array, *others: Array, term: Callable[..., Any]) -> Any:
 
 
 def _blocks(*arrays: Array) -> tuple[int, Callable[[int], Sequence[Array]]]:
-    """Return into how many blocks to cut arrays of one shape, and the function that cuts block number k of each."""
+    """Return the number of blocks for arrays of one shape, and a function that returns block k of each array."""
     flat = [a.reshape(-1) for a in arrays] if all(a.flags.c_contiguous for a in arrays) else arrays
     rows = len(flat[0])
     size = max(1, _BLOCK_BYTES * rows // max(1, flat[0].nbytes))
@@ -141,7 +154,7 @@ def _blocks(*arrays: Array) -> tuple[int, Callable[[int], Sequence[Array]]]:
 
 @accelerate("numpy")
 def sum_rows(a: Array) -> Array:
-    """Add few rows at a time, since NumPy adds them one after the other."""
+    """Add up at most `_SUMMED_ROWS` rows at a time, then those sums, since NumPy adds rows one after the other."""
     if len(a) > _SUMMED_ROWS:
         a = np.add.reduceat(a, np.arange(0, len(a), _SUMMED_ROWS))
     total: Array = a.sum(axis=0)

@@ -1,22 +1,30 @@
 """Winograd's convolution F(4x4, 3x3) on NumPy: a quarter of the multiplications, as 36 matrix products.
 
-Four neighbouring results of a convolution with 3 weights need 6 products instead of 12: ``y = A @ ((G @ g) * (B @ d))``
-for 6 pixels d, 3 weights g and 4 results y (Winograd 1980; Lavin and Gray 2016). In two dimensions each block of 4x4
-results needs 36 products instead of 144. Over all blocks and channels these are 36 matrix products.
+Four neighbouring outputs of a convolution with 3 weights need 6 products instead of 12: ``y = A @ ((G @ g) * (B @ d))``
+for 6 pixels d, 3 weights g and 4 outputs y (Winograd 1980; Lavin and Gray 2016, whose ``A^T`` and ``B^T`` are A and B
+here). In two dimensions, for 6x6 pixels d, 3x3 weights g and 4x4 outputs y::
 
-Both transforms are separable. Down the image, the small matrix B (or A transposed) is applied to whole rows of pixels.
-Across the image, one matrix transforms a whole row of pixels into all its blocks, and moves the channels to the last
-axis. Example: a row of W = 8 pixels p0 to p7 with padding 1 has 2 blocks. Block 0 sees the pixels -1 to 4, block 1 the
-pixels 3 to 8. Pixels -1 and 8 are padding, so their columns are left out, and both blocks see pixels 3 and 4::
+    y = A @ ((G @ g @ G.T) * (B @ d @ B.T)) @ A.T
+
+so a block of 4x4 outputs needs 36 products instead of 144. Its 36 *points* are the elements of the product in the
+middle. For each point, the products of all blocks and channels, summed over C, are one matrix product
+(P, C) @ (C, F): 36 matrix products in all.
+
+Multiplying by B and ``B.T`` (or A and ``A.T``) is done one direction at a time. Down the image, B is applied to whole
+rows of pixels. Across the image, one matrix transforms a whole row of pixels into all its blocks, and moves the
+channels to the last axis. Example: a row of W = 8 pixels p0 to p7 with padding 1 has 2 blocks. Block 0 reads the pixels
+-1 to 4, block 1 the pixels 3 to 8. Pixels -1 and 8 are padding, so their columns are left out; both blocks read pixels
+3 and 4::
 
                p0  p1  p2  p3  p4  p5  p6  p7
     block 0  [ B1  B2  B3  B4  B5   0   0   0 ]       Bk is column k of B, 6 numbers:
     block 1  [  0   0   0  B0  B1  B2  B3  B4 ]       the matrix is 12 x 8.
 
-Most of the matrix of a long row is 0. It is therefore kept as bands: 4 blocks and the pixels that they see, and for the
-transpose 16 pixels and the blocks that see them.
+For a long row, most of the matrix is 0. It is therefore stored as bands of 4 blocks and the pixels that they read, and
+its transpose as bands of 16 pixels and the blocks that read them.
 
-The order of axes lets every step read and write BLAS matrices where they lie.
+Blocks are stored as (6 points down, P, 6 points across, channels): in this order of axes BLAS can read and write the
+matrices of every step without copies.
 
 Letters: N images, C channels, F filters, (H, W) image, (OH, OW) output; m images in a tile, (th, tw) blocks of an
 image, P = th * m * tw blocks of a tile.
@@ -55,9 +63,9 @@ _G = np.asarray(
         [0, 0, 1],
     ]
 )
-_G2 = np.kron(_G, _G)  # (36, 9): Both directions at once.
+_G2 = np.kron(_G, _G)  # (36, 9): G @ g @ G.T for flat g.
 _A = np.asarray([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], float)
-_TRANSFORMS = {"input": _B, "output": _A.T}
+_TRANSFORMS = {"input": _B, "output": _A.T}  # The output uses the adjoint, so that both turn pixels into points.
 
 
 def is_applicable(x: Array, w: Array, stride: Pair, padding: Pair) -> bool:
@@ -81,7 +89,7 @@ Bands = list[tuple[slice, slice, Array]]  # Rows, columns and values of each ban
 def _row_transform(kind: str, blocks: int, extent: int, padding: int) -> tuple[Bands, Bands]:
     """Return the bands of the matrix that transforms a row of `extent` pixels, and those of its transpose."""
     T = _TRANSFORMS[kind]
-    reach = T.shape[1]  # Pixels that one block sees.
+    reach = T.shape[1]  # Pixels across one block: 6 of the input, or 4 of the output.
 
     def submatrix(first: int, last: int, start: int, stop: int) -> Array:
         """Return the matrix from pixels start:stop to blocks first:last."""
@@ -110,17 +118,18 @@ def _row_transform(kind: str, blocks: int, extent: int, padding: int) -> tuple[B
 class _Blocks:
     """The transform of a tile's images into blocks (6, P, 6, channels), and its adjoint.
 
-    A block sees 6 x 6 pixels of the padded input ("input"), or gives 4 x 4 pixels of the output ("output").
+    A block covers 6 x 6 pixels of the padded input ("input") or 4 x 4 pixels of the output ("output"). The input is
+    transformed forward and the output backward; their gradients, the other way round.
     """
 
     def __init__(self, kind: str, m: int, image: Pair, padding: Pair, blocks: Pair) -> None:
         (self.H, W), (self.PH, PW), (self.th, self.tw), self.m = image, padding, blocks, m
-        self.T = _TRANSFORMS[kind].astype(np.float32)  # (6, pixels that a block sees)
+        self.T = _TRANSFORMS[kind].astype(np.float32)  # (6, pixels across a block)
         self.row_bands, self.transposed_row_bands = _row_transform(kind, self.tw, W, PW)
         self.P = self.th * m * self.tw
 
     def forward(self, images: Array, name: str) -> Array:
-        """Transform images (m, C, H, W)."""
+        """Return the blocks of images (m, C, H, W): transform across, then down."""
         C, reach = images.shape[1], self.T.shape[1]
         rows, inside = self._rows(C)
         rows[: self.PH], rows[self.PH + self.H :] = 0, 0
@@ -133,13 +142,13 @@ class _Blocks:
         return blocks.reshape(6, self.P, 6, C)
 
     def backward(self, blocks: Array, images: Array) -> None:
-        """Apply the adjoint to blocks, and write the result to images (m, C, H, W)."""
+        """Apply the adjoint of `forward` to blocks, and write the result to images (m, C, H, W)."""
         rows, inside = self._rows(blocks.shape[3])
         blocks = blocks.reshape(6, self.th, -1).transpose(1, 0, 2)
         flat = rows.reshape(len(rows), -1)
-        own, next_rows = flat[: 4 * self.th].reshape(self.th, 4, -1), flat[4:].reshape(self.th, 4, -1)
-        np.matmul(self.T[:, :4].T, blocks, out=own)
-        if self.T.shape[1] > 4:  # The last two rows that a block sees are the first two of the next block.
+        own_rows, next_rows = flat[: 4 * self.th].reshape(self.th, 4, -1), flat[4:].reshape(self.th, 4, -1)
+        np.matmul(self.T[:, :4].T, blocks, out=own_rows)
+        if self.T.shape[1] > 4:  # The last two rows of a block's six are the first two rows of the block below.
             flat[4 * self.th :] = 0
             overlap = scratch("overlap", (self.th, 2, flat.shape[1]), flat.dtype)
             next_rows[:, :2] += np.matmul(self.T[:, 4:].T, blocks, out=overlap)
@@ -147,32 +156,32 @@ class _Blocks:
             np.matmul(inside[:, :, points].transpose(0, 1, 3, 2), band.T, out=images[..., pixels].transpose(2, 0, 1, 3))
 
     def _rows(self, channels: int) -> tuple[Array, Array]:
-        """Return a scratch array for rows transformed across, with padding above and below, and its view without."""
+        """Return a scratch array for rows that are transformed across, and a view of it without the padding rows."""
         rows = scratch("rows", (4 * self.th + 4, self.m, 6 * self.tw, channels), np.float32)
         return rows, rows[self.PH : self.PH + self.H]
 
 
 def _as_matrices(blocks: Array) -> Array:
-    """Return blocks as a view (6, 6, P, channels): 36 matrices."""
+    """Return a view of blocks as 36 matrices, one for each point: (6, 6, P, channels)."""
     return blocks.transpose(0, 2, 1, 3)
 
 
 def _filters(w: Array) -> Array:
-    """Transform filters to (6, 6, F, C)."""
+    """Return the points of the filters: (6, 6, F, C)."""
     points: Array = matmul(_G2.astype(w.dtype), w.reshape(-1, 9).T)
     return points.reshape(6, 6, *w.shape[:2])
 
 
 @lru_cache
 def _transforms(m: int, image: Pair, padding: Pair) -> tuple[_Blocks, _Blocks]:
-    """Return the transform of a tile's inputs, and the one whose adjoint gives its outputs."""
+    """Return the transforms for the input and the output of a tile of m images."""
     output = image[0] + 2 * padding[0] - 2, image[1] + 2 * padding[1] - 2
     blocks = -(-output[0] // 4), -(-output[1] // 4)
     return _Blocks("input", m, image, padding, blocks), _Blocks("output", m, output, (0, 0), blocks)
 
 
 def _image_bytes(x: Array, w: Array) -> int:
-    """Return half the size of an image's blocks, in bytes: the 36 products are faster with the rows of more images."""
+    """Return half the size of an image's blocks, in bytes, since the products are faster in tiles twice as large."""
     return int(36 / 16 * x[0, 0].size * sum(w.shape[:2]) * x.itemsize) // 2
 
 
