@@ -1,5 +1,7 @@
 """The project's checks: ``nox`` runs them all, ``nox -s smoke`` the quick tests, ``nox -s tests`` all tests."""
 
+from pathlib import Path
+
 import nox
 
 nox.needs_version = ">=2024.10.9"
@@ -91,7 +93,9 @@ def docs(session: nox.Session) -> None:
     """Build the documentation into docs/_build/html, running every code cell; a warning is an error."""
     session.install(".[train,onnx]", *DOCS)
     options = ("-W", "--keep-going", "-E", "-q", "-j", "auto", *session.posargs)
-    session.run("sphinx-build", *options, "docs", "docs/_build/html")
+    site = Path("docs", "_build", "html")
+    session.run("sphinx-build", *options, "docs", str(site))
+    session.log(f"open {site.absolute() / 'index.html'}")
 
 
 @nox.session

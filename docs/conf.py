@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from docutils import nodes
+from jupyter_client import KernelManager
 from sphinx.util.nodes import make_refnode
 
 import xpconv
@@ -37,6 +38,7 @@ for name in [name for name in os.environ if name == "XP_BACKEND" or name.startsw
     del os.environ[name]
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 os.environ["PYTHONPATH"] = os.pathsep.join([str(DOCS), str(ROOT)])  # drawings.py, and the tests' table of layers
+KernelManager.transport_encryption.default_value = "auto"  # else each kernel warns that its connection is not encrypted
 os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # the kernel's debugger warns of frozen modules
 
 # ---- the reference: one page a module, in the order in which a name is looked for
