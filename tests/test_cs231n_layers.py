@@ -623,6 +623,10 @@ def ones(*shape):
             r"w has shape \(1, 1, 2, 2\); expected \(F, 2, HH, WW\)",
         ),
         (
+            lambda: layers.conv_forward_naive(ones(1, 8, 8, 3), ones(1, 3, 2, 2), ones(1), {"stride": 1, "pad": 0}),
+            r"x has shape \(1, 8, 8, 3\), with its 3 channels last",
+        ),
+        (
             lambda: layers.spatial_batchnorm_forward(ones(2, 3), ones(3), ones(3), {"mode": "train"}),
             r"x has shape \(2, 3\); expected \(N, C, H, W\)",
         ),
@@ -641,6 +645,12 @@ def test_mistakes_are_value_errors_that_name_them(call, message):
     with pytest.raises(ArgumentError, match=message) as caught:
         call()
     assert isinstance(caught.value, ValueError)
+
+
+def test_the_pair_that_forward_returns_is_no_array():
+    pair = layers.affine_forward(ones(2, 3), ones(3, 4), ones(4))
+    with pytest.raises(ArgumentTypeError, match=r"x is a pair of ndarray and tuple; expected an array: a forward pass"):
+        layers.relu_forward(pair)
 
 
 def test_arrays_of_other_libraries_are_refused():

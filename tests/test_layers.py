@@ -594,8 +594,8 @@ BAD_SHAPES = {
         "x has shape (2, 3, 4); expected (N, C)",
     ),
     "batchnorm gamma": (
-        lambda: layers.batchnorm_forward(images, zeros(5), zeros(3), train=True),
-        "gamma has shape (5,); expected (3,)",
+        lambda: layers.batchnorm_forward(images, zeros(4), zeros(3), train=True),
+        "gamma has shape (4,); expected (3,)",
     ),
     "batchnorm beta": (
         lambda: layers.batchnorm_forward(images, zeros(3), zeros(1, 3, 1, 1), train=True),
@@ -642,10 +642,34 @@ BAD_SHAPES = {
         "keep_prob is 1.5; expected a probability above 0 and at most 1",
     ),
     "scores of one sample": (lambda: layers.softmax_loss(zeros(4), y), "x has shape (4,); expected (N, C)"),
-    "label count": (lambda: layers.softmax_loss(scores, np.array([0, 1])), "y has shape (2,); expected (3,)"),
+    "label count": (
+        lambda: layers.softmax_loss(scores, np.array([0, 1])),
+        "y has shape (2,); expected integer labels (3,)",
+    ),
+    "labels one-hot floats": (
+        lambda: layers.softmax_loss(scores, np.eye(3, 4)),
+        "y has shape (3, 4); expected integer labels (3,): if they are one-hot, pass xp.argmax(y, axis=1)",
+    ),
+    "labels in a column": (
+        lambda: layers.softmax_loss(scores, y[:, None]),
+        "y has shape (3, 1); expected integer labels (3,): pass y[:, 0]",
+    ),
+    "conv NHWC": (
+        lambda: layers.conv_forward(np.moveaxis(images, 1, -1), filters, None),
+        "channels last (NHWC); expected them first, (N, C, H, W): pass xp.moveaxis(x, -1, 1)",
+    ),
+    "batchnorm NHWC": (
+        lambda: layers.batchnorm_forward(np.moveaxis(images, 1, -1), zeros(3), zeros(3), train=True),
+        "with its 3 channels last (NHWC); expected them first",
+    ),
+    "groupnorm NHWC": (
+        lambda: layers.groupnorm_forward(np.moveaxis(images, 1, -1), zeros(3), zeros(3), groups=1),
+        "with its 3 channels last (NHWC); expected them first",
+    ),
+    "gamma number": (lambda: layers.batchnorm_forward(images, zeros(), zeros(3), train=True), "gamma has shape ()"),
     "labels one-hot": (
         lambda: layers.svm_loss(scores, np.eye(3, 4, dtype=np.int64)),
-        "y has shape (3, 4); expected (3,)",
+        "y has shape (3, 4); expected integer labels (3,): if they are one-hot, pass xp.argmax(y, axis=1)",
     ),
     "label too large": (
         lambda: layers.softmax_loss(scores, np.array([0, 4, 1])),
@@ -689,6 +713,14 @@ BAD_TYPES = {
     "labels bool": (
         lambda: layers.svm_loss(scores, np.array([True, False, True])),
         "y has dtype bool; expected integer labels",
+    ),
+    "forward's pair as x": (
+        lambda: layers.relu_forward(layers.affine_forward(zeros(2, 3), zeros(3, 4), None)),
+        "x is a pair of ndarray and AffineCache; expected an array: a forward pass returns (out, cache)",
+    ),
+    "loss's pair as dout": (
+        lambda: layers.relu_backward(layers.softmax_loss(scores, y), layers.relu_forward(scores)[1]),
+        "dout is a pair of float64 and ndarray; expected an array: a forward pass returns (out, cache) and a loss",
     ),
     "labels list": (lambda: layers.softmax_loss(scores, [0, 1, 2]), "y is a list; expected an array"),
     "b number": (lambda: layers.affine_forward(zeros(2, 3), zeros(3, 4), 0.0), "b is a float; expected an array"),

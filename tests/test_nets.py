@@ -7,7 +7,7 @@ import pytest
 
 from tests.helpers import assert_array, find_backend
 from tests.nets import IMAGE, NETS
-from xpconv import ConvNet, FullyConnectedNet, Preprocessing, Sequential, ThreeLayerConvNet, TwoLayerNet, nn
+from xpconv import ConvNet, FullyConnectedNet, Preprocessing, Sequential, ThreeLayerConvNet, TwoLayerNet, layers, nn
 from xpconv.errors import ArgumentError, ArgumentTypeError, DeviceMismatchError, OutOfMemoryError
 from xpconv.io.model import load_model, save_model
 from xpconv.layers import reference
@@ -529,6 +529,28 @@ def test_images_of_another_shape_are_refused(shape):
     net = NETS["three layers"](rng=0, backend="numpy")
     with pytest.raises(ArgumentError, match=r"X has shape .*; expected \(N, 3, 6, 8\) with N at least 1"):
         net.loss(np.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("image", "given", "hint"),
+    [
+        ((3, 6, 8), (2, 6, 8, 3), r"its channels are last \(NHWC\) but must come first \(NCHW\): pass xp.moveaxis"),
+        ((1, 6, 8), (2, 6, 8), r"pass X\[:, None, ...\]"),
+        ((3, 6, 8), (3, 6, 8), r"for a batch of one sample, pass X\[None, ...\]"),
+        ((3, 6, 8), (2, 8, 6, 3), "as Sequential was built for$"),
+    ],
+)
+def test_images_in_another_layout_are_told_how_to_fit(image, given, hint):
+    net = Sequential([nn.Conv(2, padding="same"), nn.Affine(3)], input_shape=image, rng=0, backend="numpy")
+    with pytest.raises(ArgumentError, match=hint):
+        net.loss(np.zeros(given))
+
+
+def test_the_pair_that_a_layer_returns_is_no_batch():
+    net = TwoLayerNet(input_dim=4, rng=0, backend="numpy")
+    with pytest.raises(ArgumentTypeError, match="X is a pair of ndarray and ReluCache; expected an array"):
+        net.loss(layers.relu_forward(np.ones((2, 4))))
+    assert net.loss((np.ones(4), np.ones(4))).shape == (2, 10)  # a tuple of two samples
 
 
 def test_data_of_another_device_is_refused():

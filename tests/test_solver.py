@@ -295,7 +295,7 @@ def test_check_accuracy_is_the_fraction_of_hits(data):
     [
         (
             {"y": lambda y: y[:, None]},
-            r"X has 30 samples but y has shape \(30, 1\); expected one label",
+            r"X has 30 samples but y has shape \(30, 1\); expected one label for each, \(N,\): pass y\[:, 0\]",
         ),
         ({"y": lambda y: y[:-1]}, r"X has 30 samples but y has shape \(29,\); expected one label for each"),
         ({"y": lambda y: y + 0.9}, r"y has dtype .*float64; expected integer labels"),
@@ -370,6 +370,11 @@ def test_unknown_options_are_refused_by_name(data):
     [
         (lambda d: d.pop("y_val"), ArgumentError, "data has no 'y_val'; expected X_train, y_train, X_val and y_val"),
         (lambda d: d.update(y_train=d["y_train"][:-1]), ArgumentError, r"X_train has shape .* and y_train \(59,\)"),
+        (
+            lambda d: d.update(y_train=np.eye(3)[d["y_train"]]),
+            ArgumentError,
+            r"X_train has shape .* and y_train \(60, 3\); .*: if they are one-hot, pass xp.argmax\(y_train, axis=1\)",
+        ),
         (lambda d: d.update(X_val=d["X_val"][:0], y_val=d["y_val"][:0]), ArgumentError, "with N at least 1"),
         (
             lambda d: d.update(y_train=d["y_train"] + 0.5),

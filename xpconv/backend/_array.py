@@ -7,7 +7,7 @@ import numpy as np
 
 from xpconv.errors import ArgumentTypeError, DeviceMismatchError
 
-__all__ = ["Array", "array_namespace", "library_of", "on_host"]
+__all__ = ["Array", "array_namespace", "check_no_pair", "library_of", "on_host"]
 
 
 class Array(Protocol):
@@ -123,7 +123,21 @@ _NOT_ARRAYS = np.generic, np.ma.MaskedArray, np.matrix  # NumPy types whose oper
 _namespaces: dict[type, tuple[str, Any]] = {}  # the library and the namespace of each type of array seen so far
 
 
+def check_no_pair(name: str, value: Any) -> None:
+    """Raise ArgumentTypeError if a value is the pair that a forward pass or a loss returns, not one of its parts."""
+    if not isinstance(value, tuple) or len(value) != 2:
+        return
+    shapes = [getattr(part, "shape", None) for part in value]
+    if any(shapes) and shapes[0] != shapes[1]:  # Two arrays of one shape may be a batch of two samples.
+        kinds = " and ".join(type(part).__name__ for part in value)
+        raise ArgumentTypeError(
+            f"{name} is a pair of {kinds}; expected an array: a forward pass returns (out, cache) and a loss "
+            "(loss, dx), so pass one part of that pair"
+        )
+
+
 def _look_up(name: str, array: Any) -> tuple[str, Any]:
+    check_no_pair(name, array)
     if not array_api_compat.is_array_api_obj(array) or isinstance(array, _NOT_ARRAYS):
         raise ArgumentTypeError(
             f"{name} is a {type(array).__name__}; expected an array: pass get_backend().asarray({name})"

@@ -15,7 +15,7 @@ import array_api_compat
 import numpy as np
 
 from xpconv._validation import check_flag
-from xpconv.backend._array import STRICT_CPU, Array, array_namespace, library_of
+from xpconv.backend._array import STRICT_CPU, Array, array_namespace, check_no_pair, library_of
 from xpconv.backend._probes import PROBES
 from xpconv.errors import ArgumentError, ArgumentTypeError, BackendUnavailableError, DeviceMismatchError
 
@@ -105,6 +105,7 @@ class Backend:
 
     def upload(self, name: str, x: Any, dtype: str | None = None) -> Array:
         """Return `asarray(x, dtype)`, or raise an error that names `x` if it is on another device."""
+        check_no_pair(name, x)
         x = np.asarray(x) if isinstance(x, list | tuple) else x
         if not isinstance(x, np.ndarray) and backend_of(x) != self:
             raise DeviceMismatchError(

@@ -9,6 +9,7 @@ import numpy as np
 from xpconv import cs231n
 from xpconv._validation import is_integer
 from xpconv.backend import Array, backend_of
+from xpconv.backend._array import check_no_pair
 from xpconv.errors import ArgumentError, ArgumentTypeError
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
 def cast_floats(like: Array | None = None, /, **arrays: Array | None) -> tuple[Any, ...]:
     """Return the arrays as NumPy arrays with the dtype of `like`, or else of the first one; integers become float64."""
     for name, a in arrays.items():
+        check_no_pair(name, a)
         if a is not None and array_api_compat.is_array_api_obj(a) and not isinstance(a, np.ndarray | np.generic):
             raise ArgumentTypeError(
                 f"{name} is on {backend_of(a)}; the course's functions take NumPy arrays: "

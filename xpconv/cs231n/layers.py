@@ -34,7 +34,7 @@ from xpconv.cs231n._norms import (
 )
 from xpconv.errors import ArgumentError, ArgumentTypeError
 from xpconv.layers import reference
-from xpconv.layers._checks import check_shape, window_output
+from xpconv.layers._checks import check_channels_first, check_shape, window_output
 
 __all__ = [
     "affine_backward",
@@ -191,6 +191,7 @@ def conv_forward_naive(x: Array, w: Array, b: Array, conv_param: Options) -> tup
     stride, pad = read_options("conv_param", conv_param, "stride", "pad")
     images, filters, bias = cast_floats(x=x, w=w, b=b)
     check_shape("x", images, ("N", "C", "H", "W"))
+    check_channels_first(images, filters.shape[1:2])
     check_shape("w", filters, ("F", images.shape[1], "HH", "WW"))
     window_output(images.shape, filters.shape[2:], stride, pad)
     out, _ = reference.conv_forward(images, filters, bias, stride=stride, padding=pad)

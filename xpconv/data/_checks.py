@@ -7,6 +7,7 @@ import numpy as np
 
 from xpconv.backend import Array, backend_of, to_host
 from xpconv.errors import ArgumentError, ArgumentTypeError
+from xpconv.layers._checks import label_hint
 
 __all__ = ["check_split"]
 
@@ -51,7 +52,7 @@ def check_split(
     if X.shape[0] == 0 or tuple(y.shape) != (X.shape[0],):
         raise ArgumentError(
             f"X_{split} has shape {tuple(X.shape)} and y_{split} {tuple(y.shape)}; expected "
-            "(N, ...) and (N,) with N at least 1"
+            f"(N, ...) and (N,) with N at least 1{label_hint(f'y_{split}', y)}"
         )
     if sample_shape is not None and tuple(X.shape[1:]) != tuple(sample_shape):
         raise ArgumentError(

@@ -13,9 +13,11 @@ __all__ = [
     "check_arrays",
     "check_backward",
     "check_cache",
+    "check_channels_first",
     "check_gradient_shape",
     "check_labels",
     "check_shape",
+    "label_hint",
     "resolve_padding",
     "window_output",
 ]
@@ -58,6 +60,19 @@ def check_shape(name: str, array: Array, shape: Sequence[int | str | EllipsisTyp
         wanted = f"({', '.join(str(s) for s in shape)}{',' if len(shape) == 1 else ''})"
         empty = " and none of its sizes 0" if 0 in array.shape else ""
         raise ArgumentError(f"{name} has shape {tuple(array.shape)}; expected {wanted}{empty}")
+
+
+def check_channels_first(x: Array, channels: Sequence[int]) -> None:
+    """Raise ArgumentError if images have their channels last, as in (N, H, W, C).
+
+    `channels` is the part of a parameter's shape that holds C; it is empty if the parameter has too few axes.
+    """
+    shape, channels = tuple(x.shape), tuple(channels)
+    if len(shape) > 2 and shape[1:2] != channels and shape[-1:] == channels:
+        raise ArgumentError(
+            f"x has shape {shape}, with its {shape[-1]} channels last (NHWC); expected them first, (N, C, H, W): "
+            "pass xp.moveaxis(x, -1, 1)"
+        )
 
 
 def check_gradient_shape(dout: Array, shape: Sequence[int]) -> None:
@@ -124,13 +139,21 @@ def window_output(
     return OH, OW
 
 
+def label_hint(name: str, y: Array) -> str:
+    """Return what to do with labels that have two axes, for the end of an error; "" for other shapes."""
+    if len(y.shape) != 2:
+        return ""
+    return f": pass {name}[:, 0]" if y.shape[1] == 1 else f": if they are one-hot, pass xp.argmax({name}, axis=1)"
+
+
 def check_labels(y: Array, N: int, C: int, xp: Any) -> None:
     """Check that `y` holds N integer labels, and their range if `y` is in host memory; never wait for a device."""
     if y is None:
         raise ArgumentTypeError("y is None; expected an array of integer labels")
+    if tuple(y.shape) != (N,):
+        raise ArgumentError(f"y has shape {tuple(y.shape)}; expected integer labels ({N},){label_hint('y', y)}")
     if not xp.isdtype(y.dtype, "integral"):
         raise ArgumentTypeError(f"y has dtype {y.dtype}; expected integer labels: pass xp.astype(y, xp.int64)")
-    check_shape("y", y, (N,))
     if not on_host(y):
         return
     least, largest = (

@@ -13,6 +13,7 @@ from xpconv.backend import Array
 from xpconv.layers._checks import (
     check_arrays,
     check_cache,
+    check_channels_first,
     check_gradient_shape,
     check_shape,
     resolve_padding,
@@ -101,6 +102,7 @@ def conv_forward(
     """
     check_arrays(x=x, w=w, b=b)
     check_shape("x", x, ("N", "C", "H", "W"))
+    check_channels_first(x, w.shape[1:2])
     check_shape("w", w, ("F", x.shape[1], "KH", "KW"))
     if b is not None:
         check_shape("b", b, (w.shape[0],))

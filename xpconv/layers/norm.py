@@ -12,7 +12,7 @@ import array_api_compat
 from xpconv._validation import check_count, check_eps, check_flag, check_fraction
 from xpconv.backend import Array, on_host
 from xpconv.errors import ArgumentError, ArgumentTypeError
-from xpconv.layers._checks import check_arrays, check_backward, check_shape
+from xpconv.layers._checks import check_arrays, check_backward, check_channels_first, check_shape
 from xpconv.ops.norm import normalise, normalise_backward, update_running_average
 from xpconv.ops.tiling import sum_rows
 
@@ -177,6 +177,7 @@ def normalise_batch(
     xp = check_arrays(x=x, gamma=gamma, beta=beta)
     check_shape("x", x, ("N", "C", "H", "W")[: 4 if len(x.shape) == 4 else 2])
     C = x.shape[1]
+    check_channels_first(x, gamma.shape)
     if running is None:
         running = RunningStats(*(xp.zeros((C,), dtype=x.dtype, device=array_api_compat.device(x)) for _ in range(2)))
     if not isinstance(running, tuple | list) or len(running) != 2:
@@ -399,6 +400,7 @@ def groupnorm_forward(
     xp = check_arrays(x=x, gamma=gamma, beta=beta)
     check_shape("x", x, ("N", "C", ...))
     C = x.shape[1]
+    check_channels_first(x, gamma.shape)
     check_shape("gamma", gamma, (C,))
     check_shape("beta", beta, (C,))
     groups = check_count("groups", groups)

@@ -231,7 +231,7 @@ class Sequential:
         if tuple(x.shape[1:]) != self.input_shape or 0 in x.shape:
             raise ArgumentError(
                 f"X has shape {given}; expected (N, {str(self.input_shape)[1:].rstrip(',)')}) "
-                f"with N at least 1, as {self.name} was built for"
+                f"with N at least 1, as {self.name} was built for{_layout_hint(given, self.input_shape)}"
             )
         if self.preprocessing is not None:
             x = (x - self.preprocessing.mean) / self.preprocessing.std
@@ -346,6 +346,18 @@ class _NamedLayer:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, Exception):
             error.add_note(f"in layers[{self.position}], {self.layer!r}")
+
+
+def _layout_hint(given: Shape, input_shape: Shape) -> str:
+    """Return how to give images the model's layout, for the end of an error; "" if that would not make them fit."""
+    if len(input_shape) != 3:
+        return ""
+    C, H, W = input_shape
+    if given[1:] == (H, W, C):
+        return ": its channels are last (NHWC) but must come first (NCHW): pass xp.moveaxis(X, -1, 1)"
+    if C == 1 and given[1:] == (H, W):
+        return ": pass X[:, None, ...]"
+    return ": for a batch of one sample, pass X[None, ...]" if given == input_shape else ""
 
 
 def _upload_samples(X: Any, backend: Backend, dtype: str) -> Array:

@@ -8,7 +8,7 @@ import numpy as np
 from xpconv._validation import check_count
 from xpconv.backend import Array, Backend, backend_of, to_host
 from xpconv.errors import ArgumentError, NonFiniteLossError
-from xpconv.layers._checks import check_labels
+from xpconv.layers._checks import check_labels, label_hint
 
 __all__ = ["accuracy", "checks_since_best", "probabilities", "take_rows"]
 
@@ -68,6 +68,7 @@ def accuracy(
     if tuple(y.shape) != (X.shape[0],):
         raise ArgumentError(
             f"X has {X.shape[0]} samples but y has shape {tuple(y.shape)}; expected one label for each, (N,)"
+            + label_hint("y", y)
         )
     if rows is not None:
         X, y = take_rows(X, rows), take_rows(y, rows)
