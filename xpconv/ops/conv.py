@@ -1,7 +1,7 @@
 """Convolution as one matrix product per tile of images (im2col).
 
 Letters: N images, C channels, (H, W) image, F filters, (KH, KW) window, (OH, OW) output;
-the columns of a tile of m images have K = C * KH * KW rows and P = m * OH * OW columns.
+a tile of m images is unfolded to a matrix (K, P), with K = C * KH * KW and P = m * OH * OW.
 """
 
 from math import prod
@@ -115,6 +115,6 @@ def convolve_backward(
     return dx, xp.reshape(dw, w.shape), db
 
 
-def _column_bytes(x: Array, w: Array, places: int) -> int:
-    """Return the size of the columns of one image, in bytes."""
-    return int(prod(w.shape[1:])) * places * (8 if "64" in str(x.dtype) else 4)
+def _column_bytes(x: Array, w: Array, windows: int) -> int:
+    """Return the size of one image's columns, in bytes."""
+    return int(prod(w.shape[1:])) * windows * (8 if "64" in str(x.dtype) else 4)

@@ -1,7 +1,7 @@
-"""The table of operations: a portable version of each, and the faster ones that some libraries have.
+"""The table of operations: a portable version of each, and accelerated versions for NumPy and CuPy.
 
-An operation is written once in standard array API, which every library runs (`operation`). For NumPy and CuPy a faster
-version may be registered under the same name (`accelerate`); ``XPCONV_ACCELERATE=0`` turns all of those off.
+The portable version uses only the array API standard, so every library can run it (`operation`). An accelerated version
+is registered for one library under the same name (`accelerate`). ``XPCONV_ACCELERATE=0`` turns all of these off.
 """
 
 import importlib
@@ -17,7 +17,7 @@ __all__ = ["accelerate", "accelerated_versions", "operation", "portable"]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _accelerated: dict[tuple[str, str], Callable[..., Any]] = {}  # by operation and library
 _portable: dict[str, Callable[..., Any]] = {}
-_MODULES = {  # which register accelerated versions; those of a library are imported with its first array
+_MODULES = {  # Modules that register accelerated versions; imported when an operation gets the library's first array.
     "numpy": ("_tiles", "_conv", "_elementwise", "_norm", "_pool", "_windows"),
     "cupy": ("_conv", "_elementwise", "_finite", "_loss", "_norm", "_pool", "_windows"),
 }
@@ -25,10 +25,10 @@ _import_once = lru_cache(importlib.import_module)
 
 
 def operation(function: _Function) -> _Function:
-    """Make `function` the portable version of the operation of its name.
+    """Register `function` as the portable version of the operation that has its name.
 
-    The function that is returned looks at the library of its first argument, and calls that library's accelerated
-    version where there is one.
+    The returned function calls the accelerated version for the library of its first argument, or `function` if there
+    is none.
 
     Examples
     --------
@@ -51,12 +51,12 @@ def operation(function: _Function) -> _Function:
 
 
 def accelerate(library: str) -> Callable[[_Function], _Function]:
-    """Register the decorated function as a library's version of the operation of its name.
+    """Register the decorated function as a library's version of the operation that has its name.
 
     Parameters
     ----------
     library : str
-        As `xpconv.backend.library_of` names it.
+        The library's name, as `xpconv.backend.library_of` returns it.
 
     Examples
     --------
@@ -88,7 +88,7 @@ def portable(name: str) -> Callable[..., Any]:
 
 
 def accelerated_versions(library: str) -> dict[str, tuple[Callable[..., Any], Callable[..., Any]]]:
-    """Return the portable and the accelerated version of each operation that a library accelerates, by name.
+    """Return the portable and the accelerated version of each operation that has both for a library, by name.
 
     Examples
     --------

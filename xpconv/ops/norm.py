@@ -1,7 +1,18 @@
 """The computation that all normalisation layers share: ``out = gamma * (x - mean) / sqrt(var + eps) + beta``.
 
 All arrays have the same number of axes. Mean and variance are taken over `axes`, which stay as axes of size 1. Slices
-along `tile_axis` are independent of each other, so arrays may be cut into tiles along it.
+along `tile_axis` are independent of each other, so arrays may be cut into tiles along it. For N images, C channels,
+G groups of channels and L pixels, the layers use:
+
+============  ================  ================  ============  ============  =========
+layer         shape of x        shape of gamma    axes          param_axes    tile_axis
+============  ================  ================  ============  ============  =========
+batch norm    (N, C, L)         (1, C, 1)         (0, 2)        (0, 2)        1
+layer norm    (N, C, ...)       (1, C, ...)       (1, 2, ...)   (1, 2, ...)   0
+group norm    (N, G, C/G, L)    (1, G, C/G, 1)    (2, 3)        (3,)          0
+============  ================  ================  ============  ============  =========
+
+Group norm sums dgamma and dbeta over N itself. Layer norm computes them itself, since every element has its own gamma.
 """
 
 from collections.abc import Sequence
@@ -62,8 +73,8 @@ def normalise(
         xp = array_api_compat.array_namespace(x)
         mean = xp.mean(x, axis=axes, keepdims=True)
         out = x - mean
-        rest = xp.mean(out, axis=axes, keepdims=True)  # rounding error of the mean
-        mean, out = mean + rest, out - rest
+        error = xp.mean(out, axis=axes, keepdims=True)  # rounding error of the mean
+        mean, out = mean + error, out - error
         var, inv_std = variance_and_inverse_std(xp, out, axes, eps)
         out *= inv_std
         out *= gamma

@@ -18,7 +18,7 @@ __all__ = ["initial_argmax", "max_pool", "max_pool_backward"]
 def max_pool(x: Array, kernel_size: Pair, stride: Pair, padding: Pair) -> tuple[Array, Array]:
     """Return the maximum of each window and its index in the window.
 
-    Of tied maxima the first counts; NaN exceeds every number.
+    The first of tied maxima counts, and NaN counts as larger than every number.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ def max_pool(x: Array, kernel_size: Pair, stride: Pair, padding: Pair) -> tuple[
     -------
     out : array (N, C, OH, OW)
     argmax : array (N, C, OH, OW) of integers
-        ``k * KW + l`` for row k and column l of the window, never a place in the padding.
+        ``k * KW + l`` for row k and column l of the window; never a position in the padding.
 
     Examples
     --------
@@ -57,7 +57,7 @@ def max_pool(x: Array, kernel_size: Pair, stride: Pair, padding: Pair) -> tuple[
 
 
 def initial_argmax(xp: Any, kernel_size: Pair, stride: Pair, padding: Pair, output: Pair, device: Any = None) -> Array:
-    """Return the index in each window of its first pixel of the image, which at the upper and left edge is not 0.
+    """Return the index in each window of its first pixel inside the image: not 0 if the window begins in the padding.
 
     Parameters
     ----------

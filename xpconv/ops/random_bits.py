@@ -1,6 +1,6 @@
 """Random masks and integers that a seed determines: the same bits on every backend.
 
-Element number i, in row-major order, is computed on the device from a hash of i and the seed, so no random numbers are
+Element number i, in row-major order, is computed on the device from a hash of i and the seed. No random numbers are
 copied from the host.
 """
 
@@ -27,7 +27,7 @@ def keep_mask(seed: int, shape: tuple[int, ...], keep_prob: float, like: Array) 
     keep_prob : float
         Probability of True, 0 to 1.
     like : array
-        The mask is made by its library on its device.
+        An array whose library and device the mask gets.
 
     Returns
     -------
@@ -39,7 +39,7 @@ def keep_mask(seed: int, shape: tuple[int, ...], keep_prob: float, like: Array) 
     >>> mask.dtype, bool(abs(mask.mean() - 0.8) < 0.05)
     (dtype('bool'), True)
     """
-    return _shaped(_hash(seed, shape, like) < int(keep_prob * 2**32), shape)
+    return _reshape(_hash(seed, shape, like) < int(keep_prob * 2**32), shape)
 
 
 def random_integers(seed: int, shape: tuple[int, ...], high: int, like: Array) -> Array:
@@ -55,7 +55,7 @@ def random_integers(seed: int, shape: tuple[int, ...], high: int, like: Array) -
     high : int
         From 1 to 2**16.
     like : array
-        The integers are made by its library on its device.
+        An array whose library and device the integers get.
 
     Returns
     -------
@@ -67,7 +67,7 @@ def random_integers(seed: int, shape: tuple[int, ...], high: int, like: Array) -
     array([[0, 2, 0, 0, 1],
            [1, 1, 2, 0, 0]])
     """
-    return _shaped(_hash(seed, shape, like) * high >> 32, shape)
+    return _reshape(_hash(seed, shape, like) * high >> 32, shape)
 
 
 def _hash(seed: int, shape: tuple[int, ...], like: Array) -> Array:
@@ -78,8 +78,8 @@ def _hash(seed: int, shape: tuple[int, ...], like: Array) -> Array:
     return _mix(_mix(h ^ seed) ^ (seed * 0x9E3779B1 & 0xFFFFFFFF))
 
 
-def _shaped(row: Array, shape: tuple[int, ...]) -> Array:
-    return array_api_compat.array_namespace(row).reshape(row, shape)
+def _reshape(flat: Array, shape: tuple[int, ...]) -> Array:
+    return array_api_compat.array_namespace(flat).reshape(flat, shape)
 
 
 def _mix(h: Array) -> Array:

@@ -1,4 +1,4 @@
-"""How work on a batch is cut into parts, so that the memory beyond inputs and outputs is bounded whatever the batch."""
+"""Cut work on a batch into tiles and blocks, so that scratch memory stays bounded for batches of any size."""
 
 import os
 import re
@@ -28,14 +28,14 @@ _UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 1
 
 
 def workspace_bytes(library: str) -> int:
-    """Return how much scratch memory an operation may take at once, in bytes.
+    """Return how much scratch memory an operation may use at a time, in bytes.
 
-    That is ``XPCONV_WORKSPACE``, such as ``256MiB``; by default 64 MiB, and 1 GiB with CuPy.
+    ``XPCONV_WORKSPACE`` sets it, for example to ``256MiB``; the default is 64 MiB, and 1 GiB with CuPy.
 
     Raises
     ------
     ArgumentError
-        If the variable is no size.
+        If ``XPCONV_WORKSPACE`` is not a size.
 
     Examples
     --------
@@ -62,7 +62,7 @@ def for_each_tile(x: Array, task: Callable[[slice], None], count: int, item_byte
     x : array
         Any array of the computation; its library decides how tiles are cut and run.
     task : callable
-        Takes a slice of the batch. Tasks may run at the same time, and so write to separate places.
+        Takes a slice of the batch. Calls may run at the same time, so they must not write to the same elements.
     count : int
         Images in the batch.
     item_bytes : int
@@ -91,7 +91,7 @@ def sum_over_tiles(
     x, count, item_bytes
         As for `for_each_tile`.
     task : callable
-        Takes a slice and returns arrays of its own, of the same shapes for each slice; None stays None.
+        Takes a slice and returns new arrays, of the same shapes for each slice, or None in place of an array.
 
     Examples
     --------
@@ -115,7 +115,7 @@ def _cut_tiles(x: Array, count: int, item_bytes: int) -> list[slice]:
 
 
 def add_in_place(total: tuple[Array | None, ...], terms: tuple[Array | None, ...]) -> None:
-    """Add each term to its sum in place; None stays None."""
+    """Add each term to its total in place; skip totals that are None."""
     for a, b in zip(total, terms, strict=True):
         if a is not None:
             a[...] = a + b
@@ -123,15 +123,15 @@ def add_in_place(total: tuple[Array | None, ...], terms: tuple[Array | None, ...
 
 @operation
 def map_tiles(x: Array, *others: Array, function: Callable[..., tuple[Array, ...]], axis: int) -> tuple[Array, ...]:
-    """Apply a function to arrays whose slices along `axis` it treats independently.
+    """Apply a function that treats the slices of arrays along `axis` independently.
 
-    For NumPy it is applied to slices that fit the cache, on all threads, and the results are joined along `axis`;
-    elsewhere it is applied to the arrays themselves.
+    With NumPy the function is called for slices that fit the cache, on all threads, and its results are joined along
+    `axis`. With other libraries it is called once, for the whole arrays.
 
     Parameters
     ----------
     x, *others : array
-        Those of size 1 along the axis are passed on as they are.
+        An array of size 1 along the axis is passed whole to every call.
     function : callable
         Takes the arrays and returns arrays, all with that axis.
     axis : int
@@ -171,7 +171,7 @@ def matmul(a: Array, b: Array) -> Array:
 
 @operation
 def for_each_block(x: Array, *others: Array, update: Callable[..., object]) -> None:
-    """Call an elementwise in-place update on arrays of one shape, for NumPy in cache-sized blocks on all threads.
+    """Call an elementwise in-place update on arrays of one shape: with NumPy, on cache-sized blocks and all threads.
 
     Examples
     --------

@@ -13,7 +13,7 @@ __all__ = ["adam_step", "flush_denormals", "ignore_underflow"]
 
 
 def ignore_underflow() -> AbstractContextManager[object]:
-    """Let tiny products become 0 in the block, even where a program has NumPy raise an error about them.
+    """Return a context in which tiny results become 0, even if the program has told NumPy to raise on underflow.
 
     Examples
     --------
@@ -27,11 +27,11 @@ def ignore_underflow() -> AbstractContextManager[object]:
 
 @operation
 def flush_denormals(a: Array) -> None:
-    """Set the values of an array to 0 that are denormal or nearly so, in place: below 2**16 times the smallest normal.
+    """Set denormal and nearly denormal values to 0, in place: those below 2**16 times the smallest normal number.
 
-    An average of gradients that have become 0 shrinks until it is denormal, and arithmetic on denormal numbers is up to
-    a hundred times slower on some processors. The values that are kept may be halved 16 times before they are denormal,
-    so an average need not be flushed at each step. NaN stays.
+    If gradients become 0, their running averages shrink until they are denormal, and arithmetic on denormal numbers is
+    up to a hundred times slower on some processors. A value that is kept can be halved 16 times before it is denormal,
+    so an average need not be flushed at every step. NaN stays.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ def adam_step(w: Array, dw: Array, m: Array, v: Array, beta1: float, beta2: floa
     beta1, beta2 : float
         Decay rates of the averages.
     step, epsilon : float
-        With the corrections of both averages for their start at zero, as `xpconv.training.optim.adam` computes them.
+        Including Adam's bias corrections, as `xpconv.training.optim.adam` computes them.
 
     References
     ----------

@@ -76,7 +76,7 @@ def pad(x: Array, padding: Pair, value: float = 0.0) -> Any:
 
 
 def windows(padded: Array, kernel_size: Pair, stride: Pair, output: Pair) -> Iterator[Array]:
-    """Yield for each place in the window, row by row, a view of the pixels that all windows have at that place.
+    """Yield a view for each position in the window, row by row: the pixel at that position of every window.
 
     Parameters
     ----------
@@ -166,8 +166,8 @@ def fold(cols: Array, shape: tuple[int, ...], kernel_size: Pair, stride: Pair, p
     xp = array_api_compat.array_namespace(cols)
     (N, C, H, W), (PH, PW) = shape, padding
     OH, OW = output_size((H, W), kernel_size, stride, padding)
-    places = xp.reshape(cols, (C, kernel_size[0] * kernel_size[1], N, OH, OW))
+    positions = xp.reshape(cols, (C, kernel_size[0] * kernel_size[1], N, OH, OW))
     padded = xp.zeros((N, C, H + 2 * PH, W + 2 * PW), dtype=cols.dtype, device=array_api_compat.device(cols))
     for k, view in enumerate(windows(padded, kernel_size, stride, (OH, OW))):
-        view[...] = view + xp.permute_dims(places[:, k, ...], (1, 0, 2, 3))
+        view[...] = view + xp.permute_dims(positions[:, k, ...], (1, 0, 2, 3))
     return padded[:, :, PH : PH + H, PW : PW + W]

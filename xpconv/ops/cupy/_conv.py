@@ -14,7 +14,7 @@ from xpconv.ops.windows import Pair, output_size
 
 @accelerate("cupy")
 def convolve(x: Array, w: Array, b: Array | None, stride: Pair, padding: Pair, algorithm: str) -> Array:
-    """Multiply the filters with the columns."""
+    """Multiply the filters by the columns."""
     (F, *_), kernel_size = w.shape, w.shape[2:]
     output = output_size(x.shape[2:], kernel_size, stride, padding)
     L, filters = prod(output), w.reshape(F, -1)
@@ -34,7 +34,7 @@ def convolve(x: Array, w: Array, b: Array | None, stride: Pair, padding: Pair, a
 def convolve_backward(
     dout: Array, x: Array, w: Array, stride: Pair, padding: Pair, algorithm: str, need_dx: bool
 ) -> tuple[Array | None, Array, Array]:
-    """Multiply the rows of dout with the columns for dw, and with the filters for the gradient of the columns."""
+    """Multiply dout, as rows of filters, by the columns for dw and by the filters for the gradient of the columns."""
     (F, *_), kernel_size, L = w.shape, w.shape[2:], prod(dout.shape[2:])
     filters = w.reshape(F, -1)
     dx = cupy.empty(x.shape, x.dtype) if need_dx else None

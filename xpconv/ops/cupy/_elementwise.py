@@ -1,4 +1,4 @@
-"""Operations on each element by itself, on CuPy arrays of any strides."""
+"""Elementwise operations on CuPy arrays with any strides."""
 
 import cupy
 
@@ -26,14 +26,14 @@ _adam_step = cupy.ElementwiseKernel(
 
 @accelerate("cupy")
 def relu(x: Array) -> tuple[Array, Array]:
-    """Write both results at once."""
+    """Write both results in one kernel."""
     out, mask = _relu(x)
     return out, mask
 
 
 @accelerate("cupy")
 def relu_backward(dout: Array, mask: Array) -> Array:
-    """Select in one kernel."""
+    """Use one kernel."""
     return _relu_backward(dout, mask)
 
 

@@ -1,4 +1,4 @@
-"""Finding values that are not finite, on CuPy."""
+"""The check for NaN and infinity, on CuPy."""
 
 import cupy
 
@@ -8,7 +8,7 @@ from xpconv.ops.dispatch import accelerate
 
 @accelerate("cupy")
 def largest_finite(a: Array) -> Array:
-    """Reduce the array to one pair a block, then these pairs to one."""
+    """Reduce the array to one pair of results per block, then these pairs to one."""
     grid, dtype = grid_of(1, a.size, reduction_blocks()), a.dtype
     blocks = grid[0][1]
     pieces, out = cupy.empty((2, blocks), dtype), cupy.empty(2, dtype)

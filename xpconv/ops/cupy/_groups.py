@@ -1,4 +1,4 @@
-"""The struct that describes to a kernel which values of an array belong to one sum."""
+"""The struct Groups, which tells a kernel which values of an array are summed together."""
 
 from functools import lru_cache
 from math import prod
@@ -18,8 +18,8 @@ def groups_and_grid(
 ) -> tuple[Grid, np.ndarray, Shape]:
     """Return the grid for sums over `axes`, the struct Groups, and the shape of the sums.
 
-    The axes that are not summed over lie side by side, and so do those axes of gamma that have more than 1 value. The
-    struct gets `pieces`, or the grid's own number of pieces if that is 0.
+    The axes that are not summed over must be adjacent, and so must the axes of gamma that have more than one value. The
+    struct's number of pieces is `pieces`, or the number of blocks per sum in the grid if `pieces` is 0.
     """
     return _groups_and_grid(shape, gamma_shape, axes, pieces, _launch.reduction_blocks())
 
@@ -31,7 +31,7 @@ def _groups_and_grid(
     kept = [axis for axis in range(len(shape)) if axis not in axes]
     A, S, B = prod(shape[: kept[0]]), prod(shape[axis] for axis in kept), prod(shape[kept[-1] + 1 :])
     last = max((axis for axis, count in enumerate(gamma_shape) if count > 1), default=None)
-    inner = B if last is None else prod(shape[last + 1 :])  # For a single channel, any number >= B will do.
+    inner = B if last is None else prod(shape[last + 1 :])  # For a single gamma, any number >= B is correct.
     grid = grid_of(S, A * B, max(1, blocks // S))
     groups = struct(
         _GROUPS,

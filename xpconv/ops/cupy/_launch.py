@@ -11,9 +11,9 @@ from xpconv.errors import ArgumentError
 
 Grid = tuple[tuple[int, int], tuple[int]]
 Shape = tuple[int, ...]
-Array = Any  # CuPy's, which has no types
+Array = Any  # A CuPy array: CuPy has no type annotations.
 
-THREADS = 256  # Threads of a block, as in kernels.cu.
+THREADS = 256  # Threads per block, as in kernels.cu.
 _BLOCKS_PER_MULTIPROCESSOR = 8  # A multiprocessor holds 2048 threads.
 _MAX_GRID_Y = 65535
 _REAL = {"f": "float", "d": "double"}
@@ -38,7 +38,7 @@ def _module(real: str, index: str) -> Any:
 
 
 def struct(dtype: np.dtype, **fields: Any) -> np.ndarray:
-    """Return one argument for a kernel that takes a struct of these fields by value."""
+    """Return a struct with these fields, as an argument that a kernel takes by value."""
     packed = np.zeros(1, dtype)
     for name in dtype.names or ():
         packed[name] = fields.pop(name)
@@ -48,21 +48,23 @@ def struct(dtype: np.dtype, **fields: Any) -> np.ndarray:
 
 
 def divisor(d: int) -> tuple[int, int, int]:
-    """Return the fields of the struct Divisor."""
+    """Return the fields of the struct Divisor, with which kernels divide by d."""
     shift = (d - 1).bit_length()
     return d, (1 << 32) * ((1 << shift) - d) // d + 1, shift
 
 
 def grid_of(rows: int, count: int, max_blocks: int | None = None) -> Grid:
-    """Return the grid and the block size for `rows` rows of `count` values; at most `max_blocks` blocks share a row."""
+    """Return grid and block size for `rows` rows of `count` values, with at most `max_blocks` blocks for a row."""
     if count >= 2**31:
-        raise ArgumentError(f"the batch has {count} values a channel; expected fewer than 2**31: take a smaller batch")
+        raise ArgumentError(
+            f"the batch has {count} values per channel; expected fewer than 2**31: take a smaller batch"
+        )
     blocks = min(-(-count // THREADS), _MAX_GRID_Y)
     return (rows, blocks if max_blocks is None else min(blocks, max_blocks)), (THREADS,)
 
 
 def reduction_blocks() -> int:
-    """Return how many blocks share one sum: as many as the current device runs at once."""
+    """Return the number of blocks that share one sum: those that the current device runs at the same time."""
     return _blocks_of_device(cupy.cuda.runtime.getDevice())
 
 

@@ -11,12 +11,12 @@ from xpconv.ops.dispatch import accelerate
 
 @accelerate("cupy")
 def add_l2_penalty(loss: Array, weights: Sequence[Array], grads: Sequence[Array], reg: float) -> Array:
-    """Read each weight once; one more kernel adds up the sums of squares of all weights."""
+    """Read each weight once, then add up the pieces of all weights' sums of squares in one more kernel."""
     weights, grads = ([a for a in arrays if a.size] for arrays in (weights, grads))
     dtype, grids = loss.dtype, [grid_of(1, W.size, reduction_blocks()) for W in weights]
-    ends = list(accumulate((grid[1] for grid, _ in grids), initial=0))
-    pieces, out = cupy.empty(ends[-1], dtype), cupy.empty((), dtype)
-    for W, grad, grid, start in zip(weights, grads, grids, ends, strict=False):
+    *starts, count = accumulate((grid[1] for grid, _ in grids), initial=0)
+    pieces, out = cupy.empty(count, dtype), cupy.empty((), dtype)
+    for W, grad, grid, start in zip(weights, grads, grids, starts, strict=True):
         flat = cupy.ascontiguousarray(grad)
         launch("decay", dtype, grid, cupy.ascontiguousarray(W), flat, pieces[start:], float(reg), W.size)
         if flat is not grad:
@@ -27,7 +27,7 @@ def add_l2_penalty(loss: Array, weights: Sequence[Array], grads: Sequence[Array]
 
 @accelerate("cupy")
 def softmax_cross_entropy(x: Array, y: Array) -> tuple[Array, Array]:
-    """Give each sample to the 32 threads of a warp."""
+    """Let the 32 threads of a warp share each sample."""
     (N, C), warps = x.shape, THREADS // 32
     losses, dx = cupy.empty(N, x.dtype), cupy.empty((N, C), x.dtype)
     labels = cupy.ascontiguousarray(y, dtype="int64")

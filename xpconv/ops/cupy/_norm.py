@@ -13,7 +13,7 @@ from xpconv.ops.dispatch import accelerate
 def normalise(
     x: Array, gamma: Array, beta: Array, *, axes: Sequence[int], tile_axis: int, eps: float
 ) -> tuple[Array, Array, Array, Array]:
-    """Sum x, then its squared deviations from the mean, both in pieces; scale and shift in a third kernel."""
+    """Sum x, then the squared deviations from the mean, both in pieces; a third kernel scales and shifts."""
     grid, groups, shape = groups_and_grid(x.shape, gamma.shape, tuple(axes))
     x, gamma, beta = (cupy.ascontiguousarray(a) for a in (x, gamma, beta))
     dtype = x.dtype
@@ -37,7 +37,7 @@ def normalise_backward(
     param_axes: Sequence[int],
     tile_axis: int,
 ) -> tuple[Array, Array, Array]:
-    """Take all sums over `param_axes` in one kernel; a second kernel adds them up to those over `axes`."""
+    """Sum over `param_axes` in one kernel; a second kernel adds those sums up to the sums over `axes`."""
     param_grid, param_groups, shape = groups_and_grid(x.shape, gamma.shape, tuple(param_axes))
     grid, groups, _ = groups_and_grid(x.shape, gamma.shape, tuple(axes), pieces=param_grid[0][1])
     params_per_group = param_grid[0][0] // grid[0][0]

@@ -1,4 +1,4 @@
-"""Columns of windows on CuPy (im2col), and the struct that describes windows to a kernel."""
+"""Unfold and fold on CuPy (im2col), and the struct Windows, which describes windows to kernels."""
 
 from functools import lru_cache
 from math import prod
@@ -39,7 +39,7 @@ def unfold(x: Array, kernel_size: Pair, stride: Pair, padding: Pair) -> Array:
 
 @accelerate("cupy")
 def fold(cols: Array, shape: Shape, kernel_size: Pair, stride: Pair, padding: Pair) -> Array:
-    """Let each thread add up the columns' values of one pixel."""
+    """Let each thread add up the values that the columns have for one pixel."""
     x = cupy.empty(shape, cols.dtype)
     fold_into(x, cols, kernel_size, stride, padding)
     return x

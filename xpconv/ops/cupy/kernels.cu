@@ -1,8 +1,8 @@
 // The CUDA kernels, compiled by NVRTC with -DReal=float or double and -DIndex=uint8 or int64 (of an argmax).
 //
-// A row of blocks, blockIdx.x, works on one channel, or on one group of values that share their statistics. Its threads
-// number the values of the channel in all images, e = 0, 1, ... Results are gathered: no two threads write to the same
-// element, and sums are added in a fixed order, so runs repeat bit by bit.
+// blockIdx.x selects a channel, or a group of values that share their statistics. The blocks along y share its values,
+// which FOR_EACH numbers e = 0, 1, ... through all images. Each thread gathers the terms of its own results: no two
+// threads write to the same element, and sums are added in a fixed order, so runs repeat bit by bit.
 //
 // Letters: N images, C channels, (H, W) image, (KH, KW) window, (SH, SW) stride, (PH, PW) padding, (OH, OW) output.
 
@@ -10,7 +10,7 @@ typedef Real T;
 typedef unsigned char uint8;
 typedef long long int64;
 
-#define THREADS 256  // of every block
+#define THREADS 256  // per block
 
 #define FOR_EACH(e, count) \
     for (unsigned e = blockIdx.y * THREADS + threadIdx.x; e < (count); e += gridDim.y * THREADS)
@@ -38,11 +38,12 @@ static_assert(sizeof(Windows) == 120, "_WINDOWS in _windows.py has other fields"
 
 __device__ size_t plane(Windows g, unsigned n) { return (size_t)n * g.C + blockIdx.x; }
 
-// The windows along one axis that contain a pixel: first to last. Pixel numbers include the padding.
-struct Seen { int first, last; };
+// Along one axis, the first and the last of `count` windows that contain a pixel. Pixels are counted from the padding's
+// first one. Example: windows of size 3 at stride 2 begin at 0, 2, 4, ..., so windows 1 and 2 contain pixel 4.
+struct Span { int first, last; };
 
-__device__ Seen seen(int pixel, int size, Divisor stride, int count) {
-    Seen windows;
+__device__ Span windows_with(int pixel, int size, Divisor stride, int count) {
+    Span windows;
     windows.first = pixel < size ? 0 : unsigned(pixel - size) / stride + 1;
     windows.last = min(int(unsigned(pixel) / stride), count - 1);
     return windows;
@@ -66,13 +67,13 @@ extern "C" __global__ void fold(const T* __restrict__ cols, T* __restrict__ x, W
     FOR_EACH(e, g.N * g.image.d) {
         const unsigned n = e / g.image, pixel = e % g.image;
         const int h = pixel / g.row + g.PH, w = pixel % g.row + g.PW;
-        const Seen rows = seen(h, g.KH, g.down, g.OH), columns = seen(w, g.KW, g.across, g.OW);
-        const T* mine = cols + n * g.output.d;
+        const Span rows = windows_with(h, g.KH, g.down, g.OH), columns = windows_with(w, g.KW, g.across, g.OW);
+        const T* image_cols = cols + n * g.output.d;
         T sum = 0;
         for (int i = rows.first; i <= rows.last; ++i)
             for (int j = columns.first; j <= columns.last; ++j) {
                 const size_t k = ((size_t)blockIdx.x * g.KH + h - i * g.SH) * g.KW + w - j * g.SW;
-                sum += mine[k * P + i * g.OW + j];
+                sum += image_cols[k * P + i * g.OW + j];
             }
         x[plane(g, n) * g.image.d + pixel] = sum;
     }
@@ -84,16 +85,16 @@ extern "C" __global__ void max_pool(const T* __restrict__ x, T* __restrict__ out
         const unsigned n = p / g.output, l = p % g.output;
         const int top = l / g.output_row * g.SH - g.PH, left = l % g.output_row * g.SW - g.PW;
         const T* image = x + plane(g, n) * g.image.d;
-        T most = minus_infinity();
-        int winner = max(0, -top) * g.KW + max(0, -left);
+        T largest = minus_infinity();
+        int where = max(0, -top) * g.KW + max(0, -left);
         for (int i = max(0, -top); i < min(g.KH, g.H - top); ++i)
             for (int j = max(0, -left); j < min(g.KW, g.W - left); ++j) {
                 const T value = image[(top + i) * g.W + left + j];
-                if (value > most || value != value && most == most) winner = i * g.KW + j;
-                if (exceeds(value, most)) most = value;
+                if (value > largest || value != value && largest == largest) where = i * g.KW + j;  // the first NaN
+                if (exceeds(value, largest)) largest = value;
             }
-        out[plane(g, n) * g.output.d + l] = most;
-        argmax[plane(g, n) * g.output.d + l] = winner;
+        out[plane(g, n) * g.output.d + l] = largest;
+        argmax[plane(g, n) * g.output.d + l] = where;
     }
 }
 
@@ -102,7 +103,7 @@ extern "C" __global__ void max_pool_backward(const T* __restrict__ dout, const I
     FOR_EACH(e, g.N * g.image.d) {
         const unsigned n = e / g.image, pixel = e % g.image;
         const int h = pixel / g.row + g.PH, w = pixel % g.row + g.PW;
-        const Seen rows = seen(h, g.KH, g.down, g.OH), columns = seen(w, g.KW, g.across, g.OW);
+        const Span rows = windows_with(h, g.KH, g.down, g.OH), columns = windows_with(w, g.KW, g.across, g.OW);
         T sum = 0;
         for (int i = rows.first; i <= rows.last; ++i)
             for (int j = columns.first; j <= columns.last; ++j) {
@@ -114,13 +115,17 @@ extern "C" __global__ void max_pool_backward(const T* __restrict__ dout, const I
 }
 
 // ---- groups: an array (A, S, B) has S groups of A * B values each; `pieces` blocks share the sum of a group
+//
+// Examples: for batch norm of images (N, C, L), A = N, S = C, B = L, and each channel is a group. For layer norm, A = 1,
+// S = N, B = C * L, and each image is a group.
 
-// gamma and beta have `channels` values, each for `inner` consecutive values of the array.
+// gamma and beta have `channels` values, and each value is that of `inner` consecutive values of the array.
 struct Groups { unsigned A, S, pieces, channels; Divisor B, inner; };
 static_assert(sizeof(Groups) == 40, "_GROUPS in _groups.py has other fields");
 
 __device__ unsigned size(Groups g) { return g.A * g.B.d; }
 
+// The place of value e of this block's group s: e / B * S * B + s * B + e % B.
 __device__ size_t index(Groups g, unsigned e) {
     return (size_t)(e / g.B) * (g.S - 1) * g.B.d + (size_t)blockIdx.x * g.B.d + e;
 }
@@ -134,24 +139,25 @@ __device__ unsigned channel(Groups g, unsigned first, unsigned e) {
 template <typename V>
 __device__ V add(V a, V b) { return a + b; }
 
-// All threads of the block get the same bits. `join` is commutative, and joining with 0 changes nothing.
-template <typename V, V join(V, V)>
-__device__ V block_join(V value) {
+// Combine one value of each thread of the block; all threads get the same bits. `combine` must be commutative, with 0 as
+// its neutral element.
+template <typename V, V combine(V, V)>
+__device__ V block_reduce(V value) {
     __shared__ V warps[THREADS / 32];
-    for (int d = 16; d > 0; d /= 2) value = join(value, __shfl_xor_sync(0xffffffff, value, d));
+    for (int d = 16; d > 0; d /= 2) value = combine(value, __shfl_xor_sync(0xffffffff, value, d));
     __syncthreads();  // Another thread may still read what an earlier call wrote.
     if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = value;
     __syncthreads();
     value = 0;
-    for (int k = 0; k < THREADS / 32; ++k) value = join(value, warps[k]);
+    for (int k = 0; k < THREADS / 32; ++k) value = combine(value, warps[k]);
     return value;
 }
 
 template <typename V>
-__device__ V block_sum(V value) { return block_join<V, add<V>>(value); }
+__device__ V block_sum(V value) { return block_reduce<V, add<V>>(value); }
 
 template <typename V>
-__device__ V block_total(const V* values, unsigned count) {
+__device__ V block_total(const V* values, unsigned count) {  // The sum of an array.
     V sum = 0;
     for (unsigned k = threadIdx.x; k < count; k += THREADS) sum += values[k];
     return block_sum(sum);
@@ -173,7 +179,7 @@ extern "C" __global__ void total(const T* sums, T* totals, Groups g) {
     if (threadIdx.x == 0) totals[blockIdx.x] = sum;
 }
 
-// ---- convolution: matrices whose rows are groups, to images and back
+// ---- convolution: copy a matrix (F, m * L), whose row f is the group of channel f, to images (m, F, L), and back
 
 extern "C" __global__ void to_images(const T* __restrict__ rows, const T* bias, T* __restrict__ images, Groups g) {
     const T b = bias ? bias[blockIdx.x] : T(0);
@@ -202,7 +208,7 @@ extern "C" __global__ void sum(const T* __restrict__ x, double* sums, Groups g) 
     store_piece(sum, sums);
 }
 
-// Squares of values beyond 1e19 overflow in float, so they are double.
+// These sums are double, too: the squares of values beyond 1e19 overflow in float.
 extern "C" __global__ void sum_of_squares(const T* __restrict__ x, const double* sums, double* squares, Groups g) {
     const double mean = mean_of(sums, g);
     double sum = 0;
@@ -218,7 +224,7 @@ extern "C" __global__ void normalise(const T* __restrict__ x, const T* __restric
                                      const double* sums, const double* squares, double eps, T* __restrict__ out,
                                      T* means, T* vars, T* inv_stds, Groups g) {
     const double var = mean_of(squares, g), exact = mean_of(sums, g);
-    const T mean = exact, rest = exact - mean, inv_std = 1 / sqrt(var + eps);
+    const T mean = exact, error = exact - mean, inv_std = 1 / sqrt(var + eps);  // error: of rounding the mean
     if (threadIdx.x == 0 && blockIdx.y == 0) {
         means[blockIdx.x] = mean;
         vars[blockIdx.x] = sizeof(T) < sizeof(double) && var > 3e38 ? 3e38 : var;
@@ -229,12 +235,12 @@ extern "C" __global__ void normalise(const T* __restrict__ x, const T* __restric
     FOR_EACH(e, size(g)) {
         const unsigned c = channel(g, first, e);
         const size_t i = index(g, e);
-        out[i] = (x[i] - mean - rest) * (inv_std * gamma[c]) + beta[c];
+        out[i] = (x[i] - mean - error) * (inv_std * gamma[c]) + beta[c];
     }
 }
 
-// The sums of dout, dout * xhat, gamma * dout and gamma * dout * xhat over the groups of `g`. Each group gives one value of
-// dgamma; `rows` groups share their statistics. sums is (4, S, pieces).
+// Sum dout, dout * xhat, gamma * dout and gamma * dout * xhat over each group of `g`, which gives one value of dbeta and
+// dgamma; `rows` consecutive groups share their mean and inv_std. sums is (4, S, pieces).
 extern "C" __global__ void gradient_sums(const T* __restrict__ dout, const T* __restrict__ x, const T* means,
                                          const T* inv_stds, const T* __restrict__ gamma, T* sums, int64 rows,
                                          Groups g) {
@@ -253,7 +259,8 @@ extern "C" __global__ void gradient_sums(const T* __restrict__ dout, const T* __
     for (int k = 0; k < 4; ++k) store_piece(s[k], sums + (size_t)k * g.S * g.pieces);
 }
 
-// The values of a group of `g` share their statistics; gradient_sums wrote `rows` sums for each group, in `pieces` pieces.
+// Here a group of `g` is all values that share their mean and inv_std. It consists of `rows` groups of gradient_sums, each
+// of which wrote `pieces` pieces of its sums.
 extern "C" __global__ void normalise_backward(const T* __restrict__ dout, const T* __restrict__ x, const T* means,
                                               const T* inv_stds, const T* __restrict__ gamma, const T* sums,
                                               T* __restrict__ dx, T* dgamma, T* dbeta, int64 rows, Groups g) {
@@ -307,8 +314,8 @@ extern "C" __global__ void largest_finite(const T* __restrict__ x, T* pieces, in
     FOR_EACH(e, count)
         if (isfinite(x[e])) largest = larger(largest, fabs(x[e]));
         else nonfinite = 1;
-    largest = block_join<T, larger>(largest);
-    nonfinite = block_join<T, larger>(nonfinite);
+    largest = block_reduce<T, larger>(largest);
+    nonfinite = block_reduce<T, larger>(nonfinite);
     if (threadIdx.x > 0) return;
     pieces[blockIdx.y] = largest;
     pieces[gridDim.y + blockIdx.y] = nonfinite;
@@ -320,8 +327,8 @@ extern "C" __global__ void largest_finite_of_pieces(const T* pieces, T* out, int
         largest = larger(largest, pieces[k]);
         nonfinite = larger(nonfinite, pieces[count + k]);
     }
-    largest = block_join<T, larger>(largest);
-    nonfinite = block_join<T, larger>(nonfinite);
+    largest = block_reduce<T, larger>(largest);
+    nonfinite = block_reduce<T, larger>(nonfinite);
     if (threadIdx.x > 0) return;
     out[0] = largest;
     out[1] = 1 - nonfinite;
@@ -335,16 +342,16 @@ extern "C" __global__ void softmax(const T* __restrict__ x, const int64* y, T* l
     if (n >= N) return;
     x += n * C;
     dx += n * C;
-    T most = minus_infinity(), total = 0;
+    T largest = minus_infinity(), total = 0;
     for (int64 c = threadIdx.x; c < C; c += 32)
-        if (exceeds(x[c], most)) most = x[c];
+        if (exceeds(x[c], largest)) largest = x[c];
     for (int d = 16; d > 0; d /= 2) {
-        const T other = __shfl_xor_sync(0xffffffff, most, d);
-        if (exceeds(other, most)) most = other;
+        const T other = __shfl_xor_sync(0xffffffff, largest, d);
+        if (exceeds(other, largest)) largest = other;
     }
-    for (int64 c = threadIdx.x; c < C; c += 32) total += exp(x[c] - most);
+    for (int64 c = threadIdx.x; c < C; c += 32) total += exp(x[c] - largest);
     for (int d = 16; d > 0; d /= 2) total += __shfl_xor_sync(0xffffffff, total, d);
     const T scale = 1 / (total * N);
-    for (int64 c = threadIdx.x; c < C; c += 32) dx[c] = exp(x[c] - most) * scale - (c == y[n] ? T(1) / N : T(0));
-    if (threadIdx.x == 0) losses[n] = log(total) - (y[n] >= 0 && y[n] < C ? x[y[n]] - most : T(0));
+    for (int64 c = threadIdx.x; c < C; c += 32) dx[c] = exp(x[c] - largest) * scale - (c == y[n] ? T(1) / N : T(0));
+    if (threadIdx.x == 0) losses[n] = log(total) - (y[n] >= 0 && y[n] < C ? x[y[n]] - largest : T(0));
 }

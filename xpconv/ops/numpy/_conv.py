@@ -8,11 +8,11 @@ of 5 pixels across, and windows of KW = 3 columns at stride 1::
                                                p1 p2 p3     second
                                                p2 p3 p4     third
 
-The window's height needs no copies: the KH image rows that a window covers are KH lines, which are neighbours in
-memory. The lines can be stored in two orders, each of which makes neighbours of other lines.
+The window's height needs no copies: a window covers KH image rows, and reads their KH lines where they are. Lines are
+stored in one of two orders, so that the lines that a matrix product needs are contiguous.
 
-Example: windows of KH = 3 rows at stride SH = 2, and OH = 3 rows of output. Let image row ``r = q * SH + phase``; every
-window begins at phase 0.
+Example: windows of KH = 3 rows at stride SH = 2, and OH = 3 rows of output. The number of an image row is written as
+``q * SH + phase``; every window begins at phase 0.
 
 *By rows*, lines have the order of the image rows. The KH lines that one row of the output depends on, its *section*,
 are then one matrix (KH * C * KW, m * OW), and ``out row = filters @ section``. Sections overlap::

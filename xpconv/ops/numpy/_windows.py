@@ -1,4 +1,4 @@
-"""Columns of windows on NumPy (im2col)."""
+"""Unfold on NumPy (im2col)."""
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided

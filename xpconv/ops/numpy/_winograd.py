@@ -119,7 +119,7 @@ class _Blocks:
     """The transform of a tile's images into blocks (6, P, 6, channels), and its adjoint.
 
     A block covers 6 x 6 pixels of the padded input ("input") or 4 x 4 pixels of the output ("output"). The input is
-    transformed forward and the output backward; their gradients, the other way round.
+    transformed forward and the output backward, and their gradients in the opposite directions.
     """
 
     def __init__(self, kind: str, m: int, image: Pair, padding: Pair, blocks: Pair) -> None:
