@@ -17,6 +17,7 @@ __all__ = [
     "cast_gradient",
     "draw_mask",
     "keep_probability",
+    "l2_penalty",
     "p_means_drop",
     "plain_number",
     "read_options",
@@ -61,10 +62,20 @@ def plain_number(value: Any) -> Any:
 
 def p_means_drop() -> bool:
     """Return whether dropout's p is the probability of dropping a value, as in editions until 2017."""
+    return _edition_is_until(2017)
+
+
+def l2_penalty(W: np.ndarray, reg: float) -> tuple[float, Any]:
+    """Return ``reg * sum(W * W)`` and its gradient; editions until 2016 of assignment 1 halve both."""
+    weight = reg / 2 if _edition_is_until(2016) else reg
+    return weight * float(np.sum(W * W)), 2 * weight * W
+
+
+def _edition_is_until(year: int) -> bool:
     edition = cs231n.edition
     if edition is not None and not is_integer(edition):
         raise ArgumentTypeError(f"xpconv.cs231n.edition is {edition!r}; expected a year such as 2017, or None")
-    return edition is not None and edition <= 2017
+    return edition is not None and edition <= year
 
 
 def keep_probability(name: str, p: float, *, means_drop: bool) -> float:

@@ -1,4 +1,4 @@
-"""The assignment's CIFAR-10, as floats."""
+"""The assignments' data sets, and saved models."""
 
 import os
 import warnings
@@ -8,12 +8,21 @@ from typing import Any
 
 import numpy as np
 
+from xpconv._validation import check_count
 from xpconv.backend import Array
+from xpconv.cs231n._imagenet import read_imagenet_val, read_tiny_imagenet
 from xpconv.data.cifar10 import find_cifar10, load_batch, read_cifar10
 from xpconv.errors import ArgumentError, CheckpointError, DatasetError
 from xpconv.io import load_model
 
-__all__ = ["get_CIFAR10_data", "load_CIFAR10", "load_CIFAR_batch", "load_models"]
+__all__ = [
+    "get_CIFAR10_data",
+    "load_CIFAR10",
+    "load_CIFAR_batch",
+    "load_imagenet_val",
+    "load_models",
+    "load_tiny_imagenet",
+]
 
 COURSE_FOLDER = Path("cs231n", "datasets")
 
@@ -139,6 +148,80 @@ def get_CIFAR10_data(
     return data
 
 
+def load_tiny_imagenet(
+    path: str | os.PathLike[str], dtype: Any = np.float32, subtract_mean: bool = True
+) -> dict[str, Any]:
+    """Read TinyImageNet-200, or its halves TinyImageNet-100-A and TinyImageNet-100-B.
+
+    Parameters
+    ----------
+    path : str or path
+        The folder that has ``wnids.txt``, ``words.txt``, ``train``, ``val`` and ``test``.
+    dtype : numpy.float32 or numpy.float64
+    subtract_mean : bool
+        Whether to subtract the mean training image.
+
+    Returns
+    -------
+    dict
+        ``X_train, X_val, X_test`` (N, 3, 64, 64) in `dtype`, pixels from 0 to 255; ``y_train, y_val`` (N,) in int64;
+        ``y_test``, or None if the test images have no annotations, in which case they are sorted by name;
+        ``class_names``, the list of each label's names; ``mean_image`` (3, 64, 64).
+
+    Raises
+    ------
+    DatasetError
+        If a file is missing or damaged, or names an unknown class; or if Pillow is not installed.
+
+    Examples
+    --------
+    >>> load_tiny_imagenet("no/such/folder")
+    Traceback (most recent call last):
+    xpconv.errors.DatasetError: cannot read no/such/folder/wnids.txt (No such file or directory): extract ...
+    """
+    data = read_tiny_imagenet(Path(path), dtype)
+    data["mean_image"] = data["X_train"].mean(axis=0, dtype=np.float64).astype(dtype)
+    if subtract_mean:
+        for split in ("train", "val", "test"):
+            data[f"X_{split}"] -= data["mean_image"]
+    return data
+
+
+def load_imagenet_val(num: int | None = None) -> tuple[Array, Array, dict[int, str]]:
+    """Read 25 validation images of ImageNet from the course's file, ``cs231n/datasets/imagenet_val_25.npz``.
+
+    The folder ``cs231n/datasets`` is searched in the working directory. The pickle in the file is not run.
+
+    Parameters
+    ----------
+    num : int, optional
+        Number of images; all of them by default.
+
+    Returns
+    -------
+    X : array (num, 224, 224, 3) of uint8
+    y : array (num,) of integers
+    class_names : dict of int to str
+        The name of each label.
+
+    Raises
+    ------
+    DatasetError
+        If the file is missing or damaged.
+    ArgumentError
+        If there are fewer images than `num`.
+
+    Examples
+    --------
+    >>> load_imagenet_val()
+    Traceback (most recent call last):
+    xpconv.errors.DatasetError: there is no file cs231n/datasets/imagenet_val_25.npz: download ...
+    """
+    X, y, class_names = read_imagenet_val(COURSE_FOLDER / "imagenet_val_25.npz")
+    num = len(X) if num is None else check_count("num", num, 1, len(X))
+    return X[:num], y[:num], class_names
+
+
 def load_models(models_dir: str | os.PathLike[str]) -> dict[str, Any]:
     """Read all models of a folder that `xpconv.save_model` wrote.
 
@@ -153,6 +236,11 @@ def load_models(models_dir: str | os.PathLike[str]) -> dict[str, Any]:
     dict of str to Sequential
         The models by their files' names.
 
+    Raises
+    ------
+    DatasetError
+        If there is no such folder.
+
     Examples
     --------
     >>> import tempfile
@@ -162,6 +250,10 @@ def load_models(models_dir: str | os.PathLike[str]) -> dict[str, Any]:
     ...     list(load_models(folder))
     ['one.safetensors']
     """
+    if not Path(models_dir).is_dir():
+        raise DatasetError(
+            f"there is no folder {os.fspath(models_dir)}: create it and save models to it with save_model"
+        )
     models: dict[str, Any] = {}
     for path in sorted(Path(models_dir).iterdir()):
         try:
