@@ -1,6 +1,9 @@
 """The course's layers: its names, dicts and defaults over xpconv's layers, on NumPy arrays."""
 
 import importlib
+import io
+import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -54,11 +57,19 @@ SPELLINGS = {
     "solver": "Solver",
     "gradient_check": "eval_numerical_gradient eval_numerical_gradient_array eval_numerical_gradient_blobs "
     "eval_numerical_gradient_net grad_check_sparse",
-    "data_utils": "load_CIFAR_batch load_CIFAR10 get_CIFAR10_data load_models",
+    "data_utils": "load_CIFAR_batch load_CIFAR10 get_CIFAR10_data load_tiny_imagenet load_models load_imagenet_val",
     "vis_utils": "visualize_grid vis_grid",
     "classifiers.fc_net": "TwoLayerNet FullyConnectedNet",
     "classifiers.cnn": "ThreeLayerConvNet",
-    "classifiers": "TwoLayerNet FullyConnectedNet ThreeLayerConvNet",
+    "classifiers.neural_net": "TwoLayerNet",
+    "classifiers.linear_svm": "svm_loss_naive svm_loss_vectorized",
+    "classifiers.softmax": "softmax_loss_naive softmax_loss_vectorized",
+    "classifiers.k_nearest_neighbor": "KNearestNeighbor",
+    "classifiers.linear_classifier": "LinearClassifier LinearSVM Softmax svm_loss_naive svm_loss_vectorized "
+    "softmax_loss_naive softmax_loss_vectorized",
+    "classifiers": "TwoLayerNet FullyConnectedNet ThreeLayerConvNet KNearestNeighbor LinearClassifier LinearSVM "
+    "Softmax",
+    "features": "extract_features rgb2gray hog_feature color_histogram_hsv",
 }
 
 
@@ -499,6 +510,151 @@ def test_models_of_a_folder_are_read_and_other_files_are_named(tmp_path):
         models = data_utils.load_models(tmp_path)
     assert list(models) == ["one.safetensors"]
     np.testing.assert_array_equal(models["one.safetensors"].params["W1"], net.params["W1"])
+
+
+def test_a_folder_of_models_that_is_missing_is_named(tmp_path):
+    with pytest.raises(DatasetError, match=r"there is no folder .*nowhere: create it and save models to it"):
+        data_utils.load_models(tmp_path / "nowhere")
+
+
+WNIDS = ("n02124075", "n04067472", "n04540053")
+PIXELS = rng.integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def tiny_imagenet(tmp_path):
+    """Write three classes with two training images each, a validation image each, and three test images.
+
+    Return the folder and the pixels of the training images as NumPy reads them.
+    """
+    image_module = pytest.importorskip("PIL.Image")
+
+    def save(path, pixels):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image_module.fromarray(pixels).save(path, quality=95)
+        return np.asarray(image_module.open(path), dtype=float)
+
+    (tmp_path / "wnids.txt").write_text("\n".join(WNIDS) + "\n")
+    (tmp_path / "words.txt").write_text(
+        "n00001740\tentity\nn04540053\tvolleyball\nn02124075\tEgyptian cat\nn04067472\treel, spool\n"
+    )
+    train = []
+    for pixels, wnid in zip(PIXELS, WNIDS, strict=True):
+        colour = save(tmp_path / "train" / wnid / "images" / f"{wnid}_1.JPEG", pixels)
+        grey = save(tmp_path / "train" / wnid / "images" / f"{wnid}_0.JPEG", pixels[..., 0])
+        boxes = tmp_path / "train" / wnid / f"{wnid}_boxes.txt"
+        boxes.write_text(f"{wnid}_1.JPEG\t0\t10\t63\t58\n{wnid}_0.JPEG\t6\t7\t50\t60\n")
+        train += [colour, np.repeat(grey[..., None], 3, axis=-1)]
+        save(tmp_path / "val" / "images" / f"val_{wnid}.JPEG", pixels)
+        save(tmp_path / "test" / "images" / f"test_{wnid}.JPEG", pixels)
+    (tmp_path / "val" / "val_annotations.txt").write_text(
+        "".join(f"val_{wnid}.JPEG\t{wnid}\t0\t32\t44\t62\n" for wnid in reversed(WNIDS))
+    )
+    (tmp_path / "test" / "images" / ".DS_Store").touch()
+    return tmp_path, np.stack(train).transpose(0, 3, 1, 2)
+
+
+def test_tiny_imagenet_is_read_in_the_courses_layout(tiny_imagenet):
+    folder, train = tiny_imagenet
+    data = data_utils.load_tiny_imagenet(folder, dtype=np.float64, subtract_mean=False)
+    assert data["class_names"] == [["Egyptian cat"], ["reel", "spool"], ["volleyball"]]
+    np.testing.assert_array_equal(data["X_train"], train)
+    np.testing.assert_array_equal(data["y_train"], [0, 0, 1, 1, 2, 2])
+    np.testing.assert_array_equal(data["X_val"], train[[4, 2, 0]])
+    np.testing.assert_array_equal(data["y_val"], [2, 1, 0])
+    np.testing.assert_array_equal(data["X_test"], train[[0, 2, 4]])
+    assert data["y_test"] is None
+    np.testing.assert_allclose(data["mean_image"], train.mean(axis=0), rtol=1e-14)
+
+    (folder / "test" / "test_annotations.txt").write_text(f"test_{WNIDS[2]}.JPEG\t{WNIDS[2]}\n")
+    data = data_utils.load_tiny_imagenet(str(folder))
+    assert {data[name].dtype.name for name in ("X_train", "X_val", "X_test", "mean_image")} == {"float32"}
+    np.testing.assert_allclose(data["X_test"], train[[4]] - train.mean(axis=0), atol=1e-4)
+    np.testing.assert_array_equal(data["y_test"], [2])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "wnids.txt",
+            None,
+            r"cannot read .*wnids\.txt \(No such file or directory\): extract http.*tiny-imagenet-200\.zip",
+        ),
+        ("words.txt", "n02124075\n", r"words\.txt \(the line 'n02124075' has no second column\)"),
+        ("words.txt", "n02124075\tcat\n", r"words\.txt \(it does not have the class 'n04067472'\)"),
+        ("val/val_annotations.txt", "a.JPEG\tn1\t0\n", r"wnids\.txt \(it does not have the class 'n1'\)"),
+        ("val/val_annotations.txt", "a.JPEG\tn02124075\n", r"cannot read the image .*val/images/a\.JPEG: No such file"),
+        ("words.txt", b"\xff", r"words\.txt \('utf-8' codec"),
+    ],
+)
+def test_damage_of_tiny_imagenet_is_named(tiny_imagenet, name, text, message):
+    path = tiny_imagenet[0] / name
+    if text is None:
+        path.unlink()
+    else:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(DatasetError, match=message):
+        data_utils.load_tiny_imagenet(tiny_imagenet[0])
+
+
+class Danger:
+    """Something that runs code when its pickle is run."""
+
+    def __reduce__(self):
+        return pytest.fail, ("the pickle was run",)
+
+
+@pytest.fixture
+def imagenet_val(tmp_path, monkeypatch):
+    """Return a function that writes the course's file with a given label map."""
+    path = tmp_path / "cs231n" / "datasets" / "imagenet_val_25.npz"
+    path.parent.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+
+    def write(label_map, protocol=2):
+        file = io.BytesIO()
+        header = {"descr": "|O", "fortran_order": False, "shape": ()}
+        np.lib.format.write_array_header_1_0(file, header)
+        pickle.dump(np.array(label_map, dtype=object), file, protocol=protocol)
+        np.savez(path, X=PIXELS, y=np.array([281, 2, 517]))
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("label_map.npy", file.getvalue())
+
+    return write
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_validation_images_are_read_without_running_the_pickle_of_their_names(imagenet_val, protocol):
+    crane = "crane"  # two classes have this name: the pickle refers back to the first
+    label_map = {i: f"class {i}, naïve" for i in range(3000)} | {134: crane, 517: crane, 281: "tabby, tabby cat"}
+    imagenet_val(label_map, protocol)
+    X, y, class_names = data_utils.load_imagenet_val()
+    np.testing.assert_array_equal(X, PIXELS)
+    np.testing.assert_array_equal(y, [281, 2, 517])
+    assert class_names == label_map
+    assert [len(part) for part in data_utils.load_imagenet_val(num=2)] == [2, 2, 3000]
+    with pytest.raises(ArgumentError, match="num is 4; expected an int from 1 to 3"):
+        data_utils.load_imagenet_val(num=4)
+
+
+@pytest.mark.parametrize(
+    "label_map",
+    [Danger(), {0: Danger()}, {Danger(): "cat"}, {"cat": 0}, {}, [0, "cat"], {0: "cat", 1: 2}, {0: ("cat",)}],
+)
+def test_other_label_maps_are_refused_and_not_run(imagenet_val, label_map):
+    imagenet_val(label_map)
+    with pytest.raises(DatasetError, match=r"cannot read .*imagenet_val_25\.npz .*label_map is not a dict of ints"):
+        data_utils.load_imagenet_val()
+
+
+def test_missing_and_damaged_validation_images_are_named(imagenet_val):
+    with pytest.raises(DatasetError, match=r"there is no file .*imagenet_val_25\.npz: download http.* to the folder"):
+        data_utils.load_imagenet_val()
+    path = Path("cs231n/datasets/imagenet_val_25.npz")
+    path.write_bytes(b"PK")
+    with pytest.raises(DatasetError, match=r"cannot read .*imagenet_val_25\.npz \(.*\): download http.* again"):
+        data_utils.load_imagenet_val()
 
 
 @pytest.fixture

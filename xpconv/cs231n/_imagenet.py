@@ -3,7 +3,8 @@
 import io
 import pickletools
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,12 @@ __all__ = ["read_imagenet_val", "read_tiny_imagenet"]
 TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 TINY_IMAGE_SHAPE = (3, 64, 64)
 IMAGENET_VAL_URL = "http://cs231n.stanford.edu/imagenet_val_25.npz"
+# operations of a pickle that push a constant, and those that fill a dict
+CONSTANTS = {
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
+}
+SETS = {"SETITEM", "SETITEMS"}
 
 
 def read_tiny_imagenet(folder: Path, dtype: Any) -> dict[str, Any]:
@@ -109,28 +116,32 @@ def read_imagenet_val(path: Path) -> tuple[np.ndarray, np.ndarray, dict[int, str
 def _read_class_names(content: bytes) -> dict[int, str]:
     """Return a dict of ints to strings from an .npy file that has it as a pickle, without running the pickle.
 
-    Its keys and values are the constants that follow the operation that makes the dict.
+    Its keys and values are the constants between the operation that makes the dict and the last one that fills it.
     """
     file = io.BytesIO(content)
     np.lib.format.read_magic(file)
     np.lib.format.read_array_header_1_0(file)
-    memo: dict[Any, Any] = {}
-    constants: list[Any] | None = None
-    value: Any = None
-    for operation, argument, _ in pickletools.genops(file):
-        name = operation.name
-        if name.endswith(("PUT", "MEMOIZE")):
-            memo[len(memo) if argument is None else argument] = value
-            continue
-        value = memo[argument] if name.endswith("GET") else argument
+    operations = _operations(file)
+    for name, _ in operations:
         if name == "EMPTY_DICT":
-            constants = []
-        elif constants is not None and value is not None:
-            constants.append(value)
-        elif constants is not None and name not in ("MARK", "SETITEM", "SETITEMS"):
             break
-    constants = constants or []
+    entries = list(takewhile(lambda operation: operation[0] in CONSTANTS | SETS, operations))
+    constants = [value for name, value in entries if name in CONSTANTS]
     keys, names = constants[::2], constants[1::2]
-    if not names or len(keys) != len(names) or {*map(type, keys)} != {int} or {*map(type, names)} != {str}:
+    complete = bool(entries) and entries[-1][0] in SETS and len(keys) == len(names)
+    if not complete or {*map(type, keys)} != {int} or {*map(type, names)} != {str}:
         raise ValueError("label_map is not a dict of ints to strings")
     return dict(zip(keys, names, strict=True))
+
+
+def _operations(file: io.BytesIO) -> Iterator[tuple[str, Any]]:
+    """Yield the operations of a pickle and their arguments, those that repeat a constant as the constant itself."""
+    memo: dict[Any, tuple[str, Any]] = {}
+    current: tuple[str, Any] = ("", None)
+    for operation, argument, _ in pickletools.genops(file):
+        if operation.name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            memo[len(memo) if argument is None else argument] = current
+        elif operation.name not in ("FRAME", "MARK"):
+            repeats = operation.name in ("GET", "BINGET", "LONG_BINGET")
+            current = memo[argument] if repeats else (operation.name, argument)
+            yield current

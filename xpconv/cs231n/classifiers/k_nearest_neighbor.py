@@ -6,6 +6,7 @@ import numpy as np
 
 from xpconv._validation import check_count
 from xpconv.cs231n._adapt import cast_floats
+from xpconv.cs231n.classifiers._checks import check_samples
 from xpconv.errors import ArgumentError
 
 __all__ = ["KNearestNeighbor"]
@@ -41,13 +42,7 @@ class KNearestNeighbor:
         ArgumentError
             If the shapes do not match.
         """
-        X, y = np.asarray(X), np.asarray(y)
-        if X.ndim != 2 or not len(X) or y.shape != (len(X),):
-            raise ArgumentError(
-                f"X has shape {X.shape} and y has shape {y.shape}; expected (M, D) and (M,), with M at least 1: "
-                "reshape images to rows"
-            )
-        self.X_train, self.y_train = X, y
+        self.X_train, self.y_train = check_samples(X, y)
 
     def predict(self, X: np.ndarray, k: int = 1, num_loops: int = 0) -> np.ndarray:
         """Return the labels of samples X (N, D), as `predict_labels` does.

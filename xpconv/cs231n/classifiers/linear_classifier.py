@@ -8,6 +8,7 @@ import numpy as np
 
 from xpconv._validation import check_count, check_nonnegative
 from xpconv.cs231n._adapt import cast_floats, plain_number
+from xpconv.cs231n.classifiers._checks import check_samples
 from xpconv.cs231n.classifiers.linear_svm import svm_loss_naive, svm_loss_vectorized
 from xpconv.cs231n.classifiers.softmax import softmax_loss_naive, softmax_loss_vectorized
 from xpconv.errors import ArgumentError, CheckpointError
@@ -84,12 +85,7 @@ class LinearClassifier(ABC):
         ArgumentError, ArgumentTypeError
             If the samples and labels do not match, or an option is out of range.
         """
-        (X,), y = cast_floats(X=X), np.asarray(y)
-        if X.ndim != 2 or not len(X) or y.shape != (len(X),):
-            raise ArgumentError(
-                f"X has shape {X.shape} and y has shape {y.shape}; expected (N, D) and (N,), with N at least 1: "
-                "reshape images to rows"
-            )
+        X, y = check_samples(X, y)
         learning_rate = check_nonnegative("learning_rate", plain_number(learning_rate))
         num_iters, batch_size = check_count("num_iters", num_iters, 0), check_count("batch_size", batch_size)
         if self.W is None:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from xpconv.cs231n._adapt import l2_penalty
-from xpconv.cs231n.classifiers._linear import read_batch
+from xpconv.cs231n.classifiers._checks import check_batch
 from xpconv.cs231n.layers import svm_loss
 
 __all__ = ["svm_loss_naive", "svm_loss_vectorized"]
@@ -17,7 +17,7 @@ def svm_loss_naive(W: np.ndarray, X: np.ndarray, y: np.ndarray, reg: float) -> t
     >>> svm_loss_naive(np.zeros((3, 10)), np.ones((2, 3)), np.array([3, 7]), 0.0)[0]
     9.0
     """
-    W, X, y, reg = read_batch(W, X, y, reg)
+    W, X, y, reg = check_batch(W, X, y, reg)
     N, C = len(X), W.shape[1]
     loss, dW = 0.0, np.zeros_like(W)
     for x, label in zip(X, y, strict=True):
@@ -66,7 +66,7 @@ def svm_loss_vectorized(W: np.ndarray, X: np.ndarray, y: np.ndarray, reg: float)
     >>> loss, dW[0, [0, 3]]
     (9.0, array([ 1., -4.]))
     """
-    W, X, y, reg = read_batch(W, X, y, reg)
+    W, X, y, reg = check_batch(W, X, y, reg)
     loss, dscores = svm_loss(X @ W, y)
     penalty, dpenalty = l2_penalty(W, reg)
     return loss + penalty, X.T @ dscores + dpenalty

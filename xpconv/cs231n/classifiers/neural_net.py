@@ -6,6 +6,7 @@ import numpy as np
 
 from xpconv._validation import check_count, check_nonnegative
 from xpconv.cs231n._adapt import l2_penalty, plain_number
+from xpconv.cs231n.classifiers._checks import check_samples
 from xpconv.cs231n.layer_utils import affine_relu_backward, affine_relu_forward
 from xpconv.cs231n.layers import affine_backward, affine_forward, softmax_loss
 
@@ -126,9 +127,9 @@ class TwoLayerNet:
         ArgumentError, ArgumentTypeError
             If samples and labels do not match, or an option is out of range.
         """
-        X, y, X_val, y_val = map(np.asarray, (X, y, X_val, y_val))
+        (X, y), (X_val, y_val) = check_samples(X, y), check_samples(X_val, y_val, split="_val")
         learning_rate = check_nonnegative("learning_rate", plain_number(learning_rate))
-        learning_rate_decay = check_nonnegative("learning_rate_decay", learning_rate_decay)
+        learning_rate_decay = check_nonnegative("learning_rate_decay", plain_number(learning_rate_decay))
         num_iters, batch_size = check_count("num_iters", num_iters, 0), check_count("batch_size", batch_size)
         iterations_per_epoch = max(len(X) // batch_size, 1)
         stats: dict[str, list[float]] = {"loss_history": [], "train_acc_history": [], "val_acc_history": []}

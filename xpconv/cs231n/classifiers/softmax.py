@@ -3,7 +3,7 @@
 import numpy as np
 
 from xpconv.cs231n._adapt import l2_penalty
-from xpconv.cs231n.classifiers._linear import read_batch
+from xpconv.cs231n.classifiers._checks import check_batch
 from xpconv.cs231n.layers import softmax_loss
 
 __all__ = ["softmax_loss_naive", "softmax_loss_vectorized"]
@@ -17,7 +17,7 @@ def softmax_loss_naive(W: np.ndarray, X: np.ndarray, y: np.ndarray, reg: float) 
     >>> round(softmax_loss_naive(np.zeros((3, 10)), np.ones((2, 3)), np.array([3, 7]), 0.0)[0], 6)
     2.302585
     """
-    W, X, y, reg = read_batch(W, X, y, reg)
+    W, X, y, reg = check_batch(W, X, y, reg)
     N, C = len(X), W.shape[1]
     loss, dW = 0.0, np.zeros_like(W)
     for x, label in zip(X, y, strict=True):
@@ -65,7 +65,7 @@ def softmax_loss_vectorized(W: np.ndarray, X: np.ndarray, y: np.ndarray, reg: fl
     >>> round(loss, 6), dW[0, [0, 3]]
     (2.302585, array([ 0.1, -0.4]))
     """
-    W, X, y, reg = read_batch(W, X, y, reg)
+    W, X, y, reg = check_batch(W, X, y, reg)
     loss, dscores = softmax_loss(X @ W, y)
     penalty, dpenalty = l2_penalty(W, reg)
     return loss + penalty, X.T @ dscores + dpenalty
