@@ -72,7 +72,7 @@ def test_layer_takes_any_memory_layout_and_leaves_inputs_untouched(row, backend,
 
 
 @every_row
-def test_portable_primitives_give_the_same_layer(row, monkeypatch):
+def test_portable_operations_give_the_same_layer(row, monkeypatch):
     monkeypatch.setenv("XPCONV_ACCELERATE", "0")
     for dtype in DTYPES:
         check_against_loops(row, find_backend("numpy"), dtype, contiguous)

@@ -32,7 +32,7 @@ class TrainingMonitor:
     Parameters
     ----------
     model : Sequential, or any object with ``params``
-        Its weights are the parameters whose names start with W.
+        Parameters whose names start with W count as weights.
     backend : Backend
         The backend of the model.
 
@@ -87,5 +87,5 @@ class TrainingMonitor:
 
 
 def _ratio(w: Array, before: Array, xp: Any) -> Array:
-    with np.errstate(all="ignore"):  # weights may be 0 or no longer finite
+    with np.errstate(all="ignore"):  # The weights may be 0 or not finite.
         return xp.sqrt(sum_in_blocks(w - before, term=sum_of_squares) / sum_in_blocks(before, term=sum_of_squares))

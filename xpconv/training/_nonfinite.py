@@ -21,15 +21,15 @@ def check_finite(loss: Any, grads: Mapping[str, Array], *, per_gradient: bool) -
     loss : float or array ()
     grads : mapping of str to array
     per_gradient : bool
-        Whether to collect a pair for each gradient, which `describe_nonfinite` needs. On a device `good` is then
-        True: the check is deferred to `read_rows`.
+        Whether to collect a pair of numbers for each gradient, which `describe_nonfinite` needs. On a device, `good`
+        is then True, and the check is deferred to `read_rows`.
 
     Returns
     -------
     row : tuple or array (1 + 2 * K,)
-        The loss, then the `largest_finite` of each gradient: its largest finite magnitude, and 1 if all elements are
-        finite, else 0. Without `per_gradient`, and on the host if all are finite, one pair
-        describes the loss and all gradients, with 0 for the magnitude.
+        The loss, then for each gradient the pair that `largest_finite` returns: the largest finite magnitude, and 1 if
+        all elements are finite, else 0. Without `per_gradient`, and on the host if everything is finite, a single pair
+        describes the loss and all gradients; its magnitude is 0.
     good : bool, or boolean array () on the device
         Whether the loss and the gradients are finite: a bool if the loss is in host memory.
 
@@ -53,7 +53,7 @@ def check_finite(loss: Any, grads: Mapping[str, Array], *, per_gradient: bool) -
 
 
 def read_rows(rows: list[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Wait for rows of `check_finite`, or for the bare losses that the course's Solver records, and split them.
+    """Wait for the device and split rows of `check_finite`, or bare losses, which the course's Solver records.
 
     Returns
     -------
@@ -117,7 +117,7 @@ def first_nonfinite(arrays: Mapping[str, Array], backend: Backend) -> str | None
 def _finite_on_host(a: Array) -> bool:
     """Return whether all elements are finite.
 
-    If the sum of squares is finite, so are all elements; it takes one pass and no temporary array.
+    If the sum of squares is finite, so are all elements; that sum takes one pass and no temporary array.
     """
     with np.errstate(all="ignore"):
         if np.isfinite(float(sum_in_blocks(a, term=sum_of_squares))):

@@ -1,4 +1,4 @@
-"""Progress of a training run: a live bar on a terminal, plain lines in a pipe or without `rich`."""
+"""Show the progress of training: a live bar on a terminal, plain lines in a pipe or without `rich`."""
 
 import os
 import sys
@@ -62,7 +62,7 @@ def show_progress(total: int, batch_size: int, *, verbose: bool, done: int = 0) 
     ...     progress.line("hello")
     hello
     """
-    if not verbose or sys.stdout is None:  # as under pythonw
+    if not verbose or sys.stdout is None:  # None under pythonw
         yield _Silent()
     elif not _is_terminal(sys.stdout) or find_spec("rich") is None:
         yield Progress()
@@ -98,7 +98,7 @@ def outlive_output() -> Iterator[None]:
     ...     print("hello")
     hello
     """
-    out, err = (_LastingStream(stream or StringIO()) for stream in (sys.stdout, sys.stderr))  # None if it is closed
+    out, err = (_LastingStream(stream or StringIO()) for stream in (sys.stdout, sys.stderr))  # A closed stream is None.
     with redirect_stdout(out), redirect_stderr(err):
         try:
             yield
@@ -112,7 +112,7 @@ def outlive_output() -> Iterator[None]:
 
 
 class _LastingStream:
-    """A text stream that discards what is written after the first error of the stream that it stands for."""
+    """A text stream that wraps another one, and discards what is written after that one's first error."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -140,7 +140,7 @@ class _LastingStream:
             self.error = error
 
     def discard(self) -> None:
-        """Let Python's own last flush of a failed stream succeed, since its error would change the exit code."""
+        """Redirect a failed stream to nowhere, so that Python's flush at exit succeeds and keeps the exit code."""
         if self.error is not None:
             with suppress(OSError, ValueError, AttributeError):
                 devnull = os.open(os.devnull, os.O_WRONLY)

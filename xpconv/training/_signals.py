@@ -12,7 +12,7 @@ SIGNALS: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
 
 
 class PostponedSignal:
-    """The signal that was received, if any, and the handlers that were replaced."""
+    """The signal that was received and not yet delivered, if any, and the handlers that were replaced."""
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -26,7 +26,7 @@ class PostponedSignal:
         self.number, self.frame = number, frame
 
     def deliver(self, number: int | None = None, frame: FrameType | None = None) -> None:
-        """Call the handler of the signal that was kept, if there is one, with the frame that the signal interrupted."""
+        """Call the original handler for the postponed signal, if there is one, with the frame that it interrupted."""
         if number is None:
             number, frame = self.number, self.frame
         if number is not None:
@@ -61,7 +61,7 @@ def postpone_signals() -> Iterator[PostponedSignal]:
         yield postponed
     finally:
         for number, handler in postponed.handlers.items():
-            if signal.getsignal(number) == postponed.receive:  # else the block installed another one, which stays
+            if signal.getsignal(number) == postponed.receive:  # else keep the one that the block installed
                 signal.signal(number, handler)  # type: ignore[arg-type]
     postponed.deliver()
 

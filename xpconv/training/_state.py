@@ -48,7 +48,7 @@ def array_spec(a: Array) -> ArraySpec:
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """Return the name by which a checkpoint recognises a function.
+    """Return the name that identifies a function in a checkpoint.
 
     Examples
     --------
@@ -97,7 +97,7 @@ def first_difference(saved: Any, own: Any, path: str = "") -> tuple[str, Any, An
 
 
 def describe_difference(where: str, saved: Any, own: Any) -> str:
-    """Say in words how a saved description differs from one's own, and what to do.
+    """Describe how a saved value differs from this Solver's, and what to do.
 
     Examples
     --------
@@ -125,7 +125,7 @@ def pack_memory(
     optim_configs : mapping of str to mapping
         The rule's configuration for each parameter.
     built_in_rule : bool
-        Whether the rule is one of `UPDATE_RULES`: its zero-dimensional arrays are counts, and become plain numbers.
+        Whether the rule is one of `UPDATE_RULES`; zero-dimensional arrays are then step counts, and become numbers.
 
     Returns
     -------

@@ -106,7 +106,7 @@ class CheckpointFolder:
         Raises
         ------
         CheckpointError, NonFiniteLossError, OSError
-            As `Solver.save`, or if the new file is damaged when it is read back; no checkpoint is removed then.
+            As for `Solver.save`, or if the new file proves damaged when it is read back. No checkpoint is removed then.
         """
         self.path.mkdir(exist_ok=True)
         path = self.path / f"iteration-{training.iteration:09d}.safetensors"

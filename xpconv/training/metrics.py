@@ -40,7 +40,7 @@ def accuracy(
     rows : array (M,) of integers, optional
         Use these samples instead of all.
     allow_nan : bool
-        Whether samples whose scores have NaN count as wrong; otherwise they are an error.
+        Whether samples with NaN scores count as wrong; otherwise they raise an error.
 
     Returns
     -------
@@ -50,7 +50,7 @@ def accuracy(
     Raises
     ------
     ArgumentError
-        If `X` is empty, or `y` does not have one label for each sample, each the number of a class.
+        If `X` is empty, or `y` does not have one label for each sample, or a label is not the number of a class.
     ArgumentTypeError
         If the labels or `batch_size` are not integers.
     NonFiniteLossError
@@ -122,7 +122,7 @@ def take_rows(a: Array, rows: np.ndarray) -> Array:
 
 
 def checks_since_best(accuracies: Sequence[float]) -> int:
-    """Return the number of accuracies after the best one; of tied maxima the first is the best.
+    """Return the number of accuracies after the best one, the first of tied maxima.
 
     Examples
     --------

@@ -1,7 +1,7 @@
 """Update rules: each is a function ``rule(w, dw, config) -> (next_w, config)`` that can also update in place.
 
-`config` is a dict of the rule's options and its memory, such as Adam's averages; missing entries get defaults. If
-``where``, a boolean array () on the device, is False, the parameter and `config` are unchanged.
+`config` is a dict with the rule's options and its memory, such as Adam's averages; missing entries get defaults. If
+the option `where`, a boolean array () on the device, is False, the parameter and `config` are unchanged.
 """
 
 from collections.abc import Callable, Collection, Mapping, MutableMapping
@@ -38,7 +38,7 @@ def _update_rule(*memory: str, **defaults: float) -> Callable[[Callable[[Config]
             _check_gradient(w, dw)
             for name, value in defaults.items():
                 config[name] = _option(name, config.get(name, value))
-            with ignore_underflow():  # the square of a small gradient may be 0
+            with ignore_underflow():  # The square of a small gradient may become 0.
                 return _apply(step, memory, w, dw, config, in_place, where)
 
         del rule.__wrapped__  # otherwise help() would show the arguments of `step`
@@ -88,7 +88,7 @@ def _apply(
 
 
 def check_rule(update_rule: str | Callable[..., Any], config: Mapping[str, Any]) -> None:
-    """Raise an error if no update rule has this name, or the rule has no such options or not with such values.
+    """Raise an error if the update rule is unknown, has no option of a given name, or an option has an invalid value.
 
     Examples
     --------
@@ -112,7 +112,7 @@ def check_rule(update_rule: str | Callable[..., Any], config: Mapping[str, Any])
 
 
 def default_options(update_rule: str | Callable[..., Any]) -> dict[str, float]:
-    """Return the default of each option of a built-in rule that is a number; of a function, nothing is known.
+    """Return the defaults of a built-in rule's options; an empty dict for a custom rule.
 
     Examples
     --------
@@ -123,7 +123,7 @@ def default_options(update_rule: str | Callable[..., Any]) -> dict[str, float]:
 
 
 def _option(name: str, value: Any) -> Any:
-    """Check an option and return it as a Python number; return an array, such as Adam's count on a device, unread."""
+    """Check an option and return it as a Python number; return an array, such as a count on a device, unchanged."""
     if isinstance(value, bool) or not isinstance(value, Real):
         if array_api_compat.is_array_api_obj(value):
             return value
@@ -242,7 +242,7 @@ def rmsprop(config: Config) -> Callable[..., None]:
 
 @_update_rule("m", "v", learning_rate=1e-3, beta1=0.9, beta2=0.999, epsilon=1e-8, t=0)
 def adam(config: Config) -> Callable[..., None]:
-    """Step along the gradient's running mean over its running RMS, both corrected for their start at zero.
+    """Step along the gradient's running mean divided by its running RMS, both corrected for their bias towards 0.
 
     ``m = beta1 * m + (1 - beta1) * dw``, ``v = beta2 * v + (1 - beta2) * dw**2``,
     ``w -= learning_rate * (m / (1 - beta1**t)) / (sqrt(v / (1 - beta2**t)) + epsilon)`` (Kingma and Ba, 2015).

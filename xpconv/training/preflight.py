@@ -28,11 +28,11 @@ OVERFIT_IMAGES = 20
 OVERFIT_STEPS = 1000
 GRADIENT_IMAGES = 4
 GRADIENT_TOLERANCE = 1e-5
-MEMORY_BATCHES = 32, 64  # the memory of larger batches is extrapolated from these two sizes
-MEMORY_PASSES = 3  # per size: the least counts, since some passes also allocate workspaces that stay
+MEMORY_BATCHES = 32, 64  # The memory of larger batches is extrapolated from these two sizes.
+MEMORY_PASSES = 3  # For each size; the least peak counts, since some passes also allocate workspaces that are kept.
 FIRST_STEPS = 20
-MAX_LOSS_GROWTH = 10.0  # A loss may grow to this multiple of the first one,
-RECOVERED_LOSS = 0.9  # or to any value if it ends below this multiple.
+MAX_LOSS_GROWTH = 10.0  # The loss may grow to this multiple of the first loss,
+RECOVERED_LOSS = 0.9  # or higher, if the last loss is below this multiple.
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def check_training(
     batch_size : int
         Images in a minibatch of the training.
     update_rule, optim_config, schedule : optional
-        As for `xpconv.Solver`; without a rule the first steps are not checked.
+        As for `xpconv.Solver`; without an update rule, the first steps are not checked.
     on_finding : callable, optional
         Called with each finding as soon as its check ends.
 
@@ -307,7 +307,7 @@ def _gradients(subject: _Subject) -> PreflightFinding:
 
 
 def _without_zeros(params: Mapping[str, Array], backend: Backend) -> dict[str, Array]:
-    """Return copies of parameters with small random values in place of 0, which may put ReLUs exactly at their kink."""
+    """Return copies of parameters with small random values in place of 0, since zeros may put ReLUs at their kink."""
     rng, point = np.random.default_rng(0), {}
     for name, w in params.items():
         host = to_host(w)
@@ -366,7 +366,7 @@ def _first_steps(
 ) -> PreflightFinding:
     """Train on the same images repeatedly; their loss must fall unless the step size is too large."""
     net, losses = subject.replica(), list[float]()
-    X, y = subject.images(min(batch_size, 100))  # no more, so that this check never runs out of memory
+    X, y = subject.images(min(batch_size, 100))  # Few images, so that this check does not run out of memory.
     configs = {name: dict(config) for name in net.params}
     with np.errstate(all="ignore"):
         for step in range(FIRST_STEPS):

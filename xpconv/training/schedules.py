@@ -154,7 +154,7 @@ def decay(configs: Iterable[MutableMapping[str, Any]], factor: float) -> None:
 
 
 def _named(name: str, function: Callable[..., float], *arguments: Any) -> Schedule:
-    """Return a schedule, which can be pickled, under a name with its arguments, by which checkpoints recognise it."""
+    """Return a schedule that can be pickled, named with its arguments, which checkpoints compare by name."""
     schedule = partial(function, *arguments)
     schedule.__qualname__ = name  # type: ignore[attr-defined]
     return schedule

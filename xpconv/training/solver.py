@@ -66,7 +66,7 @@ class Solver:
         Factor by which the learning rate is multiplied after each epoch.
     schedule : callable, optional
         ``schedule(step) -> factor`` of the learning rate, in place of `lr_decay`; see `xpconv.training.schedules`.
-        Steps count from the start of each call of `train` that is not the rest of an earlier one.
+        A call of `train` counts steps from 0, unless it continues a training that was interrupted or resumed.
     batch_size, num_epochs : int
     sampling : {"replacement", "epoch"}
         Draw each minibatch from all samples, as the course does, or use each sample once per epoch.
@@ -86,7 +86,7 @@ class Solver:
         seed is a new random number each time.
     on_nonfinite : {"stop", "skip"}
         What to do if a loss or a gradient has NaN or infinite values: raise an error, or skip that minibatch and
-        change nothing. The check on a device does not wait for it.
+        change nothing. On a device, the host does not wait for the check.
     preflight : bool
         Whether to run `xpconv.training.preflight.check_training` before the first iteration.
 
@@ -174,7 +174,7 @@ class Solver:
         self.streams = self._spawn_streams(rng)
         self.sampler = SAMPLERS[sampling](self.streams["batches"], self.X_train.shape[0], self.batch_size)
         self._prefetch = 2
-        Solver._reset(self)  # the reset of a subclass need not know our private attributes
+        Solver._reset(self)  # Set private attributes even if a subclass overrides `_reset`.
         self._fingerprinted: tuple[tuple[Array, ...], dict[str, Any]] | None = None  # the data and its fingerprints
         self._reset()
 
@@ -213,8 +213,8 @@ class Solver:
         Until the first epoch ends, an interrupted training leaves the current parameters in the model.
 
         A training that has finished starts another round of `num_epochs` epochs from the best parameters, with the
-        memory of the update rule as it was: a `schedule` starts again at step 0, `lr_decay` goes on from the learning
-        rate that it has reached.
+        memory of the update rule kept. A `schedule` starts again at step 0; `lr_decay` continues from the learning rate
+        that it has reached.
 
         Parameters
         ----------
@@ -272,7 +272,7 @@ class Solver:
         self._read_losses()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what copies and pickles hold: during a training, without the minibatches drawn in advance."""
+        """Return the attributes for copies and pickles: during training, without minibatches drawn in advance."""
         if self._batches is None:
             return self.__dict__
         sampler = deepcopy(self.sampler)
@@ -327,7 +327,7 @@ class Solver:
     def _swap_in_best(self) -> None:
         """Give the model copies of the best parameters, and keep the latest ones for `current`."""
         self._swapped_out = self.current()
-        if self.best_params and not (self.interrupted and self.epoch == 0):  # those of iteration 1 are hardly trained
+        if self.best_params and not (self.interrupted and self.epoch == 0):  # else the best are those of iteration 1
             self._swapped_in = self.model.params = copy_arrays(self.best_params)
             if self.best_state:
                 self.model.state = copy_arrays(self.best_state)
@@ -442,7 +442,7 @@ class Solver:
         Raises
         ------
         CheckpointError, NonFiniteLossError
-            As `state_dict`; nothing is written then.
+            As for `state_dict`; nothing is written then.
         OSError
             If the file cannot be written; an existing file stays.
 
@@ -474,7 +474,7 @@ class Solver:
         Raises
         ------
         CheckpointError
-            If the file is missing or damaged, or as `load_state_dict`. The Solver is then unchanged.
+            If the file is missing or damaged, or as for `load_state_dict`. The Solver is then unchanged.
         """
         self._load(read_checkpoint(path), os.fspath(path))
 
@@ -555,7 +555,7 @@ class Solver:
         }
 
     def _configuration(self) -> dict[str, Any]:
-        """Return the properties that must be equal where a state is saved and loaded, as plain data for JSON."""
+        """Return the properties in which the saving and the loading Solver must agree, as plain data for JSON."""
         rule = self.update_rule
         same = ("lr_decay", "batch_size", "num_train_samples", "num_val_samples", "sampling", "patience")
         functions = {"augment": self.augment, "schedule": self.schedule}
@@ -634,7 +634,7 @@ class Solver:
         self._update(grads, where)
 
     def _update(self, grads: Mapping[str, Array], where: Array | None) -> None:
-        """Update every parameter; `where`, a boolean on the device, is False to leave them unchanged."""
+        """Update every parameter, unless `where`, a boolean on the device, is given and False."""
         for name, w in self.model.params.items():
             config = self.optim_configs[name]
             if isinstance(self.update_rule, str):
@@ -647,7 +647,7 @@ class Solver:
         own_grads = {name: grads[name] for name in self.model.params}
         row, good = check_finite(loss, own_grads, per_gradient=self.on_nonfinite == "stop")
         if good is False:
-            self._read_losses()  # now, since `read_rows` needs rows of one length and this one is longer
+            self._read_losses()  # Read the shorter rows first: `read_rows` needs rows of one length.
         self._pending_rows.append(row)
         return good if isinstance(good, bool) or isinstance(self.update_rule, str) else bool(to_host(good))
 
@@ -749,7 +749,7 @@ class Solver:
         X, rows = X if hasattr(X, "shape") else np.asarray(X), None
         if num_samples is not None and check_count("num_samples", num_samples) < X.shape[0]:
             rows = self.streams["checks"].choice(X.shape[0], num_samples)
-        in_training = self._batches is not None  # where the next loss is the better report of NaN
+        in_training = self._batches is not None  # In training, allow NaN: the error for the next loss says more.
         return metrics.accuracy(self.model, X, y, self.backend, batch_size, rows, allow_nan=in_training)
 
 
