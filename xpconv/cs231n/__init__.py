@@ -10,6 +10,8 @@ The notebooks on PyTorch, TensorFlow, recurrent nets, transformers, visualisatio
 self-supervised learning do not: their modules are not here.
 """
 
+__all__ = ["edition"]
+
 edition: int | None = None
 """Year of the notebook; None is a recent year.
 
