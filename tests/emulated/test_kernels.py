@@ -1,7 +1,8 @@
-"""The CUDA kernels without a GPU: the CuPy in cupy/ runs them on the CPU and checks every memory access.
+"""Test the CUDA kernels without a GPU: the emulated CuPy in cupy/ runs them on the CPU and checks every memory access.
 
-Each kernel is compared with the portable version in float64, on random shapes and memory layouts, with as many blocks
-as on a GPU and with so few that each block loops several times. `nox -s kernels` puts that CuPy on the path.
+Each kernel is compared with the portable version in float64, on random shapes and memory layouts, once with the number
+of blocks that a GPU gets and also with few blocks, so that each loops several times. `nox -s kernels` puts the emulated
+CuPy on the path.
 """
 
 import os
@@ -36,23 +37,23 @@ every_dtype = pytest.mark.parametrize("dtype", list(TOLERANCE))
 
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch):
-    """Make portable versions call portable versions, with the tiles that CuPy's arrays get."""
+    """Make portable versions call portable versions only, with the tiles that CuPy arrays get."""
     monkeypatch.setenv("XPCONV_ACCELERATE", "0")
     monkeypatch.setattr(tiling, "library_of", lambda a: type(a).__module__.partition(".")[0])
 
 
 def cases(monkeypatch, seed, count=CASES):
-    """Yield random generators, with another limit on the number of blocks each time."""
+    """Yield random generators, each time with a different limit on the number of blocks."""
     for k in range(count):
         rng = np.random.default_rng((seed, k))
-        limit(monkeypatch, *[(1056, 65535), (7, 3), (2, 1)][k % 3])
+        limit_blocks(monkeypatch, *[(1056, 65535), (7, 3), (2, 1)][k % 3])
         yield rng
 
 
-def limit(monkeypatch, blocks, most):
+def limit_blocks(monkeypatch, reduction_blocks, max_grid_y):
     for module in (_launch, _loss, _finite):
-        monkeypatch.setattr(module, "reduction_blocks", lambda: blocks)
-    monkeypatch.setattr(_launch, "_MAX_GRID_Y", most)
+        monkeypatch.setattr(module, "reduction_blocks", lambda: reduction_blocks)
+    monkeypatch.setattr(_launch, "_MAX_GRID_Y", max_grid_y)
     _windows.windows_and_grids.cache_clear()
     _groups._groups_and_grid.cache_clear()
 
@@ -62,7 +63,7 @@ def any_of(rng, *values):
 
 
 def draw(rng, *shape):
-    """Return random values, sometimes rounded to integers, sometimes with NaN and infinities among them."""
+    """Return random values: sometimes rounded to integers, sometimes with some NaN and infinite values."""
     kind = rng.integers(6)
     a = rng.standard_normal(shape) if kind > 1 else np.round(rng.standard_normal(shape))
     if kind == 5:
@@ -73,7 +74,7 @@ def draw(rng, *shape):
 
 
 def place(rng, a, dtype):
-    """Return a CuPy array of the values in a random memory layout."""
+    """Return a CuPy array with the values of `a` in a random memory layout."""
     layout = rng.integers(5) if a.ndim else 0
     if layout == 1:
         return cupy.asarray(np.asfortranarray(a, dtype))
@@ -101,7 +102,7 @@ def arrays(result):
 
 
 def compare(actual, expected, dtype, tolerance=None, scale=()):
-    """Compare all arrays; `scale` gives, for the first ones, the size of the terms that may have cancelled out."""
+    """Compare all arrays; `scale` is, for each of the first ones, the size of terms that may cancel in its sums."""
     for one, other, terms in zip_longest(arrays(actual), arrays(expected), scale, fillvalue=0.0):
         other = np.asarray(other)
         assert isinstance(one, cupy.ndarray)
@@ -189,7 +190,7 @@ def test_max_pool_prefers_nan_and_the_first_of_tied_maxima(dtype, values, best, 
     found, where = _pool.max_pool(x, (2, 2), (2, 2), (0, 0))
     assert np.array_equal(found.ravel(), [best], equal_nan=True)
     assert where.ravel().tolist() == [winner]
-    found, where = _pool.max_pool(x, (5, 5), (1, 1), (2, 2))  # here padding precedes the values
+    found, where = _pool.max_pool(x, (5, 5), (1, 1), (2, 2))  # now the window begins in the padding
     assert np.array_equal(found[0, 0, 0, 0], best, equal_nan=True)
     assert where[0, 0, 0, 0] == (winner // 2 + 2) * 5 + winner % 2 + 2
 
@@ -228,7 +229,7 @@ def test_convolution_and_its_gradients_equal_the_portable_versions(monkeypatch, 
 
 
 def statistics(rng):
-    """Return the shapes of x and gamma, and the axes of the mean and of dgamma, as one of the layers has them."""
+    """Return the shapes of x and gamma, the options for `normalise`, and `param_axes`, as a layer has them."""
     N, C = any_of(rng, (1, 1), (1, 8), (2, 3), (2, 65), (3, 1), (7, 4), (40, 2), (131, 1), (5, 6))
     D = any_of(rng, 1, 1, 5, 49, 256, 300)
     G = any_of(rng, *(g for g in range(1, C + 1) if C % g == 0))
@@ -306,7 +307,7 @@ def test_a_variance_that_overflows_float32_stays_finite():
 
 
 @every_dtype
-def test_norm_layers_give_the_same_results_with_kernels(monkeypatch, dtype):
+def test_norm_layers_give_the_same_results_with_the_kernels_as_without(monkeypatch, dtype):
     rng = np.random.default_rng(7)
 
     def through(name):
@@ -486,7 +487,7 @@ def test_faults_are_reported(body, message):
         run(body)
 
 
-def test_threads_of_a_block_share_their_values():
+def test_threads_exchange_values_through_shared_memory_and_shuffles():
     y = run(
         "s[t] = x[t]; __syncthreads(); float v = s[63 - t];"
         "for (int d = 16; d > 0; d /= 2) v += __shfl_xor_sync(0xffffffff, v, d);"

@@ -1,7 +1,7 @@
-"""As much of CuPy as xpconv.ops.cupy calls, on the CPU: g++ compiles the kernels, and block.h runs them.
+"""An emulated CuPy on the CPU, with what xpconv.ops.cupy calls: g++ compiles the kernels, and block.h runs them.
 
-Arrays are NumPy's, of a class of their own. New ones hold NaN, so that what a kernel does not write is seen. A kernel
-takes arguments as CuPy 14 passes them, and here it is an error if one has not the very type of its parameter.
+Arrays are a subclass of NumPy's. New arrays hold NaN, which shows elements that a kernel fails to write. Kernels take
+arguments as CuPy 14 passes them; an argument must have exactly the type of its parameter.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ import numpy as np
 __version__ = "14.0.0"
 emulated = True
 
-_LIMITS = (2**31 - 1, 65535, 65535)  # of a grid
+_MAX_GRID = (2**31 - 1, 65535, 65535)
 _FLAGS = (
     "-std=c++17",
     "-O1",
@@ -33,7 +33,7 @@ _FLAGS = (
 
 
 class ndarray(np.ndarray):
-    """An array that counts as CuPy's."""
+    """An array of the emulated CuPy."""
 
 
 def asarray(a, dtype=None):
@@ -48,12 +48,12 @@ def empty(shape, dtype=float):
 
 def ascontiguousarray(a, dtype=None):
     if not isinstance(a, ndarray):
-        raise TypeError(f"{type(a)} is no array of CuPy")
+        raise TypeError(f"{type(a)} is not a CuPy array")
     return a if a.flags.c_contiguous and dtype in (None, a.dtype) else np.array(a, dtype, order="C", subok=True)
 
 
 class cuda:
-    """One device."""
+    """A single device."""
 
     class runtime:
         @staticmethod
@@ -62,11 +62,11 @@ class cuda:
 
     class Device:
         def __init__(self, device):
-            self.attributes = {"MultiProcessorCount": 132}  # An H200's.
+            self.attributes = {"MultiProcessorCount": 132}  # As an H200 has.
 
 
 class _Range(ctypes.Structure):
-    """A Range of block.h."""
+    """The struct Range of block.h."""
 
     _fields_ = [
         ("start", ctypes.c_void_p),
@@ -90,7 +90,7 @@ def _compile(code, options):
 
 
 class RawModule:
-    """Kernels of one source."""
+    """The kernels of one source text."""
 
     def __init__(self, *, code, options=()):
         self._library = _compile(code, tuple(options))
@@ -100,7 +100,7 @@ class RawModule:
 
 
 class _Function:
-    """A kernel."""
+    """A kernel, which can be launched."""
 
     def __init__(self, library, name):
         parameters, self._launch = (getattr(library, f"{what}_{name}") for what in ("parameters_of", "launch"))
@@ -108,8 +108,10 @@ class _Function:
         self._name, self._parameters = name, parameters().decode().split()
 
     def __call__(self, grid, block, args):
-        grid, block = ([max(1, size) for size in (*sizes, 1, 1)[:3]] for sizes in (grid, block))  # as CuPy does
-        if any(size > limit for size, limit in zip(grid, _LIMITS, strict=True)) or prod(block) > 1024:
+        grid, block = (
+            [max(1, size) for size in (*sizes, 1, 1)[:3]] for sizes in (grid, block)
+        )  # CuPy fills up with 1, too.
+        if any(size > limit for size, limit in zip(grid, _MAX_GRID, strict=True)) or prod(block) > 1024:
             raise ValueError(f"{self._name}: no GPU has a grid {grid} of blocks {block}")
         if len(args) != len(self._parameters):
             raise TypeError(f"{self._name} takes {len(self._parameters)} arguments, not {len(args)}")
@@ -131,7 +133,7 @@ class _Function:
             raise RuntimeError(f"{self._name}: {error.decode()}")
 
     def _value(self, value, parameter):
-        """Return the bytes that the kernel gets."""
+        """Check an argument and return the bytes that the kernel gets for it."""
         kind = parameter.lstrip("*&")
         if isinstance(value, ndarray):
             given = "*" + value.dtype.str[1:]
@@ -141,7 +143,7 @@ class _Function:
         elif value is None:
             given, value = "*" + kind, np.array(0)
         elif isinstance(value, np.ndarray) and value.size != 1:
-            raise TypeError(f"{self._name} gets NumPy's array of shape {value.shape}")
+            raise TypeError(f"{self._name} gets a NumPy array of shape {value.shape}")
         else:
             value = np.asarray(value)
             given = value.dtype.str[1:]
@@ -151,7 +153,7 @@ class _Function:
 
 
 class ElementwiseKernel:
-    """A kernel for each element of arrays that are broadcast; T is the dtype of those declared so."""
+    """A kernel that runs for each element of broadcast arrays; T is the dtype of all arrays declared with it."""
 
     def __init__(self, in_params, out_params, operation, name):
         self._ins, self._outs = ([param.split() for param in params.split(", ")] for params in (in_params, out_params))

@@ -1,9 +1,12 @@
-// Runs CUDA kernels on one CPU thread: block after block, each thread of a block as a fiber.
+// Runs CUDA kernels on one CPU thread: block after block, with a fiber for each thread of a block.
 //
-// The kernels are compiled with -fsanitize=thread, and the hooks below stand in for its library: they see every access
-// to memory. A launch fails if a kernel touches what belongs to none of its arrays, writes to a constant one, has a
-// race (two threads touch the same value of an array, or between two barriers of shared memory, and one of them writes)
-// or a barrier or shuffle that not all threads reach, or does what C++ leaves undefined.
+// The kernels are compiled with -fsanitize=thread, and the hooks below replace the sanitizer's library, so they see every
+// memory access. A launch fails if a kernel
+// - reads or writes outside its arrays, or writes to a constant array;
+// - has a race: two threads access the same element, and at least one writes; for an element of shared memory, without a
+//   barrier in between;
+// - has a barrier or shuffle that not all threads reach;
+// - has undefined behaviour.
 
 #include <link.h>
 #include <setjmp.h>
@@ -15,7 +18,7 @@
 #include <ucontext.h>
 
 struct Dim { unsigned x, y, z; };
-struct Cell { unsigned reader, writer; };  // 1 + the number of the thread in the grid; 0: none
+struct Cell { unsigned reader, writer; };  // For each, 1 + the thread's number in the grid, or 0 for no thread.
 struct Range { char *start, *end; unsigned item, constant; Cell* cells; };
 enum State { READY, BARRIER, SHUFFLE, DONE };
 struct Fiber {
@@ -36,21 +39,21 @@ static struct Machine {
     void** args;
     jmp_buf scheduler;
     char error[200];
-    Range range[32];  // the first one is the shared memory
+    Range range[32];  // range[0] is the shared memory.
     Fiber fibers[1024];
 } gpu;
 
 // ---- accesses to memory
 
-#define UNSEEN __attribute__((no_sanitize("thread")))
+#define NO_HOOKS __attribute__((no_sanitize("thread")))
 
-UNSEEN static void fail(const char* what) {
+NO_HOOKS static void fail(const char* what) {
     const Dim &b = gpu.block_index, &t = gpu.thread_index;
     snprintf(gpu.error, sizeof gpu.error, "%s: block (%u, %u), thread (%u, %u)", what, b.x, b.y, t.x, t.y);
     if (gpu.running) _longjmp(gpu.scheduler, 1);
 }
 
-UNSEEN static void touch(void* where, unsigned size, bool writes) {
+NO_HOOKS static void check_access(void* where, unsigned size, bool writes) {
     char* p = (char*)where;
     if (!gpu.running || (p >= (char*)&gpu && p < (char*)(&gpu + 1))) return;
     for (Range* r = gpu.range; r < gpu.range + gpu.ranges; ++r) {
@@ -67,32 +70,32 @@ UNSEEN static void touch(void* where, unsigned size, bool writes) {
 }
 
 #define HOOKS(n) \
-    extern "C" UNSEEN void __tsan_read##n(void* p) { touch(p, n, false); } \
-    extern "C" UNSEEN void __tsan_write##n(void* p) { touch(p, n, true); }
+    extern "C" NO_HOOKS void __tsan_read##n(void* p) { check_access(p, n, false); } \
+    extern "C" NO_HOOKS void __tsan_write##n(void* p) { check_access(p, n, true); }
 HOOKS(1) HOOKS(2) HOOKS(4) HOOKS(8) HOOKS(16)
-extern "C" UNSEEN void __tsan_read_range(void* p, size_t n) { touch(p, n, false); }
-extern "C" UNSEEN void __tsan_write_range(void* p, size_t n) { touch(p, n, true); }
-extern "C" UNSEEN void __tsan_func_entry(void*) {}
-extern "C" UNSEEN void __tsan_func_exit(void*) {}
-extern "C" UNSEEN void __tsan_init() {}
+extern "C" NO_HOOKS void __tsan_read_range(void* p, size_t n) { check_access(p, n, false); }
+extern "C" NO_HOOKS void __tsan_write_range(void* p, size_t n) { check_access(p, n, true); }
+extern "C" NO_HOOKS void __tsan_func_entry(void*) {}
+extern "C" NO_HOOKS void __tsan_func_exit(void*) {}
+extern "C" NO_HOOKS void __tsan_init() {}
 
 // ---- fibers
 
-static void stop(State state, const void* site) {
+static void suspend(State state, const void* site) {  // Go back to the scheduler until it resumes this fiber.
     Fiber& me = gpu.fibers[gpu.current];
     me.state = state;
     me.site = site;
     if (!_setjmp(me.resume)) _longjmp(gpu.scheduler, 1);
 }
 
-static void live() {  // through all blocks
+static void run_thread() {  // Run this thread of one block after the other.
     for (;;) {
         gpu.call(gpu.args);
-        stop(DONE, nullptr);
+        suspend(DONE, nullptr);
     }
 }
 
-static void go_on(unsigned k) {
+static void resume(unsigned k) {  // Start or resume fiber k until it suspends itself.
     Fiber& f = gpu.fibers[k];
     const Dim& b = gpu.block;
     gpu.current = k;
@@ -107,47 +110,48 @@ static void go_on(unsigned k) {
     getcontext(&f.context);
     f.context.uc_stack.ss_sp = f.stack;
     f.context.uc_stack.ss_size = sizeof f.stack;
-    makecontext(&f.context, live, 0);
+    makecontext(&f.context, run_thread, 0);
     setcontext(&f.context);
 }
 
-static bool together(unsigned first, unsigned count, State state) {  // whether these fibers wait at the same place
+static bool all_wait(unsigned first, unsigned count, State state) {  // Whether these fibers wait at the same place.
     for (unsigned k = first; k < first + count; ++k)
         if (gpu.fibers[k].state != state || gpu.fibers[k].site != gpu.fibers[first].site) return false;
     return true;
 }
 
-static bool shuffled(unsigned warp) {
+static bool try_shuffle(unsigned warp) {  // Exchange the values of a warp whose lanes all wait at the same shuffle.
     Fiber* f = gpu.fibers + 32 * warp;
-    if (32 * warp + 32 > gpu.threads || !together(32 * warp, 32, SHUFFLE)) return false;
+    if (32 * warp + 32 > gpu.threads || !all_wait(32 * warp, 32, SHUFFLE)) return false;
     for (int lane = 0; lane < 32; ++lane) memcpy(f[lane].received, f[f[lane].source % 32].sent, 8);
     for (int lane = 0; lane < 32; ++lane) f[lane].state = READY;
     return true;
 }
 
-// A warp runs as far as it can before the next one begins; the order of warps and lanes is another one in each block.
+// Each warp runs as far as it can before the next warp begins. The order of warps and lanes differs from block to block.
 static void run_block() {
     const Range& shared = gpu.range[0];
     static unsigned blocks;
     const unsigned salt = ++blocks * 2654435761u >> 20, warps = (gpu.threads + 31) / 32;
     memset(shared.start, 0xff, shared.end - shared.start);  // NaN
-    for (bool all = true; all && !*gpu.error; all = together(0, gpu.threads, BARRIER)) {
+    for (bool all = true; all && !*gpu.error; all = all_wait(0, gpu.threads, BARRIER)) {
         memset(shared.cells, 0, (shared.end - shared.start) / shared.item * sizeof(Cell));
         for (unsigned k = 0; k < gpu.threads; ++k) gpu.fibers[k].state = READY;
         for (unsigned w = 0; w < warps; ++w)
             do
                 for (unsigned lane = 0; lane < 32; ++lane) {
                     const unsigned k = 32 * ((w + salt) % warps) + (lane ^ salt % 32);
-                    if (k < gpu.threads && gpu.fibers[k].state == READY && !*gpu.error) go_on(k);
+                    if (k < gpu.threads && gpu.fibers[k].state == READY && !*gpu.error) resume(k);
                 }
-            while (shuffled((w + salt) % warps));
+            while (try_shuffle((w + salt) % warps));
     }
-    if (!*gpu.error && !together(0, gpu.threads, DONE)) fail("a barrier or shuffle that not all threads reach");
+    if (!*gpu.error && !all_wait(0, gpu.threads, DONE)) fail("a barrier or shuffle that not all threads reach");
 }
 
-static thread_local volatile int anchor;  // it makes a library without shared memory have some
+static thread_local volatile int anchor;  // Gives a library whose kernels use no shared memory a thread-local segment.
 
-static int find_shared(dl_phdr_info* info, size_t, void*) {  // what is thread_local in the library that holds `gpu`
+// Shared memory is thread-local here: find the thread-local segment of the library that contains `gpu`.
+static int find_shared(dl_phdr_info* info, size_t, void*) {
     bool mine = false;
     for (int k = 0; k < info->dlpi_phnum; ++k) {
         const auto& part = info->dlpi_phdr[k];
@@ -167,7 +171,7 @@ static const char* launch(void (*call)(void**), const unsigned* dims, void** arg
     const int signals[] = {SIGILL, SIGFPE, SIGSEGV, SIGBUS};
     struct sigaction old[4], mine = {};
     mine.sa_handler = [](int number) {
-        if (!gpu.running) signal(number, SIG_DFL);  // none of a kernel
+        if (!gpu.running) signal(number, SIG_DFL);  // The signal does not come from a kernel.
         fail("undefined behaviour or a crash");
     };
     mine.sa_flags = SA_NODEFER;
@@ -178,7 +182,7 @@ static const char* launch(void (*call)(void**), const unsigned* dims, void** arg
     gpu.call = call;
     gpu.args = args;
     gpu.ranges = 1 + count;
-    anchor = 0;  // before that, this thread may have none
+    anchor = 0;  // The first access makes this thread's segment.
     dl_iterate_phdr(find_shared, nullptr);
     memcpy(gpu.range + 1, ranges, count * sizeof(Range));
     for (Range* r = gpu.range; r <= gpu.range + count; ++r)

@@ -1,4 +1,4 @@
-// What a kernel finds in CUDA C++, and what Python finds of a kernel. block.h runs it.
+// The parts of CUDA C++ that the kernels use, and the functions through which Python launches them with block.h.
 
 #include "block.h"
 
@@ -15,14 +15,14 @@
 #define blockIdx gpu.block_index
 #define threadIdx gpu.thread_index
 
-__attribute__((noinline)) static void __syncthreads() { stop(BARRIER, __builtin_return_address(0)); }
+__attribute__((noinline)) static void __syncthreads() { suspend(BARRIER, __builtin_return_address(0)); }
 
 template <class V> __attribute__((noinline)) V __shfl_xor_sync(unsigned mask, V value, int d) {
     Fiber& me = gpu.fibers[gpu.current];
     if (mask != ~0u) fail("a shuffle of less than a warp");
     me.source = gpu.current ^ d;
     memcpy(me.sent, &value, sizeof value);
-    stop(SHUFFLE, __builtin_return_address(0));
+    suspend(SHUFFLE, __builtin_return_address(0));
     memcpy(&value, me.received, sizeof value);
     return value;
 }
@@ -38,9 +38,10 @@ EXTREMES(unsigned, a < b ? a : b, a < b ? b : a)
 EXTREMES(float, fminf(a, b), fmaxf(a, b))
 EXTREMES(double, fmin(a, b), fmax(a, b))
 
-// ---- what Python calls for each kernel
+// ---- the functions that Python calls for each kernel
 
-template <class P> UNSEEN int describe(char* out) {  // & for pointers to constants, * for others; NumPy's kind and size
+// Write a parameter's type: & for a pointer to constants, * for another pointer, then NumPy's kind and size, as in &f4.
+template <class P> NO_HOOKS int describe(char* out) {
     using V = std::remove_pointer_t<P>;
     const char kind = std::is_floating_point_v<V> ? 'f' : std::is_class_v<V> ? 'V' :
         std::is_same_v<std::remove_const_t<V>, bool> ? 'b' : std::is_unsigned_v<V> ? 'u' : 'i';
@@ -49,9 +50,9 @@ template <class P> UNSEEN int describe(char* out) {  // & for pointers to consta
 
 template <auto> struct Kernel;
 template <class... P, void (*kernel)(P...)> struct Kernel<kernel> {
-    template <size_t... k> UNSEEN static void apply(void** args, std::index_sequence<k...>) { kernel(*(P*)args[k]...); }
-    UNSEEN static void call(void** args) { apply(args, std::index_sequence_for<P...>()); }
-    UNSEEN static const char* parameters() {
+    template <size_t... k> NO_HOOKS static void apply(void** args, std::index_sequence<k...>) { kernel(*(P*)args[k]...); }
+    NO_HOOKS static void call(void** args) { apply(args, std::index_sequence_for<P...>()); }
+    NO_HOOKS static const char* parameters() {
         static char text[400], *end;
         end = text;
         ((end += describe<P>(end)), ...);
