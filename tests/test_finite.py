@@ -217,12 +217,12 @@ def test_resumed_trainings_keep_counting_skipped_iterations(data, tmp_path):
 
 
 def test_the_command_stops_at_or_skips_nonfinite_losses(tmp_path, monkeypatch):
-    plain = Solver._record_loss
+    plain = Solver._check_finite
 
     def check_finite(self, loss, grads):
         return plain(self, float("nan") if self.iteration == 3 else loss, grads)
 
-    monkeypatch.setattr(Solver, "_record_loss", check_finite)
+    monkeypatch.setattr(Solver, "_check_finite", check_finite)
     result = call(*SHORT, "--checkpoint-every", 1, "--out", tmp_path / "stop")
     assert result.exit_code == 1
     assert result.stderr.startswith("xpconv: error: the loss became nan at iteration 3 (")

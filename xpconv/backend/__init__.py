@@ -4,7 +4,7 @@ Arrays move between host and device only through two methods: `Backend.asarray` 
 `Backend.to_host` moves them back, for which the host waits.
 """
 
-from xpconv.backend._array import Array, array_namespace, library_of, on_host
+from xpconv.backend._array import Array, array_namespace, copy_arrays, library_of, on_host
 from xpconv.backend._backend import (
     LIBRARIES,
     Backend,
@@ -23,6 +23,7 @@ __all__ = [
     "Diagnosis",
     "array_namespace",
     "backend_of",
+    "copy_arrays",
     "diagnose",
     "get_backend",
     "library_of",

@@ -1,5 +1,6 @@
 """The type of arrays, and functions that find an array's library and location."""
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import array_api_compat
@@ -7,7 +8,7 @@ import numpy as np
 
 from xpconv.errors import ArgumentTypeError, DeviceMismatchError
 
-__all__ = ["Array", "array_namespace", "check_no_pair", "library_of", "on_host"]
+__all__ = ["Array", "array_namespace", "check_no_pair", "copy_arrays", "library_of", "on_host"]
 
 
 class Array(Protocol):
@@ -160,6 +161,18 @@ def library_of(x: Array) -> str:
     'numpy'
     """
     return "numpy" if isinstance(x, np.ndarray) else type(x).__module__.partition(".")[0]
+
+
+def copy_arrays(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Return a copy of each array, in its library and on its device.
+
+    Examples
+    --------
+    >>> arrays = {"b1": np.zeros(2)}
+    >>> copy_arrays(arrays)["b1"] is arrays["b1"]
+    False
+    """
+    return {name: array_namespace(**{name: a}).asarray(a, copy=True) for name, a in arrays.items()}
 
 
 def on_host(x: Array) -> bool:

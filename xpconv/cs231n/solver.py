@@ -123,7 +123,7 @@ class Solver(solver.Solver):
             super()._step(*next(batches))
         self._read_losses()
 
-    def _update(self, grads: Mapping[str, Array], where: Array | None) -> None:
+    def _update(self, grads: Mapping[str, Array], where: Array | bool) -> None:
         fast = UPDATE_RULES.get(getattr(self.update_rule, "fast_name", ""))
         if fast is None:
             super()._update(grads, where)
@@ -131,15 +131,15 @@ class Solver(solver.Solver):
         for name, w in self.model.params.items():
             fast(w, grads[name], self.optim_configs[name], in_place=True)
 
-    def _record_loss(self, loss: Any, grads: Mapping[str, Array]) -> bool:
+    def _check_finite(self, loss: Any, grads: Mapping[str, Array]) -> tuple[Any, bool]:
+        """Let a loss that is not finite pass; `_read_losses` warns of it."""
         missing = [name for name in self.model.params if name not in grads]
         if missing:
             raise ArgumentError(
                 f"the model's loss returned no gradient for {', '.join(missing)}; "
                 "expected one for each of its params, under the same name"
             )
-        self._pending_rows.append(loss)
-        return True
+        return loss, True
 
     def _check_memory(self) -> None:
         """Let the search for a learning rate go on."""

@@ -1,27 +1,14 @@
 """Measure the health of training on its device: update-to-weight ratios and dead ReLU units."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from xpconv.backend import Array, Backend, backend_of, to_host
+from xpconv.backend import Array, Backend, copy_arrays, to_host
 from xpconv.nn import Relu, Sequential
 from xpconv.ops.tiling import sum_in_blocks, sum_of_squares
 
-__all__ = ["TrainingMonitor", "copy_arrays"]
-
-
-def copy_arrays(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """Return a copy of each array, whatever its library.
-
-    Examples
-    --------
-    >>> arrays = {"b1": np.zeros(2)}
-    >>> copy_arrays(arrays)["b1"] is arrays["b1"]
-    False
-    """
-    return {name: backend_of(a).xp.asarray(a, copy=True) for name, a in arrays.items()}
+__all__ = ["TrainingMonitor"]
 
 
 class TrainingMonitor:

@@ -10,7 +10,7 @@ from xpconv.backend import Array, Backend, backend_of, on_host, to_host
 from xpconv.ops.finite import largest_finite
 from xpconv.ops.tiling import sum_in_blocks, sum_of_squares
 
-__all__ = ["all_finite", "check_finite", "describe_nonfinite", "first_nonfinite", "read_rows", "restore_unless"]
+__all__ = ["all_finite", "check_finite", "choose", "describe_nonfinite", "first_nonfinite", "read_rows"]
 
 
 def check_finite(loss: Any, grads: Mapping[str, Array], *, per_gradient: bool) -> tuple[Any, Any]:
@@ -52,27 +52,27 @@ def check_finite(loss: Any, grads: Mapping[str, Array], *, per_gradient: bool) -
     return xp.stack([loss, xp.zeros_like(loss), xp.astype(good, loss.dtype)]), good
 
 
-def read_rows(rows: list[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def read_rows(rows: list[Any]) -> tuple[list[float], list[np.ndarray], list[int]]:
     """Wait for the device and split rows of `check_finite`, or bare losses, which the course's Solver records.
 
     Returns
     -------
-    losses : array (R,)
-    pairs : array (R, K, 2)
+    losses : list of float
+    pairs : list of array (K, 2)
         The pairs of each row: largest finite magnitude, and 1 if all elements are finite. Bare losses have none.
-    bad : array of int
+    bad : list of int
         The indices of the rows in which the loss or a gradient is not finite.
 
     Examples
     --------
     >>> read_rows([(0.5, 3.0, 1.0), (0.4, 2.0, 0.0), (np.nan, 3.0, 1.0)])[2]
-    array([1, 2])
+    [1, 2]
     """
     on_device = hasattr(rows[0], "shape") and not isinstance(rows[0], np.generic | np.ndarray)
-    table = to_host(backend_of(rows[0]).xp.stack(rows)) if on_device else np.asarray(rows)
-    table = table.reshape(len(rows), -1)
-    losses, pairs = table[:, 0], table[:, 1:].reshape(len(rows), -1, 2)
-    return losses, pairs, np.flatnonzero(~(np.isfinite(losses) & pairs[..., 1].all(axis=1)))
+    table = [np.ravel(row) for row in (to_host(backend_of(rows[0]).xp.stack(rows)) if on_device else rows)]
+    losses, pairs = [float(row[0]) for row in table], [row[1:].reshape(-1, 2) for row in table]
+    finite = (np.isfinite(loss) and pair[:, 1].all() for loss, pair in zip(losses, pairs, strict=True))
+    return losses, pairs, [k for k, good in enumerate(finite) if not good]
 
 
 def all_finite(loss: Any, grads: Iterable[Array]) -> Any:
@@ -126,10 +126,17 @@ def _finite_on_host(a: Array) -> bool:
     return bool(xp.all(xp.isfinite(a)))
 
 
-def restore_unless(good: Array, new: Mapping[str, Array], old: Mapping[str, Array]) -> None:
-    """Overwrite the arrays of `new` with those of `old` if `good`, a boolean array () on their device, is False."""
-    for name, a in new.items():
-        a[...] = array_api_compat.array_namespace(a).where(good, a, old[name])
+def choose(condition: Array | bool, a: dict[str, Array], b: dict[str, Array]) -> dict[str, Array]:
+    """Return `a` if the condition is True, else `b`; if it is an array () on their device, without waiting for it.
+
+    Examples
+    --------
+    >>> choose(False, {"x": np.ones(2)}, {"x": np.zeros(2)})
+    {'x': array([0., 0.])}
+    """
+    if isinstance(condition, bool):
+        return a if condition else b
+    return {name: array_api_compat.array_namespace(x).where(condition, x, b[name]) for name, x in a.items()}
 
 
 def describe_nonfinite(loss: float, iteration: int, names: Iterable[str], pairs: np.ndarray) -> str:

@@ -1,7 +1,7 @@
 """Update rules: each is a function ``rule(w, dw, config) -> (next_w, config)`` that can also update in place.
 
 `config` is a dict with the rule's options and its memory, such as Adam's averages; missing entries get defaults. If
-the option `where`, a boolean array () on the device, is False, the parameter and `config` are unchanged.
+the option `where`, True or a boolean array () on the device, is False, the parameter and `config` are unchanged.
 """
 
 from collections.abc import Callable, Collection, Mapping, MutableMapping
@@ -32,7 +32,7 @@ def _update_rule(*memory: str, **defaults: float) -> Callable[[Callable[[Config]
     def decorate(step: Callable[[Config], Callable[..., None]]) -> Rule:
         @wraps(step, assigned=("__module__", "__name__", "__qualname__", "__doc__"))
         def rule(
-            w: Array, dw: Array, config: Config | None = None, *, in_place: bool = False, where: Array | None = None
+            w: Array, dw: Array, config: Config | None = None, *, in_place: bool = False, where: Array | bool = True
         ) -> tuple[Array, Config]:
             config = {} if config is None else config
             _check_gradient(w, dw)
@@ -61,7 +61,7 @@ def _apply(
     dw: Array,
     config: Config,
     in_place: bool,
-    where: Array | None,
+    where: Array | bool,
 ) -> tuple[Array, Config]:
     """Update the parameter and the `memory` arrays in `config`, or copies of them if not `in_place`."""
     xp = array_namespace(w=w, dw=dw)
@@ -73,7 +73,7 @@ def _apply(
     if not in_place:
         w = xp.asarray(w, copy=True)
     arrays = [w, *(config[name] for name in memory)]
-    if where is None:
+    if where is True:
         for_each_block(w, dw, *arrays[1:], update=step(config))
         return w, config
 

@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 
 from xpconv._validation import check_count
-from xpconv.backend import Array, Backend, backend_of, to_host
+from xpconv.backend import Array, Backend, backend_of, copy_arrays, to_host
 from xpconv.backend._memory import free_bytes, peak_bytes
 from xpconv.errors import ArgumentError, PreflightError
 from xpconv.nn import Sequential
 from xpconv.random import as_random_stream, restore, state_of
 from xpconv.testing import check_gradient
-from xpconv.training._monitor import copy_arrays
 from xpconv.training.metrics import accuracy, take_rows
 from xpconv.training.optim import UPDATE_RULES, check_rule
 from xpconv.training.schedules import Schedule, constant

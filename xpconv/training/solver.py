@@ -5,7 +5,7 @@ The host runs ahead of the device: losses stay on the device until they are prin
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from typing import Any, NoReturn, Self
@@ -13,7 +13,7 @@ from typing import Any, NoReturn, Self
 import numpy as np
 
 from xpconv._validation import check_choice, check_count
-from xpconv.backend import Array, backend_of, on_its_device, to_host
+from xpconv.backend import Array, backend_of, copy_arrays, on_its_device, to_host
 from xpconv.data import Batches, Dataset
 from xpconv.data._checks import check_split
 from xpconv.data._fingerprint import fingerprint
@@ -22,8 +22,8 @@ from xpconv.errors import ArgumentError, CheckpointError, NonFiniteLossError, pr
 from xpconv.io._safetensors import DESCRIPTION_ERRORS, ArraySpec, check_finite_arrays, check_specs
 from xpconv.random import RandomStream, Rng, draw_seed, restore, spawn, state_of
 from xpconv.training import metrics
-from xpconv.training._monitor import TrainingMonitor, copy_arrays
-from xpconv.training._nonfinite import check_finite, describe_nonfinite, first_nonfinite, read_rows, restore_unless
+from xpconv.training._monitor import TrainingMonitor
+from xpconv.training._nonfinite import check_finite, choose, describe_nonfinite, first_nonfinite, read_rows
 from xpconv.training._progress import Progress, show_progress
 from xpconv.training._signals import postpone_signals
 from xpconv.training._state import (
@@ -190,8 +190,8 @@ class Solver:
         self.epoch = self.iteration = self.skipped = 0
         self.round_start = self.round_checks = 0  # iterations and checks before this round of `num_epochs` epochs
         self.interrupted, self.resumable, self._finished = False, True, False
-        self._swapped_in: Any = None  # the copies of the best parameters that `train` gave the model
-        self._swapped_out: tuple[Any, Any] | None = None  # the latest parameters and state, which those copies replaced
+        # The best parameters, if the model has them, and the latest parameters and state, which they replaced.
+        self._replaced: tuple[Any, Any] = None, None
         self._batches: Batches | None = None
         self.loss_history, self.learning_rate_history = list[float](), list[float]()
         self.train_acc_history, self.val_acc_history = list[float](), list[float]()
@@ -303,11 +303,9 @@ class Solver:
         if self._finished:
             self.round_start, self.round_checks = self.iteration, len(self.val_acc_history)
         else:
-            self.model.params, state = self.current()
-            if state:
-                self.model.state = state
+            self._give_model(*self.current())
         self.interrupted = self._finished = False
-        self._swapped_out = self._swapped_in = None
+        self._replaced = None, None
 
     def _out_of_patience(self) -> bool:
         """Return whether the last `patience` checks of this round brought no better validation accuracy."""
@@ -326,17 +324,20 @@ class Solver:
 
     def _swap_in_best(self) -> None:
         """Give the model copies of the best parameters, and keep the latest ones for `current`."""
-        self._swapped_out = self.current()
         if self.best_params and not (self.interrupted and self.epoch == 0):  # else the best are those of iteration 1
-            self._swapped_in = self.model.params = copy_arrays(self.best_params)
-            if self.best_state:
-                self.model.state = copy_arrays(self.best_state)
+            best = copy_arrays(self.best_params)
+            self._replaced = best, self.current()
+            self._give_model(best, copy_arrays(self.best_state))
+
+    def _give_model(self, params: dict[str, Array], state: dict[str, Array]) -> None:
+        self.model.params = params
+        if state:  # a model need not have the attribute
+            self.model.state = state
 
     def current(self) -> tuple[Any, Any]:
         """Return the parameters and the state of the last iteration, even if the model now has the best ones."""
-        if self._swapped_out is not None and self.model.params is self._swapped_in:
-            return self._swapped_out
-        return self.model.params, getattr(self.model, "state", {})
+        best, latest = self._replaced
+        return latest if self.model.params is best else (self.model.params, getattr(self.model, "state", {}))
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of all that the rest of the training depends on, for `load_state_dict`.
@@ -483,19 +484,21 @@ class Solver:
         try:
             arrays, description = state["arrays"], state["description"]
             self._check_state(arrays, description, owner)
-            model, attributes = self._parse_state(arrays, description)
+            stores = {
+                kind: {name: self.backend.asarray(np.array(arrays[f"{kind}.{name}"])) for name in own}
+                for kind, own in self._own_stores(arrays).items()
+            }
+            attributes = self._parse_attributes(arrays, description)
             self._restore_streams(description["streams"], description["sampler"])
         except CheckpointError:
             raise
         except DESCRIPTION_ERRORS as error:
             raise CheckpointError(f"{owner} does not describe a training ({printable(error)})") from error
-        self.model.params = model["params"]
-        if model["state"]:
-            self.model.state = model["state"]
-        for name, value in attributes.items():
+        self._give_model(stores.pop("params"), stores.pop("state"))
+        for name, value in (stores | attributes).items():
             setattr(self, name, value)
         self.interrupted, self.resumable, self._finished = False, True, False
-        self._swapped_out, self._pending_rows = None, []
+        self._pending_rows = []
 
     def _check_state(self, arrays: Mapping[str, Any], description: Mapping[str, Any], owner: str) -> None:
         """Raise an error unless a state has this Solver's configuration and the arrays that it needs."""
@@ -512,30 +515,27 @@ class Solver:
 
     def _expected_specs(self, specs: Mapping[str, ArraySpec], description: Mapping[str, Any]) -> dict[str, ArraySpec]:
         """Return the specs of the arrays that a state with this description must have."""
-        own_params, own_state = ({name: array_spec(a) for name, a in store.items()} for store in self.current())
-        kinds = {"params": own_params, "state": own_state}
-        if any(name.startswith("best_params.") for name in specs):
-            kinds |= {"best_params": own_params, "best_state": own_state}
-        wanted = {f"{kind}.{name}": spec for kind, own in kinds.items() for name, spec in own.items()}
+        stores = self._own_stores(specs)
+        expected = {f"{kind}.{name}": array_spec(a) for kind, own in stores.items() for name, a in own.items()}
         for parameter, memory in description["memory"].items():
             for key in memory["arrays"]:
                 name = f"memory.{key}.{parameter}"
-                wanted[name] = own_params[parameter] if isinstance(self.update_rule, str) else specs[name]
+                built_in_rule = isinstance(self.update_rule, str)
+                expected[name] = expected[f"params.{parameter}"] if built_in_rule else specs[name]
         iterations, checks = (description["iteration"],), specs["train_acc_history"].shape
         shapes = dict(zip(HISTORIES, (iterations, iterations, checks, checks), strict=True))
         shapes |= {f"health.{name}": checks for name in description["health"]}
-        return wanted | {name: ArraySpec(shape, "float64") for name, shape in shapes.items()}
+        return expected | {name: ArraySpec(shape, "float64") for name, shape in shapes.items()}
 
-    def _parse_state(
-        self, arrays: Mapping[str, Any], description: Mapping[str, Any]
-    ) -> tuple[dict[str, dict[str, Array]], dict[str, Any]]:
-        """Return the parameters and the state for the model, and the attributes of the Solver."""
+    def _own_stores(self, names: Iterable[str]) -> dict[str, Mapping[str, Array]]:
+        """Return our own arrays that those of a state with these `names` replace; before a check, none is the best."""
+        params, state = self.current()
+        has_best = any(name.startswith("best_params.") for name in names)
+        best = {"best_params": params, "best_state": state} if has_best else {"best_params": {}, "best_state": {}}
+        return {"params": params, "state": state, **best}
 
-        def on_device(kind: str, own: Mapping[str, Array]) -> dict[str, Array]:
-            names = {name: f"{kind}.{name}" for name in own if f"{kind}.{name}" in arrays}
-            return {name: self.backend.asarray(np.array(arrays[key])) for name, key in names.items()}
-
-        own_params, own_state = self.current()
+    def _parse_attributes(self, arrays: Mapping[str, Any], description: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the attributes that a state gives the Solver, besides the best parameters."""
         memory = {name: description["memory"][name] for name in self.model.params}
         optim_configs = unpack_memory(memory, arrays, self.backend)
         if isinstance(self.update_rule, str):
@@ -543,10 +543,7 @@ class Solver:
                 numbers = {key: value for key, value in config.items() if not is_array(value)}
                 with np.errstate(all="ignore"):  # a trial step, which raises an error if an option is invalid
                     UPDATE_RULES[self.update_rule](np.zeros(1), np.zeros(1), numbers)
-        model = {"params": on_device("params", own_params), "state": on_device("state", own_state)}
-        return model, {
-            "best_params": on_device("best_params", own_params),
-            "best_state": on_device("best_state", own_state),
+        return {
             "optim_configs": optim_configs,
             "best_val_acc": float(description["best_val_acc"]),
             "health_history": {name: arrays[f"health.{name}"].tolist() for name in description["health"]},
@@ -587,17 +584,11 @@ class Solver:
 
     def _restore_streams(self, states: Mapping[str, Any], sampler: Any) -> None:
         """Restore all streams, or none of them if a state is malformed."""
-        streams = self._streams_without_sampler()
-        before = {name: state_of(stream) for name, stream in streams.items()}, self.sampler.state
-        try:
+        own = self._streams_without_sampler(), self.sampler
+        for streams, own_sampler in (deepcopy(own), own):  # the copies first, which raise an error if one is malformed
             for name, stream in streams.items():
                 restore(stream, states[name])
-            self.sampler.state = sampler
-        except DESCRIPTION_ERRORS:
-            for name, stream in streams.items():
-                restore(stream, before[0][name])
-            self.sampler.state = before[1]
-            raise
+            own_sampler.state = sampler
 
     def _show_progress(self, total: int, done: int) -> AbstractContextManager[Progress]:
         """Return a context that shows the progress of a run of `total` iterations."""
@@ -622,34 +613,29 @@ class Solver:
         state_before = {**getattr(self.model, "state", {})}
         loss, grads = self.model.loss(X, y)
         self.iteration += 1
-        good = self._record_loss(loss, grads)
-        if good is False:
-            if state_before:
-                self.model.state = state_before
-            self._read_losses()  # raises an error unless such minibatches are skipped
-            return
-        where = None if good is True else good
-        if where is not None and state_before:
-            restore_unless(where, self.model.state, state_before)
-        self._update(grads, where)
-
-    def _update(self, grads: Mapping[str, Array], where: Array | None) -> None:
-        """Update every parameter, unless `where`, a boolean on the device, is given and False."""
-        for name, w in self.model.params.items():
-            config = self.optim_configs[name]
-            if isinstance(self.update_rule, str):
-                UPDATE_RULES[self.update_rule](w, grads[name], config, in_place=True, where=where)
-            else:
-                self.model.params[name], self.optim_configs[name] = self.update_rule(w, grads[name], config)
-
-    def _record_loss(self, loss: Any, grads: Mapping[str, Array]) -> Any:
-        """Record the loss, and return whether to update the parameters: True, False or a boolean on the device."""
-        own_grads = {name: grads[name] for name in self.model.params}
-        row, good = check_finite(loss, own_grads, per_gradient=self.on_nonfinite == "stop")
-        if good is False:
-            self._read_losses()  # Read the shorter rows first: `read_rows` needs rows of one length.
+        row, finite = self._check_finite(loss, grads)
         self._pending_rows.append(row)
-        return good if isinstance(good, bool) or isinstance(self.update_rule, str) else bool(to_host(good))
+        if state_before:
+            self.model.state = choose(finite, self.model.state, state_before)
+        if finite is False:
+            self._read_losses()  # raises an error, unless such minibatches are skipped
+        else:
+            self._update(grads, finite)
+
+    def _check_finite(self, loss: Any, grads: Mapping[str, Array]) -> tuple[Any, Any]:
+        """Return a row for `read_rows`, and whether to update: True, False or a boolean array () on the device."""
+        own_grads = {name: grads[name] for name in self.model.params}
+        return check_finite(loss, own_grads, per_gradient=self.on_nonfinite == "stop")
+
+    def _update(self, grads: Mapping[str, Array], where: Array | bool) -> None:
+        """Update every parameter, unless `where`, True or a boolean array () on the device, is False."""
+        rule, params, configs = self.update_rule, self.model.params, self.optim_configs
+        if isinstance(rule, str):
+            for name, w in params.items():
+                UPDATE_RULES[rule](w, grads[name], configs[name], in_place=True, where=where)
+        elif where is True or to_host(where):
+            for name, w in params.items():
+                params[name], configs[name] = rule(w, grads[name], configs[name])
 
     def _check_accuracies(self, progress: Progress) -> None:
         """Measure both accuracies, and keep copies of the parameters if they are the best so far."""
@@ -678,15 +664,14 @@ class Solver:
         if not self._pending_rows:
             return
         losses, pairs, bad = read_rows(self._pending_rows)
+        iteration = len(self.loss_history) + 1
+        self.loss_history += losses
         self._pending_rows = []
-        first = len(self.loss_history) + 1
-        self.loss_history += losses.tolist()
-        if not bad.size:
-            return
         if self.on_nonfinite == "skip":
-            self.skipped += int(bad.size)
-            return
-        self._raise_nonfinite(describe_nonfinite(losses[bad[0]], first + int(bad[0]), self.model.params, pairs[bad[0]]))
+            self.skipped += len(bad)
+        elif bad:
+            first = bad[0]
+            self._raise_nonfinite(describe_nonfinite(losses[first], iteration + first, self.model.params, pairs[first]))
 
     def _check_memory(self) -> None:
         """Raise an error if a built-in rule's memory is no longer finite, since its parameter would never move again.
