@@ -116,17 +116,16 @@ def random_crop(x: Array, padding: int, seed: int) -> Array:
     _check_images(x)
     padding = check_count("padding", padding, 0)
     xp, device = array_api_compat.array_namespace(x), array_api_compat.device(x)
-    N, C, H, W = x.shape
+    corners = random_integers(seed, (2, x.shape[0], 1, 1, 1), 2 * padding + 1, like=x)
+    top, left = corners[0, ...], corners[1, ...]
+    n, c, i, j = (  # the indices along each axis, in shapes that broadcast to (N, C, H, W)
+        xp.reshape(xp.arange(size, dtype=xp.int64, device=device), (1,) * axis + (size,) + (1,) * (3 - axis))
+        for axis, size in enumerate(x.shape)
+    )
+    # The positions of padded[n, c, i + top, j + left] in the flattened array; `take` has one-dimensional indices.
     padded = pad(x, (padding, padding))
-    height, width = padded.shape[2:]
-    corners = random_integers(seed, (2, N, 1, 1, 1), 2 * padding + 1, like=x)
-
-    # One gather from the flattened images, since the array API's `take` has one-dimensional indices.
-    def arange_as(size: int, *shape: int) -> Array:
-        return xp.reshape(xp.arange(size, dtype=xp.int64, device=device), shape)
-
-    rows = arange_as(N * C, N, C, 1, 1) * height + arange_as(H, 1, 1, H, 1) + corners[0, ...]  # (N, C, H, 1)
-    pixels = rows * width + arange_as(W, 1, 1, 1, W) + corners[1, ...]  # (N, C, H, W)
+    _, C, height, width = padded.shape
+    pixels = ((n * C + c) * height + (i + top)) * width + (j + left)
     return xp.reshape(xp.take(xp.reshape(padded, (-1,)), xp.reshape(pixels, (-1,)), axis=0), x.shape)
 
 
