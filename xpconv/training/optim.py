@@ -6,6 +6,7 @@ the option `where`, True or a boolean array () on the device, is False, the para
 
 from collections.abc import Callable, Collection, Mapping, MutableMapping
 from functools import wraps
+from inspect import cleandoc
 from numbers import Real
 from typing import Any
 
@@ -22,12 +23,35 @@ __all__ = ["UPDATE_RULES", "adam", "check_rule", "default_options", "rmsprop", "
 
 _FLUSH_INTERVAL = 16  # steps of Adam; see `flush_denormals`
 
+PARAMETERS = """Parameters
+----------
+w, dw : array of the same shape
+    Parameter and gradient.
+config : dict, optional
+    {options}.
+in_place : bool
+    Write to `w` and to the arrays in `config`; otherwise they are copied first.
+where : bool or boolean array () on the device
+    If it is False, nothing changes.
+
+Returns
+-------
+next_w : array
+config : dict
+    The same dict, updated.
+
+Examples
+"""
+
 Config = MutableMapping[str, Any]
 Rule = Callable[..., tuple[Array, Config]]
 
 
 def _update_rule(*memory: str, **defaults: float) -> Callable[[Callable[[Config], Callable[..., None]]], Rule]:
-    """Turn ``step(config) -> update(w, dw, *arrays)`` into a rule with these `memory` arrays and option defaults."""
+    """Turn ``step(config) -> update(w, dw, *arrays)`` into a rule with these `memory` arrays and option defaults.
+
+    The rule's docstring is that of the step and the description of the parameters, which all rules share.
+    """
 
     def decorate(step: Callable[[Config], Callable[..., None]]) -> Rule:
         @wraps(step, assigned=("__module__", "__name__", "__qualname__", "__doc__"))
@@ -42,6 +66,9 @@ def _update_rule(*memory: str, **defaults: float) -> Callable[[Callable[[Config]
                 return _apply(step, memory, w, dw, config, in_place, where)
 
         del rule.__wrapped__  # otherwise help() would show the arguments of `step`
+        options = [f"``{name}`` ({value:g})" for name, value in defaults.items()]
+        described = PARAMETERS.format(options=", ".join([*options, *(f"``{name}`` (zeros)" for name in memory)]))
+        rule.__doc__ = cleandoc(step.__doc__ or "").replace("Examples\n", described)
         rule.defaults, rule.options = defaults, (*defaults, *memory)  # type: ignore[attr-defined]
         return rule
 
@@ -138,21 +165,6 @@ def _option(name: str, value: Any) -> Any:
 def sgd(config: Config) -> Callable[..., None]:
     """Step down the gradient: ``w -= learning_rate * dw``.
 
-    Parameters
-    ----------
-    w, dw : array of the same shape
-        Parameter and gradient.
-    config : dict, optional
-        ``learning_rate`` (1e-2).
-    in_place : bool
-        Write to `w` and to the arrays in `config`; otherwise they are copied first.
-
-    Returns
-    -------
-    next_w : array
-    config : dict
-        The same dict, updated.
-
     Examples
     --------
     >>> import numpy as np
@@ -169,21 +181,6 @@ def sgd(config: Config) -> Callable[..., None]:
 @_update_rule("velocity", learning_rate=1e-2, momentum=0.9)
 def sgd_momentum(config: Config) -> Callable[..., None]:
     """Step along a decaying sum of gradients: ``v = momentum * v - learning_rate * dw; w += v``.
-
-    Parameters
-    ----------
-    w, dw : array of the same shape
-        Parameter and gradient.
-    config : dict, optional
-        ``learning_rate`` (1e-2), ``momentum`` (0.9), ``velocity`` (zeros).
-    in_place : bool
-        Write to `w` and to the arrays in `config`; otherwise they are copied first.
-
-    Returns
-    -------
-    next_w : array
-    config : dict
-        The same dict, updated.
 
     Examples
     --------
@@ -208,21 +205,6 @@ def rmsprop(config: Config) -> Callable[..., None]:
 
     ``cache = decay_rate * cache + (1 - decay_rate) * dw**2`` comes first (Tieleman and Hinton, 2012).
 
-    Parameters
-    ----------
-    w, dw : array of the same shape
-        Parameter and gradient.
-    config : dict, optional
-        ``learning_rate`` (1e-2), ``decay_rate`` (0.99), ``epsilon`` (1e-8), ``cache`` (zeros).
-    in_place : bool
-        Write to `w` and to the arrays in `config`; otherwise they are copied first.
-
-    Returns
-    -------
-    next_w : array
-    config : dict
-        The same dict, updated.
-
     Examples
     --------
     >>> import numpy as np
@@ -245,23 +227,8 @@ def adam(config: Config) -> Callable[..., None]:
     """Step along the gradient's running mean divided by its running RMS, both corrected for their bias towards 0.
 
     ``m = beta1 * m + (1 - beta1) * dw``, ``v = beta2 * v + (1 - beta2) * dw**2``,
-    ``w -= learning_rate * (m / (1 - beta1**t)) / (sqrt(v / (1 - beta2**t)) + epsilon)`` (Kingma and Ba, 2015).
-
-    Parameters
-    ----------
-    w, dw : array of the same shape
-        Parameter and gradient.
-    config : dict, optional
-        ``learning_rate`` (1e-3), ``beta1`` (0.9), ``beta2`` (0.999), ``epsilon`` (1e-8), ``m`` and ``v`` (zeros),
-        ``t`` (0), the number of steps taken.
-    in_place : bool
-        Write to `w` and to the arrays in `config`; otherwise they are copied first.
-
-    Returns
-    -------
-    next_w : array
-    config : dict
-        The same dict, updated.
+    ``w -= learning_rate * (m / (1 - beta1**t)) / (sqrt(v / (1 - beta2**t)) + epsilon)`` (Kingma and Ba, 2015), where
+    ``t`` is the number of steps taken.
 
     Examples
     --------
