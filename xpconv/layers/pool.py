@@ -4,6 +4,7 @@ Letters: N images, C channels, (H, W) image, (KH, KW) window, (OH, OW) output.
 """
 
 from collections.abc import Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 import array_api_compat
@@ -13,7 +14,7 @@ from xpconv._validation import check_pair
 from xpconv.backend import Array, array_namespace
 from xpconv.errors import ArgumentError
 from xpconv.layers._checks import check_arrays, check_cache, check_gradient_shape, check_shape, window_output
-from xpconv.ops.windows import Pair, output_size, pad, windows
+from xpconv.ops.windows import Pair, add_windows, output_size, pad, windows
 
 __all__ = [
     "AvgPoolCache",
@@ -218,15 +219,11 @@ def avg_pool_backward(dout: Array, cache: AvgPoolCache) -> Array:
              [0.25, 0.25]]]])
     """
     check_cache(cache, AvgPoolCache)
-    xp = check_arrays(dout=dout)
-    (N, C, H, W), kernel_size, stride, (PH, PW) = cache
-    output = output_size((H, W), kernel_size, stride, (PH, PW))
-    check_gradient_shape(dout, (N, C, *output))
-    gradient = dout / (kernel_size[0] * kernel_size[1])
-    padded = xp.zeros((N, C, H + 2 * PH, W + 2 * PW), dtype=dout.dtype, device=array_api_compat.device(dout))
-    for view in windows(padded, kernel_size, stride, output):
-        view += gradient
-    return padded[:, :, PH : PH + H, PW : PW + W]
+    check_arrays(dout=dout)
+    shape, kernel_size, stride, padding = cache
+    check_gradient_shape(dout, (*shape[:2], *output_size(shape[2:], kernel_size, stride, padding)))
+    area = kernel_size[0] * kernel_size[1]
+    return add_windows(repeat(dout / area, area), *cache, like=dout)
 
 
 def global_avg_pool_forward(x: Array) -> tuple[Array, GlobalAvgPoolCache]:

@@ -9,7 +9,7 @@ import array_api_compat
 
 from xpconv.backend import Array
 from xpconv.ops.dispatch import operation
-from xpconv.ops.windows import Pair, output_size, pad, windows
+from xpconv.ops.windows import Pair, add_windows, output_size, pad, windows
 
 __all__ = ["initial_argmax", "max_pool", "max_pool_backward"]
 
@@ -119,10 +119,6 @@ def max_pool_backward(
              [ 0.,  0.,  0.]]]])
     """
     xp = array_api_compat.array_namespace(dout)
-    (N, C, H, W), (PH, PW) = shape, padding
-    device = array_api_compat.device(dout)
-    padded = xp.zeros((N, C, H + 2 * PH, W + 2 * PW), dtype=dout.dtype, device=device)
-    zero = xp.zeros((), dtype=dout.dtype, device=device)
-    for k, view in enumerate(windows(padded, kernel_size, stride, dout.shape[2:])):
-        view[...] = view + xp.where(argmax == k, dout, zero)
-    return padded[:, :, PH : PH + H, PW : PW + W]
+    zero = xp.zeros((), dtype=dout.dtype, device=array_api_compat.device(dout))
+    parts = (xp.where(argmax == k, dout, zero) for k in range(kernel_size[0] * kernel_size[1]))
+    return add_windows(parts, shape, kernel_size, stride, padding, like=dout)

@@ -3,7 +3,7 @@
 Letters: N images, C channels, (H, W) image, (KH, KW) window, (SH, SW) stride, (PH, PW) padding, (OH, OW) output.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias
 
 import array_api_compat
@@ -11,7 +11,7 @@ import array_api_compat
 from xpconv.backend import Array
 from xpconv.ops.dispatch import operation
 
-__all__ = ["Pair", "fold", "output_size", "pad", "unfold", "windows"]
+__all__ = ["Pair", "add_windows", "fold", "output_size", "pad", "unfold", "windows"]
 
 Pair: TypeAlias = tuple[int, ...]  # (height, width)
 
@@ -106,6 +106,42 @@ def windows(padded: Array, kernel_size: Pair, stride: Pair, output: Pair) -> Ite
             ]
 
 
+def add_windows(
+    parts: Iterable[Array], shape: tuple[int, ...], kernel_size: Pair, stride: Pair, padding: Pair, like: Array
+) -> Array:
+    """Add values to the pixels that the windows have at each position, starting from zeros: the adjoint of `windows`.
+
+    Parameters
+    ----------
+    parts : iterable of array (N, C, OH, OW)
+        What to add for each position in the window, row by row.
+    shape : (N, C, H, W)
+        The shape of the images.
+    kernel_size, stride, padding : (int, int)
+    like : array
+        Gives the result's library, dtype and device.
+
+    Returns
+    -------
+    array (N, C, H, W)
+        Without the padding, whose sums are dropped.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> part = np.ones((1, 1, 1, 2))
+    >>> add_windows([part, 10 * part], (1, 1, 1, 3), (1, 2), (1, 1), (0, 0), like=part)
+    array([[[[ 1., 11., 10.]]]])
+    """
+    xp = array_api_compat.array_namespace(like)
+    (N, C, H, W), (PH, PW) = shape, padding
+    padded = xp.zeros((N, C, H + 2 * PH, W + 2 * PW), dtype=like.dtype, device=array_api_compat.device(like))
+    output = output_size((H, W), kernel_size, stride, padding)
+    for view, part in zip(windows(padded, kernel_size, stride, output), parts, strict=True):
+        view += part
+    return padded[:, :, PH : PH + H, PW : PW + W]
+
+
 @operation
 def unfold(x: Array, kernel_size: Pair, stride: Pair, padding: Pair) -> Array:
     """Lay out each window of the images as a column (im2col).
@@ -164,10 +200,8 @@ def fold(cols: Array, shape: tuple[int, ...], kernel_size: Pair, stride: Pair, p
              [1., 2., 1.]]]])
     """
     xp = array_api_compat.array_namespace(cols)
-    (N, C, H, W), (PH, PW) = shape, padding
+    N, C, H, W = shape
     OH, OW = output_size((H, W), kernel_size, stride, padding)
     positions = xp.reshape(cols, (C, kernel_size[0] * kernel_size[1], N, OH, OW))
-    padded = xp.zeros((N, C, H + 2 * PH, W + 2 * PW), dtype=cols.dtype, device=array_api_compat.device(cols))
-    for k, view in enumerate(windows(padded, kernel_size, stride, (OH, OW))):
-        view[...] = view + xp.permute_dims(positions[:, k, ...], (1, 0, 2, 3))
-    return padded[:, :, PH : PH + H, PW : PW + W]
+    parts = (xp.permute_dims(positions[:, k, ...], (1, 0, 2, 3)) for k in range(positions.shape[1]))
+    return add_windows(parts, shape, kernel_size, stride, padding, like=cols)
