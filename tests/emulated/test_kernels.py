@@ -8,6 +8,7 @@ CuPy on the path.
 import os
 import shutil
 from itertools import zip_longest
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -365,6 +366,20 @@ def test_elementwise_operations_equal_the_portable_versions(monkeypatch, dtype):
 
 
 @every_dtype
+def test_flush_denormals_writes_the_bits_of_the_portable_version(monkeypatch, dtype):
+    portable, fast = VERSIONS["flush_denormals"]
+    for rng in cases(monkeypatch, 15, CASES // 4):
+        magnitudes = np.finfo(dtype).smallest_normal * 2.0 ** rng.integers(-10, 30, (7, 9))  # the threshold is 2**16
+        values = np.where(rng.random((7, 9)) < 0.2, draw(rng, 7, 9), rng.choice([-1, 1], (7, 9)) * magnitudes)
+        a = place(rng, values, dtype)
+        expected = np.array(a)
+        portable(expected)
+        fast(a)
+        assert a.tobytes() == expected.tobytes()
+        assert not np.array_equal(expected, values.astype(dtype), equal_nan=True)
+
+
+@every_dtype
 def test_softmax_cross_entropy_equals_the_portable_version(monkeypatch, dtype):
     for rng in cases(monkeypatch, 9):
         N, C = any_of(rng, 1, 2, 7, 8, 9, 33, 250), any_of(rng, 1, 2, 10, 31, 32, 33, 100)
@@ -401,6 +416,16 @@ def test_largest_finite_equals_the_portable_version(monkeypatch, dtype):
 
 
 # ---- shapes that need many blocks, and arithmetic
+
+
+def test_a_sum_is_shared_by_the_blocks_that_the_current_device_runs_at_once(monkeypatch):
+    assert _launch.reduction_blocks() == 8 * 132
+    multiprocessors = {1: 20, 2: 78}
+    devices = {number: SimpleNamespace(attributes={"MultiProcessorCount": n}) for number, n in multiprocessors.items()}
+    monkeypatch.setattr(cupy.cuda, "Device", devices.get)
+    for current in (1, 2, 1):
+        monkeypatch.setattr(cupy.cuda.runtime, "getDevice", lambda current=current: current)
+        assert _launch.reduction_blocks() == 8 * multiprocessors[current]
 
 
 @every_dtype

@@ -16,6 +16,7 @@ import numpy as np
 
 __version__ = "14.0.0"
 emulated = True
+finfo = np.finfo
 
 _MAX_GRID = (2**31 - 1, 65535, 65535)
 _FLAGS = (
