@@ -1,4 +1,4 @@
-"""BLAS has one thread while xpconv's tiles run, and afterwards whatever its user has set, in every order of events."""
+"""BLAS is limited to one thread during calls of xpconv; then the user's limit returns, in any order of events."""
 
 import os
 import subprocess
@@ -23,12 +23,12 @@ def blas_threads():
 
 @pytest.fixture(autouse=True)
 def three_threads():
-    """Let BLAS have three threads: as many as nobody else sets here."""
+    """Give BLAS three threads, a number that nothing else here sets."""
     before = blas_threads()
     with threadpool_limits(3, user_api="blas"):
         if not set(blas_threads()) <= {3}:
             pytest.skip("this BLAS has a fixed number of threads")
-    # No thread controls BLAS any more, but it has three threads.
+    # Restore three threads, now without a controlling thread.
     for library in _blas._libraries():
         getattr(library, "_real_set_num_threads", library.set_num_threads)(3)
     yield
@@ -38,7 +38,7 @@ def three_threads():
 
 
 class Elsewhere:
-    """Another thread, which enters and leaves a context when it is told to."""
+    """Another thread, which enters a context on `enter` and leaves it on `leave`."""
 
     def __init__(self, context):
         self._context, self._enter, self._leave = context, threading.Event(), threading.Event()
@@ -64,8 +64,8 @@ class Elsewhere:
 
 
 @contextmanager
-def held():
-    """Hold BLAS as a call of xpconv does."""
+def in_a_call():
+    """Limit BLAS as a call of xpconv does."""
     with single_threaded_blas():
         yield
 
@@ -74,23 +74,23 @@ def limited(number):
     return lambda: threadpool_limits(number, user_api="blas")
 
 
-def test_blas_has_one_thread_inside_and_its_own_number_afterwards():
-    with held():
-        with held():
+def test_blas_has_one_thread_during_a_call_and_its_previous_number_afterwards():
+    with in_a_call():
+        with in_a_call():
             assert set(blas_threads()) == {1}
         assert set(blas_threads()) == {1}
     assert set(blas_threads()) == {3}
 
 
-def test_blas_gets_its_threads_back_after_an_error():
+def test_an_error_restores_the_number_of_blas_threads():
     with pytest.raises(ZeroDivisionError):
         run_products(lambda k: 1 / 0, 3)
     assert set(blas_threads()) == {3}
 
 
 @pytest.mark.parametrize("first_out", ["first in", "last in"])
-def test_overlapping_calls_give_blas_back_when_the_last_one_ends(first_out):
-    one, other = Elsewhere(held), Elsewhere(held)
+def test_overlapping_calls_restore_the_number_of_blas_threads_when_the_last_one_ends(first_out):
+    one, other = Elsewhere(in_a_call), Elsewhere(in_a_call)
     one.enter()
     other.enter()
     early, late = (one, other) if first_out == "first in" else (other, one)
@@ -101,7 +101,7 @@ def test_overlapping_calls_give_blas_back_when_the_last_one_ends(first_out):
 
 
 @pytest.mark.parametrize("moment", [1, 2])
-def test_blas_gets_its_threads_back_whenever_ctrl_c_comes(moment, monkeypatch):
+def test_ctrl_c_at_any_moment_restores_the_number_of_blas_threads(moment, monkeypatch):
     real, calls = _blas._SharedLimit._set, []
 
     def interrupted(self, numbers):
@@ -117,7 +117,7 @@ def test_blas_gets_its_threads_back_whenever_ctrl_c_comes(moment, monkeypatch):
     assert not _blas._shared_limit.calls
 
 
-# ---- limits that somebody else sets
+# ---- limits that the user sets
 
 
 def test_a_call_leaves_other_threads_free_to_set_limits():
@@ -144,7 +144,7 @@ def test_a_call_leaves_its_own_thread_free_to_set_limits():
 def test_the_limit_of_another_live_thread_stays_in_force(number):
     other = Elsewhere(limited(number))
     other.enter()
-    with held():
+    with in_a_call():
         assert set(blas_threads()) == {number}
     assert set(blas_threads()) == {number}
     other.leave()
@@ -153,8 +153,10 @@ def test_the_limit_of_another_live_thread_stays_in_force(number):
 @pytest.mark.parametrize("number", [1, 2])
 @pytest.mark.parametrize("user_enters", ["first", "last"])
 @pytest.mark.parametrize("user_leaves", ["first", "last"])
-def test_a_limit_that_overlaps_a_call_ends_as_its_user_left_it(number, user_enters, user_leaves):
-    user, call = Elsewhere(limited(number)), Elsewhere(held)
+def test_after_a_limit_and_an_overlapping_call_blas_has_its_previous_number_of_threads(
+    number, user_enters, user_leaves
+):
+    user, call = Elsewhere(limited(number)), Elsewhere(in_a_call)
     for event in (user.enter, call.enter) if user_enters == "first" else (call.enter, user.enter):
         event()
     for event in (user.leave, call.leave) if user_leaves == "first" else (call.leave, user.leave):
@@ -163,13 +165,13 @@ def test_a_limit_that_overlaps_a_call_ends_as_its_user_left_it(number, user_ente
 
 
 @pytest.mark.parametrize("user_leaves", ["first", "last"])
-def test_nested_limits_that_overlap_a_call_end_as_their_user_left_them(user_leaves):
+def test_after_nested_limits_and_an_overlapping_call_blas_has_its_previous_number_of_threads(user_leaves):
     @contextmanager
     def nested():
         with threadpool_limits(2, user_api="blas"), threadpool_limits(1):
             yield
 
-    user, call = Elsewhere(nested), Elsewhere(held)
+    user, call = Elsewhere(nested), Elsewhere(in_a_call)
     call.enter()
     user.enter()
     for event in (user.leave, call.leave) if user_leaves == "first" else (call.leave, user.leave):
@@ -194,7 +196,7 @@ def test_a_thread_that_was_refused_may_set_limits_after_it_left_its_block():
             leave.wait(30)
 
     user = threading.Thread(target=use_limits)
-    with held():
+    with in_a_call():
         user.start()
         assert entered.wait(30)
     again.set()
@@ -204,10 +206,10 @@ def test_a_thread_that_was_refused_may_set_limits_after_it_left_its_block():
 
 
 @pytest.mark.parametrize("call_ends", ["inside", "last"])
-def test_a_thread_that_set_a_limit_keeps_it_over_its_own_calls_and_those_of_others(call_ends):
-    other = Elsewhere(held)
+def test_a_threads_limit_returns_after_its_own_calls_and_those_of_other_threads(call_ends):
+    other = Elsewhere(in_a_call)
     with threadpool_limits(2, user_api="blas"):
-        with held():
+        with in_a_call():
             assert set(blas_threads()) == {1}
             other.enter()
         assert set(blas_threads()) == {2}
@@ -219,7 +221,7 @@ def test_a_thread_that_set_a_limit_keeps_it_over_its_own_calls_and_those_of_othe
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_results_under_the_limit_of_another_thread_differ_by_rounding_at_most(number, monkeypatch):
+def test_the_limit_of_another_thread_changes_results_by_rounding_at_most(number, monkeypatch):
     monkeypatch.setenv("XPCONV_NUM_THREADS", "2")
     x, w = draw(64, 16, 12, 12), draw(24, 16, 3, 3)
     expected, cache = layers.conv_forward(x, w, None, padding=1)
@@ -240,7 +242,7 @@ def test_results_under_the_limit_of_another_thread_differ_by_rounding_at_most(nu
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
 @pytest.mark.parametrize("limit", ["", "with threadpool_limits(1): pass"])
-def test_a_child_forked_while_blas_is_held_has_all_its_threads(limit):
+def test_a_child_forked_during_a_call_has_all_blas_threads(limit):
     program = f"""
 import os, sys, threading
 from threadpoolctl import threadpool_info, threadpool_limits

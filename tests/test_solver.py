@@ -299,8 +299,8 @@ def test_check_accuracy_is_the_fraction_of_hits(data):
         ),
         ({"y": lambda y: y[:-1]}, r"X has 30 samples but y has shape \(29,\); expected one label for each"),
         ({"y": lambda y: y + 0.9}, r"y has dtype .*float64; expected integer labels"),
-        ({"y": lambda y: y + 1}, r"y has (labels from 1 to 3|\d+ labels that are no class); expected 0 to 2"),
-        ({"y": lambda y: y - 1}, r"y has (labels from -1 to 1|\d+ labels that are no class); expected 0 to 2"),
+        ({"y": lambda y: y + 1}, r"y has (labels from 1 to 3|\d+ labels out of range); expected 0 to 2"),
+        ({"y": lambda y: y - 1}, r"y has (labels from -1 to 1|\d+ labels out of range); expected 0 to 2"),
         (
             {"X": lambda X: X[:0], "y": lambda y: y[:0]},
             r"X has shape \(0, 1, 4, 4\); expected \(N, ...\) with",

@@ -1,4 +1,4 @@
-"""Tiles, blocks, products and the memory they take."""
+"""Tiles, blocks and matrix products: results, threads and memory."""
 
 import threading
 import tracemalloc
@@ -100,7 +100,7 @@ def test_bad_workspace_is_refused_by_name(text, monkeypatch):
 
 @pytest.fixture
 def peak():
-    """Return a function that calls another and returns the bytes it took at most beyond its result's."""
+    """Return a function that calls another one and returns its peak memory in bytes, less that of its result."""
 
     def measure(call):
         tracemalloc.start()
@@ -128,7 +128,7 @@ def test_products_need_no_more_memory_than_their_factors(M, K, N, peak, monkeypa
 
 
 @pytest.mark.parametrize(("M", "K", "N"), [(256, 2000, 260), (260, 2000, 256), (50, 2048, 500), (2048, 50, 60)])
-def test_products_are_cut_in_eight_like_blocks(M, K, N, monkeypatch):
+def test_products_are_cut_into_eight_equal_blocks(M, K, N, monkeypatch):
     work, product = [], np.matmul
 
     def record(a, b, out):

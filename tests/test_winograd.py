@@ -1,4 +1,4 @@
-"""Convolution by Winograd's algorithm against im2col."""
+"""Winograd's algorithm gives the same convolutions as im2col."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,15 @@ def test_winograd_equals_im2col(N, C, F, H, W, padding, bias):
         assert_array(fast, plain, find_backend("numpy"), "float32", tolerance=1e-4)
 
 
-def test_winograd_is_used_for_float32_3x3_stride_1_and_many_channels_only():
+def test_the_formula_for_one_block_gives_its_convolution():
+    d, g = draw(6, 6), draw(3, 3, seed=1)
+    A, B, G = winograd._A, winograd._B, winograd._G
+    y = A @ ((G @ g @ G.T) * (B @ d @ B.T)) @ A.T
+    expected = [[np.sum(d[i : i + 3, j : j + 3] * g) for j in range(4)] for i in range(4)]
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-12)
+
+
+def test_winograd_is_used_only_for_float32_3x3_stride_1_and_many_channels():
     x, w = np.zeros((2, 64, 8, 8), np.float32), np.zeros((64, 64, 3, 3), np.float32)
     assert winograd.is_applicable(x, w, (1, 1), (1, 1))
     assert not winograd.is_applicable(x.astype("float64"), w.astype("float64"), (1, 1), (1, 1))
@@ -57,7 +65,7 @@ def test_winograd_is_used_for_float32_3x3_stride_1_and_many_channels_only():
         ("input", 21, 80, 2),
     ],
 )
-def test_bands_make_up_the_matrix_that_transforms_a_whole_row(kind, blocks, extent, padding):
+def test_the_bands_together_are_the_matrix_that_transforms_a_row(kind, blocks, extent, padding):
     T = winograd._TRANSFORMS[kind]
     whole = np.zeros((blocks, 6, 4 * blocks + 2 + padding))
     for k in range(blocks):

@@ -1,4 +1,4 @@
-"""Worker threads: how many there are, whose errors are raised, and what they leave of the user's process."""
+"""Worker threads: their number, which error is raised, and that they change nothing else in the user's process."""
 
 import ctypes
 import os
@@ -86,7 +86,7 @@ def test_workers_handle_floating_point_errors_as_the_caller_does(monkeypatch):
     assert seen == ["raise"] * 2
 
 
-def test_the_caller_does_all_the_work_where_no_thread_can_be_started(monkeypatch):
+def test_the_caller_does_all_the_work_if_no_thread_can_be_started(monkeypatch):
     def refuse(thread):
         raise RuntimeError("can't start new thread")
 
@@ -166,13 +166,13 @@ atexit.register(lambda: print(conv_forward(x, w, None)[0].sum()))
 
 
 def threads_used(count=8):
-    """Return how many threads take part in a call whose tasks wait for one another for a moment."""
+    """Return the number of threads that run tasks of one call; the tasks wait briefly for one another."""
     names = set()
     run_parallel(lambda k: (names.add(threading.current_thread().name), time.sleep(0.02)), count)
     return len(names)
 
 
-def test_number_of_threads_is_the_variable_else_the_cpus(monkeypatch):
+def test_the_number_of_threads_is_that_of_the_variable_else_of_the_cpus(monkeypatch):
     assert num_threads() >= 1
     monkeypatch.setenv("XPCONV_NUM_THREADS", "3")
     assert num_threads() == 3
@@ -185,7 +185,7 @@ def test_bad_number_of_threads_is_refused_by_name(text, monkeypatch):
         layers.conv_forward(draw(1, 1, 2, 2), draw(1, 1, 1, 1), None)
 
 
-def test_a_limit_around_a_call_bounds_its_threads(monkeypatch):
+def test_a_limit_around_a_call_limits_its_threads(monkeypatch):
     monkeypatch.delenv("XPCONV_NUM_THREADS", raising=False)
     monkeypatch.setattr(workers, "_usable_cpus", lambda: 8)
     with threadpool_limits(2):
@@ -247,7 +247,7 @@ def test_a_containers_quota_counts_as_cpus(files, cpus, tmp_path):
     assert workers._cgroup_cpus(tmp_path) == cpus
 
 
-def test_a_containers_quota_bounds_the_threads(monkeypatch):
+def test_a_containers_quota_limits_the_threads(monkeypatch):
     monkeypatch.delenv("XPCONV_NUM_THREADS", raising=False)
     monkeypatch.setattr(workers, "_usable_cpus", lambda: 8)
     monkeypatch.setattr(workers, "blas_threads", lambda: 8)
@@ -321,7 +321,7 @@ def test_no_call_binds_a_thread_or_sets_how_memory_is_freed(monkeypatch):
 
 
 def test_freed_memory_goes_back_to_the_system():
-    """With malloc's thresholds raised, 849 MB stayed where 24 had been kept before."""
+    """Raised thresholds of malloc would keep 849 MB here instead of 24 MB."""
     program = """
 import numpy as np, pathlib
 from xpconv.layers import affine_forward

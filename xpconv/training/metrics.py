@@ -84,7 +84,7 @@ def accuracy(
         counts = counts + xp.stack([xp.sum(xp.astype(flags, xp.int64)) for flags in (hits, nan, unknown)])
     hits, nan, unknown = map(int, to_host(counts))
     if unknown:
-        raise ArgumentError(f"y has {unknown} labels that are no class; expected 0 to {C - 1}")
+        raise ArgumentError(f"y has {unknown} labels out of range; expected 0 to {C - 1}")
     if nan and not allow_nan:
         raise NonFiniteLossError(_nan_text(nan, N))
     return hits / N

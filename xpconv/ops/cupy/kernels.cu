@@ -116,8 +116,8 @@ extern "C" __global__ void max_pool_backward(const T* __restrict__ dout, const I
 
 // ---- groups: an array (A, S, B) has S groups of A * B values each; `pieces` blocks share the sum of a group
 //
-// Examples: for batch norm of images (N, C, L), A = N, S = C, B = L, and each channel is a group. For layer norm, A = 1,
-// S = N, B = C * L, and each image is a group.
+// Examples: for batch norm of images (N, C, L), A = N, S = C, B = L, and each channel is a group. For layer norm,
+// A = 1, S = N, B = C * L, and each image is a group.
 
 // gamma and beta have `channels` values, and each value is that of `inner` consecutive values of the array.
 struct Groups { unsigned A, S, pieces, channels; Divisor B, inner; };
@@ -139,8 +139,8 @@ __device__ unsigned channel(Groups g, unsigned first, unsigned e) {
 template <typename V>
 __device__ V add(V a, V b) { return a + b; }
 
-// Combine one value of each thread of the block; all threads get the same bits. `combine` must be commutative, with 0 as
-// its neutral element.
+// Combine one value of each thread of the block; all threads get the same bits. `combine` must be commutative, with 0
+// as its neutral element.
 template <typename V, V combine(V, V)>
 __device__ V block_reduce(V value) {
     __shared__ V warps[THREADS / 32];
@@ -239,8 +239,8 @@ extern "C" __global__ void normalise(const T* __restrict__ x, const T* __restric
     }
 }
 
-// Sum dout, dout * xhat, gamma * dout and gamma * dout * xhat over each group of `g`, which gives one value of dbeta and
-// dgamma; `rows` consecutive groups share their mean and inv_std. sums is (4, S, pieces).
+// Sum dout, dout * xhat, gamma * dout and gamma * dout * xhat over each group of `g`, which gives one value of dbeta
+// and of dgamma. `rows` consecutive groups share their mean and inv_std. sums is (4, S, pieces).
 extern "C" __global__ void gradient_sums(const T* __restrict__ dout, const T* __restrict__ x, const T* means,
                                          const T* inv_stds, const T* __restrict__ gamma, T* sums, int64 rows,
                                          Groups g) {
@@ -259,8 +259,8 @@ extern "C" __global__ void gradient_sums(const T* __restrict__ dout, const T* __
     for (int k = 0; k < 4; ++k) store_piece(s[k], sums + (size_t)k * g.S * g.pieces);
 }
 
-// Here a group of `g` is all values that share their mean and inv_std. It consists of `rows` groups of gradient_sums, each
-// of which wrote `pieces` pieces of its sums.
+// Here a group of `g` is all values that share their mean and inv_std. It consists of `rows` groups of gradient_sums,
+// each of which wrote `pieces` pieces of its sums.
 extern "C" __global__ void normalise_backward(const T* __restrict__ dout, const T* __restrict__ x, const T* means,
                                               const T* inv_stds, const T* __restrict__ gamma, const T* sums,
                                               T* __restrict__ dx, T* dgamma, T* dbeta, int64 rows, Groups g) {

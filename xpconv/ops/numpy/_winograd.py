@@ -89,7 +89,7 @@ Bands = list[tuple[slice, slice, Array]]  # Rows, columns and values of each ban
 def _row_transform(kind: str, blocks: int, extent: int, padding: int) -> tuple[Bands, Bands]:
     """Return the bands of the matrix that transforms a row of `extent` pixels, and those of its transpose."""
     T = _TRANSFORMS[kind]
-    reach = T.shape[1]  # Pixels across one block: 6 of the input, or 4 of the output.
+    reach = T.shape[1]  # Block k covers the pixels 4 * k - padding to 4 * k - padding + reach - 1.
 
     def submatrix(first: int, last: int, start: int, stop: int) -> Array:
         """Return the matrix from pixels start:stop to blocks first:last."""
@@ -109,7 +109,7 @@ def _row_transform(kind: str, blocks: int, extent: int, padding: int) -> tuple[B
         stop = min(start + 16, extent)
         first, last = max((start + padding - reach) // 4 + 1, 0), min((stop - 1 + padding) // 4 + 1, blocks)
         band = submatrix(first, last, start, stop).T
-        used = np.flatnonzero(band.any(axis=0))
+        used = np.flatnonzero(band.any(axis=0))  # Leave out points at both ends that depend on none of these pixels.
         points = slice(6 * first + int(used[0]), 6 * first + int(used[-1]) + 1)
         backward.append((slice(start, stop), points, np.ascontiguousarray(band[:, used[0] : used[-1] + 1])))
     return forward, backward
