@@ -13,10 +13,10 @@ self-supervised learning do not: their modules are not here.
 __all__ = ["edition"]
 
 edition: int | None = None
-"""Year of the notebook; None is a recent year.
+"""Year of the notebook; None stands for a recent year.
 
-Until 2017, ``p`` of `dropout_forward` and ``dropout`` of `FullyConnectedNet` are the probability of dropping a value,
-since 2018 that of keeping it. Notebooks of 2018 exist of both kinds: set 2017 if the text says that p is the
-probability of dropping. Until 2016, the classifiers of assignment 1 add ``0.5 * reg * sum(W * W)`` to the loss, since
-2017 ``reg * sum(W * W)``.
+Until 2017, ``p`` of `dropout_forward` and ``dropout`` of `FullyConnectedNet` are the probability of dropping a value;
+since 2018 they are that of keeping one. Some notebooks of 2018 have the older meaning: set 2017 if the text says that p
+is the probability of dropping. Until 2016, the classifiers of assignment 1 add ``0.5 * reg * sum(W * W)`` to the loss;
+since 2017 they add ``reg * sum(W * W)``.
 """
