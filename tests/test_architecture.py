@@ -6,6 +6,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -145,3 +146,11 @@ def test_tests_named_in_the_noxfile_exist():
 
 def test_citation_has_the_version_of_the_package():
     assert f"\nversion: {xpconv.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_errors_name_extras_that_exist():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    texts = [path.read_text("utf-8") for path in MODULES]
+    named = {name for text in texts for name in re.findall(r'(?:xpconv\[|extra(?:: str)? ?= ?")(\w+)', text)}
+    assert named == {"train", "onnx"}
+    assert named <= extras.keys()

@@ -241,6 +241,7 @@ def test_missing_package_is_named_with_how_to_install_it(package, hint, monkeypa
         "ImportError('libcuda.so is missing')",
         "OSError('libcuda.so is missing')",
         "ModuleNotFoundError('libcuda.so is missing', name='other')",
+        "AttributeError('libcuda.so is missing')",
     ],
 )
 def test_package_that_fails_to_import_is_told_from_a_missing_one(error, monkeypatch, tmp_path):

@@ -583,7 +583,7 @@ def test_wrong_usage_names_the_choices_and_exits_with_2(words, message):
 def test_failure_prints_one_line_and_exits_with_1(tmp_path, monkeypatch, words, environment, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("xpconv.data.cifar10._download", raising(OSError("offline")))
-    monkeypatch.setattr("xpconv.data.cifar10._cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr("xpconv.data.cifar10.cache_folder", lambda: tmp_path / "cache")
     Path("file").write_text("no run")
     result = call(*words, **environment)
     assert result.exit_code == 1
@@ -646,6 +646,14 @@ def test_info_shows_wrong_settings_instead_of_failing_on_them(monkeypatch):
     assert rows["threads"].startswith("error: XPCONV_NUM_THREADS is 'x'")
     assert rows["XP_BACKEND"] == "jax"
     assert 'pip install "xpconv[train]"' in rows["data cache"]
+
+
+def test_info_shows_a_library_that_cannot_be_imported(monkeypatch, tmp_path):
+    (tmp_path / "pooch.py").write_text("raise AttributeError('built for another version\\nof Python')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "pooch", raising=False)
+    rows = dict(line.split("\t") for line in succeed("info").splitlines())
+    assert r"pooch, which cannot be imported (built for another version\nof Python): pip" in rows["data cache"]
 
 
 def test_info_is_a_table_on_a_terminal(monkeypatch):

@@ -159,6 +159,26 @@ def printable(value: object, max_length: int = 300) -> str:
     return text if len(text) <= max_length else text[:max_length] + "..."
 
 
+def import_failure(need: str, error: Exception, extra: str = "train") -> str:
+    r"""Return the text of an error about an optional library that cannot be imported.
+
+    Parameters
+    ----------
+    need : str
+        What needs the library.
+    error : Exception
+        What importing the library raised.
+    extra : str
+        The extra of xpconv that installs the library.
+
+    Examples
+    --------
+    >>> import_failure("drawing needs matplotlib", ImportError("No module named 'matplotlib'"))
+    'drawing needs matplotlib, which cannot be imported (No module named \'matplotlib\'): pip install "xpconv[train]"'
+    """
+    return f'{need}, which cannot be imported ({printable(error)}): pip install "xpconv[{extra}]"'
+
+
 class PreflightError(XpconvError, RuntimeError):
     """A check before training failed; nothing has been trained.
 

@@ -43,7 +43,7 @@ def diagnose(spec: str) -> Diagnosis:
     library, version = spec.partition(":")[0], "-"
     if library not in LIBRARIES:
         return Diagnosis(spec, False, version, f"{spec!r} is none of {', '.join(LIBRARIES)}")
-    with suppress(ImportError, OSError):
+    with suppress(Exception):  # an incompatible library may raise anything
         version = str(getattr(importlib.import_module(library), "__version__", "-"))
     try:
         backend = get_backend(spec)

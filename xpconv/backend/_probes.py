@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from xpconv.errors import ArgumentError, BackendUnavailableError
+from xpconv.errors import ArgumentError, BackendUnavailableError, printable
 
 __all__ = ["PROBES"]
 
@@ -92,9 +92,11 @@ def _probe_strict(device: str | None) -> Any:
 def _import(package: str, hint: str) -> Any:
     try:
         return importlib.import_module(package)
-    except (ImportError, OSError) as error:  # a missing shared library may be either
+    except Exception as error:  # an incompatible library may raise anything
         missing = isinstance(error, ModuleNotFoundError) and error.name == package
-        what = f"the package {package} is not installed" if missing else f"importing {package} failed ({error})"
+        what = (
+            f"the package {package} is not installed" if missing else f"importing {package} failed ({printable(error)})"
+        )
         raise BackendUnavailableError(f"{what}: {hint}") from error
 
 

@@ -4,13 +4,13 @@ import os
 import platform
 import warnings
 from collections.abc import Callable
-from importlib.util import find_spec
 
 import numpy as np
 from threadpoolctl import threadpool_info
 
 from xpconv._version import __version__
 from xpconv.backend import LIBRARIES, diagnose, get_backend
+from xpconv.data.cifar10 import cache_folder
 from xpconv.errors import XpconvError
 from xpconv.ops.numpy._workers import num_threads
 from xpconv.ops.tiling import workspace_bytes
@@ -47,7 +47,7 @@ def environment() -> list[tuple[str, str]]:
         for name, value in sorted(os.environ.items())
         if name == "XP_BACKEND" or name.startswith("XPCONV_")
     ]
-    rows.append(("data cache", _data_cache()))
+    rows.append(("data cache", _or_error(lambda: str(cache_folder()))))
     return rows
 
 
@@ -67,11 +67,3 @@ def _selected() -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # auto warns about backends that the rows above show
         return str(get_backend())
-
-
-def _data_cache() -> str:
-    if find_spec("pooch") is None:
-        return 'unknown without pooch: pip install "xpconv[train]"'
-    import pooch
-
-    return str(pooch.os_cache("xpconv"))

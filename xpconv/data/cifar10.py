@@ -18,7 +18,7 @@ import numpy as np
 
 from xpconv._validation import check_count
 from xpconv.data.dataset import Dataset
-from xpconv.errors import DatasetError, printable
+from xpconv.errors import DatasetError, import_failure, printable
 
 __all__ = ["find_cifar10", "load_batch", "load_cifar10", "read_cifar10"]
 
@@ -106,7 +106,7 @@ def find_cifar10(root: str | os.PathLike[str] | None = None, *, download: bool =
         return folder
     download_failure = ""
     if root is None:
-        cache = _cache_folder()
+        cache = cache_folder()
         searched.append(cache)
         if folder := _batches_folder(cache):
             return folder
@@ -131,14 +131,12 @@ def _batches_folder(root: Path) -> Path | None:
     return None
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     try:
         import pooch
     except Exception as error:  # an incompatible library may raise anything
-        raise DatasetError(
-            f"looking for CIFAR-10 needs pooch, which cannot be imported ({printable(error)}): "
-            'pip install "xpconv[train]", or name the folder that contains it'
-        ) from error
+        text = import_failure("looking for CIFAR-10 needs pooch", error)
+        raise DatasetError(f"{text}, or name the folder that contains it") from error
     return Path(pooch.os_cache("xpconv"))
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from xpconv.data.dataset import Dataset
-from xpconv.errors import DatasetError, printable
+from xpconv.errors import DatasetError, import_failure
 
 __all__ = ["load_digits"]
 
@@ -42,10 +42,7 @@ def load_digits(seed: int = 0) -> Dataset:
         from sklearn import datasets
         from sklearn.model_selection import train_test_split
     except Exception as error:  # an incompatible library may raise anything
-        raise DatasetError(
-            f"the digits are part of scikit-learn, which cannot be imported ({printable(error)}): "
-            'pip install "xpconv[train]"'
-        ) from error
+        raise DatasetError(import_failure("the digits are part of scikit-learn", error)) from error
     bundled = datasets.load_digits()
     X = np.rint(bundled.images[:, None] * (255 / 16)).astype(np.uint8)
     y = bundled.target.astype(np.int64)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from xpconv._validation import check_count
-from xpconv.errors import ArgumentError, DatasetError, printable
+from xpconv.errors import ArgumentError, DatasetError, import_failure
 
 __all__ = ["check_image_shape", "read_image"]
 
@@ -67,9 +67,7 @@ def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray
     try:
         from PIL import Image, ImageOps, UnidentifiedImageError
     except Exception as error:  # an incompatible library may raise anything
-        raise DatasetError(
-            f'reading images needs Pillow, which cannot be imported ({printable(error)}): pip install "xpconv[train]"'
-        ) from error
+        raise DatasetError(import_failure("reading images needs Pillow", error)) from error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

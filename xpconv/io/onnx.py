@@ -12,7 +12,7 @@ from xpconv import nn
 from xpconv._validation import check_pair
 from xpconv._version import __version__
 from xpconv.backend import to_host
-from xpconv.errors import ArgumentError, ArgumentTypeError, XpconvError
+from xpconv.errors import ArgumentError, ArgumentTypeError, XpconvError, import_failure
 from xpconv.io._atomic import write_bytes
 from xpconv.nn import Sequential
 from xpconv.nn.layers import Layer, Shape, Size
@@ -84,9 +84,7 @@ def require_onnx() -> None:
     try:
         import onnx  # noqa: F401
     except Exception as error:  # an incompatible library may raise anything
-        raise XpconvError(
-            f"writing ONNX files needs onnx, which cannot be imported ({error}): pip install onnx"
-        ) from error
+        raise XpconvError(import_failure("writing ONNX files needs onnx", error, extra="onnx")) from error
 
 
 class Graph:

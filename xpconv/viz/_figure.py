@@ -10,7 +10,7 @@ import array_api_compat
 import numpy as np
 
 from xpconv.backend import to_host
-from xpconv.errors import XpconvError, printable
+from xpconv.errors import XpconvError, import_failure
 from xpconv.io._atomic import atomic_path
 
 __all__ = ["as_host_array", "import_figure", "new_figure", "write_figure"]
@@ -36,9 +36,7 @@ def import_figure() -> tuple[Any, Any]:
             from matplotlib.backends.backend_agg import FigureCanvasAgg
             from matplotlib.figure import Figure
     except Exception as error:  # an incompatible library may raise anything
-        raise XpconvError(
-            f'drawing needs matplotlib, which cannot be imported ({printable(error)}): pip install "xpconv[train]"'
-        ) from error
+        raise XpconvError(import_failure("drawing needs matplotlib", error)) from error
     return Figure, FigureCanvasAgg
 
 
