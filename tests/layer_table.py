@@ -151,6 +151,7 @@ ROWS = [
     Row("conv", "rectangular", {**_conv, "w": (4, 2, 2, 4)}, {"padding": (1, 2)}),
     Row("conv", "not_tiling", {**_conv, "x": (3, 2, 8, 7)}, {"stride": 3}),
     Row("conv", "padding_beyond_window", _conv, {"padding": 4}),
+    Row("conv", "padding_as_wide_as_window", {**_conv, "w": (4, 2, 3, 1)}, {"padding": 1}),
     Row("conv", "stride_beyond_window", {**_conv, "w": (4, 2, 1, 2)}, {"stride": 3}),
     Row("conv", "1x1", {**_conv, "w": (4, 2, 1, 1)}),
     Row("conv", "whole_image", {**_conv, "w": (4, 2, 6, 5)}),

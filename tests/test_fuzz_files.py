@@ -384,46 +384,69 @@ def call(module, name, *arguments):
 
 
 def nested(first, operation, levels=45):
-    """Return operations for a list or a tuple of lists or tuples, each of which holds its predecessor twice."""
+    """Return operations for one list or tuple of lists or tuples, each of which holds its predecessor twice."""
     content = first
     for level in range(levels):
-        content += operation % (b"h%ch%c" % (level, level)) + b"q%c" % (level + 1)
+        content += b"0" + operation % (b"h%ch%c" % (level, level)) + b"q%c" % (level + 1)
     return content
 
 
 RECONSTRUCT = "numpy.core.multiarray", "_reconstruct"
-HOSTILE_PICKLES = {
-    "runs a command": pickled(call("os", "system", b"U\x04exit")),
-    "runs code": pickled(call("builtins", "eval", b"U\x031/0")),
-    "imports": pickled(call("importlib", "import_module", b"U\x04this")),
-    "opens a file": pickled(call("builtins", "open", b"U\x09/dev/zero")),
-    "a dotted name": b"\x80\x04\x8c\x05numpy\x8c\x10ndarray.__init__\x93.",
-    "a huge array": pickled(call("numpy", "ndarray", b"(J\xff\xff\xff\x7ft")),
-    "a huge array to be filled": pickled(call(*RECONSTRUCT, b"cnumpy\nndarray\n", b"(J\xff\xff\xff\x7ft", b"U\x01b")),
-    "long bytes": b"\x80\x04\x8e" + (1 << 40).to_bytes(8, "little"),
-    "a large memo index": pickled(b"Nr\xff\xff\xff\x7f"),
-    "a long number": b"\x80\x02\x8b\xff\xff\xff\x7f",
-    "lists in lists in lists": pickled(nested(b"]q\x00", b"](%se")),
-    "labels in lists of lists": b"\x80\x02}(U\x06labels" + nested(b"]q\x00", b"](%se") + b"U\x04dataU\x01xu.",
-    "tuples in tuples in tuples": pickled(nested(b")q\x00", b"(%st")),
-    "a tuple of tuples as a key": b"\x80\x02}" + nested(b")q\x00", b"(%st") + b"K\x01s.",
-    "a tuple of tuples as an encoding": pickled(call("_codecs", "encode", b"X\x01\0\0\0a", nested(b")q\x00", b"(%st"))),
-    "a tuple of tuples as a dtype": pickled(call("numpy", "dtype", nested(b")q\x00", b"(%st"))),
-    "a long tuple of long tuples as a key": b"\x80\x02}(" + b")" * 5000 + b"tq\x00(" + b"h\x00" * 5000 + b"tK\x01s.",
-    "a set": b"\x80\x04\x8f.",
-    "millions of operations": pickled(b"N0" * (1 << 20), b"N"),
-    "another encoding": pickled(call("_codecs", "encode", b"X\x01\0\0\0a", b"X\x03\0\0\0hex")),
-    "attributes of the function that it gets": pickled(b"c_codecs\nencode\n}X\x08\0\0\0hijackedU\x01xsb"),
-    "a stored object": pickled(b"U\x01xQ"),
-    "an extension": pickled(b"\x82\x01"),
-    "labels in an array of lists": b"\x80\x02}(U\x06labels](]K\x01aeU\x04dataU\x01xu.",
+DATA, OTHER, TUPLES = (
+    "data must be a uint8 array",
+    "it has other operations than a batch, or more",
+    "longer or deeper tuples",
+)
+HOSTILE_PICKLES = {  # reason of the refusal, and content
+    "runs a command": ("it asks for os.system", pickled(call("os", "system", b"U\x04exit"))),
+    "runs code": ("it asks for builtins.eval", pickled(call("builtins", "eval", b"U\x031/0"))),
+    "imports": ("it asks for importlib.import_module", pickled(call("importlib", "import_module", b"U\x04this"))),
+    "opens a file": ("it asks for builtins.open", pickled(call("builtins", "open", b"U\x09/dev/zero"))),
+    "a dotted name": ("it asks for numpy.ndarray.__init__", b"\x80\x04\x8c\x05numpy\x8c\x10ndarray.__init__\x93."),
+    "a huge array": ("it calls numpy.ndarray", pickled(call("numpy", "ndarray", b"(J\xff\xff\xff\x7ft"))),
+    "a huge array to be filled": (
+        DATA,
+        pickled(call(*RECONSTRUCT, b"cnumpy\nndarray\n", b"(J\xff\xff\xff\x7ft", b"U\x01b")),
+    ),
+    "long bytes": ("EOFError", b"\x80\x04\x8e" + (1 << 40).to_bytes(8, "little")),
+    "a large memo index": (DATA, pickled(b"Nr\xff\xff\xff\x7f")),
+    "a long number": (OTHER, b"\x80\x02\x8b\xff\xff\xff\x7f"),
+    "lists in lists in lists": (DATA, pickled(nested(b"]q\x00", b"](%se"))),
+    "labels in lists of lists": (
+        "labels must be a list of ints",
+        b"\x80\x02}(U\x06labels" + nested(b"]q\x00", b"](%se") + b"U\x04dataU\x01xu.",
+    ),
+    "tuples in tuples in tuples": (TUPLES, pickled(nested(b")q\x00", b"(%st"))),
+    "a tuple of tuples as a key": (TUPLES, b"\x80\x02}" + nested(b")q\x00", b"(%st") + b"K\x01s."),
+    "a tuple of tuples as an encoding": (
+        TUPLES,
+        pickled(call("_codecs", "encode", b"X\x01\0\0\0a", nested(b")q\x00", b"(%st"))),
+    ),
+    "a tuple of tuples as a dtype": (TUPLES, pickled(call("numpy", "dtype", nested(b")q\x00", b"(%st")))),
+    "a long tuple of long tuples as a key": (
+        TUPLES,
+        b"\x80\x02}(" + b")" * 5000 + b"tq\x00(" + b"h\x00" * 5000 + b"tK\x01s.",
+    ),
+    "a set": (OTHER, b"\x80\x04\x8f."),
+    "millions of operations": (OTHER, pickled(b"N0" * (1 << 20), b"N")),
+    "another encoding": (
+        "it asks for another encoding",
+        pickled(call("_codecs", "encode", b"X\x01\0\0\0a", b"X\x03\0\0\0hex")),
+    ),
+    "attributes of the function that it gets": (DATA, pickled(b"c_codecs\nencode\n}X\x08\0\0\0hijackedU\x01xsb")),
+    "a stored object": (OTHER, pickled(b"U\x01xQ")),
+    "an extension": (OTHER, pickled(b"\x82\x01")),
+    "labels in an array of lists": (
+        "labels must be a list of ints",
+        b"\x80\x02}(U\x06labels](]K\x01aeU\x04dataU\x01xu.",
+    ),
 }
 
 
-@pytest.mark.parametrize("content", HOSTILE_PICKLES.values(), ids=HOSTILE_PICKLES)
-def test_hostile_pickles_are_refused_and_not_executed(tmp_path, content):
+@pytest.mark.parametrize(("reason", "content"), HOSTILE_PICKLES.values(), ids=HOSTILE_PICKLES)
+def test_hostile_pickles_are_refused_and_not_executed(tmp_path, reason, content):
     (tmp_path / "batch").write_bytes(content)
-    with little_memory(3 * MEMORY_LIMIT), refused(DatasetError, "batch"):
+    with little_memory(3 * MEMORY_LIMIT), refused(DatasetError, reason):
         load_batch(tmp_path / "batch")
     assert not hasattr(cifar10._encode_latin1, "hijacked")
 

@@ -319,6 +319,15 @@ def test_sums_over_a_large_batch_keep_their_accuracy_in_float32():
         np.testing.assert_allclose(dbeta, wanted, rtol=2e-5, err_msg=name)
 
 
+def test_softmax_loss_divides_by_the_number_of_all_samples():
+    """So many samples are cut into tiles."""
+    x, y = np.random.default_rng(0).standard_normal((50_000, 10)), np.arange(50_000) % 10
+    loss, dx = layers.softmax_loss(x, y)
+    p = np.exp(x) / np.exp(x).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(loss, -np.log(p[np.arange(50_000), y]).mean(), rtol=1e-12)
+    np.testing.assert_allclose(dx, (p - np.eye(10)[y]) / 50_000, rtol=1e-9, atol=1e-16)
+
+
 def test_stepwise_batchnorm_is_accurate_if_the_cube_of_inv_std_underflows():
     rng = np.random.default_rng(0)
     x, dout, gamma = (1e16 * rng.standard_normal((6, 3))).astype("f"), rng.standard_normal((6, 3), "f"), np.ones(3, "f")
@@ -368,6 +377,15 @@ def test_norms_stay_finite_and_right_on_values_whose_squares_overflow(row, backe
         assert np.isfinite(backend.to_host(gradient)).all()
     for a in getattr(cache, "running", ()):
         assert np.isfinite(backend.to_host(a)).all()
+
+
+def test_dropout_in_evaluation_returns_copies(backend):
+    x = backend.asarray(np.ones((2, 3)))
+    out, cache = layers.dropout_forward(x, keep_prob=0.5, seed=3, train=False)
+    dx = layers.dropout_backward(x, cache)
+    out[...] = 5.0
+    dx[...] = 6.0
+    assert_array(x, np.ones((2, 3)), backend, "float64", tolerance=0)
 
 
 def test_dropout_keeps_everything_at_probability_one(backend):
@@ -551,6 +569,10 @@ BAD_SHAPES = {
         "the window's width is 6 but the padded image's is 5 + 2*0: take a smaller window",
     ),
     "conv stride 0": (lambda: layers.conv_forward(images, filters, None, stride=0), "stride is 0; expected 1 or more"),
+    "conv stride too large": (
+        lambda: layers.conv_forward(images, filters, None, stride=2**31),
+        "stride is 2147483648; expected 2147483647 or less",
+    ),
     "conv padding -1": (
         lambda: layers.conv_forward(images, filters, None, padding=(0, -1)),
         "padding is (0, -1); expected 0 or more",
@@ -601,6 +623,14 @@ BAD_SHAPES = {
         lambda: layers.batchnorm_forward(images, zeros(3), zeros(1, 3, 1, 1), train=True),
         "beta has shape (1, 3, 1, 1); expected (3,)",
     ),
+    "batchnorm negative variance": (
+        lambda: layers.batchnorm_forward(images, zeros(3), zeros(3), (zeros(3), zeros(3) - 1e-3), train=False),
+        "running_var is -0.001 somewhere; expected variances of 0 or more",
+    ),
+    "batchnorm eps 0": (
+        lambda: layers.batchnorm_forward(images, zeros(3), zeros(3), train=True, eps=0),
+        "eps is 0; expected a number from 1e-30 to 1e30",
+    ),
     "batchnorm running": (
         lambda: layers.batchnorm_forward(images, zeros(3), zeros(3), (zeros(3), zeros(2)), train=False),
         "running_var has shape (2,); expected (3,)",
@@ -640,6 +670,10 @@ BAD_SHAPES = {
     "dropout keeps too much": (
         lambda: layers.dropout_forward(images, keep_prob=1.5, seed=1, train=True),
         "keep_prob is 1.5; expected a probability above 0 and at most 1",
+    ),
+    "dropout seed": (
+        lambda: layers.dropout_forward(images, keep_prob=0.5, seed=2**32, train=True),
+        "seed is 4294967296; expected an int from 0 to 4294967295",
     ),
     "scores of one sample": (lambda: layers.softmax_loss(zeros(4), y), "x has shape (4,); expected (N, C)"),
     "label count": (
@@ -697,6 +731,10 @@ BAD_TYPES = {
     "batchnorm train": (
         lambda: layers.batchnorm_forward(images, zeros(3), zeros(3), train="test"),
         "train is 'test'; expected True or False",
+    ),
+    "cache in a tuple": (
+        lambda: layers.relu_backward(images, (layers.relu_forward(images)[1], None)),
+        "cache is a tuple; expected the ReluCache that the forward pass returned",
     ),
     "groups float": (
         lambda: layers.groupnorm_forward(images, zeros(3), zeros(3), groups=1.0),

@@ -56,3 +56,21 @@ def test_gradients_of_norms_are_accurate_for_huge_values(scale):
     x *= np.float32(scale)
     scaled = layers.batchnorm_backward(dout, layers.batchnorm_forward(x, ones, zeros, train=True, eps=1e-30)[1])[0]
     np.testing.assert_allclose(scaled * np.float32(scale), dx, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("accelerated", ["1", "0"])
+def test_norms_of_float32_far_from_zero_lose_no_digits_to_the_mean(accelerated, monkeypatch):
+    monkeypatch.setenv("XPCONV_ACCELERATE", accelerated)
+    x, one = (1e5 + 0.1 * draw(64, 1000)).astype("float32"), np.ones(1000, np.float32)
+    expected = layers.layernorm_forward(x.astype(float), np.ones(1000), np.zeros(1000))[0]
+    out, cache = layers.layernorm_forward(x, one, 0 * one)
+    np.testing.assert_allclose(out, expected, atol=1e-4)
+    exact = x.astype(float).mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(cache.mean, exact, rtol=0, atol=np.spacing(np.float32(1e5)) / 2)
+
+
+def test_a_row_counts_to_its_last_element():
+    x, one = draw(3, 2049).astype("float32"), np.ones(2049, np.float32)
+    x[:, -1] = 100
+    out, _ = layers.layernorm_forward(x, one, 0 * one)
+    np.testing.assert_allclose(out.mean(axis=1, dtype=float), 0, atol=1e-6)

@@ -300,6 +300,15 @@ def test_calls_change_no_setting_of_the_process_even_while_they_run(monkeypatch)
     assert settings_of_the_process() == before
 
 
+def test_an_error_in_the_middle_of_a_call_changes_no_setting():
+    x, gamma = draw(600, 64).astype("float32"), np.full(64, 3e38, np.float32)
+    before = settings_of_the_process()
+    with np.errstate(over="raise"):  # which restores the buffer size when it ends
+        with pytest.raises(FloatingPointError):
+            layers.batchnorm_forward(x, gamma, 0 * gamma, train=True)
+        assert settings_of_the_process() == before
+
+
 def test_tasks_see_the_callers_settings(monkeypatch):
     monkeypatch.setenv("XPCONV_NUM_THREADS", "2")
     both, seen = threading.Barrier(2, timeout=30), []

@@ -83,13 +83,11 @@ def check_gradient_shape(dout: Array, shape: Sequence[int]) -> None:
         )
 
 
-def check_cache(cache: Any, *kinds: type) -> None:
-    """Check that a cache has the type that the forward pass returns; several `kinds` stand for a tuple of caches."""
-    parts = cache if len(kinds) > 1 else (cache,)
-    if not isinstance(parts, tuple) or len(parts) != len(kinds) or not all(map(isinstance, parts, kinds)):
-        wanted = " and ".join(kind.__name__ for kind in kinds)
+def check_cache(cache: Any, kind: type) -> None:
+    """Check that a cache has the type that the forward pass returns."""
+    if not isinstance(cache, kind):
         raise ArgumentTypeError(
-            f"cache is a {type(cache).__name__}; expected the {wanted} that the forward pass returned"
+            f"cache is a {type(cache).__name__}; expected the {kind.__name__} that the forward pass returned"
         )
 
 
