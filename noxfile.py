@@ -58,6 +58,13 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session
+def mutants(session: nox.Session) -> None:
+    """Change the code at 200 random places and count the changes that tests notice; ``-- --seed 1`` takes others."""
+    session.install("cosmic-ray==8.7.0", ".[train,onnx]", *TEST)
+    session.run("python", "-m", "tests.mutants", *session.posargs)
+
+
+@nox.session
 def torch(session: nox.Session) -> None:
     """Compare gradients with PyTorch's autograd, and run on PyTorch as one more array library."""
     session.install("torch==2.13.0", ".[train,onnx]", *TEST)
