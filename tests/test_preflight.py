@@ -176,6 +176,11 @@ def test_model_that_cannot_be_copied_is_refused(digits):
         check_training(Own(), digits.X_train, digits.y_train)
 
 
+def test_training_data_without_images_is_refused(digits):
+    with pytest.raises(ArgumentError, match=r"X has shape \(0, 1, 8, 8\); expected \(N, ...\) with N at least 1"):
+        check_training(TwoLayerNet(input_dim=64, rng=0), digits.X_train[:0], digits.y_train[:0])
+
+
 # ---- memory
 
 

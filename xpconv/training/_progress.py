@@ -112,7 +112,7 @@ def outlive_output() -> Iterator[None]:
 
 
 class _LastingStream:
-    """A text stream that wraps another one, and discards what is written after that one's first error."""
+    """Wraps a text stream; after the stream's first error, discards everything that is written."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream

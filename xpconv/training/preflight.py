@@ -76,7 +76,7 @@ def check_training(
     - A copy of it overfits 20 images.
     - Its gradients agree with finite differences in float64, for the first and the last parameter of each kind.
     - A step fits in memory, extrapolated from two small batches.
-    - The first steps do not make the loss explode.
+    - The loss does not diverge in the first steps.
 
     The model and all random streams are unchanged afterwards.
 
@@ -117,7 +117,8 @@ def check_training(
     passed  initial loss: 2.303; expected about 2.303, which is ln 10, and at most 17.2
     """
     check_count("batch_size", batch_size)
-    check_count("images", X.shape[0])
+    if X.shape[0] == 0:
+        raise ArgumentError(f"X has shape {tuple(X.shape)}; expected (N, ...) with N at least 1")
     backend = getattr(model, "backend", None) or backend_of(next(iter(model.params.values())))
     subject = _Subject(model, X, y, backend)
     findings = []

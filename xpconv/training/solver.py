@@ -69,7 +69,7 @@ class Solver:
         A call of `train` counts steps from 0, unless it continues a training that was interrupted or resumed.
     batch_size, num_epochs : int
     sampling : {"replacement", "epoch"}
-        Draw each minibatch from all samples, as the course does, or use each sample once per epoch.
+        Draw each minibatch from all samples, as the course does, or use each sample at most once per epoch.
     patience : int, optional
         Stop after this number of epochs without a better validation accuracy.
     num_train_samples, num_val_samples : int or None
