@@ -1,6 +1,7 @@
-"""The table of layers: each check runs on each row, so a new layer needs only a new row.
+"""The tables of layers, from which the tests of layers are made: a new layer needs entries here, and no other test.
 
-A row has the name of the layer, its inputs and its options. Its oracle is the loop version of the same name.
+`ROWS` has each layer's inputs and options; its oracle is the loop version of the same name. `Torch` computes each layer
+with PyTorch's functions. `OBJECTS` has examples of each layer object and the PyTorch modules that compute the same.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from xpconv import layers
+from xpconv import layers, nn
 from xpconv.layers import reference
 from xpconv.ops.random_bits import keep_mask
 
@@ -213,3 +214,96 @@ ROWS = [
 
 ONE_OF_EACH = list({row.layer: row for row in reversed(ROWS)}.values())[::-1]
 """The first row of each layer."""
+
+
+# ---- PyTorch's versions
+
+
+class Torch:
+    """The layers with the names and arguments of xpconv, computed by PyTorch."""
+
+    def __init__(self, torch):
+        self.F = torch.nn.functional
+
+    def affine(self, x, w, b):
+        return self.F.linear(x.flatten(1), w.T, b)
+
+    def relu(self, x):
+        return self.F.relu(x)
+
+    def conv(self, x, w, b, stride=1, padding=0, algorithm=None):
+        padding = padding if padding == "same" else as_pair(padding)
+        return self.F.conv2d(x, w, b, stride=as_pair(stride), padding=padding)
+
+    def max_pool(self, x, kernel_size, stride=None, padding=0):
+        return self.F.max_pool2d(x, as_pair(kernel_size), stride and as_pair(stride), as_pair(padding))
+
+    def avg_pool(self, x, kernel_size, stride=None, padding=0):
+        return self.F.avg_pool2d(x, as_pair(kernel_size), stride and as_pair(stride), as_pair(padding))
+
+    def global_avg_pool(self, x):
+        return self.F.adaptive_avg_pool2d(x, 1).flatten(1)
+
+    def batchnorm(self, x, gamma, beta, train, running=(None, None), momentum=0.9, eps=1e-5):
+        mean, var = each(lambda a: a.clone(), running) if running[0] is not None else running
+        return self.F.batch_norm(x, mean, var, gamma, beta, train, 1 - momentum, eps)
+
+    batchnorm_stepwise = batchnorm
+
+    def layernorm(self, x, gamma, beta, eps=1e-5):
+        return self.F.layer_norm(x, x.shape[1:], gamma, beta, eps)
+
+    def groupnorm(self, x, gamma, beta, groups, eps=1e-5):
+        return self.F.group_norm(x, groups, gamma, beta, eps)
+
+    def softmax_loss(self, x, y):
+        return self.F.cross_entropy(x, y)
+
+    def svm_loss(self, x, y):
+        return self.F.multi_margin_loss(x, y) * x.shape[1]  # PyTorch takes the mean over classes, too
+
+
+def as_pair(value):
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+# ---- layer objects
+
+
+@dataclass(frozen=True)
+class Object:
+    """Layers of one type, which take images of 4 channels, and ``torch(torch.nn, layer, shape) -> list of modules``."""
+
+    examples: list[nn.Layer]
+    torch: Callable[[Any, Any, tuple[int, ...]], list[Any]]
+
+
+OBJECTS = {
+    nn.Affine: Object(
+        [nn.Affine(3), nn.Affine(2, bias=False)],
+        lambda t, a, shape: [*[t.Flatten()] * (len(shape) > 1), t.Linear(int(np.prod(shape)), a.units, a.bias)],
+    ),
+    nn.AvgPool: Object(
+        [nn.AvgPool(), nn.AvgPool((3, 2), 1, padding=1)],
+        lambda t, a, shape: [t.AvgPool2d(a.kernel_size, a.stride, a.padding)],
+    ),
+    nn.BatchNorm: Object(
+        [nn.BatchNorm(), nn.BatchNorm(eps=1e-2)],
+        lambda t, a, shape: [(t.BatchNorm1d, None, t.BatchNorm2d)[len(shape) - 1](shape[0], a.eps, 1 - a.momentum)],
+    ),
+    nn.Conv: Object(
+        [nn.Conv(3, (3, 5), padding="same"), nn.Conv(2, 2, stride=(2, 1), padding=1, bias=False)],
+        lambda t, a, shape: [t.Conv2d(shape[0], a.filters, a.kernel_size, a.stride, a.resolved_padding, bias=a.bias)],
+    ),
+    nn.Dropout: Object([nn.Dropout()], lambda t, a, shape: [t.Dropout(1 - a.keep_prob)]),
+    nn.GlobalAvgPool: Object([nn.GlobalAvgPool()], lambda t, a, shape: [t.AdaptiveAvgPool2d(1), t.Flatten()]),
+    nn.GroupNorm: Object(
+        [nn.GroupNorm(), nn.GroupNorm(groups=2, eps=1e-2)], lambda t, a, shape: [t.GroupNorm(a.groups, shape[0], a.eps)]
+    ),
+    nn.LayerNorm: Object([nn.LayerNorm(), nn.LayerNorm(eps=1e-2)], lambda t, a, shape: [t.LayerNorm(shape, a.eps)]),
+    nn.MaxPool: Object(
+        [nn.MaxPool(), nn.MaxPool((3, 2), 1, padding=1)],
+        lambda t, a, shape: [t.MaxPool2d(a.kernel_size, a.stride, a.padding)],
+    ),
+    nn.Relu: Object([nn.Relu()], lambda t, a, shape: [t.ReLU()]),
+}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import assert_array, contiguous, find_backend
-from tests.layer_table import ROWS, each
+from tests.layer_table import ROWS, Torch, as_pair, each
 from xpconv import layers
 
 pytestmark = pytest.mark.torch
@@ -16,54 +16,6 @@ pytestmark = pytest.mark.torch
 def torch():
     find_backend("torch")
     return importlib.import_module("torch")
-
-
-class Torch:
-    """The layers by the names and arguments of this library, as PyTorch computes them."""
-
-    def __init__(self, torch):
-        self.F = torch.nn.functional
-
-    def affine(self, x, w, b):
-        return self.F.linear(x.flatten(1), w.T, b)
-
-    def relu(self, x):
-        return self.F.relu(x)
-
-    def conv(self, x, w, b, stride=1, padding=0, algorithm=None):
-        padding = padding if padding == "same" else as_pair(padding)
-        return self.F.conv2d(x, w, b, stride=as_pair(stride), padding=padding)
-
-    def max_pool(self, x, kernel_size, stride=None, padding=0):
-        return self.F.max_pool2d(x, as_pair(kernel_size), stride and as_pair(stride), as_pair(padding))
-
-    def avg_pool(self, x, kernel_size, stride=None, padding=0):
-        return self.F.avg_pool2d(x, as_pair(kernel_size), stride and as_pair(stride), as_pair(padding))
-
-    def global_avg_pool(self, x):
-        return self.F.adaptive_avg_pool2d(x, 1).flatten(1)
-
-    def batchnorm(self, x, gamma, beta, train, running=(None, None), momentum=0.9, eps=1e-5):
-        mean, var = each(lambda a: a.clone(), running) if running[0] is not None else running
-        return self.F.batch_norm(x, mean, var, gamma, beta, train, 1 - momentum, eps)
-
-    batchnorm_stepwise = batchnorm
-
-    def layernorm(self, x, gamma, beta, eps=1e-5):
-        return self.F.layer_norm(x, x.shape[1:], gamma, beta, eps)
-
-    def groupnorm(self, x, gamma, beta, groups, eps=1e-5):
-        return self.F.group_norm(x, groups, gamma, beta, eps)
-
-    def softmax_loss(self, x, y):
-        return self.F.cross_entropy(x, y)
-
-    def svm_loss(self, x, y):
-        return self.F.multi_margin_loss(x, y) * x.shape[1]  # PyTorch takes the mean over classes, too
-
-
-def as_pair(value):
-    return (value, value) if isinstance(value, int) else tuple(value)
 
 
 def in_torch(row):

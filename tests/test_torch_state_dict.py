@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import find_backend
+from tests.layer_table import OBJECTS
 from tests.nets import IMAGE, NETS
 from xpconv import nn
 from xpconv.backend import to_host
@@ -15,22 +16,6 @@ from xpconv.errors import ArgumentError, ArgumentTypeError
 from xpconv.io.torch import load_torch_state_dict, module_names, to_torch_state_dict
 from xpconv.nn import ConvNet, Sequential, ThreeLayerConvNet
 
-TORCH = {
-    nn.Affine: lambda t, a, shape: [*[t.Flatten()] * (len(shape) > 1), t.Linear(int(np.prod(shape)), a.units, a.bias)],
-    nn.AvgPool: lambda t, a, shape: [t.AvgPool2d(a.kernel_size, a.stride, a.padding)],
-    nn.BatchNorm: lambda t, a, shape: [
-        (t.BatchNorm1d, None, t.BatchNorm2d)[len(shape) - 1](shape[0], a.eps, 1 - a.momentum)
-    ],
-    nn.Conv: lambda t, a, shape: [
-        t.Conv2d(shape[0], a.filters, a.kernel_size, a.stride, a.resolved_padding, bias=a.bias)
-    ],
-    nn.Dropout: lambda t, a, shape: [t.Dropout(1 - a.keep_prob)],
-    nn.GlobalAvgPool: lambda t, a, shape: [t.AdaptiveAvgPool2d(1), t.Flatten()],
-    nn.GroupNorm: lambda t, a, shape: [t.GroupNorm(a.groups, shape[0], a.eps)],
-    nn.LayerNorm: lambda t, a, shape: [t.LayerNorm(shape, a.eps)],
-    nn.MaxPool: lambda t, a, shape: [t.MaxPool2d(a.kernel_size, a.stride, a.padding)],
-    nn.Relu: lambda t, a, shape: [t.ReLU()],
-}
 DETERMINISTIC = [name for name in NETS if "dropout" not in name and name != "every layer"]
 
 
@@ -40,7 +25,7 @@ def as_torch(net):
     torch.manual_seed(0)
     modules, shape = [], net.input_shape
     for layer in net.layers:
-        modules += TORCH[type(layer)](torch.nn, layer, shape)
+        modules += OBJECTS[type(layer)].torch(torch.nn, layer, shape)
         shape = layer.output_shape(shape)
     module = torch.nn.Sequential(*modules).to(getattr(torch, net.dtype))
     for key, value in module.state_dict().items():  # with gamma 1 and beta 0, exchanged names would go unnoticed
@@ -65,11 +50,6 @@ def assert_close(actual, expected, tolerance=1e-10):
     assert np.max(np.abs(actual - expected)) <= tolerance * max(np.max(np.abs(expected)), 0.1)
 
 
-def test_every_layer_has_a_pytorch_module():
-    """A new layer needs an entry in TORCH."""
-    assert {kind.__name__ for kind in TORCH} == set(nn.layers.__all__) - {"Layer"}
-
-
 @pytest.mark.torch
 @pytest.mark.parametrize("name", NETS)
 def test_scores_agree_after_a_conversion_in_either_direction(name):
@@ -88,6 +68,16 @@ def test_scores_agree_after_a_conversion_in_either_direction(name):
         {key: torch.as_tensor(a) for key, a in entries.items()}
     )  # strict, so that missing keys are an error
     assert_close(ours.loss(X), scores_of(theirs.eval(), ours, X))
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("layer", [layer for each in OBJECTS.values() for layer in each.examples], ids=repr)
+def test_each_layer_gives_the_scores_of_its_pytorch_module(layer):
+    net = Sequential([layer, nn.Affine(5)], input_shape=(4, 6, 8), dtype="float64", rng=0, backend="numpy")
+    theirs = as_torch(net).eval()
+    load_torch_state_dict(net, theirs.state_dict())
+    X = np.random.default_rng(4).standard_normal((6, 4, 6, 8))
+    assert_close(net.loss(X), scores_of(theirs, net, X))
 
 
 @pytest.mark.torch
