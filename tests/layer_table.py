@@ -16,6 +16,7 @@ from xpconv.layers import reference
 from xpconv.ops.random_bits import keep_mask
 
 NOT_DIFFERENTIABLE = ("running", "y")
+ELEMENTWISE = ("relu", "dropout")  # layers that accept an empty batch
 
 
 @dataclass(frozen=True, eq=False)
