@@ -25,6 +25,27 @@ def test_norms_of_long_rows_are_accurate_far_from_zero(kind, mean):
         np.testing.assert_allclose(actual, wanted, atol=1e-5 * np.abs(wanted).max() + 3e-5 * mean)
 
 
+NORMS = {
+    "batch": (layers.batchnorm_forward, layers.batchnorm_backward, {"train": True}),
+    "batch, stepwise": (layers.batchnorm_forward, layers.batchnorm_backward_stepwise, {"train": True}),
+    "layer": (layers.layernorm_forward, layers.layernorm_backward, {}),
+    "group": (layers.groupnorm_forward, layers.groupnorm_backward, {"groups": 2}),
+}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("mean", [1e3, -1e6])
+def test_gradients_of_norms_are_accurate_far_from_zero(norm, mean, backend):
+    forward, backward, options = NORMS[norm]
+    x, dout, gamma = (mean + draw(64, 6)).astype("float32"), draw(64, 6, seed=1), 1 + np.arange(6.0)
+    results = [
+        backward(cast(dout), forward(*map(cast, (x, gamma, gamma)), **options)[1])
+        for cast in (lambda a: backend.asarray(a, "float32"), lambda a: np.asarray(a, float))
+    ]
+    for actual, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(backend.to_host(actual), expected, atol=1e-4 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize(("size", "gradient"), [(1e16, 1e-9), (1e18, 1e-4), (1e18, 1e-6)])
 def test_small_gradients_of_norms_of_huge_values_do_not_vanish(size, gradient):
     x, dout, one = draw(64, 4) * size, draw(65, 4)[1:] * gradient, np.ones(4)

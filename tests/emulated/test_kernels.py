@@ -288,6 +288,21 @@ def test_statistics_far_from_zero_are_accurate(value):
     np.testing.assert_allclose(out, (exact(x) - mean) / np.sqrt(expected + 1e-5), rtol=0, atol=1e-5)
 
 
+def test_gradients_far_from_zero_are_accurate():
+    rng = np.random.default_rng(6)
+    x = cupy.asarray(1e6 + rng.standard_normal((8, 3, 100)), "float32")
+    dout, gamma = cupy.asarray(rng.standard_normal(x.shape), "float32"), cupy.asarray(np.ones((1, 3, 1)), "float32")
+    _, mean, _, inv_std = normalised(x)
+    options = {"axes": (0, 2), "param_axes": (0, 2), "tile_axis": 1}
+    results = _norm.normalise_backward(dout, x, mean, inv_std, gamma, **options)
+    xhat = exact(x) - exact(x).mean(axis=(0, 2), keepdims=True)
+    xhat /= np.sqrt((xhat * xhat).mean(axis=(0, 2), keepdims=True) + 1e-5)
+    product = (exact(dout) * xhat).mean(axis=(0, 2), keepdims=True)
+    dx = exact(dout) - exact(dout).mean(axis=(0, 2), keepdims=True) - xhat * product
+    np.testing.assert_allclose(results[0], dx * exact(inv_std), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(results[1], product * 800, rtol=0, atol=1e-2)
+
+
 @pytest.mark.parametrize("value", [100.3, 12345.678, 1e6 + 0.7])
 def test_equal_values_are_normalised_to_zero(value):
     assert max(largest(normalised(cupy.asarray(np.full((1, 1, n), value), "float32"))[0]) for n in (77, 800)) < 1e-3

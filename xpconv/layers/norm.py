@@ -13,7 +13,7 @@ from xpconv._validation import check_count, check_eps, check_flag, check_fractio
 from xpconv.backend import Array, on_host
 from xpconv.errors import ArgumentError, ArgumentTypeError
 from xpconv.layers._checks import check_arrays, check_backward, check_channels_first, check_shape
-from xpconv.ops.norm import normalise, normalise_backward, update_running_average
+from xpconv.ops.norm import normalise, normalise_backward, subtract_mean, update_running_average
 from xpconv.ops.tiling import sum_rows
 
 __all__ = [
@@ -268,7 +268,7 @@ def batchnorm_backward_stepwise(dout: Array, cache: BatchNormCache) -> tuple[Arr
     """
     xp, dout, x, gamma = _check_and_flatten(dout, cache)
     inv_std, n = cache.inv_std, x.shape[0] * x.shape[2]
-    d = x - cache.mean
+    d = subtract_mean(x, cache.mean, inv_std, (0, 2)) if cache.train else x - cache.mean
     xhat = d * inv_std
 
     dbeta = xp.sum(dout, axis=(0, 2))  # out = gamma * xhat + beta
@@ -352,7 +352,7 @@ def layernorm_backward(dout: Array, cache: LayerNormCache) -> tuple[Array, Array
     x, mean, inv_std, gamma = cache
     axes = tuple(range(1, len(dout.shape)))
     dx, _, _ = normalise_backward(dout, x, mean, inv_std, gamma[None, ...], axes=axes, param_axes=axes, tile_axis=0)
-    return dx, sum_rows(dout * ((x - mean) * inv_std)), sum_rows(dout)
+    return dx, sum_rows(dout * (subtract_mean(x, mean, inv_std, axes) * inv_std)), sum_rows(dout)
 
 
 def groupnorm_forward(

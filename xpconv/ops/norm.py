@@ -21,13 +21,14 @@ from typing import Any
 
 import array_api_compat
 
-from xpconv.backend import Array
+from xpconv.backend import Array, on_host
 from xpconv.ops.dispatch import operation
 from xpconv.ops.tiling import map_tiles
 
-__all__ = ["normalise", "normalise_backward", "update_running_average", "variance_and_inverse_std"]
+__all__ = ["normalise", "normalise_backward", "subtract_mean", "update_running_average", "variance_and_inverse_std"]
 
 _HUGE = 1e15  # its square fits float32
+_FAR = 1e3  # Up to this |mean| / std, the rounding error of a float32 mean is below 1e-4 std.
 
 
 @operation
@@ -120,6 +121,39 @@ def variance_and_inverse_std(xp: Any, centered: Array, axes: Sequence[int], eps:
     return std * std, inv_std
 
 
+def subtract_mean(x: Array, mean: Array, inv_std: Array, axes: Sequence[int]) -> Array:
+    """Return ``x - mean``; far from zero, also subtract the rounding error of the mean.
+
+    The error may be a large part of the standard deviation there. It is the mean over `axes` of ``x - mean``.
+
+    Parameters
+    ----------
+    x : array of any shape
+    mean, inv_std : array
+        As returned by `normalise`.
+    axes : sequence of int
+        The axes that `mean` was taken over.
+
+    Returns
+    -------
+    array of the shape of `x`
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, mean = np.array([1e6, 1e6 + 2]), np.array([1e6 + 0.9])
+    >>> subtract_mean(x, mean, np.array([1.0]), axes=(0,)).round(6)
+    array([-1.,  1.])
+    """
+    xp: Any = array_api_compat.array_namespace(x)
+    centered = x - mean
+    far = xp.abs(mean) / _FAR > 1 / inv_std
+    if on_host(far) and not bool(xp.any(far)):
+        return centered
+    centered -= xp.where(far, xp.mean(centered, axis=axes, keepdims=True), xp.zeros_like(mean))
+    return centered
+
+
 @operation
 def normalise_backward(
     dout: Array,
@@ -175,7 +209,7 @@ def normalise_backward(
 
     def tile(dout: Array, x: Array, mean: Array, inv_std: Array, gamma: Array) -> tuple[Array, Array, Array]:
         xp = array_api_compat.array_namespace(dout)
-        xhat = (x - mean) * inv_std
+        xhat = subtract_mean(x, mean, inv_std, axes) * inv_std
         product = dout * xhat
         dgamma, dbeta = xp.sum(product, axis=param_axes, keepdims=True), xp.sum(dout, axis=param_axes, keepdims=True)
         product *= gamma

@@ -44,7 +44,7 @@ def normalise_backward(
     dout, x, mean, inv_std, gamma = (cupy.ascontiguousarray(a) for a in (dout, x, mean, inv_std, gamma))
     dtype = x.dtype
     dx, dgamma, dbeta = cupy.empty(x.shape, dtype), cupy.empty(shape, dtype), cupy.empty(shape, dtype)
-    pieces = cupy.empty((4, *param_grid[0]), dtype)
+    pieces = cupy.empty((5, *param_grid[0]), dtype)
     inputs = dout, x, mean, inv_std, gamma
     launch("gradient_sums", dtype, param_grid, *inputs, pieces, params_per_group, param_groups)
     launch("normalise_backward", dtype, grid, *inputs, pieces, dx, dgamma, dbeta, params_per_group, groups)

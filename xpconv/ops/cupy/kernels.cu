@@ -200,6 +200,8 @@ extern "C" __global__ void to_rows(const T* __restrict__ images, T* __restrict__
 
 // ---- normalisation
 
+#define FAR T(1000)  // that of ops/norm.py
+
 // Sums are in double: the rounding error of a float mean far from zero may exceed the differences between values.
 extern "C" __global__ void sum(const T* __restrict__ x, double* sums, Groups g) {
     double sum = 0;
@@ -239,14 +241,14 @@ extern "C" __global__ void normalise(const T* __restrict__ x, const T* __restric
     }
 }
 
-// Sum dout, dout * xhat, gamma * dout and gamma * dout * xhat over each group of `g`, which gives one value of dbeta
-// and of dgamma. `rows` consecutive groups share their mean and inv_std. sums is (4, S, pieces).
+// Sum dout, dout * xhat, gamma * dout, gamma * dout * xhat and xhat over each group of `g`, which gives one value of
+// dbeta and of dgamma. `rows` consecutive groups share their mean and inv_std. sums is (5, S, pieces).
 extern "C" __global__ void gradient_sums(const T* __restrict__ dout, const T* __restrict__ x, const T* means,
                                          const T* inv_stds, const T* __restrict__ gamma, T* sums, int64 rows,
                                          Groups g) {
     const T mean = means[blockIdx.x / rows], inv_std = inv_stds[blockIdx.x / rows];
     const unsigned first = first_channel(g);
-    T s[4] = {0, 0, 0, 0};
+    T s[5] = {0, 0, 0, 0, 0};
     #pragma unroll 4
     FOR_EACH(e, size(g)) {
         const size_t i = index(g, e);
@@ -255,8 +257,9 @@ extern "C" __global__ void gradient_sums(const T* __restrict__ dout, const T* __
         s[1] += d * xhat;
         s[2] += scaled;
         s[3] += scaled * xhat;
+        s[4] += xhat;
     }
-    for (int k = 0; k < 4; ++k) store_piece(s[k], sums + (size_t)k * g.S * g.pieces);
+    for (int k = 0; k < 5; ++k) store_piece(s[k], sums + (size_t)k * g.S * g.pieces);
 }
 
 // Here a group of `g` is all values that share their mean and inv_std. It consists of `rows` groups of gradient_sums,
@@ -267,12 +270,16 @@ extern "C" __global__ void normalise_backward(const T* __restrict__ dout, const 
     const T mean = means[blockIdx.x], inv_std = inv_stds[blockIdx.x];
     const size_t mine = blockIdx.x * rows * g.pieces, all = g.S * rows * g.pieces;
     const T mean_dxhat = block_total(sums + 2 * all + mine, rows * g.pieces) / size(g);
-    const T mean_dxhat_xhat = block_total(sums + 3 * all + mine, rows * g.pieces) / size(g);
+    const T mean_xhat = block_total(sums + 4 * all + mine, rows * g.pieces) / size(g);
+    // Far from zero, the rounding error of the mean shifts xhat.
+    const T shift = fabs(mean) / FAR > 1 / inv_std ? mean_xhat : T(0);
+    const T mean_dxhat_xhat = block_total(sums + 3 * all + mine, rows * g.pieces) / size(g) - shift * mean_dxhat;
     const unsigned first = first_channel(g);
     #pragma unroll 4
     FOR_EACH(e, size(g)) {
         const size_t i = index(g, e);
-        dx[i] = inv_std * (dout[i] * gamma[channel(g, first, e)] - mean_dxhat - (x[i] - mean) * inv_std * mean_dxhat_xhat);
+        const T dxhat = dout[i] * gamma[channel(g, first, e)], xhat = (x[i] - mean) * inv_std - shift;
+        dx[i] = inv_std * (dxhat - mean_dxhat - xhat * mean_dxhat_xhat);
     }
     if (blockIdx.y > 0) return;
     for (unsigned r = threadIdx.x; r < rows; r += THREADS) {
@@ -282,7 +289,7 @@ extern "C" __global__ void normalise_backward(const T* __restrict__ dout, const 
             dg += sums[all + mine + r * g.pieces + k];
         }
         dbeta[blockIdx.x * rows + r] = db;
-        dgamma[blockIdx.x * rows + r] = dg;
+        dgamma[blockIdx.x * rows + r] = dg - shift * db;
     }
 }
 

@@ -29,7 +29,7 @@ from string import ascii_letters
 import numpy as np
 
 from xpconv.ops.dispatch import accelerate
-from xpconv.ops.norm import variance_and_inverse_std
+from xpconv.ops.norm import subtract_mean, variance_and_inverse_std
 from xpconv.ops.numpy._scratch import scratch
 from xpconv.ops.numpy._tiles import map_tiles
 
@@ -91,7 +91,8 @@ def normalise_backward(
         near_zero = np.abs(mean) <= sqrt(_MAX_SQUARED_MEAN) / inv_std
         offset, scale = mean, inv_std  # xhat = (x - offset) * scale
         if not (near_zero & (inv_std > _MIN_INV_STD)).all():
-            x, offset, scale = (x - mean) * inv_std, np.zeros_like(mean), np.ones_like(mean)
+            x = np.asarray(subtract_mean(x, mean, inv_std, axes) * inv_std)
+            offset, scale = np.zeros_like(mean), np.ones_like(mean)
         sum_dout, sum_dout_x = _sum_of_products(param_axes, dout), _sum_of_products(param_axes, dout, x)
         if scalar_gamma:
             s1, s2 = ((total * gamma).sum(axis=other_axes, keepdims=True) for total in (sum_dout, sum_dout_x))
