@@ -665,11 +665,15 @@ BAD_SHAPES = {
     ),
     "dropout keeps nothing": (
         lambda: layers.dropout_forward(images, keep_prob=0, seed=1, train=True),
-        "keep_prob is 0; expected a probability above 0 and at most 1",
+        "keep_prob is 0; expected a probability from 2**-32 to 1",
+    ),
+    "dropout keeps less than a hash can tell": (
+        lambda: layers.dropout_forward(images, keep_prob=1e-10, seed=1, train=True),
+        "keep_prob is 1e-10; expected a probability from 2**-32 to 1",
     ),
     "dropout keeps too much": (
         lambda: layers.dropout_forward(images, keep_prob=1.5, seed=1, train=True),
-        "keep_prob is 1.5; expected a probability above 0 and at most 1",
+        "keep_prob is 1.5; expected a probability from 2**-32 to 1",
     ),
     "dropout seed": (
         lambda: layers.dropout_forward(images, keep_prob=0.5, seed=2**32, train=True),

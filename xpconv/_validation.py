@@ -96,8 +96,8 @@ def check_nonnegative(name: str, value: object) -> float:
 
 
 def check_probability(name: str, value: object) -> float:
-    """Return a probability above 0 and at most 1 as a float."""
-    return _number(name, value, "a probability above 0 and at most 1", lambda value: 0 < value <= 1)
+    """Return a probability of keeping an element as a float; masks come from 32-bit hashes, so none is smaller."""
+    return _number(name, value, "a probability from 2**-32 to 1", lambda value: 2**-32 <= value <= 1)
 
 
 def check_eps(eps: object) -> float:

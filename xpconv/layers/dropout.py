@@ -35,7 +35,7 @@ def dropout_forward(x: Array, *, keep_prob: float, seed: int, train: bool) -> tu
     ----------
     x : array of any shape
     keep_prob : float
-        Probability of keeping an element, above 0 and at most 1.
+        Probability of keeping an element, 2**-32 to 1.
     seed : int
         0 to 2**32 - 1. The same seed gives the same mask on every backend.
     train : bool
