@@ -174,7 +174,7 @@ def change(source, operator, occurrence):
 
 
 def run_tests(arguments, timeout, log):
-    """Run pytest in a fork of this process, with its output in a file; return whether all tests passed."""
+    """Run pytest in a fork of this process, with its output in a file; return how it ended."""
     if (child := os.fork()) == 0:
         os.setsid()
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -196,8 +196,8 @@ def run_tests(arguments, timeout, log):
         os.killpg(child, signal.SIGKILL)
     if result[0] == 0:
         os.waitpid(child, 0)
-        return False
-    return result[1] == 0
+        return "timed out"
+    return "failed" if result[1] else "passed"
 
 
 def check_tests(copy, modules, timeout):
@@ -205,7 +205,7 @@ def check_tests(copy, modules, timeout):
     log = copy.with_name("log")
     for module in modules:
         start = time.monotonic()
-        if not run_tests(tests_of(module), timeout, log):
+        if run_tests(tests_of(module), timeout, log) != "passed":
             sys.exit(f"{log.read_text(encoding='utf-8')}\nthe tests of {module} fail or take too long")
         print(f"the tests of {module} pass in {time.monotonic() - start:.0f} s", flush=True)
 
@@ -219,16 +219,16 @@ def test_mutant(copy, mutant, timeout):
     start = time.monotonic()
     path.write_text(mutated, encoding="utf-8")
     try:
-        survived = run_tests(tests_of(module), timeout, log)
+        ended = run_tests(tests_of(module), timeout, log)
     finally:
         path.write_text(source, encoding="utf-8")
     failures = re.findall(r"^(?:FAILED|ERROR) (.*)", log.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
     return {
         "mutant": mutant,
-        "survived": survived,
+        "survived": ended == "passed",
         "old": source.splitlines()[line - 1].strip(),
         "new": mutated.splitlines()[line - 1].strip(),
-        "by": failures[0][:200] if failures else "" if survived else "timeout or crash",
+        "by": failures[0][:200] if failures else ended,
         "seconds": round(time.monotonic() - start, 1),
     }
 
@@ -273,8 +273,9 @@ def main():
             result = test_mutant(copy, mutant, options.timeout)
             print(json.dumps(result), file=results_file, flush=True)
             survivors += result["survived"]
-            if result["survived"]:
-                print(f"survived: {mutant[0]}:{mutant[1]}\n    - {result['old']}\n    + {result['new']}", flush=True)
+            if result["survived"] or result["by"] == "timed out":  # the tests may have been slow, not the mutant
+                kind = "survived" if result["survived"] else "timed out"
+                print(f"{kind}: {mutant[0]}:{mutant[1]}\n    - {result['old']}\n    + {result['new']}", flush=True)
             if k % 10 == 0:
                 print(f"{k} of {len(mutants)}: {survivors} survivors", flush=True)
     print(f"{len(mutants) - survivors} of {len(mutants)} mutants were killed")

@@ -319,6 +319,14 @@ def test_an_array_file_in_which_a_name_comes_twice_is_refused(tmp_path, name):
         ArrayFile(path, "example")
 
 
+def test_a_file_that_is_gone_before_its_arrays_are_read_is_refused(tmp_path):
+    write_arrays(tmp_path / "file", "example", {}, {"x": np.ones(2)})
+    file = ArrayFile(tmp_path / "file", "example")
+    (tmp_path / "file").unlink()
+    with refused():
+        file.read(file.specs)
+
+
 def test_a_description_with_nan_is_not_written(tmp_path):
     with pytest.raises(CheckpointError, match="file cannot store the description as JSON: Out of range float"):
         write_arrays(tmp_path / "file", "example", {"loss": float("nan")}, {})

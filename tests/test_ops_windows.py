@@ -70,8 +70,9 @@ def test_indices_in_large_windows_do_not_overflow(backend):
     x[..., 19, 18] = 1.0
     _, argmax = max_pool(backend.asarray(x), (20, 20), (1, 1), (0, 0))
     assert backend.to_host(argmax).tolist() == [[[[19 * 20 + 18]]]]
-    _, argmax = max_pool(backend.asarray(np.arange(257.0).reshape(1, 1, 1, 257)), (1, 257), (1, 1), (0, 0))
-    assert backend.to_host(argmax).tolist() == [[[[256]]]]
+    for window in ((1, 257), (257, 1)):
+        _, argmax = max_pool(backend.asarray(np.arange(257.0).reshape(1, 1, *window)), window, (1, 1), (0, 0))
+        assert backend.to_host(argmax).tolist() == [[[[256]]]]
 
 
 def test_convolution_propagates_nan_pixels(backend):

@@ -265,6 +265,14 @@ def test_a_loss_that_does_not_recover_fails(digits):
     assert 0.9 * first < last < 10 * first < largest
 
 
+def test_the_loss_after_the_last_of_the_first_steps_is_reported(digits):
+    def last_loss(**options):
+        found = first_steps(make_net("two-layer", rng=0), digits, "adam", 1e-3, **options)
+        return float(re.findall(r" to (\S+), with a maximum", found.text)[0])
+
+    assert last_loss() < last_loss(schedule=lambda step: float(step == 0))
+
+
 def test_first_steps_follow_the_schedule_and_the_rule_of_the_training(digits):
     net = make_net("two-layer", rng=0)
     assert first_steps(net, digits, "adam", 1000.0, schedule=lambda step: 1e-6).passed
