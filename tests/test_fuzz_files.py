@@ -433,7 +433,7 @@ HOSTILE_PICKLES = {  # reason of the refusal, and content
     "a tuple of tuples as a dtype": (TUPLES, pickled(call("numpy", "dtype", nested(b")q\x00", b"(%st")))),
     "a long tuple of long tuples as a key": (
         TUPLES,
-        b"\x80\x02}(" + b")" * 5000 + b"tq\x00(" + b"h\x00" * 5000 + b"tK\x01s.",
+        b"\x80\x02}(" + b"K\x01" * 5000 + b"tq\x00(" + b"h\x00" * 5000 + b"tK\x01s.",
     ),
     "a set": (OTHER, b"\x80\x04\x8f."),
     "millions of operations": (OTHER, pickled(b"N0" * (1 << 20), b"N")),
