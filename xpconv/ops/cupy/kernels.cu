@@ -130,6 +130,7 @@ __device__ size_t index(Groups g, unsigned e) {
     return (size_t)(e / g.B) * (g.S - 1) * g.B.d + (size_t)blockIdx.x * g.B.d + e;
 }
 
+// The place in gamma and beta of this block's first value, and of its value e.
 __device__ unsigned first_channel(Groups g) { return (size_t)blockIdx.x * g.B.d / g.inner.d % g.channels; }
 
 __device__ unsigned channel(Groups g, unsigned first, unsigned e) {
