@@ -84,7 +84,7 @@ class KNearestNeighbor:
         """Return the distances (N, M) of samples X (N, D) to the training samples, from one matrix product.
 
         ``distance**2 = |x|**2 - 2 * x @ t + |t|**2``, exact for pixels from 0 to 255. For other values, distances much
-        smaller than |x| lose digits.
+        smaller than ``|x|`` lose digits.
         """
         X, X_train = self._read_samples(X)
         squares = np.sum(X**2, axis=1)[:, None] - 2 * X @ X_train.T + np.sum(X_train**2, axis=1)
