@@ -9,6 +9,7 @@ of them.
 """
 
 import os
+import signal
 
 import hypothesis
 import pytest
@@ -53,6 +54,14 @@ def pytest_testnodedown(node, error):
 def pytest_terminal_summary(terminalreporter, config):
     for line in config.stash[LEFT_OUT].values():
         terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _heed_ctrl_c():
+    """Let this process and those that it starts receive SIGINT, which shells make background jobs ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)
