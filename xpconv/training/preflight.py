@@ -31,7 +31,8 @@ MEMORY_BATCHES = 32, 64  # The memory of larger batches is extrapolated from the
 MEMORY_PASSES = 3  # For each size; the least peak counts, since some passes also allocate workspaces that are kept.
 FIRST_STEPS = 20
 MAX_LOSS_GROWTH = 10.0  # The loss may grow to this multiple of the first loss,
-RECOVERED_LOSS = 0.9  # or higher, if the last loss is below this multiple.
+RECOVERED_LOSS = 0.9  # or, if the last loss is below this multiple,
+MAX_PASSING_GROWTH = 100.0  # to this one.
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,12 @@ class PreflightFinding:
     name : str
     passed : bool
     text : str
-        The measured value, the expected one, and a likely cause if the check failed.
+        What was measured and, if the check failed, a likely cause or what to do.
 
     Examples
     --------
-    >>> print(PreflightFinding("initial loss", True, "2.303; expected about 2.303"))
-    passed  initial loss: 2.303; expected about 2.303
+    >>> print(PreflightFinding("first steps", True, "the loss goes from 2.303 to 1.2 in 20 steps"))
+    passed  first steps: the loss goes from 2.303 to 1.2 in 20 steps
     """
 
     name: str
@@ -68,6 +69,7 @@ def check_training(
     update_rule: str | Callable[..., Any] | None = None,
     optim_config: Mapping[str, Any] | None = None,
     schedule: Schedule | None = None,
+    num_steps: int = FIRST_STEPS,
     on_finding: Callable[[PreflightFinding], object] | None = None,
 ) -> list[PreflightFinding]:
     """Check before training that a model can be trained.
@@ -76,7 +78,8 @@ def check_training(
     - A copy of it overfits 20 images.
     - Its gradients agree with finite differences in float64, for the first and the last parameter of each kind.
     - A step fits in memory, extrapolated from two small batches.
-    - The loss does not diverge in the first steps.
+    - The loss does not diverge in the first steps. If the schedule warms up, these steps warm up faster, to the largest
+      learning rate of the training.
 
     The model and all random streams are unchanged afterwards.
 
@@ -91,6 +94,8 @@ def check_training(
         Images in a minibatch of the training.
     update_rule, optim_config, schedule : optional
         As for `xpconv.Solver`; without an update rule, the first steps are not checked.
+    num_steps : int
+        Steps of the training, over which the schedule is searched for its largest factor.
     on_finding : callable, optional
         Called with each finding as soon as its check ends.
 
@@ -114,7 +119,7 @@ def check_training(
     >>> net = TwoLayerNet(input_dim=64, rng=0)
     >>> findings = check_training(net, digits.X_train, digits.y_train)
     >>> print(findings[0])
-    passed  initial loss: 2.303; expected about 2.303, which is ln 10, and at most 17.2
+    passed  initial loss: 2.303; expected about 2.303 (ln 10), at most 17.2
     """
     check_count("batch_size", batch_size)
     if X.shape[0] == 0:
@@ -131,7 +136,8 @@ def check_training(
     if update_rule is not None:
         check_rule(update_rule, optim_config or {})
         rule = UPDATE_RULES[update_rule] if isinstance(update_rule, str) else update_rule
-        checks.append(lambda subject: _first_steps(subject, batch_size, rule, optim_config or {}, schedule or constant))
+        factors = _factors(schedule or constant, check_count("num_steps", num_steps))
+        checks.append(lambda subject: _first_steps(subject, batch_size, rule, optim_config or {}, factors))
     for check in checks:
         with backend.current(), _unchanged_global_state():
             findings.append(check(subject))
@@ -210,27 +216,14 @@ def _initial_loss(subject: _Subject) -> PreflightFinding:
         if getattr(net, "loss_name", "") == "svm"
         else (log(classes), f"ln {classes}", 4 * log(classes) + 8)
     )
-    text = (
-        f"{found:.4g}; expected about {expected + penalty:.4g}, which is {formula}"
-        + (f" plus {penalty:.2g} for the L2 term" if penalty else "")
-        + f", and at most {limit + penalty:.3g}"
-    )
+    formula += f" + {penalty:.2g} for L2" if penalty else ""
+    text = f"{found:.4g}; expected about {expected + penalty:.4g} ({formula}), at most {limit + penalty:.3g}"
+    cause = ""
     if not isfinite(found) or found - penalty > limit:
-        size = float(np.max(np.abs(scores)))
-        return PreflightFinding(
-            "initial loss",
-            False,
-            f"{text}. Scores are as large as {size:.3g}: the images are not "
-            "normalised, weight_scale is too large, or the loss is not a mean",
-        )
-    if found - penalty < expected / 2:
-        return PreflightFinding(
-            "initial loss",
-            False,
-            f"{text}. The loss leaves out a term, or the parameters are already trained: "
-            "a trained model needs no such check",
-        )
-    return PreflightFinding("initial loss", True, text)
+        cause = ": normalise the images, take a smaller weight_scale, or make the loss a mean over images"
+    elif found - penalty < expected / 2:
+        cause = ": the loss leaves out a term, or the model is already trained and needs no such check"
+    return PreflightFinding("initial loss", not cause, text + cause)
 
 
 def _overfitting(subject: _Subject) -> PreflightFinding:
@@ -247,18 +240,10 @@ def _overfitting(subject: _Subject) -> PreflightFinding:
                 UPDATE_RULES["adam"](w, grads[name], configs[name], in_place=True)
         steps += 10
         fraction = accuracy(net, X, y, subject.backend)
-    right = round(fraction * count)
-    text = f"{right} of {count} images are classified correctly after {steps} steps of Adam; expected all of them"
-    return PreflightFinding(
-        "overfitting a small batch",
-        fraction == 1,
-        text
-        if fraction == 1
-        else (
-            f"{text}. The gradients are wrong (see their check), every unit is dead, the images are not normalised, or "
-            "identical images have different labels"
-        ),
-    )
+    text = f"{round(fraction * count)} of {count} images are classified correctly after {steps} steps of Adam"
+    if fraction < 1:
+        text += ": look for wrong gradients, dead units, images not normalised, or equal images with different labels"
+    return PreflightFinding("overfitting a small batch", fraction == 1, text)
 
 
 def _gradients(subject: _Subject) -> PreflightFinding:
@@ -278,32 +263,20 @@ def _gradients(subject: _Subject) -> PreflightFinding:
 
     if float(to_host(forward(*point.values())[0])) != float(to_host(forward(*point.values())[0])):
         return PreflightFinding("gradients", True, "not checked: two passes over the same images give different losses")
-    right, wrong, unknown, worst = list[str](), dict[str, str](), list[str](), 0.0
+    right, wrong, unknown, worst = list[str](), list[str](), list[str](), 0.0
     for name in _first_and_last_of_each_kind(point):
         try:
             worst = max(worst, check_gradient(forward, backward, point, tolerance=GRADIENT_TOLERANCE, wrt=[name]))
             right.append(name)
         except AssertionError as error:
-            if "cannot be checked" in str(error):
-                unknown.append(name)
-            else:
-                wrong[name] = str(error)
+            (unknown if "cannot be checked" in str(error) else wrong).append(name)
     note = f" ({', '.join(unknown)} could not be checked: the loss has kinks there)" if unknown else ""
+    correct = ", ".join(right) or "none"
     if wrong:
-        *_, last = wrong
-        return PreflightFinding(
-            "gradients",
-            False,
-            f"{wrong[last]}. Wrong gradients: {', '.join(wrong)}; correct gradients: "
-            f"{', '.join(right) or 'none'}{note}. "
-            f"Look for the mistake in the backward passes of the layer of {last} and the layers after it",
-        )
-    return PreflightFinding(
-        "gradients",
-        True,
-        f"relative error of at most {worst:.1e} for {', '.join(right) or 'none'}; "
-        f"expected {GRADIENT_TOLERANCE:.0e} or less{note}",
-    )
+        text = f"wrong for {', '.join(wrong)}, correct for {correct}{note}"
+        remedy = f"look for the mistake in the backward passes of the layer of {wrong[-1]} and the layers after it"
+        return PreflightFinding("gradients", False, f"{text}: {remedy}")
+    return PreflightFinding("gradients", True, f"relative error of at most {worst:.1e} for {correct}{note}")
 
 
 def _without_zeros(params: Mapping[str, Array], backend: Backend) -> dict[str, Array]:
@@ -345,48 +318,49 @@ def _memory(subject: _Subject, batch_size: int) -> PreflightFinding:
     needed, fitting = fixed + per_image * batch_size, int(max(free - fixed, 0.0) / per_image)
     images = subject.X.shape[0]
     text = (
-        f"a step of {batch_size} images takes about {_format_bytes(needed)}; "
-        f"expected at most the {_format_bytes(free)} that are free"
+        f"a step of {batch_size} images takes about {_format_bytes(needed)} of the {_format_bytes(free)} that are free"
     )
     if needed > free:
         return PreflightFinding(
-            "memory",
-            False,
-            f"{text}. The largest batch that fits has about {fitting} images: take such a batch_size, or a smaller net",
+            "memory", False, f"{text}: take a batch_size of about {fitting}, the largest that fits, or a smaller net"
         )
-    return PreflightFinding(
-        "memory",
-        True,
-        f"{text} (the largest batch that fits: {f'about {fitting}' if fitting < images else f'all {images}'} images)",
-    )
+    most = f"about {fitting}" if fitting < images else f"all {images}"
+    return PreflightFinding("memory", True, f"{text}; at most {most} images fit")
+
+
+def _factors(schedule: Schedule, num_steps: int) -> list[float]:
+    """Return the schedule's factors of the first steps, or, if it rises later, a faster rise to its largest factor."""
+    factors = [schedule(step) for step in range(num_steps)]
+    peak = max(range(num_steps), key=factors.__getitem__)
+    if peak < FIRST_STEPS:
+        return [schedule(step) for step in range(FIRST_STEPS)]
+    return [factors[step * peak // (FIRST_STEPS - 1)] for step in range(FIRST_STEPS)]
 
 
 def _first_steps(
-    subject: _Subject, batch_size: int, rule: Callable[..., Any], config: Mapping[str, Any], schedule: Schedule
+    subject: _Subject, batch_size: int, rule: Callable[..., Any], config: Mapping[str, Any], factors: list[float]
 ) -> PreflightFinding:
     """Train on the same images repeatedly; their loss must fall unless the step size is too large."""
     net, losses = subject.replica(), list[float]()
     X, y = subject.images(min(batch_size, 100))  # Few images, so that this check does not run out of memory.
     configs = {name: dict(config) for name in net.params}
     with np.errstate(all="ignore"):
-        for step in range(FIRST_STEPS):
+        for factor in factors:
             loss, grads = net.loss(X, y)
             losses.append(float(to_host(loss)))
             for name, w in net.params.items():
                 if "learning_rate" in config:
-                    configs[name]["learning_rate"] = config["learning_rate"] * schedule(step)
+                    configs[name]["learning_rate"] = config["learning_rate"] * factor
                 net.params[name], configs[name] = rule(w, grads[name], configs[name])
-    first, last, largest = losses[0], losses[-1], max(losses)
-    text = (
-        f"{FIRST_STEPS} steps on the same images bring the loss from {first:.4g} to {last:.4g}, with a maximum of "
-        f"{largest:.4g}; expected a maximum of at most {MAX_LOSS_GROWTH * first:.3g}, or a last loss of less than "
-        f"{RECOVERED_LOSS * first:.3g}"
-    )
-    if isfinite(sum(losses)) and (largest <= MAX_LOSS_GROWTH * first or last < RECOVERED_LOSS * first):
+    first, last = losses[0], losses[-1]
+    largest = next((loss for loss in losses if not isfinite(loss)), max(losses))
+    growth = MAX_PASSING_GROWTH if last < RECOVERED_LOSS * first else MAX_LOSS_GROWTH
+    if largest <= growth * first:
+        text = f"the loss goes from {first:.4g} to {last:.4g} in {FIRST_STEPS} steps"
         return PreflightFinding("first steps", True, text)
-    return PreflightFinding(
-        "first steps", False, f"{text}. The step size is too large: take a tenth of the learning rate"
-    )
+    rate = f" (it is {float(config['learning_rate']):g})" if "learning_rate" in config else ""
+    text = f"the loss rises from {first:.4g} to {largest:.4g} within {FIRST_STEPS} steps"
+    return PreflightFinding("first steps", False, f"{text}: take a tenth of the learning rate{rate}")
 
 
 def _format_bytes(count: float) -> str:

@@ -39,7 +39,7 @@ from xpconv.training._state import (
 )
 from xpconv.training.checkpoint import read_checkpoint, write_checkpoint
 from xpconv.training.optim import UPDATE_RULES, check_rule, default_options
-from xpconv.training.preflight import check_training
+from xpconv.training.preflight import PreflightFinding, check_training
 from xpconv.training.schedules import Schedule, check_schedule, decay
 
 __all__ = ["Solver"]
@@ -292,7 +292,8 @@ class Solver:
             update_rule=self.update_rule,
             optim_config=self.optim_config,
             schedule=self.schedule,
-            on_finding=print if self.verbose else None,
+            num_steps=self.num_epochs * self._steps_per_epoch(),
+            on_finding=_print_passed if self.verbose else None,
         )
 
     def _begin(self) -> None:
@@ -736,6 +737,12 @@ class Solver:
             rows = self.streams["checks"].choice(X.shape[0], num_samples)
         in_training = self._batches is not None  # In training, allow NaN: the error for the next loss says more.
         return metrics.accuracy(self.model, X, y, self.backend, batch_size, rows, allow_nan=in_training)
+
+
+def _print_passed(finding: PreflightFinding) -> None:
+    """Print a finding, unless it failed: the error shows it."""
+    if finding.passed:
+        print(finding, flush=True)
 
 
 def _optional_count(name: str, value: int | None) -> int | None:
