@@ -231,12 +231,45 @@ def test_samples_that_are_no_array_are_refused_by_name(X, message):
         net.loss(X)
 
 
-def test_an_error_inside_a_net_names_the_layer():
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda net: net.loss(np.ones((2, 4))),
+        lambda net: net.loss(np.ones((2, 4)), np.zeros(2, np.int64)),
+        lambda net: list(net.outputs(np.ones((2, 4)))),
+    ],
+)
+def test_an_error_inside_a_net_names_the_layer(call):
     net = Sequential([nn.Affine(5), nn.Relu(), nn.Affine(3)], input_shape=(4,), rng=0)
     net.params["W2"] = net.params["W2"][:4]
     with pytest.raises(ArgumentError) as caught:
-        net.loss(np.ones((2, 4)))
+        call(net)
     assert caught.value.__notes__ == ["in layers[2], Affine(units=3, bias=True)"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "layers", "message", "note"),
+    [
+        (
+            (1, 4, 4),
+            [nn.MaxPool()] * 3,
+            r"the window's height is 2 but the padded image's is 1",
+            "in layers[2], MaxPool(",
+        ),
+        (
+            (4,),
+            [nn.Affine(5), nn.Conv(3)],
+            r"samples have shape \(5,\); expected images \(C, H, W\)",
+            "in layers[1], Conv(",
+        ),
+        ((4, 8), [nn.AvgPool()], r"samples have shape \(4, 8\); expected images \(C, H, W\)", "in layers[0], AvgPool("),
+    ],
+)
+def test_an_error_that_a_net_is_built_with_names_the_layer(shape, layers, message, note):
+    with pytest.raises(ArgumentError, match=message) as caught:
+        Sequential([*layers, nn.Affine(3)], input_shape=shape)
+    (named,) = caught.value.__notes__
+    assert named.startswith(note)
 
 
 @pytest.mark.parametrize("seed", [None, 7])
@@ -505,8 +538,11 @@ def test_too_little_memory_is_told_with_what_to_do(error, monkeypatch):
 
     net = Sequential([nn.Affine(4)], input_shape=(5,), rng=0)
     monkeypatch.setattr(nn.Affine, "forward", forward)
-    with pytest.raises(OutOfMemoryError, match=r"numpy has not enough memory for 3 samples at once .* smaller batch"):
+    with pytest.raises(
+        OutOfMemoryError, match=r"numpy has not enough memory for 3 samples at once .* smaller batch"
+    ) as caught:
         net.loss(np.ones((3, 5)))
+    assert caught.value.__notes__ == ["in layers[0], Affine(units=4, bias=True)"]
 
 
 def test_other_errors_are_not_taken_for_too_little_memory(monkeypatch):

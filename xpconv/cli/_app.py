@@ -48,9 +48,10 @@ class _Commands(TyperGroup):
 
 
 def _show_error(problem: object) -> None:
+    notes = "".join(f" ({note})" for note in getattr(problem, "__notes__", ()))
     if isinstance(problem, OSError) and problem.filename:
         problem = f"{problem.filename}: {problem.strerror}"
-    lines = str(problem).split("\n")
+    lines = f"{problem}{notes}".split("\n")
     text = "\n".join(printable(line, max_length=10_000) for line in lines)  # names of files may hold control characters
     typer.echo(f"xpconv: error: {text}", err=True)
 

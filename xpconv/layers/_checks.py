@@ -117,7 +117,9 @@ def resolve_padding(padding: int | Sequence[int] | str, kernel_size: Sequence[in
 def window_output(
     shape: Sequence[int], kernel_size: int | Sequence[int], stride: int | Sequence[int], padding: int | Sequence[int]
 ) -> tuple[int, int]:
-    """Check that the window fits in the padded images (..., H, W); return the output's height and width."""
+    """Check that the window fits in the padded images (..., C, H, W); return the output's height and width."""
+    if len(shape) < 3:
+        raise ArgumentError(f"samples have shape {tuple(shape)}; expected images (C, H, W), as before any Affine layer")
     kernel_size, stride, padding = (
         check_pair("kernel_size", kernel_size, 1),
         check_pair("stride", stride, 1),

@@ -118,7 +118,8 @@ class Sequential:
         for position, layer in enumerate(self.layers):
             if not isinstance(layer, Layer):
                 raise ArgumentTypeError(f"layers[{position}] is {layer!r}; expected a Layer such as Relu()")
-            parameters, state = layer.parameters(shape), layer.state(shape)
+            with _NamedLayer(position, layer):
+                parameters, state, next_shape = layer.parameters(shape), layer.state(shape), layer.output_shape(shape)
             weight_layers += "W" in parameters
             names = [f"{name}{weight_layers}" for name in [*parameters, *state]]
             use = 1 + max((uses.get(name, 0) for name in names), default=0)
@@ -129,7 +130,7 @@ class Sequential:
                 self.params[name + number] = self._initial(size, value, stream)
             for name, (size, value) in state.items():
                 self.state[name + number] = self._initial(size, value, stream)
-            shape = layer.output_shape(shape)
+            shape = next_shape
         if len(shape) != 1:
             raise ArgumentError(
                 f"the last layer returns samples of shape {shape}; expected scores (C,): end with Affine(C)"
@@ -202,11 +203,14 @@ class Sequential:
         except (MemoryError, RuntimeError) as error:
             if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory", str(error)):
                 raise  # torch reports it as a RuntimeError
-            raise OutOfMemoryError(
+            failure = OutOfMemoryError(
                 f"{self.backend} has not enough memory for {X.shape[0]} samples at once ({error}): take a smaller "
                 "batch, or on a GPU less for convolutions by XPCONV_WORKSPACE, which is now "
                 f"{workspace_bytes(self.backend.library) / 2**20:g}MiB"
-            ) from error
+            )
+            for note in getattr(error, "__notes__", ()):  # on the layer
+                failure.add_note(note)
+            raise failure from error
 
     @on_its_device
     def _loss(self, X: Array, y: Array | None) -> Any:
@@ -272,9 +276,9 @@ class Sequential:
         """
         with self.backend.current():
             x, store = self._prepare(X), {**self.params, **self.state}
-        for layer, keys in zip(self.layers, self.layer_keys, strict=True):
+        for position, (layer, keys) in enumerate(zip(self.layers, self.layer_keys, strict=True)):
             train = not self.state.keys().isdisjoint(keys.values())
-            with self.backend.current():
+            with self.backend.current(), _NamedLayer(position, layer):
                 x = layer.forward(x, {name: store[key] for name, key in keys.items()}, train=train, seed=0)[0]
             yield layer, x
 
