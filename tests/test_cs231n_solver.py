@@ -331,3 +331,33 @@ def test_counts_may_be_whole_floats_and_numbers_arrays_of_one_element(data):
     assert (solver.num_epochs, solver.print_every, len(solver.loss_history)) == (2, 1000, 4)
     with pytest.raises(ArgumentTypeError, match=r"num_epochs is 1\.5; expected an int"):
         Solver(net, data, num_epochs=1.5)
+
+
+def test_options_assigned_later_may_be_whole_floats_and_arrays_of_one_element(data):
+    losses = []
+    for convert in (lambda value: value, lambda value: np.array([value])):
+        np.random.seed(231)
+        net = TwoLayerNet(12, 8, 3)
+        net.reg = convert(0.5)
+        solver = Solver(net, data, batch_size=30, verbose=False)
+        solver.num_epochs, solver.print_every, solver.lr_decay = convert(2.0), convert(1e3), convert(0.9)
+        for config in solver.optim_configs.values():
+            config["learning_rate"] = convert(0.1)
+        solver.train()
+        assert net.reg == 0.5
+        assert solver.learning_rate_history == pytest.approx([0.1, 0.1, 0.09, 0.09])
+        losses.append(solver.loss_history)
+    assert losses[0] == losses[1]
+    with pytest.raises(ArgumentError, match="reg is -1; expected a finite number, 0 or more"):
+        net.reg = np.array([-1])
+
+
+def test_a_rule_of_the_notebook_may_keep_its_learning_rate_as_an_array(data):
+    def rule(w, dw, config):
+        return w - config["learning_rate"] * dw, {"learning_rate": np.array([0.1])}
+
+    solver = Solver(TwoLayerNet(12, 8, 3), data, update_rule=rule, num_epochs=1, batch_size=30, verbose=False)
+    for config in solver.optim_configs.values():
+        config["learning_rate"] = 0.1
+    solver.train()
+    assert solver.learning_rate_history == [0.1, 0.1]

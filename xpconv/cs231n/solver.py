@@ -1,9 +1,9 @@
 """The assignment's Solver: `xpconv.Solver` with the course's order of random draws and its printed lines."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from safetensors.numpy import save
@@ -83,17 +83,20 @@ class Solver(solver.Solver):
         extra = ", ".join(f'"{name}"' for name in kwargs if name not in OPTIONS)
         if extra:
             raise ArgumentError(f"Unrecognized arguments {extra}; expected {', '.join(OPTIONS)}, checkpoint_name")
-        options = {name: plain_number(value) for name, value in kwargs.items()}
+        options = {name: _plain_option(name, value) for name, value in kwargs.items()}
         options["optim_config"] = {
             name: plain_number(value) for name, value in (kwargs.get("optim_config") or {}).items()
         }
-        for name in COUNTS:
-            if isinstance(value := options.get(name), float) and value.is_integer():
-                options[name] = int(value)
         super().__init__(model, data, **{**options, "update_rule": _find_rule(kwargs.get("update_rule", "sgd"))})
         check_rule(getattr(self.update_rule, "fast_name", self.update_rule), self.optim_config)
         self.checkpoint_name = checkpoint_name
         self._prefetch = 0  # fetching minibatches early would change the order of the draws
+
+    def _limit_batch_size(self, num_images: int) -> None:
+        """Keep the batch size: the course draws minibatches of any size, with replacement."""
+
+    def _warn_of_high_losses(self) -> None:
+        """Do not warn: notebooks train for a few iterations, and search for learning rates."""
 
     def _spawn_streams(self, rng: Rng) -> dict[str, RandomStream]:
         return dict.fromkeys(("batches", "checks"), as_random_stream(None))
@@ -101,7 +104,16 @@ class Solver(solver.Solver):
     def _show_progress(self, total: int, done: int) -> AbstractContextManager[Progress]:
         return nullcontext(Progress()) if self.verbose else super()._show_progress(total, done)
 
+    def train(self, each_iteration: Callable[[Self], object] | None = None) -> None:
+        """Train as `xpconv.Solver.train` does, with the options that the notebook has assigned meanwhile."""
+        for name in ("lr_decay", *COUNTS):
+            setattr(self, name, _plain_option(name, getattr(self, name)))
+        super().train(each_iteration)
+
     def _take_step(self, batches: Batches) -> Array:
+        for config in self.optim_configs.values():
+            if "learning_rate" in config:
+                config["learning_rate"] = plain_number(config["learning_rate"])
         before = self.iteration
         self._minibatch: Array | None = None
         self._step()
@@ -164,6 +176,12 @@ class Solver(solver.Solver):
         content = save({name: np.ascontiguousarray(to_host(value)) for name, value in self.model.params.items()})
         with atomic_path(path) as temporary:
             temporary.write_bytes(content)
+
+
+def _plain_option(name: str, value: Any) -> Any:
+    """Return an array of one element as a number, and a count that is a whole float as an int."""
+    value = plain_number(value)
+    return int(value) if name in COUNTS and isinstance(value, float) and value.is_integer() else value
 
 
 def _find_rule(update_rule: Any) -> Any:

@@ -3,7 +3,9 @@
 import os
 from typing import Any
 
+from xpconv._validation import check_nonnegative
 from xpconv.backend import Array
+from xpconv.cs231n._adapt import plain_number
 from xpconv.errors import CheckpointError
 from xpconv.io import load_model, save_model
 from xpconv.nn import Sequential
@@ -12,7 +14,19 @@ NUMPY_MAGIC = b"\x93NUMPY"
 
 
 class CourseNet(Sequential):
-    """A net whose `params` may be set to NumPy arrays of any real dtype and to lists, as notebooks do."""
+    """A net whose `params` may be set to NumPy arrays of any real dtype and to lists, as notebooks do.
+
+    `reg` may be an array of one element.
+    """
+
+    @property
+    def reg(self) -> float:
+        """Weight of the L2 penalty in the loss: a finite number, 0 or more."""
+        return self._reg
+
+    @reg.setter
+    def reg(self, value: Any) -> None:
+        self._reg = check_nonnegative("reg", plain_number(value))
 
     def loss(self, X: Array, y: Array | None = None) -> Any:
         """Return the scores of `X`, or with labels the loss and the gradients; see `xpconv.Sequential.loss`."""

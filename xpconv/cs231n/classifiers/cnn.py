@@ -7,7 +7,6 @@ from typing import Any
 from xpconv import nn
 from xpconv.backend import Backend
 from xpconv.cs231n import layer_utils
-from xpconv.cs231n._adapt import plain_number
 from xpconv.cs231n.classifiers._net import CourseNet
 from xpconv.cs231n.layer_utils import *  # noqa: F403
 
@@ -57,7 +56,7 @@ class ThreeLayerConvNet(CourseNet, nn.ThreeLayerConvNet):
             hidden_dim=hidden_dim,
             num_classes=num_classes,
             weight_scale=weight_scale,
-            reg=plain_number(reg),
+            reg=reg,
             dtype=dtype,
             backend=backend,
         )

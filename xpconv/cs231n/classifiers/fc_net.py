@@ -7,7 +7,7 @@ from typing import Any
 from xpconv import nn
 from xpconv.backend import Array, Backend, backend_of
 from xpconv.cs231n import layer_utils
-from xpconv.cs231n._adapt import draw_mask, keep_probability, p_means_drop, plain_number
+from xpconv.cs231n._adapt import draw_mask, keep_probability, p_means_drop
 from xpconv.cs231n.classifiers._net import CourseNet
 from xpconv.cs231n.layer_utils import *  # noqa: F403
 from xpconv.errors import ArgumentError
@@ -52,7 +52,7 @@ class TwoLayerNet(CourseNet, nn.TwoLayerNet):
             hidden_dim=hidden_dim,
             num_classes=num_classes,
             weight_scale=weight_scale,
-            reg=plain_number(reg),
+            reg=reg,
             dtype="float64",
             backend=backend,
         )
@@ -127,7 +127,7 @@ class FullyConnectedNet(CourseNet, nn.FullyConnectedNet):
             keep_prob=keep_prob,
             normalization=normalization,
             weight_scale=weight_scale,
-            reg=plain_number(reg),
+            reg=reg,
             dtype=dtype,
             seed=seed,
             backend=backend,
