@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 import xpconv
 from tests.commands import SHORT, call
+from xpconv import nn
 from xpconv.cli import _app, _run, _run_folder, _tables
 from xpconv.cli._compare import read_run
 from xpconv.cli._evaluate import data_of_run
@@ -238,6 +239,11 @@ def test_interrupted_training_prints_the_command_that_resumes_it(tmp_path, monke
     assert "resumed at iteration 3" in succeed(*words)
 
 
+def without_warnings(stderr):
+    """Return the lines of errors and notes: so short a training also warns of its losses."""
+    return [line for line in stderr.splitlines() if not line.startswith("xpconv: warning: the last losses are ")]
+
+
 def test_training_continues_when_its_output_pipe_closes(tmp_path):
     words = [sys.executable, "-m", "xpconv", *map(str, SHORT), "--out", str(tmp_path / "run")]
     reading_end, pipe = os.pipe()
@@ -249,7 +255,9 @@ def test_training_continues_when_its_output_pipe_closes(tmp_path):
     finally:
         os.close(pipe)
     assert done.returncode == 0
-    assert done.stderr == "xpconv: some output was lost ([Errno 32] Broken pipe); the training itself went on\n"
+    assert without_warnings(done.stderr) == [
+        "xpconv: some output was lost ([Errno 32] Broken pipe); the training itself went on"
+    ]
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(FILES)
 
 
@@ -269,8 +277,9 @@ def test_training_survives_output_that_cannot_be_written(tmp_path, redirection, 
         ["sh", "-c", f"{words} {redirection}"], capture_output=True, text=True, env=plain_environment(), check=False
     )
     assert (done.returncode, done.stdout) == (0, out)
-    assert done.stderr.startswith(err)
-    assert bool(done.stderr) == bool(err)
+    errors = without_warnings(done.stderr)
+    assert len(errors) == bool(err)
+    assert "".join(errors).startswith(err)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(FILES)
 
 
@@ -342,6 +351,27 @@ def test_checks_after_epochs_of_one_iteration_have_the_right_epoch(tmp_path):
     assert table.split("\t")[-1] == epoch
 
 
+def test_too_large_a_batch_size_is_lowered_with_a_warning(tmp_path):
+    result = call(*SHORT, "--batch-size", 1000, "--out", tmp_path / "large")
+    assert result.exit_code == 0
+    assert (
+        "xpconv: warning: batch_size is 1000, but there are 100 training images: taking a batch_size of 100\n"
+        in result.stderr
+    )
+    succeed(*SHORT, "--batch-size", 100, "--out", tmp_path / "all")
+    assert rows_of(tmp_path / "large") == rows_of(tmp_path / "all")
+
+
+def test_a_training_that_ends_with_high_losses_warns_in_one_line(tmp_path):
+    result = call(*SHORT, "--learning-rate", 100, "--out", tmp_path / "run")
+    assert result.exit_code == 0
+    assert re.fullmatch(
+        r"xpconv: warning: the last losses are \S+ on average, more than the 2\.303 \(ln 10\) of a guess: "
+        r"take a smaller learning_rate \(it was at most 100\)\n",
+        result.stderr,
+    )
+
+
 def test_resume_does_not_change_a_finished_run(tmp_path):
     run = tmp_path / "run"
     succeed(*SHORT, "--out", run)
@@ -383,6 +413,14 @@ def test_a_run_without_a_checkpoint_keeps_its_model(tmp_path, interrupted):
         in result.stderr
     )
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_an_error_inside_the_net_names_the_layer(bare, monkeypatch):
+    monkeypatch.setattr(nn.MaxPool, "forward", raising(MemoryError("32 GiB")))
+    result = call("eval", bare.model)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("xpconv: error: numpy has not enough memory for 300 samples at once (32 GiB): ")
+    assert result.stderr.endswith(" (in layers[2], MaxPool(kernel_size=2, stride=2, padding=0))\n")
 
 
 def test_ctrl_c_outside_training_exits_with_130(monkeypatch):

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import signal
+import warnings
 
 import numpy as np
 import pytest
@@ -52,6 +54,50 @@ def make_solver(data, backend="numpy", **options):
         **options,
     }
     return Solver(net, data, **options)
+
+
+# ---- warnings
+
+
+def test_a_batch_size_above_the_number_of_images_is_lowered_with_a_warning(data):
+    message = "batch_size is 100, but there are 48 training images: taking a batch_size of 48"
+    with pytest.warns(UserWarning, match=message) as caught:
+        large = make_solver(data, batch_size=100)
+    assert [warning.filename for warning in caught] == [__file__]
+    whole = make_solver(data, batch_size=48)
+    for solver in (large, whole):
+        solver.train()
+    assert large.batch_size == 48
+    assert large.loss_history == whole.loss_history
+
+
+@pytest.mark.parametrize(("loss", "limit"), [("softmax", r"1\.099 \(ln 3\)"), ("svm", r"2 \(3 - 1\)")])
+@pytest.mark.parametrize(
+    ("rate", "remedy"),
+    [
+        (1e-6, r"train for more epochs, or with another learning_rate \(it was at most 1e-06\)"),
+        (1e3, r"take a smaller learning_rate \(it was at most 1000\)"),
+    ],
+)
+def test_a_training_whose_last_losses_are_those_of_a_guess_warns(data, loss, limit, rate, remedy):
+    solver = make_solver(data, optim_config={"learning_rate": rate}, update_rule="adam", lr_decay=0.9)
+    solver.model.loss_name = loss
+    solver.model.params["W3"] *= 5
+    with pytest.warns(
+        UserWarning, match=rf"^the last losses are \S+ on average, more than the {limit} of a guess: {remedy}$"
+    ) as caught:
+        solver.train()
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_a_training_that_learns_or_is_interrupted_does_not_warn(data):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_solver(data, update_rule="adam", num_epochs=20).train()
+        solver = make_solver(data, optim_config={"learning_rate": 0.0})
+        solver.model.params["W3"] *= 5
+        solver.train(lambda solver: solver.iteration == 3 and signal.raise_signal(signal.SIGINT))
+    assert solver.interrupted
 
 
 # ---- schedules

@@ -2,6 +2,8 @@
 
 import shlex
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +24,7 @@ from xpconv.cli._run import build_solver, build_untrained_model, load_data, remo
 from xpconv.cli._run_folder import is_finished, read_settings, remove_leftovers, run_folder
 from xpconv.cli._settings import Settings, settings_for
 from xpconv.data import DATASETS, Dataset
+from xpconv.errors import printable
 from xpconv.training._progress import outlive_output
 from xpconv.training.solver import Solver
 
@@ -139,9 +142,8 @@ def train(
             typer.echo(f"{resume} is finished: nothing is left to train")
             raise typer.Exit
     dataset = load_data(settings)
-    solver = build_solver(settings, dataset, print_every=print_every, preflight=preflight)
-    with warnings.catch_warnings(), outlive_output():
-        warnings.simplefilter("ignore", RuntimeWarning)  # the Solver reports overflows in one line
+    with outlive_output(), _warnings_in_one_line():
+        solver = build_solver(settings, dataset, print_every=print_every, preflight=preflight)
         folder = _train_and_save(resume or out, settings, solver, dataset, resume=resume is not None)
         typer.echo(f"test accuracy: {accuracy(solver.model, dataset.X_test, dataset.y_test):.4f}")
         if solver.skipped:
@@ -150,6 +152,20 @@ def train(
             if solver.resumable:
                 typer.echo(f"to resume: xpconv train --resume {shlex.quote(str(folder))}")
             raise KeyboardInterrupt
+
+
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Show each warning as one line on standard error, except those of overflows, which the Solver reports itself."""
+
+    def show(message: object, *place: object, **more: object) -> None:
+        typer.echo(f"xpconv: warning: {printable(message)}", err=True)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", category=UserWarning, module=r"xpconv\b")
+        warnings.simplefilter("ignore", RuntimeWarning)
+        warnings.showwarning = show
+        yield
 
 
 def _options_given(ctx: typer.Context) -> list[str]:

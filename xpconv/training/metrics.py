@@ -1,6 +1,7 @@
 """Accuracy and probabilities of a model, computed in batches."""
 
 from collections.abc import Iterator, Sequence
+from math import log
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from xpconv.backend import Array, Backend, backend_of, to_host
 from xpconv.errors import ArgumentError, NonFiniteLossError
 from xpconv.layers._checks import check_labels, label_hint
 
-__all__ = ["accuracy", "checks_since_best", "probabilities", "take_rows"]
+__all__ = ["accuracy", "checks_since_best", "loss_of_equal_scores", "probabilities", "take_rows"]
 
 
 def accuracy(
@@ -130,6 +131,19 @@ def checks_since_best(accuracies: Sequence[float]) -> int:
     (2, 0)
     """
     return len(accuracies) - 1 - accuracies.index(max(accuracies)) if accuracies else 0
+
+
+def loss_of_equal_scores(loss: str, num_classes: int) -> tuple[float, str]:
+    """Return the loss of a net whose scores are equal, and its formula: ``ln C`` for softmax, ``C - 1`` for the SVM.
+
+    Examples
+    --------
+    >>> loss_of_equal_scores("svm", 10)
+    (9.0, '10 - 1')
+    """
+    if loss == "svm":
+        return float(num_classes - 1), f"{num_classes} - 1"
+    return log(num_classes), f"ln {num_classes}"
 
 
 def probabilities(model: Any, X: Array, batch_size: int = 500) -> np.ndarray:

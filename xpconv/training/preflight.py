@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy, deepcopy
 from dataclasses import dataclass
-from math import isfinite, log
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from xpconv.errors import ArgumentError, PreflightError
 from xpconv.nn import Sequential
 from xpconv.random import as_random_stream, restore, state_of
 from xpconv.testing import check_gradient
-from xpconv.training.metrics import accuracy, take_rows
+from xpconv.training.metrics import accuracy, loss_of_equal_scores, take_rows
 from xpconv.training.optim import UPDATE_RULES, check_rule
 from xpconv.training.schedules import Schedule, constant
 
@@ -211,11 +211,9 @@ def _initial_loss(subject: _Subject) -> PreflightFinding:
     weights = [to_host(w).astype(np.float64) for name, w in subject.model.params.items() if name.startswith("W")]
     penalty = 0.5 * float(getattr(net, "reg", 0.0)) * sum(float(np.sum(w * w)) for w in weights)
     # The limit is generous: with He initialisation the scores of an untrained net differ by several units.
-    expected, formula, limit = (
-        (classes - 1, f"{classes} - 1", 4 * (classes - 1))
-        if getattr(net, "loss_name", "") == "svm"
-        else (log(classes), f"ln {classes}", 4 * log(classes) + 8)
-    )
+    loss_name = getattr(net, "loss_name", "softmax")
+    expected, formula = loss_of_equal_scores(loss_name, classes)
+    limit = 4 * expected + (0 if loss_name == "svm" else 8)
     formula += f" + {penalty:.2g} for L2" if penalty else ""
     text = f"{found:.4g}; expected about {expected + penalty:.4g} ({formula}), at most {limit + penalty:.3g}"
     cause = ""

@@ -5,6 +5,7 @@ The host runs ahead of the device: losses stay on the device until they are prin
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from copy import deepcopy
@@ -20,6 +21,7 @@ from xpconv.data._fingerprint import fingerprint
 from xpconv.data.sampling import SAMPLERS
 from xpconv.errors import ArgumentError, CheckpointError, NonFiniteLossError, printable
 from xpconv.io._safetensors import DESCRIPTION_ERRORS, ArraySpec, check_finite_arrays, check_specs
+from xpconv.nn import Sequential
 from xpconv.random import RandomStream, Rng, draw_seed, restore, spawn, state_of
 from xpconv.training import metrics
 from xpconv.training._monitor import TrainingMonitor
@@ -68,6 +70,7 @@ class Solver:
         ``schedule(step) -> factor`` of the learning rate, in place of `lr_decay`; see `xpconv.training.schedules`.
         A call of `train` counts steps from 0, unless it continues a training that was interrupted or resumed.
     batch_size, num_epochs : int
+        A batch size above the number of training images is lowered to it, with a warning.
     sampling : {"replacement", "epoch"}
         Draw each minibatch from all samples, as the course does, or use each sample at most once per epoch.
     patience : int, optional
@@ -170,6 +173,7 @@ class Solver:
         splits, classes = data.splits() if isinstance(data, Dataset) else data, getattr(model, "num_classes", None)
         self.X_train, self.y_train = check_split(splits, "train", classes)
         self.X_val, self.y_val = check_split(splits, "val", classes, self.X_train.shape[1:])
+        self._limit_batch_size(self.X_train.shape[0])
 
         self.streams = self._spawn_streams(rng)
         self.sampler = SAMPLERS[sampling](self.streams["batches"], self.X_train.shape[0], self.batch_size)
@@ -177,6 +181,16 @@ class Solver:
         Solver._reset(self)  # Set private attributes even if a subclass overrides `_reset`.
         self._fingerprinted: tuple[tuple[Array, ...], dict[str, Any]] | None = None  # the data and its fingerprints
         self._reset()
+
+    def _limit_batch_size(self, num_images: int) -> None:
+        """Lower the batch size to the number of training images, with a warning."""
+        if self.batch_size > num_images:
+            warnings.warn(
+                f"batch_size is {self.batch_size}, but there are {num_images} training images: "
+                f"taking a batch_size of {num_images}",
+                stacklevel=3,
+            )
+            self.batch_size = num_images
 
     def _spawn_streams(self, rng: Rng) -> dict[str, RandomStream]:
         """Return an independent stream for each use of random numbers, and give the model its own."""
@@ -227,10 +241,17 @@ class Solver:
             If the loss or a gradient became NaN or infinite; the text names the first iteration where it did.
         PreflightError
             If a check before training failed.
+
+        Warns
+        -----
+        UserWarning
+            If the last losses are above that of a net whose scores are equal, ``ln C`` for C classes with the softmax
+            loss.
         """
         if self.preflight and self.iteration == 0:
             self._run_preflight()
         self._begin()
+        before = self.iteration
         steps_per_epoch = self._steps_per_epoch()
         done, total = self.iteration - self.round_start, self.num_epochs * steps_per_epoch
         try:
@@ -270,6 +291,8 @@ class Solver:
             self._batches = None
             self._swap_in_best()
         self._read_losses()
+        if self.iteration > before and not self.interrupted:
+            self._warn_of_high_losses()
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the attributes for copies and pickles: during training, without minibatches drawn in advance."""
@@ -322,6 +345,22 @@ class Solver:
             self._read_losses()
             loss = self.loss_history[-1]
             progress.loss(f"(Iteration {step + 1} / {total}) loss: {loss:f}", loss)
+
+    def _warn_of_high_losses(self) -> None:
+        """Warn if the last losses of this round are above the loss of a net whose scores are equal."""
+        if not isinstance(self.model, Sequential):  # its loss may be of another kind
+            return
+        losses = self.loss_history[self.round_start :]
+        last = float(np.mean(losses[-max(len(losses) // 10, 1) :]))
+        limit, formula = metrics.loss_of_equal_scores(self.model.loss_name, self.model.num_classes)
+        if last <= limit:
+            return
+        rate = f"learning_rate (it was at most {max(self.learning_rate_history[self.round_start :]):g})"
+        remedy = f"train for more epochs, or with another {rate}" if last < losses[0] else f"take a smaller {rate}"
+        warnings.warn(
+            f"the last losses are {last:.4g} on average, more than the {limit:.4g} ({formula}) of a guess: {remedy}",
+            stacklevel=4,
+        )
 
     def _swap_in_best(self) -> None:
         """Give the model copies of the best parameters, and keep the latest ones for `current`."""
@@ -705,7 +744,7 @@ class Solver:
     def _learning_rate(self) -> float | None:
         """Return the learning rate of the latest step, or None if the rule has no such option."""
         rate = next(iter(self.optim_configs.values())).get("learning_rate")
-        return None if rate is None else float(rate)
+        return None if rate is None else float(rate.item() if hasattr(rate, "item") else rate)
 
     @on_its_device
     def check_accuracy(self, X: Array, y: Array, num_samples: int | None = None, batch_size: int = 100) -> float:
