@@ -369,17 +369,42 @@ def test_a_checkpoint_of_other_options_is_refused_with_the_difference(data, save
 
 
 def test_a_checkpoint_of_other_data_is_refused(data, saved):
-    with pytest.raises(CheckpointError, match="training with other values in y_train, of the same shape: resume"):
-        make_solver({**data, "y_train": data["y_train"][::-1]}).resume(saved)
-    with pytest.raises(CheckpointError, match=r"a training with X_val\.shape\[0\] = 30, but this one has 29"):
-        make_solver({**data, "X_val": data["X_val"][1:], "y_val": data["y_val"][1:]}).resume(saved)
+    X, y = data["X_train"].copy(), data["y_train"]
+    X[[3, 5], 0, 1, 1] += 1
+    for other, message in (
+        ({"X_train": X}, rf"training images \(X_train\): 2 of {len(X)} differ"),
+        ({"X_train": X, "y_train": y[::-1]}, rf"training images \(X_train\): 2 of {len(X)} differ"),
+        ({"X_train": data["X_train"][::-1]}, rf"training images \(X_train\): the same {len(X)} in another order"),
+        ({"X_train": data["X_train"] + 1}, rf"training images \(X_train\): {len(X)} of {len(X)} differ"),
+        (
+            {"X_train": X.astype(np.float32)},
+            r"training images \(X_train\): they were float64 of .*, and are float32 of .*",
+        ),
+        ({"y_train": (y + 1) % 3}, rf"training labels \(y_train\): {len(y)} of {len(y)} differ"),
+        ({"y_train": y[::-1]}, rf"training labels \(y_train\): the same {len(y)} in another order"),
+        (
+            {"X_val": np.concat([data["X_val"][1:], X[3:4], X[5:6]]), "y_val": np.append(data["y_val"], 0)},
+            r"validation images \(X_val\): they were 30, and are 31, of which 29 are the same",
+        ),
+    ):
+        with pytest.raises(CheckpointError, match=f"comes from a training with other {message}: resume with the same"):
+            make_solver({**data, **other}).resume(saved)
+    make_solver({**data, "y_train": y.astype(np.uint8)}).resume(saved)
+
+
+@pytest.mark.parametrize("checksums", [None, "nothing", np.zeros(2, np.uint32), np.zeros((2, 2))])
+def test_other_data_are_refused_without_their_checksums(data, checksums):
+    state, solver = make_solver(data).state_dict(), make_solver({**data, "X_train": data["X_train"] + 1})
+    state["arrays"]["checksums.X_train"] = checksums
+    with pytest.raises(CheckpointError, match=r"other training images \(X_train\): their checksums differ: resume"):
+        solver.load_state_dict(state)
 
 
 def test_a_checkpoint_of_other_parameters_is_refused(data, tmp_path):
-    solver = Solver(Linear(), data, verbose=False)
+    solver = Solver(Linear(), data, batch_size=60, verbose=False)
     solver.save(tmp_path / "checkpoint")
     with pytest.raises(CheckpointError, match=r"has params\.b = nothing; expected float64 \(3,\)"):
-        Solver(Linear(bias=True), data, verbose=False).resume(tmp_path / "checkpoint")
+        Solver(Linear(bias=True), data, batch_size=60, verbose=False).resume(tmp_path / "checkpoint")
 
 
 def rewrite(path, change):
@@ -564,7 +589,7 @@ def with_preprocessing(mean):
         (lambda solver: setattr(solver, "patience", 3), "patience"),
         (
             lambda solver: setattr(solver, "X_train", -solver.X_train),
-            "other values in X_train, of the same shape: resume with the same data in the same order",
+            r"other training images \(X_train\): \d+ of \d+ differ: resume with the same data in the same order",
         ),
     ],
 )
@@ -584,7 +609,9 @@ def test_one_other_value_anywhere_in_the_data_is_noticed(data, tmp_path, part):
         changed.flat[position * (changed.size // len(changed))] = 0 if changed.flat[position] else 1
         if (changed == data[part]).all():
             continue
-        with pytest.raises(CheckpointError, match=f"a training with other values in {part}, of the same shape"):
+        with pytest.raises(
+            CheckpointError, match=rf"a training with other .* \({part}\): 1 of {len(changed)} differ: resume"
+        ):
             make_solver({**data, part: changed}, num_train_samples=5).resume(tmp_path / "checkpoint")
 
 
@@ -593,7 +620,7 @@ def test_another_preprocessing_is_named_in_words(data, tmp_path):
     for mean, solver in enumerate((first, second)):
         solver.model.preprocessing = Preprocessing(float(mean), 1.0)
     first.save(tmp_path / "checkpoint")
-    with pytest.raises(CheckpointError, match=r"a training with other values in model\.preprocessing\.mean, of"):
+    with pytest.raises(CheckpointError, match=r"a training with other values in model\.preprocessing\.mean: make"):
         second.resume(tmp_path / "checkpoint")
 
 

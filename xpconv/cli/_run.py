@@ -12,7 +12,7 @@ from xpconv.cli._run_folder import CHECKPOINTS, MODEL
 from xpconv.cli._settings import Settings
 from xpconv.data import DATASETS, Dataset, load_dataset
 from xpconv.data.augment import parse_augmentation
-from xpconv.errors import ArgumentError
+from xpconv.errors import ArgumentError, CheckpointError
 from xpconv.nn import Preprocessing, Sequential
 from xpconv.training.checkpoint import CheckpointFolder
 from xpconv.training.schedules import Schedule, constant, cosine, step_decay, warmup
@@ -144,7 +144,7 @@ def train_with_checkpoints(
     """
     checkpoints, every = CheckpointFolder(folder / CHECKPOINTS), settings.checkpoint_every
     if resume:
-        _resume(folder, solver, checkpoints)
+        _resume(folder, solver, checkpoints, dataset.name)
     save_config(folder, settings, solver, dataset)
     solver.train(lambda solver: every and solver.iteration % every == 0 and checkpoints.save(solver))
     if solver.resumable:
@@ -159,7 +159,7 @@ def remove_checkpoints(folder: Path) -> None:
         (folder / CHECKPOINTS).rmdir()
 
 
-def _resume(folder: Path, solver: Solver, checkpoints: CheckpointFolder) -> None:
+def _resume(folder: Path, solver: Solver, checkpoints: CheckpointFolder, data: str) -> None:
     newest = checkpoints.newest(lambda text: print(f"xpconv: {text}", file=sys.stderr))
     if newest is None and (folder / MODEL).exists():
         raise ArgumentError(
@@ -169,6 +169,10 @@ def _resume(folder: Path, solver: Solver, checkpoints: CheckpointFolder) -> None
     if newest is None:
         print(f"no checkpoint in {checkpoints.path}: starting over", flush=True)
     else:
-        solver.resume(newest)
+        try:
+            solver.resume(newest)
+        except CheckpointError as error:
+            error.add_note(f"the data are now those of {data}")
+            raise
         checkpoints.prune(newest)  # a run that was killed after writing `newest` may have left older ones
         print(f"resumed at iteration {solver.iteration}", flush=True)

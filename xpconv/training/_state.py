@@ -1,5 +1,6 @@
 """Convert parts of a training's state to arrays and plain data for JSON, and back."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -7,7 +8,7 @@ import array_api_compat
 import numpy as np
 
 from xpconv.backend import Array, Backend, to_host
-from xpconv.data._fingerprint import fingerprint
+from xpconv.data._fingerprint import fingerprint, row_checksums
 from xpconv.errors import CheckpointError, printable
 from xpconv.io._safetensors import DTYPES, ArraySpec
 from xpconv.nn import Sequential
@@ -15,7 +16,9 @@ from xpconv.nn import Sequential
 __all__ = [
     "architecture",
     "array_spec",
+    "describe_data",
     "describe_difference",
+    "describe_other_data",
     "first_difference",
     "is_array",
     "name_of",
@@ -103,16 +106,67 @@ def describe_difference(where: str, saved: Any, own: Any) -> str:
     --------
     >>> describe_difference("batch_size", 50, 100)
     'batch_size = 50, but this one has 100: make the Solver and its model with the same arguments'
-    >>> describe_difference("X_train.crc32", 1056551737, 2986117530)
-    'other values in X_train, of the same shape: resume with the same data in the same order'
+    >>> describe_difference("model.preprocessing.mean.crc32", 1056551737, 2986117530)
+    'other values in model.preprocessing.mean: make the Solver and its model with the same arguments'
     """
     if where.endswith(".crc32"):
-        array = where.removesuffix(".crc32")
-        return f"other values in {array}, of the same shape: resume with the same data in the same order"
+        return f"other values in {where[:-6]}: make the Solver and its model with the same arguments"
     saved, own = ("some" if isinstance(value, dict) else printable(value) for value in (saved, own))
     return (
         f"{printable(where)} = {saved}, but this one has {own}: make the Solver and its model with the same arguments"
     )
+
+
+def describe_data(a: Array) -> tuple[dict[str, Any], np.ndarray]:
+    """Return what identifies an array of images or labels, as data for JSON, and its `row_checksums`.
+
+    Examples
+    --------
+    >>> describe_data(np.zeros((2, 3), np.uint8))
+    ({'shape': [2, 3], 'dtype': 'uint8', 'crc32': 1077560384}, array([4282505490, 4282505490], dtype=uint32))
+    """
+    checksums = row_checksums(a)
+    return {**fingerprint(checksums), "shape": list(a.shape), "dtype": array_spec(a).dtype}, checksums
+
+
+def describe_other_data(name: str, saved: Any, own: Any, saved_checksums: Any, own_checksums: np.ndarray) -> str:
+    """Say in words how the data of a checkpoint differ from one's own, as far as it is known, and what to do.
+
+    Parameters
+    ----------
+    name : {"X_train", "y_train", "X_val", "y_val"}
+    saved, own : dict
+        What `describe_data` returns first.
+    saved_checksums, own_checksums : array (N,) of uint32
+        The `row_checksums`. Those of a damaged checkpoint may be anything.
+
+    Examples
+    --------
+    >>> descriptions = [{"shape": [3], "dtype": "int64", "crc32": n} for n in (1, 2)]
+    >>> describe_other_data("y_val", *descriptions, np.array([5, 6, 7], np.uint32), np.array([5, 6, 8], np.uint32))
+    'other validation labels (y_val): 1 of 3 differ: resume with the same data in the same order'
+    """
+    split = "training" if name.endswith("train") else "validation"
+    what = f"other {split} {'images' if name.startswith('X') else 'labels'} ({name})"
+    difference = _how_data_differ(saved, own, saved_checksums, own_checksums)
+    return f"{what}: {difference}: resume with the same data in the same order"
+
+
+def _how_data_differ(saved: Any, own: Any, saved_checksums: Any, own_checksums: np.ndarray) -> str:
+    shapes = [tuple(description["shape"]) for description in (saved, own)]
+    kinds = [(shape[1:], description["dtype"]) for shape, description in zip(shapes, (saved, own), strict=True)]
+    if kinds[0] != kinds[1]:
+        there, here = (f"{printable(d['dtype'])} of shape {printable(tuple(d['shape']))}" for d in (saved, own))
+        return f"they were {there}, and are {here}"
+    if not isinstance(saved_checksums, np.ndarray) or saved_checksums.shape != shapes[0][:1]:
+        return "their checksums differ"
+    counts = [Counter(checksums.tolist()) for checksums in (saved_checksums, own_checksums)]
+    common = (counts[0] & counts[1]).total()
+    if shapes[0] != shapes[1]:
+        return f"they were {shapes[0][0]}, and are {shapes[1][0]}, of which {common} are the same"
+    if common == shapes[0][0]:
+        return f"the same {common} in another order"
+    return f"{np.count_nonzero(saved_checksums != own_checksums)} of {shapes[0][0]} differ"
 
 
 def pack_memory(

@@ -17,7 +17,6 @@ from xpconv._validation import check_choice, check_count
 from xpconv.backend import Array, backend_of, copy_arrays, on_its_device, to_host
 from xpconv.data import Batches, Dataset
 from xpconv.data._checks import check_split
-from xpconv.data._fingerprint import fingerprint
 from xpconv.data.sampling import SAMPLERS
 from xpconv.errors import ArgumentError, CheckpointError, NonFiniteLossError, printable
 from xpconv.io._safetensors import DESCRIPTION_ERRORS, ArraySpec, check_finite_arrays, check_specs
@@ -31,7 +30,9 @@ from xpconv.training._signals import postpone_signals
 from xpconv.training._state import (
     architecture,
     array_spec,
+    describe_data,
     describe_difference,
+    describe_other_data,
     first_difference,
     is_array,
     name_of,
@@ -47,6 +48,7 @@ from xpconv.training.schedules import Schedule, check_schedule, decay
 __all__ = ["Solver"]
 
 HISTORIES = ("loss_history", "learning_rate_history", "train_acc_history", "val_acc_history")
+DATA = ("X_train", "y_train", "X_val", "y_val")
 COUNTS = ("epoch", "iteration", "skipped", "round_start", "round_checks")
 
 
@@ -179,7 +181,7 @@ class Solver:
         self.sampler = SAMPLERS[sampling](self.streams["batches"], self.X_train.shape[0], self.batch_size)
         self._prefetch = 2
         Solver._reset(self)  # Set private attributes even if a subclass overrides `_reset`.
-        self._fingerprinted: tuple[tuple[Array, ...], dict[str, Any]] | None = None  # the data and its fingerprints
+        self._described: tuple[tuple[Array, ...], dict[str, Any]] | None = None  # the data and its descriptions
         self._reset()
 
     def _limit_batch_size(self, num_images: int) -> None:
@@ -356,7 +358,7 @@ class Solver:
         if last <= limit:
             return
         rate = f"learning_rate (it was at most {max(self.learning_rate_history[self.round_start :]):g})"
-        remedy = f"train for more epochs, or with another {rate}" if last < losses[0] else f"take a smaller {rate}"
+        remedy = f"train for more epochs, or with another {rate}" if last < 2 * losses[0] else f"take a smaller {rate}"
         warnings.warn(
             f"the last losses are {last:.4g} on average, more than the {limit:.4g} ({formula}) of a guess: {remedy}",
             stacklevel=4,
@@ -433,6 +435,7 @@ class Solver:
                 )
         arrays |= {name: np.array(getattr(self, name), np.float64) for name in HISTORIES}
         arrays |= {f"health.{name}": np.array(values, np.float64) for name, values in self.health_history.items()}
+        arrays |= {f"checksums.{name}": checksums for name, (_, checksums) in self._data_descriptions().items()}
         description = {name: getattr(self, name) for name in COUNTS} | {
             "health": list(self.health_history),
             "best_val_acc": float(self.best_val_acc),
@@ -542,9 +545,16 @@ class Solver:
 
     def _check_state(self, arrays: Mapping[str, Any], description: Mapping[str, Any], owner: str) -> None:
         """Raise an error unless a state has this Solver's configuration and the arrays that it needs."""
-        difference = first_difference(description["configuration"], self._configuration())
+        saved, own = description["configuration"], self._configuration()
+        difference = first_difference(saved, own)
         if difference is not None:
-            raise CheckpointError(f"{owner} comes from a training with {describe_difference(*difference)}")
+            data = difference[0].partition(".")[0]
+            if data in DATA:
+                checksums = arrays.get(f"checksums.{data}"), self._data_descriptions()[data][1]
+                text = describe_other_data(data, saved[data], own[data], *checksums)
+            else:
+                text = describe_difference(*difference)
+            raise CheckpointError(f"{owner} comes from a training with {text}")
         counts = {name: description[name] for name in COUNTS}
         if not all(type(count) is int and count >= 0 for count in counts.values()):
             raise ValueError(f"counts are {counts}, not all 0 or more")
@@ -565,6 +575,7 @@ class Solver:
         iterations, checks = (description["iteration"],), specs["train_acc_history"].shape
         shapes = dict(zip(HISTORIES, (iterations, iterations, checks, checks), strict=True))
         shapes |= {f"health.{name}": checks for name in description["health"]}
+        expected |= {f"checksums.{name}": array_spec(sums) for name, (_, sums) in self._data_descriptions().items()}
         return expected | {name: ArraySpec(shape, "float64") for name, shape in shapes.items()}
 
     def _own_stores(self, names: Iterable[str]) -> dict[str, Mapping[str, Array]]:
@@ -596,26 +607,26 @@ class Solver:
         rule = self.update_rule
         same = ("lr_decay", "batch_size", "num_train_samples", "num_val_samples", "sampling", "patience")
         functions = {"augment": self.augment, "schedule": self.schedule}
-        configuration = {
+        configuration = {  # the data first, since preprocessing is often computed from them
+            **{name: description for name, (description, _) in self._data_descriptions().items()},
             "model": architecture(self.model),
             "update_rule": rule if isinstance(rule, str) else name_of(rule),
             "optim_config": {key: to_plain(value) for key, value in self.optim_config.items() if not is_array(value)},
             **{name: getattr(self, name) for name in same},
             **{name: None if function is None else name_of(function) for name, function in functions.items()},
-            **self._fingerprints(),
         }
         plain: dict[str, Any] = json.loads(json.dumps(configuration, default=str))
         return plain
 
-    def _fingerprints(self) -> dict[str, Any]:
-        """Return the fingerprints of the data, which are computed again only if an array is replaced."""
-        data = (self.X_train, self.y_train, self.X_val, self.y_val)
-        if self._fingerprinted is None or any(a is not b for a, b in zip(data, self._fingerprinted[0], strict=True)):
-            X_train, y_train, X_val, y_val = data
-            labels = {"y_train": to_host(y_train).astype(np.int64), "y_val": to_host(y_val).astype(np.int64)}
-            arrays = {"X_train": X_train, "X_val": X_val, **labels}
-            self._fingerprinted = data, {name: fingerprint(a) for name, a in arrays.items()}
-        return self._fingerprinted[1]
+    def _data_descriptions(self) -> dict[str, tuple[dict[str, Any], np.ndarray]]:
+        """Return `describe_data` of images and labels, which are computed again only if an array is replaced."""
+        data = tuple(getattr(self, name) for name in DATA)
+        if self._described is None or any(a is not b for a, b in zip(data, self._described[0], strict=True)):
+            arrays = [
+                to_host(a).astype(np.int64) if name.startswith("y") else a for name, a in zip(DATA, data, strict=True)
+            ]
+            self._described = data, dict(zip(DATA, map(describe_data, arrays), strict=True))
+        return self._described[1]
 
     def _streams_without_sampler(self) -> dict[str, RandomStream]:
         """Return the streams other than the sampler's, which may have drawn minibatches in advance."""
