@@ -333,6 +333,14 @@ def test_counts_may_be_whole_floats_and_numbers_arrays_of_one_element(data):
         Solver(net, data, num_epochs=1.5)
 
 
+def test_minibatches_may_be_larger_than_the_data_as_in_the_course(data):
+    solver = Solver(TwoLayerNet(12, 8, 3), data, num_epochs=1, batch_size=1000, verbose=False)
+    sizes, plain = [], solver.model.loss
+    solver.model.loss = lambda X, y=None: sizes.append(len(X)) or plain(X, y)
+    solver._step()
+    assert sizes == [1000]
+
+
 def test_options_assigned_later_may_be_whole_floats_and_arrays_of_one_element(data):
     losses = []
     for convert in (lambda value: value, lambda value: np.array([value])):

@@ -230,7 +230,7 @@ class Solver:
 
         A training that has finished starts another round of `num_epochs` epochs from the best parameters, with the
         memory of the update rule kept. A `schedule` starts again at step 0; `lr_decay` continues from the learning rate
-        that it has reached.
+        that it has reached. A training that `patience` has ended trains no further.
 
         Parameters
         ----------
