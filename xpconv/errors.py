@@ -127,7 +127,7 @@ class NonFiniteLossError(XpconvError, ArithmeticError):
     >>> X, y = np.ones((4, 3)), np.zeros(4, dtype=np.int64)
     >>> net = TwoLayerNet(input_dim=3, num_classes=2, rng=0)
     >>> net.params["W2"][...] = np.nan
-    >>> Solver(net, {"X_train": X, "y_train": y, "X_val": X, "y_val": y}, num_epochs=1, verbose=False).train()
+    >>> Solver(net, {"X_train": X, "y_train": y, "X_val": X, "y_val": y}, batch_size=4, verbose=False).train()
     Traceback (most recent call last):
     xpconv.errors.NonFiniteLossError: the loss became nan at iteration 1...
     """
