@@ -171,7 +171,7 @@ def test_a_terminal_shows_a_progress_bar(data, monkeypatch, capsys):
 
 
 def test_verbose_false_prints_nothing(data, capsys):
-    Solver(make_net(), data, num_epochs=1, verbose=False, rng=0).train()
+    Solver(make_net(), data, batch_size=60, num_epochs=1, verbose=False, rng=0).train()
     assert capsys.readouterr().out == ""
 
 
@@ -231,7 +231,9 @@ def test_an_exploding_loss_raises_with_the_first_nonfinite_iteration(data, where
 
 
 def test_learning_rate_decays_once_an_epoch(data):
-    solver = Solver(make_net(), data, optim_config={"learning_rate": 0.1}, lr_decay=0.5, num_epochs=3, verbose=False)
+    solver = Solver(
+        make_net(), data, optim_config={"learning_rate": 0.1}, lr_decay=0.5, batch_size=60, num_epochs=3, verbose=False
+    )
     solver.train()
     assert {config["learning_rate"] for config in solver.optim_configs.values()} == {0.0125}
     assert solver.optim_config == {"learning_rate": 0.1}
@@ -282,7 +284,7 @@ def test_the_seed_determines_the_run(data):
 
 def test_check_accuracy_is_the_fraction_of_hits(data):
     net = TwoLayerNet(input_dim=16, num_classes=3, rng=0)
-    solver = Solver(net, data, verbose=False, rng=0)
+    solver = Solver(net, data, batch_size=60, verbose=False, rng=0)
     predicted = np.argmax(net.loss(data["X_val"]), axis=1)
     for size in (7, 100):
         accuracy = solver.check_accuracy(data["X_val"], data["y_val"], batch_size=size)
@@ -311,7 +313,7 @@ def test_check_accuracy_is_the_fraction_of_hits(data):
     ],
 )
 def test_the_accuracy_of_what_has_none_is_refused(data, backend, change, message):
-    solver = Solver(make_net(backend), data, verbose=False, rng=0)
+    solver = Solver(make_net(backend), data, batch_size=60, verbose=False, rng=0)
     arguments = {"X": data["X_val"], "y": data["y_val"], "batch_size": 7, "num_samples": None}
     arguments = {name: change.get(name, lambda value: value)(value) for name, value in arguments.items()}
     with pytest.raises((ArgumentError, ArgumentTypeError, NonFiniteLossError), match=message):
@@ -319,7 +321,7 @@ def test_the_accuracy_of_what_has_none_is_refused(data, backend, change, message
 
 
 def test_accuracy_and_probabilities_take_lists(data):
-    solver = Solver(make_net(), data, verbose=False, rng=0)
+    solver = Solver(make_net(), data, batch_size=60, verbose=False, rng=0)
     X, y = data["X_val"], data["y_val"]
     assert solver.check_accuracy(X.tolist(), y.tolist(), num_samples=100) == solver.check_accuracy(X, y)
     np.testing.assert_array_equal(probabilities(solver.model, X.tolist()), probabilities(solver.model, X))
