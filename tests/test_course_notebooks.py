@@ -15,7 +15,7 @@ from tests.helpers import find_backend
 from xpconv.cs231n.classifiers import cnn, fc_net
 
 COURSE = Path(__file__).parents[1] / "docs" / "course"
-PAGES = {"fully_connected": 120, "convolutional": 40}  # and the number of figures in each, at least
+PAGES = {"classifiers": 40, "fully_connected": 120, "convolutional": 40}  # and the number of figures in each, at least
 
 
 def cells(page):
