@@ -337,7 +337,7 @@ def test_runs_that_skip_do_not_warn_of_overflows(tmp_path):
         *SHORT, "--optimizer", "sgd", "--learning-rate", "1e30", "--on-nonfinite", "skip", "--out", tmp_path / "run"
     )
     assert result.exit_code == 1
-    assert "samples are NaN" in result.stderr
+    assert "samples are NaN or infinite" in result.stderr
 
 
 def test_checks_after_epochs_of_one_iteration_have_the_right_epoch(tmp_path):

@@ -8,7 +8,7 @@ from xpconv import FullyConnectedNet, Solver, ThreeLayerConvNet, TwoLayerNet
 from xpconv.backend import Backend
 from xpconv.data import load_digits
 from xpconv.errors import ArgumentError, ArgumentTypeError, NonFiniteLossError
-from xpconv.training.metrics import probabilities
+from xpconv.training.metrics import accuracy, probabilities
 from xpconv.training.optim import sgd
 
 
@@ -309,7 +309,7 @@ def test_check_accuracy_is_the_fraction_of_hits(data):
         ),
         ({"batch_size": lambda size: 0}, "batch_size is 0; expected an int, 1 or more"),
         ({"num_samples": lambda size: 0}, "num_samples is 0; expected an int, 1 or more"),
-        ({"X": lambda X: X * np.nan}, "the scores of 30 of 30 samples are NaN; expected numbers"),
+        ({"X": lambda X: X * np.nan}, "the scores of 30 of 30 samples are NaN or infinite; expected numbers"),
     ],
 )
 def test_the_accuracy_of_what_has_none_is_refused(data, backend, change, message):
@@ -336,6 +336,41 @@ def test_probabilities_of_nothing_or_of_nan_scores_are_refused(data):
     net.params["b2"][...] = np.nan
     with pytest.raises(NonFiniteLossError, match="the scores of 30 of 30 samples are NaN"):
         probabilities(net, data["X_val"])
+
+
+class FixedScores:
+    """A model that returns the same scores for any samples."""
+
+    def __init__(self, scores, backend):
+        self.scores = backend.asarray(np.array(scores))
+        self.params = {"W": self.scores}
+
+    def loss(self, X, y=None):
+        return self.scores
+
+
+def test_infinite_scores_have_no_accuracy_but_a_class_may_be_masked(backend):
+    X, y = np.zeros((2, 4)), np.array([1, 1])
+    for low in (-np.inf, 0.0):
+        masked = FixedScores([[low, 1.0], [low, 0.5]], backend)
+        assert accuracy(masked, X, y, backend) == 1
+    np.testing.assert_array_equal(
+        probabilities(FixedScores([[-np.inf, 1.0], [-np.inf, 0.5]], backend), X), [[0, 1], [0, 1]]
+    )
+    for scores in ([[np.inf, np.inf], [0.0, 1.0]], [[-np.inf, -np.inf], [0.0, 1.0]]):
+        model = FixedScores(scores, backend)
+        for compute in (lambda m: accuracy(m, X, y, backend), lambda m: probabilities(m, X)):
+            with pytest.raises(NonFiniteLossError, match="the scores of 1 of 2 samples are NaN or infinite"):
+                compute(model)
+
+
+def test_scores_of_another_shape_are_named(backend):
+    X, y = np.zeros((2, 4)), np.array([1, 1])
+    for scores in ([1.0, 0.0], [[1.0, 0.0]]):
+        model = FixedScores(scores, backend)
+        for compute in (lambda m: accuracy(m, X, y, backend), lambda m: probabilities(m, X)):
+            with pytest.raises(ArgumentError, match=r"model.loss\(X\) returned scores of shape .*; expected \(2, C\)"):
+                compute(model)
 
 
 def test_digits_as_uint8_are_learned_in_float32():

@@ -22,7 +22,7 @@ def accuracy(
     batch_size: int = 100,
     rows: np.ndarray | None = None,
     *,
-    allow_nan: bool = False,
+    allow_nonfinite: bool = False,
 ) -> float:
     """Return the fraction of samples whose highest score is that of their label.
 
@@ -40,8 +40,8 @@ def accuracy(
         Samples per forward pass.
     rows : array (M,) of integers, optional
         Use these samples instead of all.
-    allow_nan : bool
-        Whether samples with NaN scores count as wrong; otherwise they raise an error.
+    allow_nonfinite : bool
+        Whether samples whose highest score is NaN or infinite count as wrong; otherwise they raise an error.
 
     Returns
     -------
@@ -51,11 +51,12 @@ def accuracy(
     Raises
     ------
     ArgumentError
-        If `X` is empty, or `y` does not have one label for each sample, or a label is not the number of a class.
+        If `X` is empty, or `y` does not have one label for each sample, or a label is not the number of a class, or the
+        scores are not one row for each sample.
     ArgumentTypeError
         If the labels or `batch_size` are not integers.
     NonFiniteLossError
-        If scores are NaN.
+        If the highest score of a sample is NaN or infinite.
 
     Examples
     --------
@@ -75,19 +76,20 @@ def accuracy(
         X, y = take_rows(X, rows), take_rows(y, rows)
     N, counts = X.shape[0], xp.zeros(3, dtype=xp.int64, device=backend.device)
     for batch in _batches(N, batch_size):
-        scores, labels = model.loss(X[batch, ...]), backend.asarray(y[batch])
+        scores, labels = _scores(model, X[batch, ...]), backend.asarray(y[batch])
         C = scores.shape[1]
         check_labels(labels, labels.shape[0], C, xp)
         labels = xp.astype(labels, xp.int64)
-        nan = xp.any(xp.isnan(scores), axis=1)
-        hits = xp.logical_and(xp.argmax(scores, axis=1) == labels, xp.logical_not(nan))
+        finite = xp.isfinite(xp.max(scores, axis=1))  # the highest of scores with NaN is NaN
+        hits = xp.logical_and(xp.argmax(scores, axis=1) == labels, finite)
         unknown = xp.logical_or(labels < 0, labels >= C)
-        counts = counts + xp.stack([xp.sum(xp.astype(flags, xp.int64)) for flags in (hits, nan, unknown)])
-    hits, nan, unknown = map(int, to_host(counts))
+        flags = (hits, xp.logical_not(finite), unknown)
+        counts = counts + xp.stack([xp.sum(xp.astype(flag, xp.int64)) for flag in flags])
+    hits, nonfinite, unknown = map(int, to_host(counts))
     if unknown:
         raise ArgumentError(f"y has {unknown} labels out of range; expected 0 to {C - 1}")
-    if nan and not allow_nan:
-        raise NonFiniteLossError(_nan_text(nan, N))
+    if nonfinite and not allow_nonfinite:
+        raise NonFiniteLossError(_nonfinite_text(nonfinite, N))
     return hits / N
 
 
@@ -103,9 +105,19 @@ def _batches(N: int, batch_size: int) -> Iterator[slice]:
     return (slice(start, min(start + batch_size, N)) for start in range(0, N, batch_size))
 
 
-def _nan_text(nan: int, N: int) -> str:
+def _scores(model: Any, X: Array) -> Array:
+    scores = model.loss(X)
+    shape = tuple(getattr(scores, "shape", ()))
+    if len(shape) != 2 or shape[0] != X.shape[0] or shape[1] == 0:
+        raise ArgumentError(
+            f"model.loss(X) returned scores of shape {shape}; expected ({X.shape[0]}, C), one row for each sample"
+        )
+    return scores
+
+
+def _nonfinite_text(count: int, N: int) -> str:
     return (
-        f"the scores of {nan} of {N} samples are NaN; expected numbers: a parameter of the model, or X, has NaN or "
+        f"the scores of {count} of {N} samples are NaN or infinite; expected numbers: a parameter of the model, or X, has NaN or "
         "values that are too large"
     )
 
@@ -165,9 +177,9 @@ def probabilities(model: Any, X: Array, batch_size: int = 500) -> np.ndarray:
     Raises
     ------
     ArgumentError
-        If `X` is empty.
+        If `X` is empty, or the scores are not one row for each sample.
     NonFiniteLossError
-        If scores are NaN.
+        If the highest score of a sample is NaN or infinite.
 
     Examples
     --------
@@ -176,9 +188,10 @@ def probabilities(model: Any, X: Array, batch_size: int = 500) -> np.ndarray:
     array([[0.333, 0.333, 0.333]])
     """
     X = _samples(X)
-    scores = [to_host(model.loss(X[batch, ...])) for batch in _batches(X.shape[0], batch_size)]
+    scores = [to_host(_scores(model, X[batch, ...])) for batch in _batches(X.shape[0], batch_size)]
     joined = np.concatenate(scores).astype(np.float64)
-    if nan := int(np.isnan(joined).any(axis=1).sum()):
-        raise NonFiniteLossError(_nan_text(nan, len(joined)))
-    probs = np.exp(joined - joined.max(axis=1, keepdims=True))
+    highest = joined.max(axis=1, keepdims=True)
+    if nonfinite := int((~np.isfinite(highest)).sum()):
+        raise NonFiniteLossError(_nonfinite_text(nonfinite, len(joined)))
+    probs = np.exp(joined - highest)
     return np.asarray(probs / probs.sum(axis=1, keepdims=True))

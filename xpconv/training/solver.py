@@ -780,13 +780,14 @@ class Solver:
         ArgumentError, ArgumentTypeError
             If the labels are not one class for each sample, or an option is out of range.
         NonFiniteLossError
-            If scores are NaN.
+            If the highest score of a sample is NaN or infinite.
         """
         X, rows = X if hasattr(X, "shape") else np.asarray(X), None
         if num_samples is not None and check_count("num_samples", num_samples) < X.shape[0]:
             rows = self.streams["checks"].choice(X.shape[0], num_samples)
-        in_training = self._batches is not None  # In training, allow NaN: the error for the next loss says more.
-        return metrics.accuracy(self.model, X, y, self.backend, batch_size, rows, allow_nan=in_training)
+        # In training, allow NaN and infinity: the error for the next loss says more.
+        in_training = self._batches is not None
+        return metrics.accuracy(self.model, X, y, self.backend, batch_size, rows, allow_nonfinite=in_training)
 
 
 def _print_passed(finding: PreflightFinding) -> None:
