@@ -763,6 +763,10 @@ def ones(*shape):
             "p is 0; expected the probability of keeping",
         ),
         (
+            lambda: layers.dropout_forward(ones(2), {"mode": "train", "p": None}),
+            "p is None; expected a probability from 0 to 1",
+        ),
+        (
             lambda: layers.conv_forward_naive(ones(1, 1, 3, 3), ones(1, 1, 2, 2), ones(1), {"stride": 1}),
             r"conv_param is \{'stride': 1\}, without 'pad'; expected the keys 'stride', 'pad'",
         ),

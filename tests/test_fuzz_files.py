@@ -635,6 +635,9 @@ MORE_THAN_8_BITS = {
     "low grey levels of 16 bits in TIFF": integers("TIFF", np.uint16, 200),
     "low grey levels of 16 bits in PPM": integers("PPM", np.uint16, 200),
     "colours of 16 bits": png(5, 4, zlib.compress((b"\0" + b"\0\xc8" * 15) * 4), depth=16),
+    "colours of 16 bits in PPM": b"P6 2 2 65535\n" + b"\0\xc8" * 12,
+    "colours of 12 bits in PPM": b"P6 2 2 4095\n" + b"\0\xc8" * 12,
+    "colours of 12 bits in PPM as text": b"P3 2 2 4095\n" + b"200 " * 12,
     "integers of 32 bits": integers("TIFF", np.int32, 70_000),
     "negative integers": integers("TIFF", np.int32, -1),
     "floating-point numbers": image_bytes("TIFF", "F"),
@@ -646,6 +649,12 @@ def test_images_with_more_than_8_bits_a_channel_are_refused_with_a_remedy(tmp_pa
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(DatasetError, match=r"cannot read the image .*more than 8 bits per channel.*by the same factor"):
         read_image(tmp_path / "file", SHAPE)
+
+
+def test_signed_bytes_are_refused(tmp_path):
+    Image.fromarray(np.zeros((2, 2), np.uint8)).save(tmp_path / "file.tiff", tiffinfo={339: (2,)})
+    with pytest.raises(DatasetError, match="its pixels are signed integers: save all images"):
+        read_image(tmp_path / "file.tiff", SHAPE)
 
 
 REFUSED_IMAGES = {

@@ -206,6 +206,9 @@ def test_images_may_be_uint8_and_are_preprocessed_on_the_device(backend):
         ),
         (None, 1.0, "mean is None; expected a number or an array"),
         ("128", 1.0, "mean is '128'; expected a number or an array"),
+        (np.array("128"), 1.0, "mean has dtype <U3; expected real numbers"),
+        (0.0, np.ones(1, complex), "std has dtype complex128; expected real numbers"),
+        (10**400, 1.0, "mean has NaN or infinite values"),
     ],
 )
 def test_preprocessing_that_cannot_be_used_is_refused_when_it_is_assigned(backend, mean, std, text):

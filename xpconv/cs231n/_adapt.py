@@ -1,6 +1,7 @@
 """Conversion of the arrays and options that notebooks pass to those that `xpconv.layers` takes."""
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import array_api_compat
@@ -78,8 +79,11 @@ def _edition_is_until(year: int) -> bool:
     return edition is not None and edition <= year
 
 
-def keep_probability(name: str, p: float, *, means_drop: bool) -> float:
+def keep_probability(name: str, p: Any, *, means_drop: bool) -> float:
     """Return the probability of keeping a value, which dropout's option gives or its complement."""
+    p = plain_number(p)
+    if not isinstance(p, Real):
+        raise ArgumentTypeError(f"{name} is {p!r}; expected a probability from 0 to 1")
     if means_drop:
         if not 0 <= p < 1:
             raise ArgumentError(

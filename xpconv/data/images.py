@@ -17,6 +17,7 @@ MODES = {1: "L", 3: "RGB"}
 MAX_PIXELS = 1 << 25  # decoded and converted, they take about 600 MB
 # Pillow runs external programs to read some other formats.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+TIFF_SAMPLE_FORMAT = 339  # the tag; a 2 means signed integers
 TOO_MANY_PIXELS = (
     f"it has too many pixels to be decoded safely: scale it down to {isqrt(MAX_PIXELS)}x{isqrt(MAX_PIXELS)} pixels "
     "or fewer first"
@@ -134,10 +135,19 @@ def _limit_pixels(image: Any, size: int) -> None:
 def _check_8_bit(image: Any) -> None:
     """Raise ValueError if an image has more than 8 bits per channel: only its whole data set tells which range it uses.
 
-    Pillow gives the upper half of 16-bit colours, so that low values would become black.
+    Pillow gives the upper half of 16-bit colours, so that low values would become black, and reads signed bytes of TIFF
+    as unsigned ones.
     """
-    if image.mode.startswith(("I", "F")) or any(";16" in str(tile.args) for tile in image.tile):
+    if image.mode.startswith(("I", "F")) or any(
+        ";16" in str(tile.args) or _is_ppm_of_16_bits(tile) for tile in image.tile
+    ):
         raise ValueError(
             "its pixels have more than 8 bits per channel, and one image does not tell their range: scale all "
             "images of the data set by the same factor to levels from 0 to 255 and save them with 8 bits per channel"
         )
+    if 2 in getattr(image, "tag_v2", {}).get(TIFF_SAMPLE_FORMAT, ()):
+        raise ValueError("its pixels are signed integers: save all images of the data set with levels from 0 to 255")
+
+
+def _is_ppm_of_16_bits(tile: Any) -> bool:
+    return tile.codec_name.startswith("ppm") and tile.args[1] > 255  # the greatest level

@@ -1,5 +1,7 @@
 """What a model does to its input first."""
 
+import math
+import sys
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -71,8 +73,14 @@ def on_device(value: Preprocessing, backend: Backend, dtype: str, input_shape: t
 
 
 def _checked(name: str, value: Any, backend: Backend, dtype: str, input_shape: tuple[int, ...]) -> Array:
-    if not array_api_compat.is_array_api_obj(value) and (isinstance(value, bool) or not isinstance(value, Real)):
+    if array_api_compat.is_array_api_obj(value):
+        kinds = ("bool", "integral", "real floating")
+        if not array_api_compat.array_namespace(value).isdtype(value.dtype, kinds):
+            raise ArgumentTypeError(f"preprocessing.{name} has dtype {value.dtype}; expected real numbers")
+    elif isinstance(value, bool) or not isinstance(value, Real):
         raise ArgumentTypeError(f"preprocessing.{name} is {value!r}; expected a number or an array")
+    elif abs(value) > sys.float_info.max:  # an int of hundreds of digits
+        value = math.inf
     a, xp = backend.asarray(value, dtype), backend.xp
     if not fits_samples(tuple(a.shape), input_shape):
         raise ArgumentError(

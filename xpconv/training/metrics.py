@@ -117,8 +117,8 @@ def _scores(model: Any, X: Array) -> Array:
 
 def _nonfinite_text(count: int, N: int) -> str:
     return (
-        f"the scores of {count} of {N} samples are NaN or infinite; expected numbers: a parameter of the model, or X, has NaN or "
-        "values that are too large"
+        f"the scores of {count} of {N} samples are NaN or infinite; expected numbers: a parameter of the "
+        "model, or X, has NaN or values that are too large"
     )
 
 
