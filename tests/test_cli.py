@@ -283,14 +283,39 @@ def test_training_survives_output_that_cannot_be_written(tmp_path, redirection, 
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(FILES)
 
 
-@pytest.mark.parametrize("stream", [None, SimpleNamespace(write=lambda text: None, flush=lambda: None)])
+def raising(error):
+    def raise_error(*arguments):
+        raise error
+
+    return raise_error
+
+
+FULL, CLOSED = OSError(28, "No space left on device"), ValueError("I/O operation on closed file")
+STREAMS = {
+    "none, as under pythonw": None,
+    "a logger without isatty": SimpleNamespace(write=lambda text: None, flush=lambda: None),
+    "a logger without flush": SimpleNamespace(write=lambda text: None),
+    "a closed file": SimpleNamespace(write=raising(CLOSED), flush=raising(CLOSED), isatty=raising(CLOSED)),
+    "a full disk": SimpleNamespace(write=lambda text: None, flush=raising(FULL), isatty=lambda: False),
+    "a terminal that is gone": SimpleNamespace(write=raising(FULL), flush=raising(FULL), isatty=lambda: True),
+}
+
+
+@pytest.mark.parametrize("stream", STREAMS.values(), ids=STREAMS)
 def test_a_solver_trains_without_a_terminal_to_print_to(monkeypatch, stream):
-    """As under pythonw, where sys.stdout is None, and with a logger in its place, which has no isatty."""
     monkeypatch.setattr(sys, "stdout", stream)
     digits = load_digits()
-    solver = Solver(xpconv.TwoLayerNet(input_dim=64, rng=0), digits, num_epochs=1, rng=0)
+    solver = Solver(xpconv.TwoLayerNet(input_dim=64, rng=0), digits, num_epochs=2, preflight=True, rng=0)
+    solver.train(lambda solver: solver.iteration == 15 and signal.raise_signal(signal.SIGINT))
+    assert solver.interrupted
     solver.train()
-    assert solver.iteration == len(solver.loss_history) > 0
+    assert solver.iteration == len(solver.loss_history) == 2 * (len(digits.y_train) // 100)
+
+
+@pytest.mark.parametrize("stream", [None, STREAMS["a logger without isatty"]])
+def test_tables_are_printed_without_a_terminal(monkeypatch, stream):
+    monkeypatch.setattr(sys, "stdout", stream)
+    _tables.print_table([("numpy", "1.5")])
 
 
 @pytest.mark.parametrize(
@@ -558,13 +583,6 @@ def test_classes_without_names_are_numbers(tmp_path):
 # ---- errors
 
 
-def raising(error):
-    def function(*arguments, **options):
-        raise error
-
-    return function
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -699,15 +717,22 @@ def test_info_shows_a_library_that_cannot_be_imported(monkeypatch, tmp_path):
 
 
 def test_info_is_a_table_on_a_terminal(monkeypatch):
-    monkeypatch.setattr(_tables, "sys", SimpleNamespace(stdout=SimpleNamespace(isatty=lambda: True)))
+    monkeypatch.setattr(_tables, "rich_can_draw", lambda: True)
     shown = succeed("info")
     assert "\t" not in shown
     assert "backend numpy" in shown
     assert max(map(len, shown.splitlines())) == min(map(len, shown.splitlines()))
 
 
-def test_without_rich_a_terminal_shows_plain_lines(monkeypatch, capsys):
+@pytest.mark.parametrize("broken", [False, True])
+def test_without_rich_a_terminal_shows_plain_lines(monkeypatch, capsys, tmp_path, broken):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "rich"]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "rich", None)
+    if broken:
+        (tmp_path / "rich.py").write_text("raise AttributeError('it is for another version')")
+        monkeypatch.delitem(sys.modules, "rich")
+        monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     _tables.print_table([("numpy", "1.5")], header=("backend", "step, ms"))
     with show_progress(1, 100, verbose=True) as progress:
@@ -839,6 +864,16 @@ def test_program_without_typer_says_what_to_install():
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     message = 'xpconv: error: the command line needs typer: pip install "xpconv[train]"\n'
     assert (run.returncode, run.stdout, run.stderr) == (1, "", message)
+
+
+def test_program_with_an_unusable_typer_says_so_in_one_line(tmp_path):
+    (tmp_path / "typer.py").write_text("raise AttributeError('it is for another version')")
+    code = f"import runpy, sys; sys.path.insert(0, {str(tmp_path)!r}); runpy.run_module('xpconv', run_name='__main__')"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    message = "xpconv: error: the command line needs typer, which cannot be imported (it is for another version): pip"
+    assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr.startswith(message)
+    assert run.stderr.count("\n") == 1
 
 
 def test_starting_loads_nothing_that_only_training_needs():

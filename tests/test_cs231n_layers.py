@@ -763,10 +763,6 @@ def ones(*shape):
             "p is 0; expected the probability of keeping",
         ),
         (
-            lambda: layers.dropout_forward(ones(2), {"mode": "train", "p": None}),
-            "p is None; expected a probability from 0 to 1",
-        ),
-        (
             lambda: layers.conv_forward_naive(ones(1, 1, 3, 3), ones(1, 1, 2, 2), ones(1), {"stride": 1}),
             r"conv_param is \{'stride': 1\}, without 'pad'; expected the keys 'stride', 'pad'",
         ),
@@ -811,6 +807,11 @@ def test_the_pair_that_forward_returns_is_no_array():
     pair = layers.affine_forward(ones(2, 3), ones(3, 4), ones(4))
     with pytest.raises(ArgumentTypeError, match=r"x is a pair of ndarray and tuple; expected an array: a forward pass"):
         layers.relu_forward(pair)
+
+
+def test_a_probability_that_is_no_number_is_named():
+    with pytest.raises(ArgumentTypeError, match="p is None; expected a probability from 0 to 1"):
+        layers.dropout_forward(ones(2), {"mode": "train", "p": None})
 
 
 def test_arrays_of_other_libraries_are_refused():

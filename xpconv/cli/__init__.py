@@ -2,15 +2,19 @@
 
 import sys
 
+from xpconv.errors import printable
+
 
 def main() -> None:
     """Run the command line."""
     try:
-        from xpconv.cli._app import app
-    except ModuleNotFoundError as error:
-        if error.name != "typer":
-            raise
-        raise SystemExit('xpconv: error: the command line needs typer: pip install "xpconv[train]"') from error
+        import typer  # noqa: F401
+    except Exception as error:  # an incompatible library may raise anything
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "typer"
+        why = "" if missing else f", which cannot be imported ({printable(error)})"
+        raise SystemExit(f'xpconv: error: the command line needs typer{why}: pip install "xpconv[train]"') from error
+    from xpconv.cli._app import app
+
     _escape_what_cannot_be_shown()
     app(prog_name="xpconv")
 

@@ -1,8 +1,8 @@
 """Tables for the terminal."""
 
-import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
+
+from xpconv.training._progress import rich_can_draw
 
 __all__ = ["print_table"]
 
@@ -19,7 +19,7 @@ def print_table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> No
     >>> pipe.getvalue().splitlines()[1].split()
     ['numpy', '1.5']
     """
-    if not sys.stdout.isatty() or find_spec("rich") is None:
+    if not rich_can_draw():
         for row in [header, *rows] if header else rows:
             print("\t".join(row))
         return

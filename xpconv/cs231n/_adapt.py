@@ -84,18 +84,19 @@ def keep_probability(name: str, p: Any, *, means_drop: bool) -> float:
     p = plain_number(p)
     if not isinstance(p, Real):
         raise ArgumentTypeError(f"{name} is {p!r}; expected a probability from 0 to 1")
+    probability = float(p)
     if means_drop:
-        if not 0 <= p < 1:
+        if not 0 <= probability < 1:
             raise ArgumentError(
                 f"{name} is {p!r}; expected the probability of dropping a value, at least 0 and below 1"
             )
-        return 1 - float(p)
-    if not 0 < p <= 1:
+        return 1 - probability
+    if not 0 < probability <= 1:
         raise ArgumentError(
             f"{name} is {p!r}; expected the probability of keeping a value, above 0 and at most 1 (in the notebooks "
             "of 2016 and 2017 it is that of dropping one; for these set xpconv.cs231n.edition = 2017)"
         )
-    return float(p)
+    return probability
 
 
 def draw_mask(shape: tuple[int, ...], keep_prob: float, seed: int | None) -> np.ndarray:

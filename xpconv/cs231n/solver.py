@@ -169,7 +169,7 @@ class Solver(solver.Solver):
             return
         path = f"{self.checkpoint_name}_epoch_{self.epoch}.safetensors"
         if self.verbose:
-            print(f'Saving checkpoint to "{path}"')
+            Progress().line(f'Saving checkpoint to "{path}"')
         if isinstance(self.model, Sequential):
             save_model(self.model, path)
             return

@@ -1,8 +1,7 @@
 """What a model does to its input first."""
 
-import math
-import sys
 from dataclasses import dataclass
+from math import inf
 from numbers import Real
 from typing import Any
 
@@ -79,8 +78,8 @@ def _checked(name: str, value: Any, backend: Backend, dtype: str, input_shape: t
             raise ArgumentTypeError(f"preprocessing.{name} has dtype {value.dtype}; expected real numbers")
     elif isinstance(value, bool) or not isinstance(value, Real):
         raise ArgumentTypeError(f"preprocessing.{name} is {value!r}; expected a number or an array")
-    elif abs(value) > sys.float_info.max:  # an int of hundreds of digits
-        value = math.inf
+    else:
+        value = _as_float(value)
     a, xp = backend.asarray(value, dtype), backend.xp
     if not fits_samples(tuple(a.shape), input_shape):
         raise ArgumentError(
@@ -95,3 +94,10 @@ def _checked(name: str, value: Any, backend: Backend, dtype: str, input_shape: t
             "take 1 where pixels are constant"
         )
     return a
+
+
+def _as_float(value: Real) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an int of hundreds of digits
+        return inf

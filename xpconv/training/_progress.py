@@ -5,19 +5,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
-from importlib.util import find_spec
 from io import StringIO
 from typing import Any
 
-__all__ = ["Progress", "outlive_output", "show_progress"]
+__all__ = ["Progress", "outlive_output", "rich_can_draw", "show_progress"]
 
 
 class Progress:
-    """Plain lines on standard output, for logs, notebooks and pipes."""
+    """Plain lines on standard output, for logs, notebooks and pipes; a training outlives an output that fails."""
+
+    def __init__(self) -> None:
+        self._stream = _LastingStream(sys.stdout)
 
     def line(self, text: str) -> None:
         """Show a permanent line."""
-        print(text, flush=True)
+        print(text, file=self._stream, flush=True)
 
     def loss(self, text: str, value: float) -> None:
         """Show the loss of an iteration."""
@@ -62,12 +64,13 @@ def show_progress(total: int, batch_size: int, *, verbose: bool, done: int = 0) 
     ...     progress.line("hello")
     hello
     """
-    if not verbose or sys.stdout is None:  # None under pythonw
+    if not verbose:
         yield _Silent()
-    elif not _is_terminal(sys.stdout) or find_spec("rich") is None:
+    elif not rich_can_draw():
         yield Progress()
     else:
         from rich import progress as rich
+        from rich.console import Console
 
         columns = (
             rich.TextColumn("iteration"),
@@ -78,12 +81,34 @@ def show_progress(total: int, batch_size: int, *, verbose: bool, done: int = 0) 
             rich.TimeRemainingColumn(),
             rich.TextColumn("left"),
         )
-        with rich.Progress(*columns) as bar:
+        with rich.Progress(*columns, console=Console(file=_LastingStream(sys.stdout))) as bar:  # type: ignore[arg-type]
             yield _Bar(bar, total, batch_size, done)
 
 
+def rich_can_draw() -> bool:
+    """Return whether standard output is a terminal and `rich` can be imported.
+
+    Examples
+    --------
+    >>> from io import StringIO
+    >>> with redirect_stdout(StringIO()):
+    ...     drawn = rich_can_draw()
+    >>> drawn
+    False
+    """
+    if not _is_terminal(sys.stdout):
+        return False
+    try:
+        import rich.progress  # noqa: F401
+    except Exception:  # an incompatible library may raise anything
+        return False
+    return True
+
+
 def _is_terminal(stream: Any) -> bool:
-    return bool(getattr(stream, "isatty", bool)())
+    with suppress(AttributeError, TypeError, ValueError, OSError):  # a logger in its place, or a closed file
+        return bool(stream.isatty())
+    return False
 
 
 @contextmanager
@@ -98,7 +123,7 @@ def outlive_output() -> Iterator[None]:
     ...     print("hello")
     hello
     """
-    out, err = (_LastingStream(stream or StringIO()) for stream in (sys.stdout, sys.stderr))  # A closed stream is None.
+    out, err = map(_LastingStream, (sys.stdout, sys.stderr))
     with redirect_stdout(out), redirect_stderr(err):
         try:
             yield
@@ -115,8 +140,8 @@ class _LastingStream:
     """Wraps a text stream; after the stream's first error, discards everything that is written."""
 
     def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        self.error: OSError | None = None
+        self._stream = StringIO() if stream is None else stream  # None if it is closed, or under pythonw
+        self.error: Exception | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -129,14 +154,14 @@ class _LastingStream:
         return len(text)
 
     def flush(self) -> None:
-        self._try(self._stream.flush)
+        self._try(getattr(self._stream, "flush", bool))
 
     def _try(self, write: Callable[[], Any]) -> None:
         if self.error is not None:
             return
         try:
             write()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: the file is closed
             self.error = error
 
     def discard(self) -> None:

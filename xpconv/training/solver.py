@@ -288,7 +288,7 @@ class Solver:
             self.interrupted = True
             if self.verbose:
                 kept = "best parameters so far" if self.epoch else "current parameters"
-                print(f"interrupted after iteration {self.iteration}; keeping the {kept}", flush=True)
+                Progress().line(f"interrupted after iteration {self.iteration}; keeping the {kept}")
         finally:
             self._batches = None
             self._swap_in_best()
@@ -793,7 +793,7 @@ class Solver:
 def _print_passed(finding: PreflightFinding) -> None:
     """Print a finding, unless it failed: the error shows it."""
     if finding.passed:
-        print(finding, flush=True)
+        Progress().line(str(finding))
 
 
 def _optional_count(name: str, value: int | None) -> int | None:
