@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from xpconv.backend import LIBRARIES, Backend, Diagnosis, diagnose, get_backend, library_of, to_host
-from xpconv.ops.windows import output_size
 
 BACKENDS = [
     "numpy",
@@ -93,16 +92,17 @@ def draw(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape)
 
 
-def columns_by_loops(x, size, stride, padding, value=0.0):
+def columns_by_loops(x, window, value=0.0):
     """Return every window as one column, (C, KH * KW, N, OH, OW)."""
-    (N, C, *image), (PH, PW) = x.shape, padding
-    OH, OW = output_size(tuple(image), size, stride, padding)
-    padded = np.pad(x, ((0, 0), (0, 0), (PH, PH), (PW, PW)), constant_values=value)
-    out = np.empty((C, size[0] * size[1], N, OH, OW))
+    N, C, *image = x.shape
+    (KH, KW), (SH, SW), sides, (DH, DW) = window
+    padded = np.pad(x, ((0, 0), (0, 0), *sides), constant_values=value)
+    OH, OW = window.output_size(tuple(image))
+    out = np.empty((C, KH * KW, N, OH, OW))
     for i in range(OH):
         for j in range(OW):
-            window = padded[:, :, i * stride[0] : i * stride[0] + size[0], j * stride[1] : j * stride[1] + size[1]]
-            out[..., i, j] = window.reshape(N, C, -1).transpose(1, 2, 0)
+            rows, columns = i * SH + DH * np.arange(KH), j * SW + DW * np.arange(KW)
+            out[..., i, j] = padded[:, :, rows[:, None], columns].reshape(N, C, -1).transpose(1, 2, 0)
     return out
 
 

@@ -294,7 +294,11 @@ OBJECTS = {
     ),
     nn.Conv: Object(
         [nn.Conv(3, (3, 5), padding="same"), nn.Conv(2, 2, stride=(2, 1), padding=1, bias=False)],
-        lambda t, a, shape: [t.Conv2d(shape[0], a.filters, a.kernel_size, a.stride, a.resolved_padding, bias=a.bias)],
+        lambda t, a, shape: [
+            t.Conv2d(
+                shape[0], a.filters, a.kernel_size, a.stride, [before for before, _ in a.window.padding], bias=a.bias
+            )
+        ],
     ),
     nn.Dropout: Object([nn.Dropout()], lambda t, a, shape: [t.Dropout(1 - a.keep_prob)]),
     nn.GlobalAvgPool: Object([nn.GlobalAvgPool()], lambda t, a, shape: [t.AdaptiveAvgPool2d(1), t.Flatten()]),

@@ -7,44 +7,49 @@ from xpconv.backend import array_namespace
 from xpconv.ops.norm import normalise
 from xpconv.ops.pool import max_pool
 from xpconv.ops.tiling import sum_of_squares
-from xpconv.ops.windows import output_size
 
 
-def arguments_of_unfold(place, x, size, stride, padding):
-    return place(x), size, stride, padding
+def arguments_of_unfold(place, x, window):
+    return place(x), window
 
 
-def arguments_of_fold(place, x, size, stride, padding):
-    cols = columns_by_loops(x, size, stride, padding)
-    return place(cols.reshape(x.shape[1] * size[0] * size[1], -1)), x.shape, size, stride, padding
+def arguments_of_fold(place, x, window):
+    cols = columns_by_loops(x, window)
+    return place(cols.reshape(cols.shape[0] * cols.shape[1], -1)), x.shape, window
 
 
-def arguments_of_max_pool_backward(place, x, size, stride, padding):
-    out, winners = max_pool(place(x), size, stride, padding)
-    return place(draw(*out.shape, seed=1)), winners, x.shape, size, stride, padding
+def arguments_of_max_pool_backward(place, x, window):
+    out, winners = max_pool(place(x), window)
+    return place(draw(*out.shape, seed=1)), winners, x.shape, window
 
 
-def arguments_of_convolve(place, x, size, stride, padding):
-    w = draw(3, x.shape[1], *size, seed=2).astype(x.dtype)
-    return place(x), place(w), place(draw(3, seed=3).astype(x.dtype)), stride, padding, "im2col"
+def filters_for(x, window):
+    """Return a number of groups and filters: as many groups as channels where the stride across is even."""
+    groups = 1 if window.stride[1] % 2 else x.shape[1]
+    return groups, draw(3 * groups, x.shape[1] // groups, *window.kernel_size, seed=2).astype(x.dtype)
 
 
-def arguments_of_convolve_gradients(place, x, size, stride, padding):
-    w = draw(3, x.shape[1], *size, seed=2).astype(x.dtype)
-    dout = draw(len(x), 3, *output_size(x.shape[2:], size, stride, padding), seed=3).astype(x.dtype)
-    return place(dout), place(x), place(w), stride, padding, "im2col", True
+def arguments_of_convolve(place, x, window):
+    groups, w = filters_for(x, window)
+    return place(x), place(w), place(draw(len(w), seed=3).astype(x.dtype)), window, groups, "im2col"
 
 
-def arguments_of_normalise(place, x, size, stride, padding):
+def arguments_of_convolve_gradients(place, x, window):
+    groups, w = filters_for(x, window)
+    dout = draw(len(x), len(w), *window.output_size(x.shape[2:]), seed=3).astype(x.dtype)
+    return place(dout), place(x), place(w), window, groups, "im2col", True
+
+
+def arguments_of_normalise(place, x, window):
     gamma, beta = draw(2, 1, x.shape[1], 1, 1, seed=2).astype(x.dtype)
-    axes, tile_axis = ((0, 2, 3), 1) if stride[0] % 2 else ((1, 2, 3), 0)
+    axes, tile_axis = ((0, 2, 3), 1) if window.stride[0] % 2 else ((1, 2, 3), 0)
     return place(x), place(gamma), place(beta), {"axes": axes, "tile_axis": tile_axis, "eps": 1e-2}
 
 
-def arguments_of_normalise_backward(place, x, size, stride, padding):
-    *most, options = arguments_of_normalise(place, x, size, stride, padding)
+def arguments_of_normalise_backward(place, x, window):
+    *most, options = arguments_of_normalise(place, x, window)
     _, mean, _, inv_std = normalise(*most, **options)
-    param_axes = (0, 2, 3) if options["tile_axis"] == 1 else (2, 3) if size[0] % 2 else (1, 2, 3)
+    param_axes = (0, 2, 3) if options["tile_axis"] == 1 else (2, 3) if window.kernel_size[0] % 2 else (1, 2, 3)
     dout = draw(*x.shape, seed=4).astype(x.dtype)
     return (
         place(dout),
@@ -56,38 +61,38 @@ def arguments_of_normalise_backward(place, x, size, stride, padding):
     )
 
 
-def arguments_of_softmax(place, x, size, stride, padding):
+def arguments_of_softmax(place, x, window):
     scores = x.reshape(x.shape[0], -1)
     return place(scores), place(np.arange(len(scores)) % scores.shape[1], np.int64)
 
 
-def arguments_of_relu(place, x, size, stride, padding):
+def arguments_of_relu(place, x, window):
     return (place(x), {})
 
 
-def arguments_of_relu_backward(place, x, size, stride, padding):
+def arguments_of_relu_backward(place, x, window):
     return place(x), place(draw(*x.shape, seed=2) > 0, bool)
 
 
-def arguments_of_update_running_average(place, x, size, stride, padding):
+def arguments_of_update_running_average(place, x, window):
     return place(x), place(draw(*x.shape, seed=2)), 0.9
 
 
-def arguments_of_add_l2_penalty(place, x, size, stride, padding):
+def arguments_of_add_l2_penalty(place, x, window):
     weights = [place(draw(*shape, seed=2)) for shape in ((3, 4), x.shape, (x.size,))]
     grads = [place(draw(*W.shape, seed=3)) for W in weights]
     return place(np.asarray(1.5)), weights, grads, 0.1
 
 
-def arguments_of_largest_finite(place, x, size, stride, padding):
-    return place(np.where(draw(*x.shape, seed=2) > 2 - stride[0] / 2, np.nan, x)), {}
+def arguments_of_largest_finite(place, x, window):
+    return place(np.where(draw(*x.shape, seed=2) > 2 - window.stride[0] / 2, np.nan, x)), {}
 
 
-def arguments_of_adam_step(place, x, size, stride, padding):
+def arguments_of_adam_step(place, x, window):
     return place(x), place(draw(*x.shape, seed=2)), place(draw(*x.shape, seed=3)), place(x * x), 0.9, 0.99, 0.1, 1e-8
 
 
-def arguments_of_for_each_tile(place, x, size, stride, padding):
+def arguments_of_for_each_tile(place, x, window):
     a = place(x)
 
     def double(tile):
@@ -96,38 +101,38 @@ def arguments_of_for_each_tile(place, x, size, stride, padding):
     return a, double, len(x), 1 << 21
 
 
-def arguments_of_sum_over_tiles(place, x, size, stride, padding):
+def arguments_of_sum_over_tiles(place, x, window):
     a = place(x)
     xp = array_namespace(x=a)
     return a, lambda tile: (xp.sum(a[tile, ...], axis=0), None), len(x), 1 << 21
 
 
-def arguments_of_map_tiles(place, x, size, stride, padding):
+def arguments_of_map_tiles(place, x, window):
     a, gamma = place(np.tile(x, (1, 1, 64, 64))), place(draw(1, x.shape[1], 1, 1))
-    return a, gamma, {"function": lambda a, gamma: (a * gamma,), "axis": stride[0] % 2}
+    return a, gamma, {"function": lambda a, gamma: (a * gamma,), "axis": window.stride[0] % 2}
 
 
-def arguments_of_matmul(place, x, size, stride, padding):
+def arguments_of_matmul(place, x, window):
     rows = x.reshape(len(x), -1)
     return place(rows), place(rows.T)
 
 
-def arguments_of_for_each_block(place, x, size, stride, padding):
+def arguments_of_for_each_block(place, x, window):
     def step(a, b):
         a -= 2 * b
 
     return place(x), place(draw(*x.shape, seed=2)), {"update": step}
 
 
-def arguments_of_sum_in_blocks(place, x, size, stride, padding):
+def arguments_of_sum_in_blocks(place, x, window):
     return place(x), {"term": sum_of_squares}
 
 
-def arguments_of_sum_of_squares(place, x, size, stride, padding):
-    return place(x.reshape(-1) if stride[0] % 2 else x), {}
+def arguments_of_sum_of_squares(place, x, window):
+    return place(x.reshape(-1) if window.stride[0] % 2 else x), {}
 
 
-def arguments_of_flush_denormals(place, x, size, stride, padding):
+def arguments_of_flush_denormals(place, x, window):
     denormals = np.sign(x) * np.finfo(x.dtype).smallest_normal * 0.5
     return place(np.where(draw(*x.shape, seed=2) > 0, denormals, x)), {}
 

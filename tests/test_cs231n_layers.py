@@ -401,7 +401,7 @@ def test_the_cython_module_has_the_courses_kernels():
 
 
 def test_a_window_that_fits_nowhere_is_refused():
-    with pytest.raises(ArgumentError, match=r"the window's height is 9 but the padded image's is 5 \+ 2\*1"):
+    with pytest.raises(ArgumentError, match=r"the window's height is 9 but the padded image's is 7"):
         im2col.im2col_indices(values(1, 1, 5, 5), 9, 3)
 
 
@@ -836,7 +836,7 @@ def test_strides_are_whole_numbers_in_every_version(forward):
 
 @pytest.mark.parametrize("forward", [layers.max_pool_forward_naive, fast_layers.max_pool_forward_fast])
 def test_windows_have_to_fit_in_every_version(forward):
-    with pytest.raises(ArgumentError, match=r"the window's height is 4 but the padded image's is 3 \+ 2\*0"):
+    with pytest.raises(ArgumentError, match=r"the window's height is 4 but the padded image's is 3"):
         forward(ones(1, 1, 3, 3), {"pool_height": 4, "pool_width": 2, "stride": 1})
 
 

@@ -22,6 +22,7 @@ from xpconv.errors import OutOfMemoryError
 from xpconv.nn import Affine, BatchNorm, Conv, GlobalAvgPool, GroupNorm, LayerNorm, MaxPool, Relu, Sequential
 from xpconv.ops import tiling
 from xpconv.ops.dispatch import accelerated_versions
+from xpconv.ops.windows import Window
 from xpconv.testing import check_equivalence
 
 gpu = pytest.mark.gpu
@@ -101,26 +102,23 @@ def test_every_operation_except_tiling_has_a_kernel(backend):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("layout", [contiguous, fortran_ordered])
 @pytest.mark.parametrize(
-    ("shape", "size", "stride", "padding"),
+    ("shape", "window"),
     [
-        ((70, 5, 40, 37), (3, 3), (1, 1), (1, 1)),
-        ((33, 64, 13, 17), (3, 2), (2, 3), (0, 1)),
-        ((3, 2, 300, 257), (5, 7), (1, 2), (2, 3)),
-        ((1030, 3, 5, 4), (2, 2), (2, 2), (0, 0)),
-        ((2, 700, 8, 8), (1, 1), (1, 1), (0, 0)),
-        ((2, 1, 64, 64), (20, 20), (3, 3), (7, 0)),
+        ((70, 5, 40, 37), Window((3, 3), padding=((1, 1), (1, 1)))),
+        ((33, 64, 13, 17), Window((3, 2), (2, 3), ((0, 0), (1, 1)))),
+        ((3, 2, 300, 257), Window((5, 7), (1, 2), ((2, 2), (3, 3)))),
+        ((3, 4, 200, 257), Window((3, 3), (1, 2), ((2, 1), (0, 3)), (2, 3))),
+        ((1030, 3, 5, 4), Window((2, 2), (2, 2))),
+        ((2, 700, 8, 8), Window((1, 1))),
+        ((2, 1, 64, 64), Window((20, 20), (3, 3), ((7, 7), (0, 0)))),
     ],
 )
-def test_kernels_equal_the_portable_versions_on_shapes_that_need_many_blocks(
-    backend, layout, dtype, shape, size, stride, padding
-):
+def test_kernels_equal_the_portable_versions_on_shapes_that_need_many_blocks(backend, layout, dtype, shape, window):
     x = draw(*shape).astype(dtype)
     for name, versions in accelerated_versions("cupy").items():
         results = []
         for version in versions:
-            *given, last = ARGUMENTS[name](
-                lambda a, kind=dtype: layout(backend, a.astype(kind)), x, size, stride, padding
-            )
+            *given, last = ARGUMENTS[name](lambda a, kind=dtype: layout(backend, a.astype(kind)), x, window)
             options = last if isinstance(last, dict) else {}
             given += [] if isinstance(last, dict) else [last]
             result = version(*given, **options)

@@ -563,11 +563,11 @@ BAD_SHAPES = {
     ),
     "conv window too high": (
         lambda: layers.conv_forward(images, zeros(4, 3, 8, 3), None, padding=1),
-        "the window's height is 8 but the padded image's is 5 + 2*1: take a smaller window",
+        "the window's height is 8 but the padded image's is 7: take a smaller window",
     ),
     "conv window too wide": (
         lambda: layers.conv_forward(images, zeros(4, 3, 3, 6), None),
-        "the window's width is 6 but the padded image's is 5 + 2*0: take a smaller window",
+        "the window's width is 6 but the padded image's is 5: take a smaller window",
     ),
     "conv stride 0": (lambda: layers.conv_forward(images, filters, None, stride=0), "stride is 0; expected 1 or more"),
     "conv stride too large": (
@@ -580,11 +580,19 @@ BAD_SHAPES = {
     ),
     "conv padding name": (
         lambda: layers.conv_forward(images, filters, None, padding="valid"),
-        "padding is 'valid'; expected 'same', an int or a pair of ints",
+        "padding is 'valid'; expected 'same' or an int, a pair of ints (height, width) or two pairs of ints",
     ),
-    "conv same padding of an even window": (
-        lambda: layers.conv_forward(images, zeros(4, 3, 3, 2), None, padding="same"),
-        "padding is 'same' and kernel_size is (3, 2); expected odd kernel sizes",
+    "conv groups": (
+        lambda: layers.conv_forward(images, filters, None, groups=2),
+        "groups is 2; expected a divisor of the 3 channels of x and the 4 filters",
+    ),
+    "conv dilation 0": (
+        lambda: layers.conv_forward(images, filters, None, dilation=(1, 0)),
+        "dilation is (1, 0); expected 1 or more",
+    ),
+    "conv dilated window too wide": (
+        lambda: layers.conv_forward(images, filters, None, dilation=(1, 3)),
+        "the window's width is 7 but the padded image's is 5: take a smaller window",
     ),
     "conv algorithm": (
         lambda: layers.conv_forward(images, filters, None, algorithm="fft"),
@@ -598,7 +606,7 @@ BAD_SHAPES = {
     "max pool window": (lambda: layers.max_pool_forward(images, kernel_size=6), "the window's height is 6"),
     "max pool padding": (
         lambda: layers.max_pool_forward(images, kernel_size=2, padding=2),
-        "padding is (2, 2); expected less than kernel_size (2, 2)",
+        "padding is ((2, 2), (2, 2)) with windows of (2, 2) pixels; expected less padding",
     ),
     "avg pool rank": (
         lambda: layers.avg_pool_forward(zeros(5, 5), kernel_size=2),
@@ -606,7 +614,7 @@ BAD_SHAPES = {
     ),
     "avg pool padding": (
         lambda: layers.avg_pool_forward(images, kernel_size=(3, 1), padding=(0, 1)),
-        "padding is (0, 1); expected less than kernel_size (3, 1)",
+        "padding is ((0, 0), (1, 1)) with windows of (3, 1) pixels; expected less padding",
     ),
     "global avg pool rank": (
         lambda: layers.global_avg_pool_forward(zeros(3, 5)),
@@ -727,7 +735,7 @@ BAD_TYPES = {
     ),
     "conv padding triple": (
         lambda: layers.conv_forward(images, filters, None, padding=(1, 1, 1)),
-        "padding is (1, 1, 1); expected an int or a pair of ints",
+        "padding is (1, 1, 1); expected 'same' or an int, a pair of ints (height, width) or two pairs",
     ),
     "pool size bool": (
         lambda: layers.max_pool_forward(images, kernel_size=True),

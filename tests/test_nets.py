@@ -397,12 +397,13 @@ def test_pytorchs_order_of_arguments_is_refused(make):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
+        (lambda: nn.Conv(3, padding="full"), ArgumentError, "padding is 'full'; expected 'same' or an int, a pair"),
+        (lambda: nn.Conv(3, groups=2), ArgumentError, "groups is 2; expected a divisor of the 3 filters"),
         (
-            lambda: nn.Conv(3, (3, 4), padding="same"),
+            lambda: nn.Conv(4, groups=2).parameters((3, 8, 8)),
             ArgumentError,
-            r"padding is 'same' and kernel_size is \(3, 4\); expected odd kernel sizes.*give padding as a number",
+            "groups is 2; expected a divisor of the 3 channels of the input",
         ),
-        (lambda: nn.Conv(3, padding="full"), ArgumentError, "padding is 'full'; expected 'same', an int or a pair"),
         (lambda: nn.Conv(3, algorithm="fft"), ArgumentError, "algorithm is 'fft'; expected auto or im2col"),
         (lambda: nn.Conv(2.5), ArgumentTypeError, "filters is 2.5; expected an int, 1 or more"),
         (lambda: nn.AvgPool(2, padding=-1), ArgumentError, "padding is -1; expected 0 or more"),
@@ -415,10 +416,11 @@ def test_layers_check_their_options(make, error, message):
 
 
 def test_same_padding_keeps_the_size_of_an_image_at_stride_1():
-    for kernel_size, padding in [(1, (0, 0)), (3, (1, 1)), ((5, 7), (2, 3))]:
+    for kernel_size, padding in [(1, ((0, 0), (0, 0))), ((5, 7), ((2, 2), (3, 3))), ((2, 4), ((0, 1), (1, 2)))]:
         layer = nn.Conv(4, kernel_size, padding="same")
-        assert layer.resolved_padding == padding
+        assert layer.window.padding == padding
         assert layer.output_shape((3, 9, 8)) == (4, 9, 8)
+    assert nn.Conv(4, (3, 2), padding="same", dilation=2).output_shape((3, 9, 8)) == (4, 9, 8)
 
 
 def test_a_stochastic_layer_gets_a_seed_of_its_own_in_each_training_pass():

@@ -16,7 +16,7 @@ def scores(torch, net, params, x):
     steps = {
         nn.Affine: lambda x, p, layer: x.flatten(1) @ p["W"] + p.get("b", 0.0),
         nn.Conv: lambda x, p, layer: F.conv2d(
-            x, p["W"], p.get("b"), stride=layer.stride, padding=layer.resolved_padding
+            x, p["W"], p.get("b"), stride=layer.stride, padding=[before for before, _ in layer.window.padding]
         ),
         nn.BatchNorm: lambda x, p, layer: F.batch_norm(
             x, None, None, p["gamma"], p["beta"], training=True, eps=layer.eps

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tests.helpers import LAYOUTS, assert_array, contiguous, draw, find_backend, read_only
 from tests.operation_table import ARGUMENTS, WRITTEN, arrays_in
 from xpconv.ops.dispatch import accelerated_versions, portable
+from xpconv.ops.windows import Window
 
 
 @settings(max_examples=60, derandomize=True)
@@ -16,9 +17,11 @@ from xpconv.ops.dispatch import accelerated_versions, portable
 def test_every_accelerated_version_equals_its_portable_version(spec, data):
     backend = find_backend(spec)
     small = st.integers(1, 4)
-    size, stride = data.draw(st.tuples(small, small)), data.draw(st.tuples(small, small))
-    padding = data.draw(st.tuples(*(st.integers(0, k - 1) for k in size)))
-    image = data.draw(st.tuples(*(st.integers(max(1, k - 2 * p), 9) for k, p in zip(size, padding, strict=True))))
+    size, stride, dilation = (data.draw(st.tuples(most, most)) for most in (small, small, st.integers(1, 2)))
+    sides = data.draw(st.tuples(*(st.tuples(*[st.integers(0, k - 1)] * 2) for k in size)))
+    window = Window(size, stride, sides, dilation)
+    smallest = (max(d * (k - 1) + 1 - sum(p), d) for k, p, d in zip(size, sides, dilation, strict=True))
+    image = data.draw(st.tuples(*(st.integers(extent, 12) for extent in smallest)))
     x = draw(data.draw(small), data.draw(small), *image).astype(data.draw(st.sampled_from(["float32", "float64"])))
     if data.draw(st.booleans()):
         x = np.sign(x)  # ties
@@ -29,7 +32,7 @@ def test_every_accelerated_version_equals_its_portable_version(spec, data):
         place = contiguous if name in WRITTEN and layout is read_only else layout
         for version in (plain, accelerated):
             *given_arguments, last = ARGUMENTS[name](
-                lambda a, dtype=x.dtype, place=place: place(backend, a.astype(dtype)), x, size, stride, padding
+                lambda a, dtype=x.dtype, place=place: place(backend, a.astype(dtype)), x, window
             )
             options = last if isinstance(last, dict) else {}
             given_arguments += [] if isinstance(last, dict) else [last]

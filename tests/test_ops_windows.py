@@ -6,61 +6,60 @@ import pytest
 from tests.helpers import assert_array, columns_by_loops, draw
 from xpconv import layers
 from xpconv.ops.pool import max_pool, max_pool_backward
-from xpconv.ops.windows import fold, unfold
+from xpconv.ops.windows import Window, fold, unfold
 
-GEOMETRIES = {  # image, size, stride, padding
-    "tiling": ((6, 4), (2, 2), (2, 2), (0, 0)),
-    "overlapping": ((6, 5), (3, 2), (1, 1), (0, 0)),
-    "not tiling": ((7, 5), (2, 3), (3, 2), (0, 1)),
-    "padded": ((4, 5), (3, 3), (2, 1), (1, 2)),
-    "gaps": ((5, 7), (1, 2), (3, 3), (0, 0)),
-    "one window": ((3, 4), (3, 4), (1, 1), (0, 0)),
+WINDOWS = {  # images and windows
+    "tiling": ((6, 4), Window((2, 2), (2, 2))),
+    "overlapping": ((6, 5), Window((3, 2))),
+    "not tiling": ((7, 5), Window((2, 3), (3, 2), ((0, 0), (1, 1)))),
+    "padded": ((4, 5), Window((3, 3), (2, 1), ((1, 1), (2, 2)))),
+    "padded differently on each side": ((4, 5), Window((3, 3), (2, 1), ((1, 0), (0, 2)))),
+    "gaps": ((5, 7), Window((1, 2), (3, 3))),
+    "dilated": ((7, 8), Window((2, 3), (1, 2), ((1, 1), (2, 1)), (2, 3))),
+    "one window": ((3, 4), Window((3, 4))),
 }
 
 
-every_geometry = pytest.mark.parametrize(("image", "size", "stride", "padding"), GEOMETRIES.values(), ids=GEOMETRIES)
+every_window = pytest.mark.parametrize(("image", "window"), WINDOWS.values(), ids=WINDOWS)
 
 
-@every_geometry
-def test_unfold_lays_every_window_out_as_a_column(backend, image, size, stride, padding):
+@every_window
+def test_unfold_lays_every_window_out_as_a_column(backend, image, window):
     x = draw(2, 3, *image)
-    expected = columns_by_loops(x, size, stride, padding)
-    cols = unfold(backend.asarray(x), size, stride, padding)
-    assert_array(cols, expected.reshape(3 * size[0] * size[1], -1), backend, "float64", tolerance=0)
+    expected = columns_by_loops(x, window)
+    cols = unfold(backend.asarray(x), window)
+    assert_array(cols, expected.reshape(3 * np.prod(window.kernel_size), -1), backend, "float64", tolerance=0)
 
 
 @pytest.mark.parametrize(("shape", "size"), [((1, 2, 3, 4), (1, 1)), ((1, 1, 3, 3), (3, 3)), ((2, 2, 3, 4), (1, 1))])
 def test_writing_to_the_columns_leaves_the_image_unchanged(shape, size, backend):
     x = backend.asarray(draw(*shape))
     before = backend.to_host(x).copy()
-    cols = unfold(x, size, (1, 1), (0, 0))
+    cols = unfold(x, Window(size))
     cols += 1
     assert_array(x, before, backend, "float64", tolerance=0)
 
 
-@every_geometry
-def test_fold_is_the_adjoint_of_unfold(backend, image, size, stride, padding):
+@every_window
+def test_fold_is_the_adjoint_of_unfold(backend, image, window):
     x = draw(2, 3, *image)
-    cols = columns_by_loops(x, size, stride, padding).reshape(3 * size[0] * size[1], -1)
+    cols = columns_by_loops(x, window).reshape(3 * np.prod(window.kernel_size), -1)
     other = draw(*cols.shape, seed=1)
-    back = fold(backend.asarray(other), x.shape, size, stride, padding)
+    back = fold(backend.asarray(other), x.shape, window)
     assert tuple(back.shape) == x.shape
     assert np.sum(backend.to_host(back) * x) == pytest.approx(np.sum(other * cols), rel=1e-12)
 
 
-@every_geometry
+@every_window
 @pytest.mark.parametrize("tied", [False, True])
-def test_max_pool_finds_the_first_maximum_and_its_backward_pass_is_the_adjoint(
-    backend, image, size, stride, padding, tied
-):
+def test_max_pool_finds_the_first_maximum_and_its_backward_pass_is_the_adjoint(backend, image, window, tied):
     x = np.sign(draw(2, 3, *image)) if tied else draw(2, 3, *image)
-    padding = tuple(min(p, k - 1) for p, k in zip(padding, size, strict=True))
-    cols = columns_by_loops(x, size, stride, padding, -np.inf)
-    out, argmax = max_pool(backend.asarray(x), size, stride, padding)
+    cols = columns_by_loops(x, window, -np.inf)
+    out, argmax = max_pool(backend.asarray(x), window)
     assert_array(out, cols.max(axis=1).swapaxes(0, 1), backend, "float64", tolerance=0)
     assert backend.to_host(argmax).tolist() == cols.argmax(axis=1).swapaxes(0, 1).tolist()
     dout = draw(*out.shape, seed=1)
-    back = max_pool_backward(backend.asarray(dout), argmax, x.shape, size, stride, padding)
+    back = max_pool_backward(backend.asarray(dout), argmax, x.shape, window)
     assert tuple(back.shape) == x.shape
     assert np.sum(backend.to_host(back) * x) == pytest.approx(np.sum(dout * backend.to_host(out)), rel=1e-12)
 
@@ -68,7 +67,7 @@ def test_max_pool_finds_the_first_maximum_and_its_backward_pass_is_the_adjoint(
 def test_indices_in_large_windows_do_not_overflow(backend):
     x = np.zeros((1, 1, 20, 20))
     x[..., 19, 18] = 1.0
-    _, argmax = max_pool(backend.asarray(x), (20, 20), (1, 1), (0, 0))
+    _, argmax = max_pool(backend.asarray(x), Window((20, 20)))
     assert backend.to_host(argmax).tolist() == [[[[19 * 20 + 18]]]]
     for window in ((1, 257), (257, 1)):
         _, argmax = max_pool(backend.asarray(np.arange(257.0).reshape(1, 1, *window)), window, (1, 1), (0, 0))

@@ -27,7 +27,7 @@ from xpconv.layers import norm
 from xpconv.ops import tiling
 from xpconv.ops.cupy import _conv, _finite, _groups, _launch, _loss, _norm, _pool, _windows
 from xpconv.ops.dispatch import accelerated_versions
-from xpconv.ops.windows import output_size
+from xpconv.ops.windows import Window
 
 CASES = int(os.environ.get("EMULATED_CASES", "60"))  # per operation and dtype
 TOLERANCE = {"float32": 3e-6, "float64": 1e-13}  # relative to the largest value
@@ -131,47 +131,48 @@ def check(name, given, options, dtype, tolerance=None, scale=()):
 
 
 def geometry(rng, pool=False):
-    """Return a shape of images, and a kernel size, stride and padding that fit it."""
+    """Return a shape of images and a window that fits it."""
     N, C = any_of(rng, 1, 2, 3, 5, 17), any_of(rng, 1, 1, 2, 3, 7, 31)
     most = any_of(rng, 4, 9, 23) if N * C < 60 else 9
-    H, W = rng.integers(1, most + 1, 2)
-    padding = tuple(int(p) for p in rng.integers(0, any_of(rng, 1, 2, 5), 2))
-    size = tuple(
-        int(rng.integers(p + 1 if pool else 1, max(p + 1, min(k + 2 * p, any_of(rng, 3, 5, 40))) + 1))
-        for k, p in zip((H, W), padding, strict=True)
-    )
+    dilation = (1, 1) if rng.integers(2) else tuple(int(d) for d in rng.integers(1, 4, 2))
+    sides, size, image = [], [], []
+    for pixels, d in zip(rng.integers(1, most + 1, 2), dilation, strict=True):
+        before, after = (int(p) for p in rng.integers(0, any_of(rng, 1, 2, 5), 2))
+        least = max(before, after) + 1 if pool else 1  # Each window of a pool needs a pixel.
+        size.append(int(rng.integers(least, max(least, min(pixels + before + after, any_of(rng, 3, 5, 40))) + 1)))
+        image.append(max(int(pixels), d, (size[-1] - 1) * d + 1 - before - after))
+        sides.append((before, after))
     stride = tuple(int(s) for s in rng.integers(1, any_of(rng, 2, 4, 8), 2))
-    H, W = (max(k, size - 2 * p) for k, size, p in zip((int(H), int(W)), size, padding, strict=True))
-    return (N, C, H, W), size, stride, padding
+    return (N, C, *image), Window(tuple(size), stride, tuple(sides), dilation)
 
 
-def columns(shape, size, stride, padding):
-    return shape[1] * size[0] * size[1], shape[0] * np.prod(output_size(shape[2:], size, stride, padding))
+def columns(shape, window):
+    return shape[1] * np.prod(window.kernel_size), shape[0] * np.prod(window.output_size(shape[2:]))
 
 
 @every_dtype
 def test_unfold_equals_the_portable_version(monkeypatch, dtype):
     for rng in cases(monkeypatch, 1):
-        shape, *window = geometry(rng)
-        check("unfold", [place(rng, draw(rng, *shape), dtype), *window], {}, dtype, tolerance=0)
+        shape, window = geometry(rng)
+        check("unfold", [place(rng, draw(rng, *shape), dtype), window], {}, dtype, tolerance=0)
 
 
 @every_dtype
 def test_fold_equals_the_portable_version(monkeypatch, dtype):
     for rng in cases(monkeypatch, 2):
-        shape, *window = geometry(rng)
-        cols = rng.standard_normal(columns(shape, *window))
-        check("fold", [place(rng, cols, dtype), shape, *window], {}, dtype)
+        shape, window = geometry(rng)
+        cols = rng.standard_normal(columns(shape, window))
+        check("fold", [place(rng, cols, dtype), shape, window], {}, dtype)
 
 
 @every_dtype
 def test_max_pool_and_its_backward_pass_equal_the_portable_versions(monkeypatch, dtype):
     for rng in cases(monkeypatch, 3):
-        shape, *window = geometry(rng, pool=True)
+        shape, window = geometry(rng, pool=True)
         x = draw(rng, *shape)
-        (out, places), _ = check("max_pool", [place(rng, x, dtype), *window], {}, dtype, tolerance=0)
+        (out, places), _ = check("max_pool", [place(rng, x, dtype), window], {}, dtype, tolerance=0)
         dout = place(rng, rng.standard_normal(out.shape), dtype)
-        check("max_pool_backward", [dout, place(rng, np.array(places), places.dtype), shape, *window], {}, dtype)
+        check("max_pool_backward", [dout, place(rng, np.array(places), places.dtype), shape, window], {}, dtype)
 
 
 @every_dtype
@@ -188,10 +189,10 @@ def test_max_pool_and_its_backward_pass_equal_the_portable_versions(monkeypatch,
 )
 def test_max_pool_prefers_nan_and_the_first_of_tied_maxima(dtype, values, best, winner):
     x = cupy.asarray(np.reshape(values, (1, 1, 2, 2)), dtype)
-    found, where = _pool.max_pool(x, (2, 2), (2, 2), (0, 0))
+    found, where = _pool.max_pool(x, Window((2, 2), (2, 2)))
     assert np.array_equal(found.ravel(), [best], equal_nan=True)
     assert where.ravel().tolist() == [winner]
-    found, where = _pool.max_pool(x, (5, 5), (1, 1), (2, 2))  # now the window begins in the padding
+    found, where = _pool.max_pool(x, Window((5, 5), padding=((2, 2), (2, 2))))  # now the window begins in the padding
     assert np.array_equal(found[0, 0, 0, 0], best, equal_nan=True)
     assert where[0, 0, 0, 0] == (winner // 2 + 2) * 5 + winner % 2 + 2
 
@@ -201,9 +202,9 @@ def test_max_pool_prefers_nan_and_the_first_of_tied_maxima(dtype, values, best, 
 def test_indices_in_large_windows_have_a_dtype_that_holds_them(dtype, size):
     rng = np.random.default_rng(size)
     x = place(rng, rng.standard_normal((2, 3, 41, 260)), dtype)
-    (out, places), _ = check("max_pool", [x, size, (7, 3), (0, 0)], {}, dtype, tolerance=0)
+    (out, places), _ = check("max_pool", [x, Window(size, (7, 3))], {}, dtype, tolerance=0)
     assert places.dtype == ("uint8" if size == (16, 16) else "int64")
-    check("max_pool_backward", [out, places, x.shape, size, (7, 3), (0, 0)], {}, dtype)
+    check("max_pool_backward", [out, places, x.shape, Window(size, (7, 3))], {}, dtype)
 
 
 # ---- convolution
@@ -212,16 +213,18 @@ def test_indices_in_large_windows_have_a_dtype_that_holds_them(dtype, size):
 @every_dtype
 def test_convolution_and_its_gradients_equal_the_portable_versions(monkeypatch, dtype):
     for rng in cases(monkeypatch, 4):
-        (N, C, *image), size, stride, padding = geometry(rng)
-        F = any_of(rng, 1, 2, 5, 40)
-        x, w = (place(rng, rng.standard_normal(shape), dtype) for shape in ((N, C, *image), (F, C, *size)))
+        (N, C, *image), window = geometry(rng)
+        groups = any_of(rng, 1, 1, C)
+        F = groups * any_of(rng, 1, 2, 5)
+        shapes = (N, C, *image), (F, C // groups, *window.kernel_size)
+        x, w = (place(rng, rng.standard_normal(shape), dtype) for shape in shapes)
         bias = place(rng, rng.standard_normal(F), dtype) if rng.integers(2) else None
         monkeypatch.setenv("XPCONV_WORKSPACE", any_of(rng, "1GiB", "1B", f"{8 * 2 * N * w.size}B"))
-        out, _ = check("convolve", [x, w, bias, stride, padding, "auto"], {}, dtype, 10 * TOLERANCE[dtype])
+        out, _ = check("convolve", [x, w, bias, window, groups, "auto"], {}, dtype, 10 * TOLERANCE[dtype])
         dout = place(rng, rng.standard_normal(out.shape), dtype)
         need_dx = bool(rng.integers(2))
         result, _ = check(
-            "convolve_backward", [dout, x, w, stride, padding, "auto", need_dx], {}, dtype, 10 * TOLERANCE[dtype]
+            "convolve_backward", [dout, x, w, window, groups, "auto", need_dx], {}, dtype, 10 * TOLERANCE[dtype]
         )
         assert (result[0] is not None) == need_dx
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from xpconv.backend import Array
-from xpconv.layers._checks import window_output
+from xpconv.layers._checks import make_window, window_output
 from xpconv.ops.windows import fold, unfold
 
 __all__ = ["col2im_indices", "get_im2col_indices", "im2col_indices"]
@@ -44,7 +44,7 @@ def get_im2col_indices(
     >>> k.shape, i.shape, j.tolist()[0]
     ((12, 1), (12, 4), [0, 2, 0, 2])
     """
-    output = window_output(x_shape, (field_height, field_width), stride, padding)
+    output = window_output(x_shape, make_window((field_height, field_width), stride, padding))
     k, row, column = (a.reshape(-1, 1) for a in np.indices((x_shape[1], field_height, field_width)))
     down, across = (stride * a.reshape(1, -1) for a in np.indices(output))
     return k, row + down, column + across
@@ -69,9 +69,9 @@ def im2col_indices(x: Array, field_height: int, field_width: int, padding: int =
     array([[0., 4., 1., 5.],
            [2., 6., 3., 7.]])
     """
-    kernel_size = field_height, field_width
-    window_output(x.shape, kernel_size, stride, padding)
-    cols = np.asarray(unfold(x, kernel_size, (stride, stride), (padding, padding)))
+    window = make_window((field_height, field_width), stride, padding)
+    window_output(x.shape, window)
+    cols = np.asarray(unfold(x, window))
     K, N = cols.shape[0], x.shape[0]
     return np.reshape(np.transpose(np.reshape(cols, (K, N, -1)), (0, 2, 1)), (K, -1))
 
@@ -99,8 +99,8 @@ def col2im_indices(
            [2., 4., 2.],
            [1., 2., 1.]])
     """
-    (N, C, H, W), kernel_size = x_shape, (field_height, field_width)
-    window_output(x_shape, kernel_size, stride, padding)
+    (N, C, H, W), window = x_shape, make_window((field_height, field_width), stride, padding)
+    window_output(x_shape, window)
     K = cols.shape[0]
     own = np.reshape(np.transpose(np.reshape(np.asarray(cols), (K, -1, N)), (0, 2, 1)), (K, -1))
-    return fold(own, (N, C, H, W), kernel_size, (stride, stride), (padding, padding))
+    return fold(own, (N, C, H, W), window)

@@ -34,7 +34,7 @@ from xpconv.cs231n._norms import (
 )
 from xpconv.errors import ArgumentError, ArgumentTypeError
 from xpconv.layers import reference
-from xpconv.layers._checks import check_channels_first, check_shape, window_output
+from xpconv.layers._checks import check_channels_first, check_shape, make_window, window_output
 
 __all__ = [
     "affine_backward",
@@ -193,7 +193,7 @@ def conv_forward_naive(x: Array, w: Array, b: Array, conv_param: Options) -> tup
     check_shape("x", images, ("N", "C", "H", "W"))
     check_channels_first(images, filters.shape[1:2])
     check_shape("w", filters, ("F", images.shape[1], "HH", "WW"))
-    window_output(images.shape, filters.shape[2:], stride, pad)
+    window_output(images.shape, make_window(filters.shape[2:], stride, pad))
     out, _ = reference.conv_forward(images, filters, bias, stride=stride, padding=pad)
     return out, (images, filters, bias, conv_param)
 
@@ -211,7 +211,7 @@ def conv_backward_naive(dout: Array, cache: Cache) -> tuple[Array, Array, Array 
     x, w, b, conv_param = _read_cache("(x, w, b, conv_param)", cache)
     stride, pad = read_options("conv_param", conv_param, "stride", "pad")
     x, w, b = cast_floats(x=x, w=w, b=b)
-    layer_cache = x, w, b, check_pair("stride", stride, 1), check_pair("pad", pad, 0)
+    layer_cache = x, w, b, check_pair("stride", stride, 1), check_pair("pad", pad, 0), 1, 1
     return reference.conv_backward(cast_gradient(dout, x), layer_cache)
 
 
@@ -234,7 +234,7 @@ def max_pool_forward_naive(x: Array, pool_param: Options) -> tuple[Array, Cache]
     height, width, stride = read_options("pool_param", pool_param, "pool_height", "pool_width", "stride")
     (images,) = cast_floats(x=x)
     check_shape("x", images, ("N", "C", "H", "W"))
-    window_output(images.shape, (height, width), stride, 0)
+    window_output(images.shape, make_window((height, width), stride))
     out, _ = reference.max_pool_forward(images, kernel_size=(height, width), stride=stride)
     return out, (images, pool_param)
 
@@ -253,7 +253,7 @@ def max_pool_backward_naive(dout: Array, cache: Cache) -> Array:
     x, pool_param = _read_cache("(x, pool_param)", cache)
     height, width, stride = read_options("pool_param", pool_param, "pool_height", "pool_width", "stride")
     (x,) = cast_floats(x=x)
-    layer_cache = x, (height, width), check_pair("stride", stride, 1), (0, 0)
+    layer_cache = x, (height, width), check_pair("stride", stride, 1), 0, 1, False
     return reference.max_pool_backward(cast_gradient(dout, x), layer_cache)
 
 

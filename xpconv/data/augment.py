@@ -123,7 +123,7 @@ def random_crop(x: Array, padding: int, seed: int) -> Array:
         for axis, size in enumerate(x.shape)
     )
     # The positions of padded[n, c, i + top, j + left] in the flattened array; `take` has one-dimensional indices.
-    padded = pad(x, (padding, padding))
+    padded = pad(x, ((padding, padding), (padding, padding)))
     _, C, height, width = padded.shape
     pixels = ((n * C + c) * height + (i + top)) * width + (j + left)
     return xp.reshape(xp.take(xp.reshape(padded, (-1,)), xp.reshape(pixels, (-1,)), axis=0), x.shape)

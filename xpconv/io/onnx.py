@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from xpconv import nn
-from xpconv._validation import check_pair
 from xpconv._version import __version__
 from xpconv.backend import to_host
 from xpconv.errors import ArgumentError, ArgumentTypeError, XpconvError, import_failure
 from xpconv.io._atomic import write_bytes
 from xpconv.nn import Sequential
-from xpconv.nn.layers import Layer, Shape, Size
+from xpconv.nn.layers import Layer, Shape
+from xpconv.ops.windows import Window
 
 __all__ = ["CONVERTERS", "Converter", "Graph", "require_onnx", "to_onnx"]
 
@@ -124,19 +124,17 @@ def _affine(graph: Graph, layer: nn.Affine, x: str, shape: Shape, params: dict[s
 
 
 def _conv(graph: Graph, layer: nn.Conv, x: str, shape: Shape, params: dict[str, str]) -> str:
-    return graph.add_node(
-        "Conv", x, *params.values(), **_window_attributes(layer.kernel_size, layer.stride, layer.resolved_padding)
-    )
+    return graph.add_node("Conv", x, *params.values(), group=layer.groups, **_window_attributes(layer.window))
 
 
 def _max_pool(graph: Graph, layer: nn.MaxPool, x: str, shape: Shape, params: dict[str, str]) -> str:
-    return graph.add_node("MaxPool", x, **_window_attributes(layer.kernel_size, layer.stride, layer.padding))
+    return graph.add_node("MaxPool", x, ceil_mode=int(layer.ceil_mode), **_window_attributes(layer.window))
 
 
 def _avg_pool(graph: Graph, layer: nn.AvgPool, x: str, shape: Shape, params: dict[str, str]) -> str:
-    return graph.add_node(
-        "AveragePool", x, count_include_pad=1, **_window_attributes(layer.kernel_size, layer.stride, layer.padding)
-    )
+    options = _window_attributes(layer.window)
+    options |= {"ceil_mode": int(layer.ceil_mode), "count_include_pad": int(layer.count_include_pad)}
+    return graph.add_node("AveragePool", x, **options)
 
 
 def _global_avg_pool(graph: Graph, layer: nn.GlobalAvgPool, x: str, shape: Shape, params: dict[str, str]) -> str:
@@ -191,13 +189,15 @@ in which the layer declares them, to their names in the graph. Add an entry to e
 """
 
 
-def _window_attributes(kernel_size: Size, stride: Size | None, padding: Size) -> dict[str, Any]:
+def _window_attributes(window: Window) -> dict[str, Any]:
     """Return the attributes of an operator with windows; ``pads`` lists the padding before each axis, then after."""
-    return {
-        "kernel_shape": check_pair("kernel_size", kernel_size, 1),
-        "strides": check_pair("stride", kernel_size if stride is None else stride, 1),
-        "pads": 2 * check_pair("padding", padding, 0),
+    (top, bottom), (left, right) = window.padding
+    attributes: dict[str, Any] = {
+        "kernel_shape": window.kernel_size,
+        "strides": window.stride,
+        "pads": (top, left, bottom, right),
     }
+    return attributes if window.dilation == (1, 1) else {**attributes, "dilations": window.dilation}
 
 
 def _model_proto(model: Sequential) -> Any:

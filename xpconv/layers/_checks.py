@@ -1,15 +1,17 @@
 """Argument checks that all layers share. Each error names the argument, its value and what to do."""
 
 from collections.abc import Sequence
+from math import prod
 from types import EllipsisType
-from typing import Any
+from typing import Any, TypeAlias
 
-from xpconv._validation import MOST_PIXELS, check_pair
+from xpconv._validation import MOST_PIXELS, check_pair, is_integer
 from xpconv.backend import Array, array_namespace, on_host
 from xpconv.errors import ArgumentError, ArgumentTypeError
-from xpconv.ops.windows import output_size
+from xpconv.ops.windows import Pair, Sides, Window
 
 __all__ = [
+    "Padding",
     "check_arrays",
     "check_backward",
     "check_cache",
@@ -18,9 +20,12 @@ __all__ = [
     "check_labels",
     "check_shape",
     "label_hint",
-    "resolve_padding",
+    "make_window",
     "window_output",
 ]
+
+Padding: TypeAlias = int | Sequence[int] | Sequence[Sequence[int]] | str
+_PADDINGS = "an int, a pair of ints (height, width) or two pairs of ints ((top, bottom), (left, right))"
 
 
 def check_arrays(**arrays: Array | None) -> Any:
@@ -99,44 +104,54 @@ def check_backward(dout: Array, cache: Any, kind: type) -> Any:
     return xp
 
 
-def resolve_padding(padding: int | Sequence[int] | str, kernel_size: Sequence[int]) -> tuple[int, int]:
-    """Return the padding of a convolution as a pair of ints; "same" is half the kernel size, rounded down."""
-    if not isinstance(padding, str):
-        return check_pair("padding", padding, 0)
-    if padding != "same":
-        raise ArgumentError(f"padding is {padding!r}; expected 'same', an int or a pair of ints (height, width)")
-    height, width = kernel_size
-    if height % 2 == 0 or width % 2 == 0:
-        raise ArgumentError(
-            f"padding is 'same' and kernel_size is {(height, width)}; expected odd kernel sizes, since both sides "
-            "get the same number of zeros: take an odd kernel_size, or give padding as a number"
-        )
-    return height // 2, width // 2
+def make_window(
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] = 1,
+    padding: Padding = 0,
+    dilation: int | Sequence[int] = 1,
+) -> Window:
+    """Check the options of a sliding window, and return it with the padding of each side."""
+    window = Window(
+        check_pair("kernel_size", kernel_size, 1),
+        check_pair("stride", stride, 1),
+        dilation=check_pair("dilation", dilation, 1),
+    )
+    return window._replace(padding=_sides(padding, window.extent))
 
 
-def window_output(
-    shape: Sequence[int], kernel_size: int | Sequence[int], stride: int | Sequence[int], padding: int | Sequence[int]
-) -> tuple[int, int]:
+def _sides(padding: Padding, extent: Pair) -> Sides:
+    """Return the padding ((top, bottom), (left, right)); "same" makes up for what the window takes at stride 1."""
+    if isinstance(padding, str):
+        if padding != "same":
+            raise ArgumentError(f"padding is {padding!r}; expected 'same' or {_PADDINGS}")
+        height, width = (((size - 1) // 2, size // 2) for size in extent)
+        return height, width
+    sizes: Any = padding
+    if is_integer(sizes) or (isinstance(sizes, Sequence) and len(sizes) == 2 and all(map(is_integer, sizes))):
+        top, left = check_pair("padding", sizes, 0)
+        return (top, top), (left, left)
+    if isinstance(sizes, Sequence) and len(sizes) == 2 and all(isinstance(pair, Sequence) for pair in sizes):
+        height, width = (check_pair("padding", pair, 0) for pair in sizes)
+        return height, width
+    raise ArgumentTypeError(f"padding is {padding!r}; expected 'same' or {_PADDINGS}")
+
+
+def window_output(shape: Sequence[int], window: Window) -> Pair:
     """Check that the window fits in the padded images (..., C, H, W); return the output's height and width."""
     if len(shape) < 3:
         raise ArgumentError(f"samples have shape {tuple(shape)}; expected images (C, H, W), as before any Affine layer")
-    kernel_size, stride, padding = (
-        check_pair("kernel_size", kernel_size, 1),
-        check_pair("stride", stride, 1),
-        check_pair("padding", padding, 0),
-    )
-    for axis, extent, k, p in zip(("height", "width"), shape[-2:], kernel_size, padding, strict=True):
-        if k > extent + 2 * p:
+    image = shape[-2], shape[-1]
+    for axis, size, extent, sides in zip(("height", "width"), image, window.extent, window.padding, strict=True):
+        if extent > size + sum(sides):
             raise ArgumentError(
-                f"the window's {axis} is {k} but the padded image's is {extent} + 2*{p}: "
+                f"the window's {axis} is {extent} but the padded image's is {size + sum(sides)}: "
                 "take a smaller window or more padding"
             )
-    if (shape[-2] + 2 * padding[0]) * (shape[-1] + 2 * padding[1]) > MOST_PIXELS:
+    if prod(window.padded_size(image)) > MOST_PIXELS:
         raise ArgumentError(
-            f"padding is {padding}; expected less, since with it an image has at most {MOST_PIXELS} pixels"
+            f"padding is {window.padding}; expected less, since with it an image has at most {MOST_PIXELS} pixels"
         )
-    OH, OW = output_size((shape[-2], shape[-1]), kernel_size, stride, padding)
-    return OH, OW
+    return window.output_size(image)
 
 
 def label_hint(name: str, y: Array) -> str:

@@ -1,25 +1,27 @@
 """The convolution layer, computed as one matrix product per tile of images (im2col).
 
 Letters: N images, C channels, (H, W) image, F filters, (KH, KW) window, (OH, OW) output;
-a tile of m images unfolds to K = C * KH * KW rows and P = m * OH * OW columns.
+a tile of m images unfolds to C * KH * KW rows and P = m * OH * OW columns.
 """
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from xpconv import ops
-from xpconv._validation import check_choice, check_pair
+from xpconv._validation import check_choice, check_count
 from xpconv.backend import Array
+from xpconv.errors import ArgumentError
 from xpconv.layers._checks import (
+    Padding,
     check_arrays,
     check_cache,
     check_channels_first,
     check_gradient_shape,
     check_shape,
-    resolve_padding,
+    make_window,
     window_output,
 )
-from xpconv.ops.windows import Pair, output_size
+from xpconv.ops.windows import Window
 
 __all__ = ["ConvCache", "conv_backward", "conv_forward"]
 
@@ -32,15 +34,15 @@ class ConvCache(NamedTuple):
     >>> import numpy as np
     >>> x = np.ones((2, 3, 8, 8))
     >>> out, cache = conv_forward(x, np.ones((4, 3, 3, 3)), None, padding=1)
-    >>> cache.x is x, cache.padding
-    (True, (1, 1))
+    >>> cache.x is x, cache.window.padding
+    (True, ((1, 1), (1, 1)))
     """
 
     x: Array
     w: Array
     has_bias: bool
-    stride: Pair
-    padding: Pair
+    window: Window
+    groups: int
     algorithm: str
 
 
@@ -50,26 +52,35 @@ def conv_forward(
     b: Array | None,
     *,
     stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] | str = 0,
+    padding: Padding = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
     algorithm: str = "auto",
 ) -> tuple[Array, ConvCache]:
     """Convolve images with filters (strictly, a cross-correlation: filters are not flipped).
 
-    ``out[n, f, i, j] = b[f] + sum over c, k, l of x[n, c, i * SH + k - PH, j * SW + l - PW] * w[f, c, k, l]``
+    ``out[n, f, i, j] = b[f] + sum over c, k, l of padded[n, c, i * SH + k * DH, j * SW + l * DW] * w[f, c, k, l]``,
+    where ``padded`` is x with zeros around it.
 
     Parameters
     ----------
     x : array (N, C, H, W)
         Images.
-    w : array (F, C, KH, KW)
+    w : array (F, C / groups, KH, KW)
         Filters.
     b : array (F,) or None
         Bias.
     stride : int or (int, int)
         Pixels from one window to the next, vertically and horizontally.
-    padding : int, (int, int) or "same"
-        Rows of zeros added above and below the images, and columns added on the left and right. "same" is
-        ``((KH - 1) / 2, (KW - 1) / 2)`` for odd KH and KW; at stride 1 the output then has the image's size.
+    padding : int, (int, int), ((int, int), (int, int)) or "same"
+        Rows of zeros added above and below the images, and columns added on the left and right: one number for all
+        sides, (height, width) or ((top, bottom), (left, right)). With "same" and stride 1, the output has the image's
+        size; of an odd number of zeros, the last goes below or to the right.
+    dilation : int or (int, int)
+        Pixels of the image from one pixel of the window to the next, vertically and horizontally: (DH, DW).
+    groups : int
+        Cut the channels of `x` and the filters into this many equal groups; a filter sees the channels of its group
+        alone. With ``groups=C`` the convolution is depthwise.
     algorithm : {"auto", "im2col"}
         How to compute it. "auto" chooses by shape and dtype, and uses Winograd's algorithm if that is faster.
         Winograd's results differ by about 1e-5 of the largest, and an input that is NaN, infinite or at least 1e36
@@ -78,19 +89,19 @@ def conv_forward(
     Returns
     -------
     out : array (N, F, OH, OW)
-        With ``OH = 1 + (H + 2 * PH - KH) // SH`` and OW likewise.
+        With ``OH = 1 + (H + top + bottom - DH * (KH - 1) - 1) // SH`` and OW likewise.
     cache : ConvCache
         For `conv_backward`.
 
     Raises
     ------
     ArgumentError
-        If the shapes do not match, the window is larger than the padded image, or padding is "same" and KH or KW is
-        even.
+        If the shapes do not match, groups does not divide C and F, or the window is larger than the padded image.
 
     References
     ----------
     Chellapilla, Puri and Simard, "High Performance Convolutional Neural Networks for Document Processing", 2006.
+    Yu and Koltun, "Multi-Scale Context Aggregation by Dilated Convolutions", 2016.
 
     Examples
     --------
@@ -102,16 +113,21 @@ def conv_forward(
     """
     check_arrays(x=x, w=w, b=b)
     check_shape("x", x, ("N", "C", "H", "W"))
-    check_channels_first(x, w.shape[1:2])
-    check_shape("w", w, ("F", x.shape[1], "KH", "KW"))
+    groups = check_count("groups", groups)
+    check_channels_first(x, (w.shape[1] * groups,) if len(w.shape) == 4 else ())
+    if x.shape[1] % groups or w.shape[0] % groups:
+        raise ArgumentError(
+            f"groups is {groups}; expected a divisor of the {x.shape[1]} channels of x and the {w.shape[0]} filters"
+        )
+    check_shape("w", w, ("F", x.shape[1] // groups, "KH", "KW"))
     if b is not None:
         check_shape("b", b, (w.shape[0],))
-    stride, padding = check_pair("stride", stride, 1), resolve_padding(padding, w.shape[2:])
-    window_output(x.shape, w.shape[2:], stride, padding)
+    window = make_window(tuple(w.shape[2:]), stride, padding, dilation)
+    window_output(x.shape, window)
     check_choice("algorithm", algorithm, ("auto", "im2col"))
 
-    out = ops.convolve(x, w, b, stride, padding, algorithm)
-    return out, ConvCache(x, w, b is not None, stride, padding, algorithm)
+    out = ops.convolve(x, w, b, window, groups, algorithm)
+    return out, ConvCache(x, w, b is not None, window, groups, algorithm)
 
 
 def conv_backward(dout: Array, cache: ConvCache, *, need_dx: bool = True) -> tuple[Any, Array, Any]:
@@ -132,7 +148,7 @@ def conv_backward(dout: Array, cache: ConvCache, *, need_dx: bool = True) -> tup
     -------
     dx : array (N, C, H, W) or None
         None if `need_dx` is False.
-    dw : array (F, C, KH, KW)
+    dw : array (F, C / groups, KH, KW)
     db : array (F,) or None
         None if the layer has no bias.
 
@@ -144,9 +160,8 @@ def conv_backward(dout: Array, cache: ConvCache, *, need_dx: bool = True) -> tup
     [(2, 3, 8, 8), (4, 3, 3, 3), (4,)]
     """
     check_cache(cache, ConvCache)
-    x, w, has_bias, stride, padding, algorithm = cache
+    x, w, has_bias, window, groups, algorithm = cache
     check_arrays(dout=dout, x=x)
-    OH, OW = output_size(x.shape[2:], w.shape[2:], stride, padding)
-    check_gradient_shape(dout, (x.shape[0], w.shape[0], OH, OW))
-    dx, dw, db = ops.convolve_backward(dout, x, w, stride, padding, algorithm, need_dx)
+    check_gradient_shape(dout, (x.shape[0], w.shape[0], *window.output_size(x.shape[2:])))
+    dx, dw, db = ops.convolve_backward(dout, x, w, window, groups, algorithm, need_dx)
     return dx, dw, db if has_bias else None

@@ -5,16 +5,25 @@ Letters: N images, C channels, (H, W) image, (KH, KW) window, (OH, OW) output.
 
 from collections.abc import Sequence
 from itertools import repeat
-from typing import NamedTuple
+from math import prod
+from typing import Any, NamedTuple
 
 import array_api_compat
 
 from xpconv import ops
-from xpconv._validation import check_pair
+from xpconv._validation import check_flag
 from xpconv.backend import Array, array_namespace
 from xpconv.errors import ArgumentError
-from xpconv.layers._checks import check_arrays, check_cache, check_gradient_shape, check_shape, window_output
-from xpconv.ops.windows import Pair, add_windows, output_size, pad, windows
+from xpconv.layers._checks import (
+    Padding,
+    check_arrays,
+    check_cache,
+    check_gradient_shape,
+    check_shape,
+    make_window,
+    window_output,
+)
+from xpconv.ops.windows import Pair, Sides, Window, add_windows, pad, views
 
 __all__ = [
     "AvgPoolCache",
@@ -36,32 +45,29 @@ class MaxPoolCache(NamedTuple):
     --------
     >>> import numpy as np
     >>> out, cache = max_pool_forward(np.asarray([[[[1.0, 2.0], [4.0, 3.0]]]]), kernel_size=2)
-    >>> cache.argmax.item(), cache.stride
+    >>> cache.argmax.item(), cache.window.stride
     (2, (2, 2))
     """
 
     argmax: Array
     shape: tuple[int, ...]
-    kernel_size: Pair
-    stride: Pair
-    padding: Pair
+    window: Window
 
 
 class AvgPoolCache(NamedTuple):
-    """What the backward pass of average pooling needs.
+    """What the backward pass of average pooling needs: `counts` holds how many rows, and columns, each window has.
 
     Examples
     --------
     >>> import numpy as np
     >>> out, cache = avg_pool_forward(np.ones((1, 1, 4, 4)), kernel_size=2)
-    >>> cache.shape, cache.kernel_size
+    >>> cache.shape, cache.window.kernel_size
     ((1, 1, 4, 4), (2, 2))
     """
 
     shape: tuple[int, ...]
-    kernel_size: Pair
-    stride: Pair
-    padding: Pair
+    window: Window
+    counts: tuple[Pair, Pair]
 
 
 class GlobalAvgPoolCache(NamedTuple):
@@ -83,7 +89,9 @@ def max_pool_forward(
     *,
     kernel_size: int | Sequence[int],
     stride: int | Sequence[int] | None = None,
-    padding: int | Sequence[int] = 0,
+    padding: Padding = 0,
+    dilation: int | Sequence[int] = 1,
+    ceil_mode: bool = False,
 ) -> tuple[Array, MaxPoolCache]:
     """Take the maximum of each window: ``out[n, c, i, j] = max(window of x[n, c] at (i, j))``.
 
@@ -95,20 +103,27 @@ def max_pool_forward(
         Height and width of the window.
     stride : int or (int, int), optional
         Pixels from one window to the next; by default `kernel_size`, so windows do not overlap.
-    padding : int or (int, int)
-        Rows and columns of minus infinity added on each side of the images; less than `kernel_size`.
+    padding : int, (int, int), ((int, int), (int, int)) or "same"
+        Rows and columns of minus infinity added to the images, as for `conv_forward`. Each window must contain a pixel
+        of the image.
+    dilation : int or (int, int)
+        Pixels of the image from one pixel of the window to the next.
+    ceil_mode : bool
+        Whether a last window may reach beyond the padded image, so that fewer pixels are ignored. It starts within
+        the image or its padding above or at the left.
 
     Returns
     -------
     out : array (N, C, OH, OW)
-        With ``OH = 1 + (H + 2 * PH - KH) // SH`` and OW likewise; pixels that do not fill a window are ignored.
+        With ``OH = 1 + (H + top + bottom - DH * (KH - 1) - 1) // SH``, rounded up in `ceil_mode`, and OW likewise;
+        pixels that do not fill a window are ignored.
     cache : MaxPoolCache
         For `max_pool_backward`.
 
     Raises
     ------
     ArgumentError
-        If the window is larger than the padded image, or the padding is not less than the window.
+        If the window is larger than the padded image, or a window lies in the padding.
 
     Examples
     --------
@@ -117,11 +132,16 @@ def max_pool_forward(
     >>> max_pool_forward(x, kernel_size=2)[0]
     array([[[[ 5.,  7.],
              [13., 15.]]]])
+    >>> max_pool_forward(x, kernel_size=3, stride=2, ceil_mode=True)[0]
+    array([[[[10., 11.],
+             [14., 15.]]]])
     """
     check_arrays(x=x)
-    kernel_size, stride, padding, _ = _geometry(x, kernel_size, stride, padding)
-    out, argmax = ops.max_pool(x, kernel_size, stride, padding)
-    return out, MaxPoolCache(argmax, tuple(x.shape), kernel_size, stride, padding)
+    check_shape("x", x, ("N", "C", "H", "W"))
+    window = make_window(kernel_size, kernel_size if stride is None else stride, padding, dilation)
+    window = fit_to_images(window, x.shape, ceil_mode)
+    out, argmax = ops.max_pool(x, window)
+    return out, MaxPoolCache(argmax, tuple(x.shape), window)
 
 
 def max_pool_backward(dout: Array, cache: MaxPoolCache) -> Array:
@@ -159,16 +179,20 @@ def avg_pool_forward(
     *,
     kernel_size: int | Sequence[int],
     stride: int | Sequence[int] | None = None,
-    padding: int | Sequence[int] = 0,
+    padding: Padding = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
 ) -> tuple[Array, AvgPoolCache]:
-    """Take the mean of each window: ``out[n, c, i, j] = sum(window of x[n, c] at (i, j)) / (KH * KW)``.
+    """Take the mean of each window: ``out[n, c, i, j] = sum(window of x[n, c] at (i, j)) / count``.
 
     Parameters
     ----------
     x : array (N, C, H, W)
         Images.
-    kernel_size, stride, padding : int or (int, int)
-        As for `max_pool_forward`, but the padding is zeros, which count in the mean.
+    kernel_size, stride, padding, ceil_mode
+        As for `max_pool_forward`, but the padding is zeros.
+    count_include_pad : bool
+        Whether `count` is that of the window's pixels in the padded image, or only of those in the image.
 
     Returns
     -------
@@ -187,13 +211,18 @@ def avg_pool_forward(
     >>> avg_pool_forward(np.reshape(np.arange(4.0), (1, 1, 2, 2)), kernel_size=2)[0]
     array([[[[1.5]]]])
     """
-    check_arrays(x=x)
-    kernel_size, stride, padding, output = _geometry(x, kernel_size, stride, padding)
-    views = windows(pad(x, padding), kernel_size, stride, output)
-    total = next(views) + 0.0
-    for view in views:
+    xp = check_arrays(x=x)
+    check_shape("x", x, ("N", "C", "H", "W"))
+    check_flag("count_include_pad", count_include_pad)
+    window = make_window(kernel_size, kernel_size if stride is None else stride, padding)
+    counted = window.padding if count_include_pad else ((0, 0), (0, 0))
+    window = fit_to_images(window, x.shape, ceil_mode)
+    cache = AvgPoolCache(tuple(x.shape), window, _counts(x.shape[2:], window, counted))
+    first, *others = views(pad(x, window.padding), window, window.output_size(x.shape[2:]))
+    total = first + 0.0
+    for view in others:
         total += view
-    return total / (kernel_size[0] * kernel_size[1]), AvgPoolCache(tuple(x.shape), kernel_size, stride, padding)
+    return total / _divisor(xp, total, cache.counts), cache
 
 
 def avg_pool_backward(dout: Array, cache: AvgPoolCache) -> Array:
@@ -219,11 +248,11 @@ def avg_pool_backward(dout: Array, cache: AvgPoolCache) -> Array:
              [0.25, 0.25]]]])
     """
     check_cache(cache, AvgPoolCache)
-    check_arrays(dout=dout)
-    shape, kernel_size, stride, padding = cache
-    check_gradient_shape(dout, (*shape[:2], *output_size(shape[2:], kernel_size, stride, padding)))
-    area = kernel_size[0] * kernel_size[1]
-    return add_windows(repeat(dout / area, area), *cache, like=dout)
+    xp = check_arrays(dout=dout)
+    shape, window, counts = cache
+    check_gradient_shape(dout, (*shape[:2], *window.output_size(shape[2:])))
+    gradient = dout / _divisor(xp, dout, counts)
+    return add_windows(repeat(gradient, prod(window.kernel_size)), shape, window, like=dout)
 
 
 def global_avg_pool_forward(x: Array) -> tuple[Array, GlobalAvgPoolCache]:
@@ -285,19 +314,51 @@ def global_avg_pool_backward(dout: Array, cache: GlobalAvgPoolCache) -> Array:
     return gradient + xp.zeros((1, 1, H, W), dtype=dout.dtype, device=array_api_compat.device(dout))
 
 
-def _geometry(
-    x: Array, kernel_size: int | Sequence[int], stride: int | Sequence[int] | None, padding: int | Sequence[int]
-) -> tuple[Pair, Pair, Pair, Pair]:
-    """Check the options of a pooling layer; return kernel_size, stride, padding and output size as pairs."""
-    check_shape("x", x, ("N", "C", "H", "W"))
-    kernel_size = check_pair("kernel_size", kernel_size, 1)
-    stride, padding = (
-        check_pair("stride", kernel_size if stride is None else stride, 1),
-        check_pair("padding", padding, 0),
-    )
-    output = window_output(x.shape, kernel_size, stride, padding)
-    if padding[0] >= kernel_size[0] or padding[1] >= kernel_size[1]:
-        raise ArgumentError(
-            f"padding is {padding}; expected less than kernel_size {kernel_size}, since every window needs a pixel"
+def fit_to_images(window: Window, shape: Sequence[int], ceil_mode: bool) -> Window:
+    """Check that a pool's windows fit images (..., H, W); return the window with the padding that `ceil_mode` adds."""
+    check_flag("ceil_mode", ceil_mode)
+    window_output(shape, window)
+    image = shape[-2], shape[-1]
+    if ceil_mode:
+        rows, columns = map(_ceil_sides, image, window.extent, window.stride, window.padding)
+        window = window._replace(padding=(rows, columns))
+    for size, kernel, stride, (before, _), dilation, count in zip(
+        image, *window, window.output_size(image), strict=True
+    ):
+        for first in range(-before, count * stride - before, stride):  # the image's pixel that a window starts at
+            if max(-(first // dilation), 0) >= min(kernel, -((first - size) // dilation)):
+                raise ArgumentError(
+                    f"padding is {window.padding} with windows of {window.extent} pixels; expected less padding, since "
+                    "every window needs a pixel of the image"
+                )
+    return window
+
+
+def _ceil_sides(size: int, extent: int, stride: int, sides: Pair) -> Pair:
+    """Return the padding before and after an axis that lets a last window reach beyond the image and its padding."""
+    before, after = sides
+    steps = -(-(size + before + after - extent) // stride)
+    if steps * stride >= size + before:  # It would start behind the image.
+        steps -= 1
+    return before, max(steps * stride + extent - size - before, after)
+
+
+def _counts(image: Pair, window: Window, counted: Sides) -> tuple[Pair, Pair]:
+    """Return for each row of windows how many of its rows lie in the image or the padding that counts; then columns."""
+    rows, columns = (
+        tuple(min(k * stride + kernel, before + size + last) - max(k * stride, before - first) for k in range(count))
+        for size, kernel, stride, (before, _), (first, last), count in zip(
+            image, *window[:3], counted, window.output_size(image), strict=True
         )
-    return kernel_size, stride, padding, output
+    )
+    return rows, columns
+
+
+def _divisor(xp: Any, like: Array, counts: tuple[Pair, Pair]) -> Any:
+    """Return the pixels of each window: a number if all have as many, else an array (OH, OW)."""
+    rows, columns = counts
+    if len(set(rows)) == len(set(columns)) == 1:
+        return rows[0] * columns[0]
+    device = array_api_compat.device(like)
+    down, across = (xp.asarray(sizes, dtype=like.dtype, device=device) for sizes in counts)
+    return down[:, None] * across[None, :]

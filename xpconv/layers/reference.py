@@ -3,8 +3,8 @@
 Each function has the name and gradients of a fast layer, and nearly the same arguments (dropout takes its mask). It
 takes NumPy arrays only, computes in their dtype and calls no fast layer. A cache is a plain tuple.
 
-Letters: N images, C channels, (H, W) image; F filters, (KH, KW) window; (OH, OW) output, where
-``OH = 1 + (H + 2 * padding - KH) // stride``; D inputs and M outputs of an affine layer.
+Letters: N images, C channels, (H, W) image; F filters, (KH, KW) window, (sh, sw) stride, (dh, dw) dilation; (OH, OW)
+output, where ``OH = 1 + (H + top + bottom - (KH - 1) * dh - 1) // sh``; D inputs and M outputs of an affine layer.
 
 Source: the loop exercises of the Stanford CS231n assignments.
 """
@@ -20,6 +20,7 @@ Array: TypeAlias = np.ndarray
 Cache: TypeAlias = tuple[Any, ...]
 Result: TypeAlias = tuple[Array, Cache]
 Pair: TypeAlias = int | Sequence[int]
+Padding: TypeAlias = int | Sequence[int] | Sequence[Sequence[int]] | str
 
 
 def affine_forward(x: Array, w: Array, b: Array | None) -> Result:
@@ -92,31 +93,42 @@ def relu_backward(dout: Array, cache: Cache) -> Array:
     return dx
 
 
-def conv_forward(x: Array, w: Array, b: Array | None, *, stride: Pair = 1, padding: Pair | str = 0) -> Result:
-    """Convolve x (N, C, H, W) with the filters w (F, C, KH, KW) and add b (F,) or None; out is (N, F, OH, OW).
+def conv_forward(
+    x: Array,
+    w: Array,
+    b: Array | None,
+    *,
+    stride: Pair = 1,
+    padding: Padding = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+) -> Result:
+    """Convolve x (N, C, H, W) with the filters w (F, C / groups, KH, KW) and add b (F,) or None: out is (N, F, OH, OW).
 
     ``out[n, f, i, j] = sum(window * w[f]) + b[f]``, where the window starts at pixel (i * stride, j * stride) of the
-    zero-padded image.
+    zero-padded image and takes every `dilation`-th pixel, of the channels of the filter's group.
 
     Examples
     --------
     >>> conv_forward(np.ones((1, 1, 3, 3)), np.ones((1, 1, 2, 2)), None)[0].shape
     (1, 1, 2, 2)
     """
-    (N, C, H, W), (F, _, KH, KW) = x.shape, w.shape
-    (sh, sw), (ph, pw) = _pair(stride), _padding(padding, KH, KW)
-    OH, OW = _output_length(H, KH, sh, ph), _output_length(W, KW, sw, pw)
-    bias = np.zeros(F, w.dtype) if b is None else b
-    _check_shapes((F, C, KH, KW), w=w)
+    (N, C), (F, _, KH, KW) = x.shape[:2], w.shape
+    if groups < 1 or C % groups or F % groups:
+        raise ArgumentError(f"groups is {groups}; expected a divisor of the {C} channels of x and the {F} filters of w")
+    places, sides = _places(x, (KH, KW), stride, padding, dilation)
+    (OH, OW), bias = places.shape, np.zeros(F, w.dtype) if b is None else b
+    _check_shapes((F, C // groups, KH, KW), w=w)
     _check_shapes((F,), b=bias)
-    padded, out = _pad(x, ph, pw, 0), _zeros((N, F, OH, OW), x)
+    padded, out = _pad(x, sides, 0), _zeros((N, F, OH, OW), x)
     for n in range(N):
         for f in range(F):
+            channels = _channels(f, F, C, groups)
             for i in range(OH):
                 for j in range(OW):
-                    window = padded[n, :, i * sh : i * sh + KH, j * sw : j * sw + KW]
+                    window = padded[n, channels, *places[i, j]]
                     out[n, f, i, j] = np.sum(window * w[f]) + bias[f]
-    return out, (x, w, b, (sh, sw), (ph, pw))
+    return out, (x, w, b, stride, padding, dilation, groups)
 
 
 def conv_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array | None]:
@@ -129,22 +141,32 @@ def conv_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array | None
     >>> dx[0, 0].tolist(), db
     ([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]], None)
     """
-    x, w, b, (sh, sw), (ph, pw) = cache
-    (N, F, OH, OW), (KH, KW), (H, W) = dout.shape, w.shape[2:], x.shape[2:]
-    padded = _pad(x, ph, pw, 0)
+    x, w, b, stride, padding, dilation, groups = cache
+    (N, F, OH, OW), C = dout.shape, x.shape[1]
+    places, sides = _places(x, w.shape[2:], stride, padding, dilation)
+    padded = _pad(x, sides, 0)
     dpadded, dw, db = np.zeros_like(padded), np.zeros_like(w), np.zeros(F, w.dtype)
     for n in range(N):
         for f in range(F):
+            channels = _channels(f, F, C, groups)
             for i in range(OH):
                 for j in range(OW):
-                    rows, columns = slice(i * sh, i * sh + KH), slice(j * sw, j * sw + KW)
-                    dpadded[n, :, rows, columns] += dout[n, f, i, j] * w[f]
-                    dw[f] += dout[n, f, i, j] * padded[n, :, rows, columns]
+                    window = n, channels, *places[i, j]
+                    dpadded[window] += dout[n, f, i, j] * w[f]
+                    dw[f] += dout[n, f, i, j] * padded[window]
                     db[f] += dout[n, f, i, j]
-    return dpadded[:, :, ph : ph + H, pw : pw + W], dw, None if b is None else db.astype(b.dtype)
+    return _crop(dpadded, x, sides), dw, None if b is None else db.astype(b.dtype)
 
 
-def max_pool_forward(x: Array, *, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0) -> Result:
+def max_pool_forward(
+    x: Array,
+    *,
+    kernel_size: Pair,
+    stride: Pair | None = None,
+    padding: Padding = 0,
+    dilation: Pair = 1,
+    ceil_mode: bool = False,
+) -> Result:
     """Take the maximum of each window of x (N, C, H, W), padded with minus infinity; stride defaults to kernel_size.
 
     Examples
@@ -152,16 +174,16 @@ def max_pool_forward(x: Array, *, kernel_size: Pair, stride: Pair | None = None,
     >>> max_pool_forward(np.arange(16.0).reshape(1, 1, 4, 4), kernel_size=2)[0].tolist()
     [[[[5.0, 7.0], [13.0, 15.0]]]]
     """
-    (N, C, H, W), (KH, KW) = x.shape, _pair(kernel_size)
-    (sh, sw), (ph, pw) = _pair(kernel_size if stride is None else stride), _pair(padding)
-    OH, OW = _output_length(H, KH, sh, ph), _output_length(W, KW, sw, pw)
-    out, padded = _zeros((N, C, OH, OW), x), _pad(x, ph, pw, -np.inf)
+    stride = kernel_size if stride is None else stride
+    places, sides = _places(x, kernel_size, stride, padding, dilation, ceil_mode)
+    (N, C), (OH, OW) = x.shape[:2], places.shape
+    out, padded = _zeros((N, C, OH, OW), x), _pad(x, sides, -np.inf)
     for n in range(N):
         for c in range(C):
             for i in range(OH):
                 for j in range(OW):
-                    out[n, c, i, j] = np.max(padded[n, c, i * sh : i * sh + KH, j * sw : j * sw + KW])
-    return out, (x, (KH, KW), (sh, sw), (ph, pw))
+                    out[n, c, i, j] = np.max(padded[n, c, *places[i, j]])
+    return out, (x, kernel_size, stride, padding, dilation, ceil_mode)
 
 
 def max_pool_backward(dout: Array, cache: Cache) -> Array:
@@ -173,38 +195,59 @@ def max_pool_backward(dout: Array, cache: Cache) -> Array:
     >>> max_pool_backward(np.ones((1, 1, 1, 1)), cache).tolist()
     [[[[0.0, 0.0], [1.0, 0.0]]]]
     """
-    x, (KH, KW), (sh, sw), (ph, pw) = cache
-    (N, C, OH, OW), dx = dout.shape, np.zeros_like(x)
+    x, *options = cache
+    places, sides = _places(x, *options)
+    (N, C, OH, OW), padded = dout.shape, _pad(x, sides, -np.inf)
+    inside, dpadded = _pad(np.ones(x.shape, bool), sides, False), np.zeros_like(padded)
     for n in range(N):
         for c in range(C):
             for i in range(OH):
                 for j in range(OW):
-                    top, left = max(i * sh - ph, 0), max(j * sw - pw, 0)
-                    window = x[n, c, top : i * sh - ph + KH, left : j * sw - pw + KW]
-                    row, column = divmod(int(np.argmax(window)), window.shape[1])
-                    dx[n, c, top + row, left + column] += dout[n, c, i, j]
-    return dx
+                    rows, columns = places[i, j]
+                    window = padded[n, c, rows, columns]
+                    is_maximum = np.isnan(window) if np.isnan(window).any() else window == np.max(window)
+                    row, column = np.argwhere(is_maximum & inside[n, c, rows, columns])[0]
+                    dpadded[n, c, rows, columns][row, column] += dout[n, c, i, j]
+    return _crop(dpadded, x, sides)
 
 
-def avg_pool_forward(x: Array, *, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0) -> Result:
-    """Take the mean of each window of x (N, C, H, W): the sum divided by KH * KW, padding zeros included.
+def avg_pool_forward(
+    x: Array,
+    *,
+    kernel_size: Pair,
+    stride: Pair | None = None,
+    padding: Padding = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Result:
+    """Take the mean of each window of x (N, C, H, W), over the padded image, or over the image alone.
 
     Examples
     --------
     >>> avg_pool_forward(np.array([[[[1.0, 2.0], [4.0, 3.0]]]]), kernel_size=2)[0].tolist()
     [[[[2.5]]]]
     """
-    (N, C, H, W), (KH, KW) = x.shape, _pair(kernel_size)
-    (sh, sw), (ph, pw) = _pair(kernel_size if stride is None else stride), _pair(padding)
-    OH, OW = _output_length(H, KH, sh, ph), _output_length(W, KW, sw, pw)
-    out, padded = _zeros((N, C, OH, OW), x), _pad(x, ph, pw, 0)
+    stride = kernel_size if stride is None else stride
+    places, sides = _places(x, kernel_size, stride, padding, 1, ceil_mode)
+    (N, C), (OH, OW) = x.shape[:2], places.shape
+    out, padded, count = _zeros((N, C, OH, OW), x), _pad(x, sides, 0), np.zeros((OH, OW), x.dtype)
+    _, sides_without_ceil_mode = _places(x, kernel_size, stride, padding)
+    counted = np.ones(x.shape[2:], x.dtype)
+    if count_include_pad:
+        counted = np.pad(counted, sides_without_ceil_mode, constant_values=1)
+        extra = [(0, after - before) for (_, after), (_, before) in zip(sides, sides_without_ceil_mode, strict=True)]
+        counted = np.pad(counted, extra)
+    else:
+        counted = np.pad(counted, sides)
+    for i in range(OH):
+        for j in range(OW):
+            count[i, j] = np.sum(counted[places[i, j]])
     for n in range(N):
         for c in range(C):
             for i in range(OH):
                 for j in range(OW):
-                    window = padded[n, c, i * sh : i * sh + KH, j * sw : j * sw + KW]
-                    out[n, c, i, j] = np.sum(window) / (KH * KW)
-    return out, (x, (KH, KW), (sh, sw), (ph, pw))
+                    out[n, c, i, j] = np.sum(padded[n, c, *places[i, j]]) / count[i, j]
+    return out, (x, kernel_size, stride, padding, ceil_mode, count)
 
 
 def avg_pool_backward(dout: Array, cache: Cache) -> Array:
@@ -216,16 +259,15 @@ def avg_pool_backward(dout: Array, cache: Cache) -> Array:
     >>> avg_pool_backward(np.ones((1, 1, 1, 1)), cache).tolist()
     [[[[0.25, 0.25], [0.25, 0.25]]]]
     """
-    x, (KH, KW), (sh, sw), (ph, pw) = cache
-    (N, C, OH, OW), (H, W) = dout.shape, x.shape[2:]
-    dpadded = np.zeros_like(_pad(x, ph, pw, 0))
+    x, kernel_size, stride, padding, ceil_mode, count = cache
+    places, sides = _places(x, kernel_size, stride, padding, 1, ceil_mode)
+    (N, C, OH, OW), dpadded = dout.shape, np.zeros_like(_pad(x, sides, 0))
     for n in range(N):
         for c in range(C):
             for i in range(OH):
                 for j in range(OW):
-                    gradient = dout[n, c, i, j] / (KH * KW)
-                    dpadded[n, c, i * sh : i * sh + KH, j * sw : j * sw + KW] += gradient
-    return dpadded[:, :, ph : ph + H, pw : pw + W]
+                    dpadded[n, c, *places[i, j]] += dout[n, c, i, j] / count[i, j]
+    return _crop(dpadded, x, sides)
 
 
 def global_avg_pool_forward(x: Array) -> Result:
@@ -489,26 +531,58 @@ def _pair(value: Pair) -> tuple[int, int]:
     return rows, columns
 
 
-def _padding(padding: Pair | str, KH: int, KW: int) -> tuple[int, int]:
-    if not isinstance(padding, str):
-        return _pair(padding)
-    if padding != "same":
-        raise ArgumentError(f"padding is {padding!r}; expected 'same', an int or a pair of ints")
-    if KH % 2 == 0 or KW % 2 == 0:
-        raise ArgumentError(f"padding is 'same' for a {KH}x{KW} window; expected odd sizes")
-    return KH // 2, KW // 2
+def _places(
+    x: Array, kernel_size: Pair, stride: Pair, padding: Padding, dilation: Pair = 1, ceil_mode: bool = False
+) -> tuple[Array, list[tuple[int, int]]]:
+    """Return the rows and columns of each window of the padded image, (OH, OW), and the padding of both axes' sides."""
+    axes, sides = [], []
+    for axis in range(2):
+        length, k, s, d = x.shape[2 + axis], _pair(kernel_size)[axis], _pair(stride)[axis], _pair(dilation)[axis]
+        extent = (k - 1) * d + 1
+        before, after = _padding(padding, axis, extent)
+        if min(k, s, d) < 1 or min(before, after) < 0:
+            raise ArgumentError(
+                f"window {k}, stride {s}, dilation {d}, padding {before, after}; expected >= 1, >= 1, >= 1, >= 0"
+            )
+        free = length + before + after - extent
+        if free < 0:
+            raise ArgumentError(f"window is {extent} but the padded image is {free + extent}: add padding")
+        count = 1 + free // s
+        if ceil_mode and free % s and count * s < length + before:
+            count, after = count + 1, count * s + extent - length - before
+        axes.append([slice(start, start + extent, d) for start in range(0, count * s, s)])
+        sides.append((before, after))
+    places = np.empty((len(axes[0]), len(axes[1])), object)
+    for index in np.ndindex(places.shape):
+        places[index] = axes[0][index[0]], axes[1][index[1]]
+    return places, sides
 
 
-def _pad(x: Array, rows: int, columns: int, value: float) -> Array:
-    return np.pad(x, ((0, 0), (0, 0), (rows, rows), (columns, columns)), constant_values=value)
+def _padding(padding: Padding, axis: int, extent: int) -> tuple[int, int]:
+    """Return the padding before and after an axis."""
+    if isinstance(padding, str):
+        if padding != "same":
+            raise ArgumentError(f"padding is {padding!r}; expected 'same', an int, a pair or two pairs of ints")
+        return (extent - 1) // 2, extent // 2
+    sides: list[list[int]] = np.broadcast_to(
+        np.reshape(padding, (-1, 1) if np.ndim(padding) < 2 else (2, 2)), (2, 2)
+    ).tolist()
+    return sides[axis][0], sides[axis][1]
 
 
-def _output_length(length: int, window: int, stride: int, padding: int) -> int:
-    if window < 1 or stride < 1 or padding < 0:
-        raise ArgumentError(f"window {window}, stride {stride}, padding {padding}; expected >= 1, >= 1, >= 0")
-    if window > length + 2 * padding:
-        raise ArgumentError(f"window is {window} but the padded image is {length + 2 * padding}: add padding")
-    return 1 + (length + 2 * padding - window) // stride
+def _channels(f: int, F: int, C: int, groups: int) -> slice:
+    """Return the channels that filter f sees."""
+    group = f // (F // groups)
+    return slice(group * C // groups, (group + 1) * C // groups)
+
+
+def _pad(x: Array, sides: list[tuple[int, int]], value: float) -> Array:
+    return np.pad(x, ((0, 0), (0, 0), *sides), constant_values=value)
+
+
+def _crop(padded: Array, x: Array, sides: list[tuple[int, int]]) -> Array:
+    (top, _), (left, _) = sides
+    return padded[:, :, top : top + x.shape[2], left : left + x.shape[3]]
 
 
 def _zeros(shape: tuple[int, ...], x: Array) -> Array:

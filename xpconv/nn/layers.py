@@ -1,7 +1,7 @@
 """Layer objects: a layer's two functions, its options, and the shapes of its parameters and of its output."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, fields
 from math import prod
 from typing import Any, ClassVar, Literal
 
@@ -14,9 +14,13 @@ from xpconv._validation import (
     check_fraction,
     check_pair,
     check_probability,
+    is_integer,
 )
 from xpconv.backend import Array
-from xpconv.layers._checks import resolve_padding, window_output
+from xpconv.errors import ArgumentError
+from xpconv.layers._checks import Padding, make_window, window_output
+from xpconv.layers.pool import fit_to_images
+from xpconv.ops.windows import Window
 
 __all__ = [
     "Affine",
@@ -139,9 +143,9 @@ class Affine(Layer):
 
 @dataclass(frozen=True)
 class Conv(Layer):
-    """`filters` filters: parameters W (filters, C, KH, KW) and b (filters,).
+    """`filters` filters: parameters W (filters, C / groups, KH, KW) and b (filters,).
 
-    ``padding="same"`` needs odd kernel sizes; the output then has the image's size divided by the stride, rounded up.
+    With ``padding="same"`` the output has the image's size divided by the stride, rounded up.
 
     Examples
     --------
@@ -155,7 +159,9 @@ class Conv(Layer):
     kernel_size: Size = 3
     _: KW_ONLY
     stride: Size = 1
-    padding: Size | Literal["same"] = 0
+    padding: Padding = 0
+    dilation: Size = 1
+    groups: int = 1
     bias: bool = True
     algorithm: str = "auto"
 
@@ -165,35 +171,45 @@ class Conv(Layer):
             filters=check_count("filters", self.filters),
             kernel_size=_check_size("kernel_size", self.kernel_size, 1),
             stride=_check_size("stride", self.stride, 1),
+            padding=_check_padding(self.padding),
+            dilation=_check_size("dilation", self.dilation, 1),
+            groups=check_count("groups", self.groups),
         )
-        if isinstance(self.padding, str):
-            resolve_padding(self.padding, check_pair("kernel_size", self.kernel_size, 1))
-        else:
-            _store(self, padding=_check_size("padding", self.padding, 0))
+        if self.filters % self.groups:
+            raise ArgumentError(f"groups is {self.groups}; expected a divisor of the {self.filters} filters")
         check_flag("bias", self.bias)
         check_choice("algorithm", self.algorithm, ("auto", "im2col"))
 
     @property
-    def resolved_padding(self) -> tuple[int, int]:
-        """The rows of zeros above and below an image and the columns left and right of it, also for "same".
+    def window(self) -> Window:
+        """The window with the padding of each side, also for "same".
 
         Examples
         --------
-        >>> Conv(16, (5, 3), padding="same").resolved_padding
-        (2, 1)
+        >>> Conv(16, (5, 3), padding="same").window.padding
+        ((2, 2), (1, 1))
         """
-        return resolve_padding(self.padding, check_pair("kernel_size", self.kernel_size, 1))
+        return make_window(self.kernel_size, self.stride, self.padding, self.dilation)
 
     def output_shape(self, shape: Shape) -> Shape:
-        return (self.filters, *window_output(shape, self.kernel_size, self.stride, self.resolved_padding))
+        return (self.filters, *window_output(shape, self.window))
 
     def parameters(self, shape: Shape) -> Parameters:
-        return _weights(
-            (self.filters, shape[0], *check_pair("kernel_size", self.kernel_size, 1)), self.filters, self.bias
-        )
+        if shape[0] % self.groups:
+            raise ArgumentError(f"groups is {self.groups}; expected a divisor of the {shape[0]} channels of the input")
+        return _weights((self.filters, shape[0] // self.groups, *self.window.kernel_size), self.filters, self.bias)
 
     def forward(self, x: Array, p: Arrays, *, train: bool, seed: int) -> tuple[Array, Any]:
-        return F.conv_forward(x, p["W"], p.get("b"), stride=self.stride, padding=self.padding, algorithm=self.algorithm)
+        return F.conv_forward(
+            x,
+            p["W"],
+            p.get("b"),
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+            algorithm=self.algorithm,
+        )
 
     def backward(self, dout: Array, cache: Any, *, need_dx: bool) -> tuple[Array | None, Arrays]:
         dx, dw, db = F.conv_backward(dout, cache, need_dx=need_dx)
@@ -258,7 +274,8 @@ class _Pool(_WithoutParameters):
     kernel_size: Size = 2
     stride: Size | None = None
     _: KW_ONLY
-    padding: Size = 0
+    padding: Padding = 0
+    ceil_mode: bool = False
     _forward: ClassVar[Callable[..., Any]]
 
     def __post_init__(self) -> None:
@@ -266,17 +283,25 @@ class _Pool(_WithoutParameters):
             self,
             kernel_size=_check_size("kernel_size", self.kernel_size, 1),
             stride=None if self.stride is None else _check_size("stride", self.stride, 1),
-            padding=_check_size("padding", self.padding, 0),
+            padding=_check_padding(self.padding),
         )
+        check_flag("ceil_mode", self.ceil_mode)
+
+    @property
+    def window(self) -> Window:
+        """The window with the padding of each side, without what `ceil_mode` adds."""
+        return make_window(self.kernel_size, self.kernel_size if self.stride is None else self.stride, self.padding)
 
     def output_shape(self, shape: Shape) -> Shape:
-        stride = self.kernel_size if self.stride is None else self.stride
-        return (shape[0], *window_output(shape, self.kernel_size, stride, self.padding))
+        window = fit_to_images(self.window, shape, self.ceil_mode)
+        return (shape[0], *window.output_size((shape[1], shape[2])))
+
+    def _options(self) -> Arrays:
+        """Return the options of the pooling functions."""
+        return {option.name: getattr(self, option.name) for option in fields(self)}
 
     def forward(self, x: Array, p: Arrays, *, train: bool, seed: int) -> tuple[Array, Any]:
-        result: tuple[Array, Any] = self._forward(
-            x, kernel_size=self.kernel_size, stride=self.stride, padding=self.padding
-        )
+        result: tuple[Array, Any] = self._forward(x, **self._options())
         return result
 
 
@@ -290,8 +315,18 @@ class MaxPool(_Pool):
     ((16, 4, 4), (16, 6, 6))
     """
 
+    dilation: Size = field(default=1, kw_only=True)
     _forward: ClassVar[Callable[..., Any]] = staticmethod(F.max_pool_forward)
     _backward: ClassVar[Callable[..., Any]] = staticmethod(F.max_pool_backward)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _store(self, dilation=_check_size("dilation", self.dilation, 1))
+
+    @property
+    def window(self) -> Window:
+        """The window with the padding of each side, without what `ceil_mode` adds."""
+        return super().window._replace(dilation=check_pair("dilation", self.dilation, 1))
 
 
 @dataclass(frozen=True)
@@ -305,8 +340,13 @@ class AvgPool(_Pool):
     2.5
     """
 
+    count_include_pad: bool = field(default=True, kw_only=True)
     _forward: ClassVar[Callable[..., Any]] = staticmethod(F.avg_pool_forward)
     _backward: ClassVar[Callable[..., Any]] = staticmethod(F.avg_pool_backward)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_flag("count_include_pad", self.count_include_pad)
 
 
 @dataclass(frozen=True)
@@ -424,6 +464,16 @@ def _check_size(name: str, size: Size, minimum: int) -> Size:
     """Return an int or a pair of ints as what it is, in Python's integers."""
     pair = check_pair(name, size, minimum)
     return pair if isinstance(size, Sequence) else pair[0]
+
+
+def _check_padding(padding: Padding) -> Padding:
+    """Return the padding in Python's integers."""
+    (top, bottom), (left, right) = make_window(1, padding=padding).padding
+    if isinstance(padding, str):
+        return padding
+    if not isinstance(padding, Sequence):
+        return top
+    return (top, left) if is_integer(padding[0]) else ((top, bottom), (left, right))
 
 
 def _weights(shape: Shape, units: int, bias: bool) -> Parameters:

@@ -1,7 +1,7 @@
 """Convolution as one matrix product per tile of images (im2col).
 
-Letters: N images, C channels, (H, W) image, F filters, (KH, KW) window, (OH, OW) output;
-a tile of m images is unfolded to a matrix (K, P), with K = C * KH * KW and P = m * OH * OW.
+Letters: N images, C channels, (H, W) image, F filters, (KH, KW) window, (OH, OW) output, G groups;
+a tile of m images is unfolded to G matrices (K, P), with G * K = C * KH * KW and P = m * OH * OW.
 """
 
 from math import prod
@@ -11,29 +11,31 @@ import array_api_compat
 from xpconv.backend import Array
 from xpconv.ops.dispatch import operation
 from xpconv.ops.tiling import for_each_tile, sum_over_tiles
-from xpconv.ops.windows import Pair, fold, output_size, unfold
+from xpconv.ops.windows import Window, fold, unfold
 
 __all__ = ["convolve", "convolve_backward"]
 
 
 @operation
-def convolve(x: Array, w: Array, b: Array | None, stride: Pair, padding: Pair, algorithm: str) -> Array:
+def convolve(x: Array, w: Array, b: Array | None, window: Window, groups: int, algorithm: str) -> Array:
     """Convolve images with filters: multiply the filters by the unfolded images, one tile of images at a time.
 
-    ``out[n, f, i, j] = b[f] + sum over c, k, l of x[n, c, i * SH + k - PH, j * SW + l - PW] * w[f, c, k, l]``
+    ``out[n, f, i, j] = b[f] + sum over c, k, l of padded[n, c, i * SH + k * DH, j * SW + l * DW] * w[f, c, k, l]``,
+    where ``padded`` is x with zeros around it. With several groups, the channels c are those of the filter's own group:
+    the first F / groups filters see the first C / groups channels, and so on.
 
     Parameters
     ----------
     x : array (N, C, H, W)
         Images.
-    w : array (F, C, KH, KW)
+    w : array (F, C / groups, KH, KW)
         Filters.
     b : array (F,) or None
         Bias.
-    stride : (int, int)
-        (SH, SW), in pixels.
-    padding : (int, int)
-        (PH, PW), pixels of zeros on each side.
+    window : Window
+        Of the filters' size; the padding is zeros.
+    groups : int
+        A divisor of C and of F.
     algorithm : {"auto", "im2col"}
         A hint for the accelerated versions; the portable version always unfolds the images (im2col).
 
@@ -45,28 +47,30 @@ def convolve(x: Array, w: Array, b: Array | None, stride: Pair, padding: Pair, a
     --------
     >>> import numpy as np
     >>> x, w = np.ones((1, 1, 3, 3)), np.ones((1, 1, 2, 2))
-    >>> convolve(x, w, np.array([0.5]), (1, 1), (0, 0), "auto")
+    >>> convolve(x, w, np.array([0.5]), Window((2, 2)), 1, "auto")
     array([[[[4.5, 4.5],
              [4.5, 4.5]]]])
     """
     xp = array_api_compat.array_namespace(x)
-    (N, F), (OH, OW) = (x.shape[0], w.shape[0]), output_size(x.shape[2:], w.shape[2:], stride, padding)
-    rows = xp.reshape(w, (F, -1))  # (F, K)
+    (N, F), (OH, OW) = (x.shape[0], w.shape[0]), window.output_size(x.shape[2:])
+    rows = xp.reshape(w, (groups, F // groups, -1))  # (G, F / G, K)
     out = xp.empty((N, F, OH, OW), dtype=x.dtype, device=array_api_compat.device(x))
 
     def task(tile: slice) -> None:
-        y = rows @ unfold(x[tile, ...], w.shape[2:], stride, padding)  # (F, K) @ (K, P)
+        cols = unfold(x[tile, ...], window)
+        y = rows @ xp.reshape(cols, (groups, -1, cols.shape[1]))  # (G, F / G, K) @ (G, K, P)
+        y = xp.reshape(y, (F, -1, OH, OW))
         if b is not None:
-            y += b[:, None]
-        out[tile, ...] = xp.permute_dims(xp.reshape(y, (F, -1, OH, OW)), (1, 0, 2, 3))
+            y += b[:, None, None, None]
+        out[tile, ...] = xp.permute_dims(y, (1, 0, 2, 3))
 
-    for_each_tile(x, task, N, _column_bytes(x, w, OH * OW))
+    for_each_tile(x, task, N, _column_bytes(x, window, OH * OW))
     return out
 
 
 @operation
 def convolve_backward(
-    dout: Array, x: Array, w: Array, stride: Pair, padding: Pair, algorithm: str, need_dx: bool
+    dout: Array, x: Array, w: Array, window: Window, groups: int, algorithm: str, need_dx: bool
 ) -> tuple[Array | None, Array, Array]:
     """Return the gradients of a convolution: those of an affine layer whose inputs are the unfolded images.
 
@@ -74,7 +78,7 @@ def convolve_backward(
     ----------
     dout : array (N, F, OH, OW)
         Gradient of the output.
-    x, w, stride, padding, algorithm
+    x, w, window, groups, algorithm
         As given to `convolve`.
     need_dx : bool
         If False, skip the gradient of the images.
@@ -82,14 +86,14 @@ def convolve_backward(
     Returns
     -------
     dx : array (N, C, H, W) or None
-    dw : array (F, C, KH, KW)
+    dw : array (F, C / groups, KH, KW)
     db : array (F,)
 
     Examples
     --------
     >>> import numpy as np
     >>> x, w, dout = np.ones((1, 1, 3, 3)), np.ones((1, 1, 2, 2)), np.ones((1, 1, 2, 2))
-    >>> dx, dw, db = convolve_backward(dout, x, w, (1, 1), (0, 0), "auto", need_dx=True)
+    >>> dx, dw, db = convolve_backward(dout, x, w, Window((2, 2)), 1, "auto", need_dx=True)
     >>> dx
     array([[[[1., 2., 1.],
              [2., 4., 2.],
@@ -100,21 +104,22 @@ def convolve_backward(
     """
     xp = array_api_compat.array_namespace(x)
     F, (OH, OW) = w.shape[0], dout.shape[2:]
-    rows = xp.reshape(w, (F, -1))  # (F, K)
+    columns = xp.matrix_transpose(xp.reshape(w, (groups, F // groups, -1)))  # (G, K, F / G)
     dx = xp.empty(x.shape, dtype=x.dtype, device=array_api_compat.device(x)) if need_dx else None
 
     def task(tile: slice) -> tuple[Array, Array]:
         images = x[tile, ...]  # (m, C, H, W)
-        dy = xp.reshape(xp.permute_dims(dout[tile, ...], (1, 0, 2, 3)), (F, -1))  # (F, P)
-        dw = dy @ unfold(images, w.shape[2:], stride, padding).T  # (F, P) @ (P, K)
+        dy = xp.reshape(xp.permute_dims(dout[tile, ...], (1, 0, 2, 3)), (groups, F // groups, -1))  # (G, F / G, P)
+        cols = xp.reshape(unfold(images, window), (groups, -1, dy.shape[2]))  # (G, K, P)
+        dw = dy @ xp.matrix_transpose(cols)
         if dx is not None:
-            dx[tile, ...] = fold(rows.T @ dy, images.shape, w.shape[2:], stride, padding)
-        return dw, xp.sum(dy, axis=1)
+            dx[tile, ...] = fold(xp.reshape(columns @ dy, (-1, dy.shape[2])), images.shape, window)
+        return dw, xp.sum(dy, axis=2)
 
-    dw, db = sum_over_tiles(x, task, x.shape[0], 2 * _column_bytes(x, w, OH * OW))
-    return dx, xp.reshape(dw, w.shape), db
+    dw, db = sum_over_tiles(x, task, x.shape[0], 2 * _column_bytes(x, window, OH * OW))
+    return dx, xp.reshape(dw, w.shape), xp.reshape(db, (F,))
 
 
-def _column_bytes(x: Array, w: Array, windows: int) -> int:
+def _column_bytes(x: Array, window: Window, windows: int) -> int:
     """Return the size of one image's columns, in bytes."""
-    return int(prod(w.shape[1:])) * windows * (8 if "64" in str(x.dtype) else 4)
+    return int(x.shape[1] * prod(window.kernel_size)) * windows * (8 if "64" in str(x.dtype) else 4)

@@ -1,87 +1,131 @@
 """Sliding windows over images: unfold, and its adjoint fold.
 
-Letters: N images, C channels, (H, W) image, (KH, KW) window, (SH, SW) stride, (PH, PW) padding, (OH, OW) output.
+Letters: N images, C channels, (H, W) image, (KH, KW) window, (SH, SW) stride, (DH, DW) dilation, (OH, OW) output.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeAlias
+from math import prod
+from typing import Any, NamedTuple, TypeAlias
 
 import array_api_compat
 
 from xpconv.backend import Array
 from xpconv.ops.dispatch import operation
 
-__all__ = ["Pair", "add_windows", "fold", "output_size", "pad", "unfold", "windows"]
+__all__ = ["Pair", "Sides", "Window", "add_windows", "crop", "fold", "pad", "unfold", "views"]
 
 Pair: TypeAlias = tuple[int, ...]  # (height, width)
+Sides: TypeAlias = tuple[Pair, Pair]  # ((top, bottom), (left, right))
 
 
-def output_size(image: Pair, kernel_size: Pair, stride: Pair, padding: Pair) -> Pair:
-    """Return how many windows fit down and across an image.
+class Window(NamedTuple):
+    """A window that slides over images: its size, and the places where it stops.
 
-    ``1 + (H + 2 * PH - KH) // SH`` down, and likewise across; no window covers the pixels left over at the end.
-
-    Parameters
+    Attributes
     ----------
-    image : (int, int)
-        (H, W).
-    kernel_size, stride, padding : (int, int)
-
-    Returns
-    -------
-    (int, int)
-        (OH, OW).
+    kernel_size : (int, int)
+        (KH, KW), the pixels that the window has down and across.
+    stride : (int, int)
+        (SH, SW), from one window to the next, in pixels.
+    padding : ((int, int), (int, int))
+        ((top, bottom), (left, right)), the pixels added around the image.
+    dilation : (int, int)
+        (DH, DW), from one pixel of the window to the next, in pixels of the image.
 
     Examples
     --------
-    >>> output_size((7, 6), (3, 3), (2, 2), (0, 1))
-    (3, 3)
+    >>> window = Window((3, 3), stride=(2, 2), padding=((0, 0), (1, 1)))
+    >>> window.extent, window.output_size((7, 6))
+    ((3, 3), (3, 3))
     """
-    return (
-        1 + (image[0] + 2 * padding[0] - kernel_size[0]) // stride[0],
-        1 + (image[1] + 2 * padding[1] - kernel_size[1]) // stride[1],
-    )
+
+    kernel_size: Pair
+    stride: Pair = (1, 1)
+    padding: Sides = ((0, 0), (0, 0))
+    dilation: Pair = (1, 1)
+
+    @property
+    def extent(self) -> Pair:
+        """The pixels from the window's first to its last, down and across: ``1 + (KH - 1) * DH``."""
+        return tuple(1 + (k - 1) * d for k, d in zip(self.kernel_size, self.dilation, strict=True))
+
+    def padded_size(self, image: Pair) -> Pair:
+        """Return the size (H, W) of a padded image."""
+        return tuple(size + sum(sides) for size, sides in zip(image, self.padding, strict=True))
+
+    def output_size(self, image: Pair) -> Pair:
+        """Return how many windows fit down and across an image (H, W); pixels that are left over are in no window.
+
+        ``1 + (H + top + bottom - extent) // SH`` down, and likewise across.
+        """
+        sizes = zip(self.padded_size(image), self.extent, self.stride, strict=True)
+        return tuple(1 + (size - extent) // stride for size, extent, stride in sizes)
 
 
-def pad(x: Array, padding: Pair, value: float = 0.0) -> Any:
+def pad(x: Array, padding: Sides, value: float = 0.0) -> Any:
     """Surround images with a border of `value`.
 
     Parameters
     ----------
     x : array (N, C, H, W)
-    padding : (int, int)
-        (PH, PW), pixels on each side.
+    padding : ((int, int), (int, int))
+        ((top, bottom), (left, right)), in pixels.
     value : float
 
     Returns
     -------
-    array (N, C, H + 2 * PH, W + 2 * PW)
-        `x` itself if the padding is (0, 0).
+    array (N, C, H + top + bottom, W + left + right)
+        `x` itself if there is nothing to add.
 
     Examples
     --------
     >>> import numpy as np
-    >>> pad(np.ones((1, 1, 1, 2)), (1, 1))
+    >>> pad(np.ones((1, 1, 1, 2)), ((1, 0), (1, 1)))
     array([[[[0., 0., 0., 0.],
-             [0., 1., 1., 0.],
-             [0., 0., 0., 0.]]]])
+             [0., 1., 1., 0.]]]])
     """
-    if padding == (0, 0):
+    (N, C, H, W), ((top, bottom), (left, right)) = x.shape, padding
+    if top == bottom == left == right == 0:
         return x
     xp = array_api_compat.array_namespace(x)
-    (N, C, H, W), (PH, PW) = x.shape, padding
-    out = xp.full((N, C, H + 2 * PH, W + 2 * PW), value, dtype=x.dtype, device=array_api_compat.device(x))
-    out[:, :, PH : PH + H, PW : PW + W] = x
+    shape = N, C, H + top + bottom, W + left + right
+    out = xp.full(shape, value, dtype=x.dtype, device=array_api_compat.device(x))
+    crop(out, (H, W), padding)[...] = x
     return out
 
 
-def windows(padded: Array, kernel_size: Pair, stride: Pair, output: Pair) -> Iterator[Array]:
+def crop(padded: Any, size: Pair, padding: Sides) -> Any:
+    """Return the view of padded images without their border.
+
+    Parameters
+    ----------
+    padded : array (N, C, H + top + bottom, W + left + right)
+    size : (int, int)
+        (H, W).
+    padding : ((int, int), (int, int))
+        ((top, bottom), (left, right)).
+
+    Returns
+    -------
+    array (N, C, H, W)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> crop(np.asarray([[[[0.0, 1.0, 2.0, 3.0]]]]), (1, 2), ((0, 0), (1, 1)))
+    array([[[[1., 2.]]]])
+    """
+    (H, W), ((top, _), (left, _)) = size, padding
+    return padded[:, :, top : top + H, left : left + W]
+
+
+def views(padded: Array, window: Window, output: Pair) -> Iterator[Array]:
     """Yield a view for each position in the window, row by row: the pixel at that position of every window.
 
     Parameters
     ----------
-    padded : array (N, C, H + 2 * PH, W + 2 * PW)
-    kernel_size, stride : (int, int)
+    padded : array (N, C, H + top + bottom, W + left + right)
+    window : Window
     output : (int, int)
         (OH, OW), the number of windows.
 
@@ -93,23 +137,17 @@ def windows(padded: Array, kernel_size: Pair, stride: Pair, output: Pair) -> Ite
     --------
     >>> import numpy as np
     >>> x = np.asarray([[[[0, 1, 2], [3, 4, 5]]]])
-    >>> [view.tolist() for view in windows(x, kernel_size=(2, 1), stride=(1, 1), output=(1, 3))]
+    >>> [view.tolist() for view in views(x, Window((2, 1)), output=(1, 3))]
     [[[[[0, 1, 2]]]], [[[[3, 4, 5]]]]]
     """
-    for i in range(kernel_size[0]):
-        for j in range(kernel_size[1]):
-            yield padded[
-                :,
-                :,
-                i : i + stride[0] * (output[0] - 1) + 1 : stride[0],
-                j : j + stride[1] * (output[1] - 1) + 1 : stride[1],
-            ]
+    (KH, KW), (SH, SW), (DH, DW), (OH, OW) = window.kernel_size, window.stride, window.dilation, output
+    for i in range(0, KH * DH, DH):
+        for j in range(0, KW * DW, DW):
+            yield padded[:, :, i : i + SH * (OH - 1) + 1 : SH, j : j + SW * (OW - 1) + 1 : SW]
 
 
-def add_windows(
-    parts: Iterable[Array], shape: tuple[int, ...], kernel_size: Pair, stride: Pair, padding: Pair, like: Array
-) -> Array:
-    """Add values to the pixels that the windows have at each position, starting from zeros: the adjoint of `windows`.
+def add_windows(parts: Iterable[Array], shape: tuple[int, ...], window: Window, like: Array) -> Any:
+    """Add values to the pixels that the windows have at each position, starting from zeros: the adjoint of `views`.
 
     Parameters
     ----------
@@ -117,7 +155,7 @@ def add_windows(
         What to add for each position in the window, row by row.
     shape : (N, C, H, W)
         The shape of the images.
-    kernel_size, stride, padding : (int, int)
+    window : Window
     like : array
         Gives the result's library, dtype and device.
 
@@ -130,28 +168,28 @@ def add_windows(
     --------
     >>> import numpy as np
     >>> part = np.ones((1, 1, 1, 2))
-    >>> add_windows([part, 10 * part], (1, 1, 1, 3), (1, 2), (1, 1), (0, 0), like=part)
+    >>> add_windows([part, 10 * part], (1, 1, 1, 3), Window((1, 2)), like=part)
     array([[[[ 1., 11., 10.]]]])
     """
     xp = array_api_compat.array_namespace(like)
-    (N, C, H, W), (PH, PW) = shape, padding
-    padded = xp.zeros((N, C, H + 2 * PH, W + 2 * PW), dtype=like.dtype, device=array_api_compat.device(like))
-    output = output_size((H, W), kernel_size, stride, padding)
-    for view, part in zip(windows(padded, kernel_size, stride, output), parts, strict=True):
+    N, C, *image = shape
+    padded_shape = N, C, *window.padded_size(tuple(image))
+    padded = xp.zeros(padded_shape, dtype=like.dtype, device=array_api_compat.device(like))
+    for view, part in zip(views(padded, window, window.output_size(tuple(image))), parts, strict=True):
         view += part
-    return padded[:, :, PH : PH + H, PW : PW + W]
+    return crop(padded, tuple(image), window.padding)
 
 
 @operation
-def unfold(x: Array, kernel_size: Pair, stride: Pair, padding: Pair) -> Array:
+def unfold(x: Array, window: Window) -> Array:
     """Lay out each window of the images as a column (im2col).
 
     Parameters
     ----------
     x : array (N, C, H, W)
         Images.
-    kernel_size, stride, padding : (int, int)
-        (KH, KW), (SH, SW) and (PH, PW), in pixels; the padding is zeros.
+    window : Window
+        The padding is zeros.
 
     Returns
     -------
@@ -161,23 +199,22 @@ def unfold(x: Array, kernel_size: Pair, stride: Pair, padding: Pair) -> Array:
     Examples
     --------
     >>> import numpy as np
-    >>> unfold(np.asarray([[[[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]]]), (2, 2), (1, 1), (0, 0))
+    >>> unfold(np.asarray([[[[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]]]), Window((2, 2)))
     array([[0., 1.],
            [1., 2.],
            [3., 4.],
            [4., 5.]])
     """
     xp = array_api_compat.array_namespace(x)
-    N, C, H, W = x.shape
-    OH, OW = output_size((H, W), kernel_size, stride, padding)
-    cols = xp.empty((C, kernel_size[0] * kernel_size[1], N, OH, OW), dtype=x.dtype, device=array_api_compat.device(x))
-    for k, view in enumerate(windows(pad(x, padding), kernel_size, stride, (OH, OW))):
+    (N, C, *_), (KH, KW), (OH, OW) = x.shape, window.kernel_size, window.output_size(x.shape[2:])
+    cols = xp.empty((C, KH * KW, N, OH, OW), dtype=x.dtype, device=array_api_compat.device(x))
+    for k, view in enumerate(views(pad(x, window.padding), window, (OH, OW))):
         cols[:, k, ...] = xp.permute_dims(view, (1, 0, 2, 3))
-    return xp.reshape(cols, (C * kernel_size[0] * kernel_size[1], N * OH * OW))
+    return xp.reshape(cols, (C * KH * KW, N * OH * OW))
 
 
 @operation
-def fold(cols: Array, shape: tuple[int, ...], kernel_size: Pair, stride: Pair, padding: Pair) -> Array:
+def fold(cols: Array, shape: tuple[int, ...], window: Window) -> Array:
     """Add each element of the columns to the pixel that `unfold` takes it from (col2im): the adjoint of `unfold`.
 
     Parameters
@@ -185,7 +222,7 @@ def fold(cols: Array, shape: tuple[int, ...], kernel_size: Pair, stride: Pair, p
     cols : array (C * KH * KW, N * OH * OW)
     shape : (N, C, H, W)
         The shape of the images.
-    kernel_size, stride, padding : (int, int)
+    window : Window
         As given to `unfold`.
 
     Returns
@@ -195,13 +232,12 @@ def fold(cols: Array, shape: tuple[int, ...], kernel_size: Pair, stride: Pair, p
     Examples
     --------
     >>> import numpy as np
-    >>> fold(np.ones((4, 2)), (1, 1, 2, 3), (2, 2), (1, 1), (0, 0))
+    >>> fold(np.ones((4, 2)), (1, 1, 2, 3), Window((2, 2)))
     array([[[[1., 2., 1.],
              [1., 2., 1.]]]])
     """
     xp = array_api_compat.array_namespace(cols)
-    N, C, H, W = shape
-    OH, OW = output_size((H, W), kernel_size, stride, padding)
-    positions = xp.reshape(cols, (C, kernel_size[0] * kernel_size[1], N, OH, OW))
+    N, C = shape[:2]
+    positions = xp.reshape(cols, (C, prod(window.kernel_size), N, *window.output_size(shape[2:])))
     parts = (xp.permute_dims(positions[:, k, ...], (1, 0, 2, 3)) for k in range(positions.shape[1]))
-    return add_windows(parts, shape, kernel_size, stride, padding, like=cols)
+    return add_windows(parts, shape, window, like=cols)

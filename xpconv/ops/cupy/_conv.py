@@ -9,45 +9,55 @@ from xpconv.ops.cupy._launch import THREADS, Array, launch
 from xpconv.ops.cupy._windows import fold_into, unfold
 from xpconv.ops.dispatch import accelerate
 from xpconv.ops.tiling import for_each_tile, sum_over_tiles
-from xpconv.ops.windows import Pair, output_size
+from xpconv.ops.windows import Window
 
 
 @accelerate("cupy")
-def convolve(x: Array, w: Array, b: Array | None, stride: Pair, padding: Pair, algorithm: str) -> Array:
+def convolve(x: Array, w: Array, b: Array | None, window: Window, groups: int, algorithm: str) -> Array:
     """Multiply the filters by the columns."""
-    (F, *_), kernel_size = w.shape, w.shape[2:]
-    output = output_size(x.shape[2:], kernel_size, stride, padding)
-    L, filters = prod(output), w.reshape(F, -1)
+    (F, *_), output = w.shape, window.output_size(x.shape[2:])
+    L, filters = prod(output), _by_groups(w, groups)  # (G, F / G, K)
     out = cupy.empty((x.shape[0], F, *output), x.dtype)
     bias = None if b is None else cupy.ascontiguousarray(b)
 
     def task(tile: slice) -> None:
-        y = filters.dot(unfold(x[tile], kernel_size, stride, padding))
-        grid, groups, _ = groups_and_grid((tile.stop - tile.start, F, L), (), (0, 2))
-        launch("to_images", x.dtype, grid, y, bias, out[tile], groups)
+        y = _matmul(filters, _by_groups(unfold(x[tile], window), groups))
+        grid, struct, _ = groups_and_grid((tile.stop - tile.start, F, L), (), (0, 2))
+        launch("to_images", x.dtype, grid, y, bias, out[tile], struct)
 
-    for_each_tile(x, task, x.shape[0], (w[0].size + F) * L * x.itemsize)
+    for_each_tile(x, task, x.shape[0], (groups * w[0].size + F) * L * x.itemsize)
     return out
 
 
 @accelerate("cupy")
 def convolve_backward(
-    dout: Array, x: Array, w: Array, stride: Pair, padding: Pair, algorithm: str, need_dx: bool
+    dout: Array, x: Array, w: Array, window: Window, groups: int, algorithm: str, need_dx: bool
 ) -> tuple[Array | None, Array, Array]:
     """Multiply dout, as rows of filters, by the columns for dw and by the filters for the gradient of the columns."""
-    (F, *_), kernel_size, L = w.shape, w.shape[2:], prod(dout.shape[2:])
-    filters = w.reshape(F, -1)
+    F, L = w.shape[0], prod(dout.shape[2:])
+    columns = _by_groups(w, groups).transpose(0, 2, 1)  # (G, K, F / G)
     dx = cupy.empty(x.shape, x.dtype) if need_dx else None
 
     def task(tile: slice) -> tuple[Array, Array]:
         dy, db = images_to_rows(dout[tile])
-        dw = dy.dot(unfold(x[tile], kernel_size, stride, padding).T)
+        dy = _by_groups(dy, groups)  # (G, F / G, P)
+        dw = _matmul(dy, _by_groups(unfold(x[tile], window), groups).transpose(0, 2, 1))
         if dx is not None:
-            fold_into(dx[tile], filters.T.dot(dy), kernel_size, stride, padding)
+            fold_into(dx[tile], _matmul(columns, dy), window)
         return dw, db
 
-    dw, db = sum_over_tiles(x, task, x.shape[0], (2 * w[0].size + F) * L * x.itemsize)
+    dw, db = sum_over_tiles(x, task, x.shape[0], (2 * groups * w[0].size + F) * L * x.itemsize)
     return dx, dw.reshape(w.shape), db
+
+
+def _by_groups(a: Array, groups: int) -> Array:
+    """Return filters, or the rows of a matrix, as one matrix for each group of channels."""
+    return a.reshape(groups, a.shape[0] // groups, -1)
+
+
+def _matmul(a: Array, b: Array) -> Array:
+    """Return the products of the groups' matrices; one group takes cuBLAS's plain product."""
+    return a[0].dot(b[0])[None] if len(a) == 1 else cupy.matmul(a, b)
 
 
 def images_to_rows(images: Array) -> tuple[Array, Array]:

@@ -8,44 +8,42 @@ import numpy as np
 
 from xpconv.ops.cupy._launch import DIVISOR, Array, Grid, Shape, divisor, grid_of, launch, struct
 from xpconv.ops.dispatch import accelerate
-from xpconv.ops.windows import Pair, output_size
+from xpconv.ops.windows import Pair, Window
 
-_SIZES = ("N", "C", "H", "W", "KH", "KW", "SH", "SW", "PH", "PW", "OH", "OW")
-_DIVISORS = ("image", "row", "output", "output_row", "down", "across")
+_SIZES = ("N", "C", "H", "W", "KH", "KW", "SH", "SW", "DH", "DW", "PH", "PW", "OH", "OW")
+_DIVISORS = ("image", "row", "output", "output_row", "down", "across", "apart_down", "apart_across")
 _WINDOWS = np.dtype([*((name, np.int32) for name in _SIZES), *((name, DIVISOR) for name in _DIVISORS)])
 
 
 @lru_cache(maxsize=4096)
-def windows_and_grids(
-    shape: Shape, kernel_size: Pair, stride: Pair, padding: Pair
-) -> tuple[Pair, np.ndarray, Grid, Grid]:
+def windows_and_grids(shape: Shape, window: Window) -> tuple[Pair, np.ndarray, Grid, Grid]:
     """Return the output's size, the struct Windows, and the grids over outputs and over pixels."""
-    N, C, H, W = shape
-    output = output_size((H, W), kernel_size, stride, padding)
-    sizes = dict(zip(_SIZES, (*shape, *kernel_size, *stride, *padding, *output), strict=True))
-    divisors = (H * W, W, prod(output), output[1], *stride)
+    (N, C, H, W), (kernel_size, stride, ((top, _), (left, _)), dilation) = shape, window
+    output = window.output_size((H, W))
+    sizes = dict(zip(_SIZES, (*shape, *kernel_size, *stride, *dilation, top, left, *output), strict=True))
+    divisors = (H * W, W, prod(output), output[1], *stride, *dilation)
     windows = struct(_WINDOWS, **sizes, **dict(zip(_DIVISORS, map(divisor, divisors), strict=True)))
     return output, windows, grid_of(C, N * prod(output)), grid_of(C, N * H * W)
 
 
 @accelerate("cupy")
-def unfold(x: Array, kernel_size: Pair, stride: Pair, padding: Pair) -> Array:
+def unfold(x: Array, window: Window) -> Array:
     """Let each thread copy one window."""
-    output, windows, grid, _ = windows_and_grids(x.shape, kernel_size, stride, padding)
-    cols = cupy.empty((x.shape[1] * prod(kernel_size), x.shape[0] * prod(output)), x.dtype)
+    output, windows, grid, _ = windows_and_grids(x.shape, window)
+    cols = cupy.empty((x.shape[1] * prod(window.kernel_size), x.shape[0] * prod(output)), x.dtype)
     launch("unfold", x.dtype, grid, cupy.ascontiguousarray(x), cols, windows)
     return cols
 
 
 @accelerate("cupy")
-def fold(cols: Array, shape: Shape, kernel_size: Pair, stride: Pair, padding: Pair) -> Array:
+def fold(cols: Array, shape: Shape, window: Window) -> Array:
     """Let each thread add up the values that the columns have for one pixel."""
     x = cupy.empty(shape, cols.dtype)
-    fold_into(x, cols, kernel_size, stride, padding)
+    fold_into(x, cols, window)
     return x
 
 
-def fold_into(x: Array, cols: Array, kernel_size: Pair, stride: Pair, padding: Pair) -> None:
+def fold_into(x: Array, cols: Array, window: Window) -> None:
     """Write the folded columns to `x`."""
-    _, windows, _, grid = windows_and_grids(x.shape, kernel_size, stride, padding)
+    _, windows, _, grid = windows_and_grids(x.shape, window)
     launch("fold", x.dtype, grid, cupy.ascontiguousarray(cols), x, windows)

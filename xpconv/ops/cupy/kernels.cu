@@ -4,7 +4,8 @@
 // which FOR_EACH numbers e = 0, 1, ... through all images. Each thread gathers the terms of its own results: no two
 // threads write to the same element, and sums are added in a fixed order, so runs repeat bit by bit.
 //
-// Letters: N images, C channels, (H, W) image, (KH, KW) window, (SH, SW) stride, (PH, PW) padding, (OH, OW) output.
+// Letters: N images, C channels, (H, W) image, (KH, KW) window, (SH, SW) stride, (DH, DW) dilation, PH pixels of
+// padding above and PW at the left, (OH, OW) output.
 
 typedef Real T;
 typedef unsigned char uint8;
@@ -31,22 +32,29 @@ __device__ bool exceeds(T a, T b) { return a > b || a != a; }  // NaN exceeds ev
 // ---- windows
 
 struct Windows {
-    int N, C, H, W, KH, KW, SH, SW, PH, PW, OH, OW;
-    Divisor image, row, output, output_row, down, across;  // H * W, W, OH * OW, OW, SH, SW
+    int N, C, H, W, KH, KW, SH, SW, DH, DW, PH, PW, OH, OW;
+    Divisor image, row, output, output_row, down, across, apart_down, apart_across;  // H * W, W, OH * OW, OW, S, D
 };
-static_assert(sizeof(Windows) == 120, "_WINDOWS in _windows.py has other fields");
+static_assert(sizeof(Windows) == 152, "_WINDOWS in _windows.py has other fields");
 
 __device__ size_t plane(Windows g, unsigned n) { return (size_t)n * g.C + blockIdx.x; }
 
-// Along one axis, the first and the last of `count` windows that contain a pixel. Pixels are counted from the padding's
-// first one. Example: windows of size 3 at stride 2 begin at 0, 2, 4, ..., so windows 1 and 2 contain pixel 4.
+// Along one axis, the first and the last of `count` windows that reach over a pixel. Pixels are counted from the
+// padding's first one. Example: windows of size 3 at stride 2 begin at 0, 2, 4, ..., so windows 1 and 2 contain pixel 4.
 struct Span { int first, last; };
 
-__device__ Span windows_with(int pixel, int size, Divisor stride, int count) {
+__device__ Span windows_over(int pixel, int size, Divisor stride, Divisor dilation, int count) {
     Span windows;
-    windows.first = pixel < size ? 0 : unsigned(pixel - size) / stride + 1;
+    const int extent = 1 + (size - 1) * dilation.d;
+    windows.first = pixel < extent ? 0 : unsigned(pixel - extent) / stride + 1;
     windows.last = min(int(unsigned(pixel) / stride), count - 1);
     return windows;
+}
+
+// The number of a window's row, or column, at this distance from its first pixel; -1 between rows.
+__device__ int number(unsigned distance, Divisor dilation) {
+    const unsigned k = distance / dilation;
+    return k * dilation.d == distance ? k : -1;
 }
 
 extern "C" __global__ void unfold(const T* __restrict__ x, T* __restrict__ cols, Windows g) {
@@ -56,8 +64,8 @@ extern "C" __global__ void unfold(const T* __restrict__ x, T* __restrict__ cols,
         const int top = l / g.output_row * g.SH - g.PH, left = l % g.output_row * g.SW - g.PW;
         const T* image = x + plane(g, n) * g.image.d;
         T* out = cols + (size_t)blockIdx.x * g.KH * g.KW * P + p;
-        for (int h = top; h < top + g.KH; ++h)
-            for (int w = left; w < left + g.KW; ++w, out += P)
+        for (int h = top; h < top + g.KH * g.DH; h += g.DH)
+            for (int w = left; w < left + g.KW * g.DW; w += g.DW, out += P)
                 *out = h >= 0 && h < g.H && w >= 0 && w < g.W ? image[h * g.W + w] : T(0);
     }
 }
@@ -67,13 +75,15 @@ extern "C" __global__ void fold(const T* __restrict__ cols, T* __restrict__ x, W
     FOR_EACH(e, g.N * g.image.d) {
         const unsigned n = e / g.image, pixel = e % g.image;
         const int h = pixel / g.row + g.PH, w = pixel % g.row + g.PW;
-        const Span rows = windows_with(h, g.KH, g.down, g.OH), columns = windows_with(w, g.KW, g.across, g.OW);
+        const Span rows = windows_over(h, g.KH, g.down, g.apart_down, g.OH);
+        const Span columns = windows_over(w, g.KW, g.across, g.apart_across, g.OW);
         const T* image_cols = cols + n * g.output.d;
         T sum = 0;
         for (int i = rows.first; i <= rows.last; ++i)
             for (int j = columns.first; j <= columns.last; ++j) {
-                const size_t k = ((size_t)blockIdx.x * g.KH + h - i * g.SH) * g.KW + w - j * g.SW;
-                sum += image_cols[k * P + i * g.OW + j];
+                const int k = number(h - i * g.SH, g.apart_down), l = number(w - j * g.SW, g.apart_across);
+                if (k < 0 || l < 0) continue;
+                sum += image_cols[(((size_t)blockIdx.x * g.KH + k) * g.KW + l) * P + i * g.OW + j];
             }
         x[plane(g, n) * g.image.d + pixel] = sum;
     }
@@ -86,10 +96,11 @@ extern "C" __global__ void max_pool(const T* __restrict__ x, T* __restrict__ out
         const int top = l / g.output_row * g.SH - g.PH, left = l % g.output_row * g.SW - g.PW;
         const T* image = x + plane(g, n) * g.image.d;
         T largest = minus_infinity();
-        int where = max(0, -top) * g.KW + max(0, -left);
-        for (int i = max(0, -top); i < min(g.KH, g.H - top); ++i)
-            for (int j = max(0, -left); j < min(g.KW, g.W - left); ++j) {
-                const T value = image[(top + i) * g.W + left + j];
+        const int first = (max(0, -top) + g.DH - 1) / g.DH, first_column = (max(0, -left) + g.DW - 1) / g.DW;
+        int where = first * g.KW + first_column;
+        for (int i = first; i < g.KH && top + i * g.DH < g.H; ++i)
+            for (int j = first_column; j < g.KW && left + j * g.DW < g.W; ++j) {
+                const T value = image[(top + i * g.DH) * g.W + left + j * g.DW];
                 if (value > largest || value != value && largest == largest) where = i * g.KW + j;  // the first NaN
                 if (exceeds(value, largest)) largest = value;
             }
@@ -103,12 +114,14 @@ extern "C" __global__ void max_pool_backward(const T* __restrict__ dout, const I
     FOR_EACH(e, g.N * g.image.d) {
         const unsigned n = e / g.image, pixel = e % g.image;
         const int h = pixel / g.row + g.PH, w = pixel % g.row + g.PW;
-        const Span rows = windows_with(h, g.KH, g.down, g.OH), columns = windows_with(w, g.KW, g.across, g.OW);
+        const Span rows = windows_over(h, g.KH, g.down, g.apart_down, g.OH);
+        const Span columns = windows_over(w, g.KW, g.across, g.apart_across, g.OW);
         T sum = 0;
         for (int i = rows.first; i <= rows.last; ++i)
             for (int j = columns.first; j <= columns.last; ++j) {
                 const size_t window = plane(g, n) * g.output.d + i * g.OW + j;
-                if (argmax[window] == (h - i * g.SH) * g.KW + w - j * g.SW) sum += dout[window];
+                const int k = number(h - i * g.SH, g.apart_down), l = number(w - j * g.SW, g.apart_across);
+                if (k >= 0 && l >= 0 && argmax[window] == k * g.KW + l) sum += dout[window];
             }
         dx[plane(g, n) * g.image.d + pixel] = sum;
     }

@@ -35,7 +35,7 @@ window meets on its way down the image, its *slice*, are then one matrix (C * KW
     phase 0        | 0  | 2  | 4  | 6  |      0: image rows 0 2 4      2: image rows 2 4 6
     phase 1        | 1  | 3  | 5  | 7  |      1: image rows 1 3 5
 
-Letters: N images, C channels, F filters, (H, W) image, (KH, KW) window, (SH, SW) stride, (PH, PW) padding, (OH, OW)
+Letters: N images, C channels, F filters, (H, W) image, (KH, KW) window, (SH, SW) stride, (OH, OW)
 output; m images in a tile, Q values of q.
 """
 
@@ -46,11 +46,11 @@ from math import prod
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from xpconv.ops.dispatch import accelerate
+from xpconv.ops.dispatch import accelerate, portable
 from xpconv.ops.numpy import _winograd as winograd
 from xpconv.ops.numpy._scratch import scratch
 from xpconv.ops.numpy._tiles import for_each_tile, sum_over_tiles
-from xpconv.ops.windows import Pair, output_size
+from xpconv.ops.windows import Pair, Window
 
 Array = np.ndarray
 _BY_ROWS, _BY_CHANNELS = (0, 1, 2, 3, 4, 5), (1, 2, 3, 0, 4, 5)  # Orders of the axes (Q, phases, C, KW, m, OW).
@@ -62,13 +62,14 @@ _MIN_COLUMNS = 128  # From this number of columns on, a matrix product is fast.
 class _Lines:
     """The lines of one tile: their geometry, and the copies to and from them."""
 
-    def __init__(self, shape: tuple[int, ...], kernel_size: Pair, stride: Pair, padding: Pair) -> None:
-        (self.m, self.C, H, W), (self.KH, KW), self.stride, self.padding = shape, kernel_size, stride, padding
-        self.image, (self.OH, self.OW) = (H, W), output_size((H, W), kernel_size, stride, padding)
+    def __init__(self, shape: tuple[int, ...], window: Window) -> None:
+        (self.m, self.C, H, W), (self.KH, KW), stride = shape, window.kernel_size, window.stride
+        self.window, self.image, self.padded_size = window, (H, W), window.padded_size((H, W))
+        self.OH, self.OW = window.output_size((H, W))
         Q, phases = self.OH + (self.KH - 1) // stride[0], min(self.KH, stride[0])
         self.shape = Q, phases, self.C, KW, self.m, self.OW
         self.height = (Q - 1) * stride[0] + phases  # Rows that a padded image needs, to have one for every line.
-        self.nothing_to_copy = self.m == H == 1 and kernel_size == stride == (1, 1) and padding == (0, 0)
+        self.nothing_to_copy = self.m == H == 1 and window == Window((1, 1))
 
     def lower(self, images: Array, order: tuple[int, ...]) -> Array:
         """Copy images (m, C, H, W) to lines, by rows or by channels."""
@@ -76,10 +77,10 @@ class _Lines:
         if self.nothing_to_copy:
             return np.ascontiguousarray(images).reshape(shape)
         padded = inside = images.transpose(1, 2, 0, 3)
-        if self.padding != (0, 0) or self.height > self.image[0]:
-            (H, W), (PH, PW) = self.image, self.padding
+        if self.padded_size != self.image or self.height > self.image[0]:
+            (H, W), ((top, _), (left, _)) = self.image, self.window.padding
             padded, inside = self._padded("padded", images.dtype)
-            padded[:, :PH], padded[:, PH + H :], padded[..., :PW], padded[..., PW + W :] = 0, 0, 0, 0
+            padded[:, :top], padded[:, top + H :], padded[..., :left], padded[..., left + W :] = 0, 0, 0, 0
             inside[...] = images.transpose(1, 2, 0, 3)
         lines = scratch("lines", shape, images.dtype)
         lines[...] = self._windows(padded).transpose(order)
@@ -98,13 +99,13 @@ class _Lines:
 
     def _padded(self, name: str, dtype: np.dtype) -> tuple[Array, Array]:
         """Return a scratch array for padded images (C, rows, m, columns), and a view of it without the padding."""
-        (H, W), (PH, PW) = self.image, self.padding
-        padded = scratch(name, (self.C, max(H + 2 * PH, self.height), self.m, W + 2 * PW), dtype)
-        return padded, padded[:, PH : PH + H, :, PW : PW + W]
+        (H, W), ((top, _), (left, _)), (height, width) = self.image, self.window.padding, self.padded_size
+        padded = scratch(name, (self.C, max(height, self.height), self.m, width), dtype)
+        return padded, padded[:, top : top + H, :, left : left + W]
 
     def _windows(self, padded: Array) -> Array:
         """Return padded images as a view in the shape of the lines."""
-        (SH, SW), (c, h, n, w) = self.stride, padded.strides
+        (SH, SW), (c, h, n, w) = self.window.stride, padded.strides
         return as_strided(padded, self.shape, (h * SH, h, c, w, n, w * SW))
 
     def sections(self, lines: Array) -> Array:
@@ -114,7 +115,7 @@ class _Lines:
 
     def slices(self, lines: Array) -> list[Array]:
         """Return the slices of lines by channels: KH views (C * KW, OH * m * OW)."""
-        starts = [divmod(i, self.stride[0]) for i in range(self.KH)]
+        starts = [divmod(i, self.window.stride[0]) for i in range(self.KH)]
         return [lines[phase, :, :, q : q + self.OH].reshape(-1, self.OH * self.m * self.OW) for q, phase in starts]
 
     def fold(self, cols: Array, images: Array) -> None:
@@ -134,25 +135,36 @@ class _Lines:
         images[...] = inside.transpose(2, 0, 1, 3)
 
 
-def _flatten_for_1x1(x: Array, w: Array, stride: Pair, padding: Pair) -> Array:
+def _flatten_for_1x1(x: Array, window: Window) -> Array:
     """Reshape images to a single row for a 1x1 convolution with stride 1, if they are large; else return `x`."""
-    pointwise = w.shape[2:] == stride == (1, 1) and padding == (0, 0)
-    return x.reshape(*x.shape[:2], 1, -1) if pointwise and x[0, 0].size >= _MIN_COLUMNS else x
+    return x.reshape(*x.shape[:2], 1, -1) if window == Window((1, 1)) and x[0, 0].size >= _MIN_COLUMNS else x
+
+
+def _both_sides(window: Window) -> Pair:
+    """Return the padding (PH, PW) of a window that has the same on both sides."""
+    (top, _), (left, _) = window.padding
+    return top, left
 
 
 @accelerate("numpy")
-def convolve(x: Array, w: Array, b: Array | None, stride: Pair, padding: Pair, algorithm: str) -> Array:
+def convolve(x: Array, w: Array, b: Array | None, window: Window, groups: int, algorithm: str) -> Array:
     """Multiply the filters by every section of a tile."""
-    if algorithm == "auto" and winograd.is_applicable(x, w, stride, padding):
-        return winograd.convolve(x, w, b, padding)
-    F, kernel_size, output = w.shape[0], w.shape[2:], output_size(x.shape[2:], w.shape[2:], stride, padding)
-    x = _flatten_for_1x1(x, w, stride, padding)
-    OH, OW = output_size(x.shape[2:], kernel_size, stride, padding)
+    if algorithm == "auto" and winograd.is_applicable(x, w, window, groups):
+        return winograd.convolve(x, w, b, _both_sides(window))
+    if groups > 1 or window.dilation != (
+        1,
+        1,
+    ):  # The rows that a window covers are not neighbours, or its channels not all.
+        out: Array = portable("convolve")(x, w, b, window, groups, algorithm)
+        return out
+    F, output = w.shape[0], window.output_size(x.shape[2:])
+    x = _flatten_for_1x1(x, window)
+    OH, OW = window.output_size(x.shape[2:])
     out = np.empty((len(x), F, OH, OW), x.dtype)
     filters = w.transpose(0, 2, 1, 3).reshape(F, -1)  # (F, KH * C * KW)
 
     def task(tile: slice) -> None:
-        lines = _Lines(x[tile].shape, kernel_size, stride, padding)
+        lines = _Lines(x[tile].shape, window)
         target = out[tile].transpose(2, 1, 0, 3)  # (OH, F, m, OW)
         y = target if lines.nothing_to_copy else scratch("y", target.shape, x.dtype)
         np.matmul(filters, lines.sections(lines.lower(x[tile], _BY_ROWS)), out=y.reshape(OH, F, -1))
@@ -161,27 +173,34 @@ def convolve(x: Array, w: Array, b: Array | None, stride: Pair, padding: Pair, a
         if y is not target:
             target[...] = y
 
-    for_each_tile(x, task, len(x), _Lines(x[:1].shape, kernel_size, stride, padding).image_bytes(x.itemsize))
+    for_each_tile(x, task, len(x), _Lines(x[:1].shape, window).image_bytes(x.itemsize))
     return out.reshape(len(x), F, *output)
 
 
 @accelerate("numpy")
 def convolve_backward(
-    dout: Array, x: Array, w: Array, stride: Pair, padding: Pair, algorithm: str, need_dx: bool
+    dout: Array, x: Array, w: Array, window: Window, groups: int, algorithm: str, need_dx: bool
 ) -> tuple[Array | None, Array, Array]:
     """Compute dw from sections or slices, and dx by convolving dout or by folding the gradient of the columns."""
-    if algorithm == "auto" and winograd.is_applicable(x, w, stride, padding):
-        return winograd.convolve_backward(dout, x, w, padding, need_dx)
-    (F, C, KH, KW), kernel_size, shape = w.shape, w.shape[2:], x.shape
-    x, dout = (_flatten_for_1x1(a, w, stride, padding) for a in (x, dout))
+    if algorithm == "auto" and winograd.is_applicable(x, w, window, groups):
+        return winograd.convolve_backward(dout, x, w, _both_sides(window), need_dx)
+    if groups > 1 or window.dilation != (1, 1):
+        gradients: tuple[Array | None, Array, Array] = portable("convolve_backward")(
+            dout, x, w, window, groups, algorithm, need_dx
+        )
+        return gradients
+    (F, C, KH, KW), shape = w.shape, x.shape
+    x, dout = (_flatten_for_1x1(a, window) for a in (x, dout))
     OH = dout.shape[2]
     # At stride 1, dx is the convolution of dout with the filters rotated by 180 degrees, C and F exchanged.
-    dx_by_convolution = need_dx and stride == (1, 1) and padding[0] < KH and padding[1] < KW and 2 * C >= F
+    (top, bottom), (left, right) = window.padding
+    within_window = max(top, bottom) < KH and max(left, right) < KW
+    dx_by_convolution = need_dx and window.stride == (1, 1) and within_window and 2 * C >= F
     dx = np.empty(x.shape, x.dtype) if need_dx and not dx_by_convolution else None
     filters = w.transpose(2, 1, 3, 0).reshape(-1, F)  # (KH * C * KW, F)
 
     def task(tile: slice) -> tuple[Array, Array]:
-        lines = _Lines(x[tile].shape, kernel_size, stride, padding)
+        lines = _Lines(x[tile].shape, window)
         dy = np.ascontiguousarray(dout[tile].transpose(1, 2, 0, 3)).reshape(F, -1)  # (F, OH * m * OW)
         if w.size < _FEW_WEIGHTS:
             sections = lines.sections(lines.lower(x[tile], _BY_ROWS))
@@ -194,10 +213,11 @@ def convolve_backward(
             lines.fold(dcols.reshape(KH, C * KW, -1), dx[tile])
         return dw, dy.sum(axis=1)
 
-    image_bytes = _Lines(x[:1].shape, kernel_size, stride, padding).image_bytes(x.itemsize, columns=dx is not None)
+    image_bytes = _Lines(x[:1].shape, window).image_bytes(x.itemsize, columns=dx is not None)
     dw, db = sum_over_tiles(x, task, len(x), image_bytes)
     if dx_by_convolution:
         rotated = w[:, :, ::-1, ::-1].transpose(1, 0, 2, 3)
-        dx = convolve(dout, rotated, None, stride, (KH - 1 - padding[0], KW - 1 - padding[1]), algorithm)
+        full = (KH - 1 - top, KH - 1 - bottom), (KW - 1 - left, KW - 1 - right)
+        dx = convolve(dout, rotated, None, window._replace(padding=full), 1, algorithm)
     dw = np.ascontiguousarray(dw.reshape(KH, C, KW, F).transpose(3, 1, 0, 2))
     return dx if dx is None else dx.reshape(shape), dw, db

@@ -37,7 +37,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from xpconv.ops.numpy._scratch import scratch
 from xpconv.ops.numpy._tiles import for_each_tile, matmul, sum_over_tiles
-from xpconv.ops.windows import Pair
+from xpconv.ops.windows import Pair, Window
 
 __all__ = ["convolve", "convolve_backward", "is_applicable"]
 
@@ -68,16 +68,17 @@ _A = np.asarray([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [
 _TRANSFORMS = {"input": _B, "output": _A.T}  # The output uses the adjoint, so that both turn pixels into points.
 
 
-def is_applicable(x: Array, w: Array, stride: Pair, padding: Pair) -> bool:
+def is_applicable(x: Array, w: Array, window: Window, groups: int) -> bool:
     """Return whether Winograd's algorithm is exact enough and faster: float32, 3x3, stride 1, many channels.
 
     Its rounding errors are too large for float64. With few channels, the 36 matrix products are too small to be fast.
     """
     return (
         x.dtype == np.float32
-        and w.shape[2:] == (3, 3)
-        and stride == (1, 1)
-        and max(padding) <= 2
+        and window.kernel_size == (3, 3)
+        and window.stride == window.dilation == (1, 1)
+        and all(before == after <= 2 for before, after in window.padding)
+        and groups == 1
         and min(w.shape[:2]) >= 24
     )
 
