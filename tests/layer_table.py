@@ -160,6 +160,14 @@ ROWS = [
     Row("conv", "one_image", {**_conv, "x": (1, 2, 6, 5)}, {"padding": 1}),
     Row("conv", "larger_batch", {**_conv, "x": (21, 2, 6, 5)}, {"padding": 1}),
     Row("conv", "im2col", _conv, {"padding": 1, "algorithm": "im2col"}, oracle=conv),
+    Row("conv", "same_even", {**_conv, "w": (4, 2, 2, 4)}, {"padding": "same"}),
+    Row("conv", "same_dilated", {**_conv, "w": (4, 2, 3, 2)}, {"padding": "same", "dilation": (1, 3)}),
+    Row("conv", "padded_on_some_sides", _conv, {"padding": ((2, 0), (1, 3)), "stride": (1, 2)}),
+    Row("conv", "dilated", {**_conv, "w": (4, 2, 3, 2)}, {"dilation": (2, 3)}),
+    Row("conv", "dilated_strided", {**_conv, "x": (9, 2, 8, 9)}, {"dilation": 2, "stride": (2, 1), "padding": (2, 1)}),
+    Row("conv", "grouped", {"x": (3, 6, 6, 5), "w": (4, 3, 3, 3), "b": (4,)}, {"groups": 2, "padding": 1}),
+    Row("conv", "depthwise", {"x": (9, 4, 6, 5), "w": (4, 1, 3, 3), "b": (4,)}, {"groups": 4, "stride": 2}),
+    Row("conv", "depthwise_twice", {"x": (2, 3, 6, 5), "w": (6, 1, 3, 2), "b": None}, {"groups": 3, "dilation": 2}),
     Row("max_pool", "tiling", {"x": (3, 4, 6, 4)}, {"kernel_size": 2}),
     Row("max_pool", "not_tiling", _images, {"kernel_size": 2}),
     Row("max_pool", "overlapping", _images, {"kernel_size": 3, "stride": 1}),
@@ -169,6 +177,22 @@ ROWS = [
     Row("max_pool", "gaps", _images, {"kernel_size": 1, "stride": 2}),
     Row("max_pool", "whole_image", _images, {"kernel_size": (6, 5)}),
     Row("max_pool", "ties", {"x": ties(3, 4, 6, 5)}, {"kernel_size": 3, "stride": 1, "padding": 1}, kinks=True),
+    Row("max_pool", "dilated", _images, {"kernel_size": (3, 2), "stride": 1, "dilation": (2, 3)}),
+    Row("max_pool", "dilated_padded", _images, {"kernel_size": 2, "stride": 2, "dilation": 2, "padding": 1}),
+    Row("max_pool", "ceil_mode", _images, {"kernel_size": 2, "stride": (3, 2), "ceil_mode": True}),
+    Row("max_pool", "ceil_mode_padded", _images, {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True}),
+    Row("max_pool", "padded_on_some_sides", _images, {"kernel_size": 3, "stride": 2, "padding": ((1, 0), (0, 2))}),
+    Row("max_pool", "same", _images, {"kernel_size": (2, 3), "stride": 1, "padding": "same"}),
+    Row("avg_pool", "ceil_mode", _images, {"kernel_size": 2, "ceil_mode": True}),
+    Row("avg_pool", "ceil_mode_padded", _images, {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True}),
+    Row("avg_pool", "image_alone", _images, {"kernel_size": 3, "stride": 2, "padding": 1, "count_include_pad": False}),
+    Row(
+        "avg_pool",
+        "image_alone_ceil_mode",
+        _images,
+        {"kernel_size": 2, "stride": 2, "padding": 1, "count_include_pad": False, "ceil_mode": True},
+    ),
+    Row("avg_pool", "padded_on_some_sides", _images, {"kernel_size": 3, "stride": 2, "padding": ((1, 0), (0, 2))}),
     Row("avg_pool", "tiling", {"x": (3, 4, 6, 4)}, {"kernel_size": 2}),
     Row("avg_pool", "not_tiling", _images, {"kernel_size": 2}),
     Row("avg_pool", "overlapping", _images, {"kernel_size": (3, 2), "stride": 1}),
@@ -232,15 +256,26 @@ class Torch:
     def relu(self, x):
         return self.F.relu(x)
 
-    def conv(self, x, w, b, stride=1, padding=0, algorithm=None):
-        padding = padding if padding == "same" else as_pair(padding)
-        return self.F.conv2d(x, w, b, stride=as_pair(stride), padding=padding)
+    def conv(self, x, w, b, stride=1, padding=0, dilation=1, groups=1, algorithm=None):
+        x, padding = self.pad(x, padding, 0)
+        return self.F.conv2d(x, w, b, as_pair(stride), padding, as_pair(dilation), groups)
 
-    def max_pool(self, x, kernel_size, stride=None, padding=0):
-        return self.F.max_pool2d(x, as_pair(kernel_size), stride and as_pair(stride), as_pair(padding))
+    def max_pool(self, x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False):
+        x, padding = self.pad(x, padding, -np.inf)
+        kernel_size, dilation, stride = as_pair(kernel_size), as_pair(dilation), stride and as_pair(stride)
+        return self.F.max_pool2d(x, kernel_size, stride, padding, dilation, ceil_mode)
 
-    def avg_pool(self, x, kernel_size, stride=None, padding=0):
-        return self.F.avg_pool2d(x, as_pair(kernel_size), stride and as_pair(stride), as_pair(padding))
+    def avg_pool(self, x, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True):
+        x, padding = self.pad(x, padding, 0)
+        kernel_size, stride = as_pair(kernel_size), stride and as_pair(stride)
+        return self.F.avg_pool2d(x, kernel_size, stride, padding, ceil_mode, count_include_pad)
+
+    def pad(self, x, padding, value):
+        """Pad images where the sides differ, which PyTorch's layers cannot; return the padding that is left to them."""
+        if padding == "same" or isinstance(padding, int) or isinstance(padding[0], int):
+            return x, padding if padding == "same" else as_pair(padding)
+        (top, bottom), (left, right) = padding
+        return self.F.pad(x, (left, right, top, bottom), value=value), (0, 0)
 
     def global_avg_pool(self, x):
         return self.F.adaptive_avg_pool2d(x, 1).flatten(1)
