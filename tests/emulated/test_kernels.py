@@ -458,7 +458,7 @@ def test_reductions_over_many_blocks_equal_the_portable_versions(dtype):
         "normalise_backward", [flat[::-1], flat, mean, inv_std, gamma], {"param_axes": (0, 2), **options}, dtype, 1e-5
     )
     check("largest_finite", [x], {}, dtype, 0)
-    check("max_pool", [x, (3, 3), (2, 2), (1, 1)], {}, dtype, tolerance=0)
+    check("max_pool", [x, Window((3, 3), (2, 2), ((1, 1), (1, 1)))], {}, dtype, tolerance=0)
 
 
 def test_runs_repeat_bit_for_bit_in_any_order_of_warps():
@@ -486,7 +486,7 @@ def test_division_by_multiplication_is_exact():
 
 def test_arrays_too_large_for_32_bit_indices_are_refused():
     with pytest.raises(ArgumentError, match="expected fewer than 2"):
-        _windows.windows_and_grids((2**15, 1, 2**8, 2**8), (1, 1), (1, 1), (0, 0))
+        _windows.windows_and_grids((2**15, 1, 2**8, 2**8), Window((1, 1)))
 
 
 # ---- the emulated CuPy itself

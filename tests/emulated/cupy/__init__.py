@@ -53,6 +53,10 @@ def ascontiguousarray(a, dtype=None):
     return a if a.flags.c_contiguous and dtype in (None, a.dtype) else np.array(a, dtype, order="C", subok=True)
 
 
+def matmul(a, b):
+    return np.matmul(a, b)
+
+
 class cuda:
     """A single device."""
 
