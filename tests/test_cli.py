@@ -905,13 +905,23 @@ def test_the_folder_of_a_run_stands_for_its_model(tmp_path, bare):
     assert "there is no file" in call("eval", tmp_path).stderr
 
 
-def test_a_picture_in_place_of_the_model_is_named(tmp_path, bare):
+def test_swapped_arguments_of_predict_are_told(tmp_path, bare):
     image = write_digit(tmp_path / "0.png", 0)
-    for words in (["predict", image, bare.model], ["eval", image]):
-        result = call(*words)
+    for model in (bare.model, bare.folder):
+        result = call("predict", image, model)
         assert result.exit_code == 1
-        assert f"{image} is a PNG picture; expected a model" in result.stderr
-        assert "safetensors file" not in result.stderr
+        assert f"{image} is a PNG picture but {model} is a safetensors file, as models are: give the" in result.stderr
+    result = call("eval", image)
+    assert f"{image} is a PNG picture; expected a safetensors file that xpconv wrote" in result.stderr
+    result = call("predict", bare.model, bare.model)
+    assert "cannot read the image" in result.stderr
+    assert "it is a safetensors file" in result.stderr
+
+
+def test_predict_escapes_control_characters_in_names(tmp_path, bare):
+    shown = succeed("predict", bare.model, write_digit(tmp_path / "\x1b[2J.png", 0))
+    assert "\x1b" not in shown
+    assert "\\x1b[2J.png\t" in shown
 
 
 def test_names_that_the_terminal_cannot_show_are_escaped(tmp_path):

@@ -1,6 +1,7 @@
 """Model files: they load on any backend, and damaged or wrong ones are refused."""
 
 import json
+import pickle
 import tracemalloc
 
 import numpy as np
@@ -194,6 +195,22 @@ def test_a_header_of_impossible_length_is_refused_unread(saved, length):
     saved.write_bytes(length.to_bytes(8, "little") + saved.read_bytes()[8:])
     with pytest.raises(CheckpointError, match=f"its header has {length} bytes"):
         load_model(saved)
+
+
+@pytest.mark.parametrize(
+    ("write", "kind"),
+    [
+        (lambda path: np.savez(path, x=1), "a zip archive, as .npz files"),
+        (lambda path: np.save(path, np.ones(3)), r"an array file of NumPy \(.npy\)"),
+        (lambda path: pickle.dump({"a": 1}, path), "a Python pickle"),
+        (lambda path: path.write(b"\xff\xd8\xff\xe0" + bytes(100)), "a JPEG picture"),
+    ],
+)
+def test_a_file_of_another_kind_is_named(tmp_path, write, kind):
+    with (tmp_path / "other").open("wb") as file:
+        write(file)
+    with pytest.raises(CheckpointError, match=f"other is {kind}.*; expected a safetensors file that xpconv wrote"):
+        load_model(tmp_path / "other")
 
 
 def test_equal_models_give_equal_bytes(tmp_path):

@@ -18,6 +18,8 @@ __all__ = [
 class XpconvError(Exception):
     """Base class of every error that xpconv raises itself.
 
+    Its text is safe to print: control characters in it, such as those in the name of a file, are escaped.
+
     Examples
     --------
     >>> from xpconv import get_backend
@@ -27,6 +29,9 @@ class XpconvError(Exception):
     ...     print(type(error).__name__)
     ArgumentError
     """
+
+    def __str__(self) -> str:
+        return printable_lines(super().__str__())
 
 
 class ArgumentError(XpconvError, ValueError):
@@ -157,6 +162,18 @@ def printable(value: object, max_length: int = 300) -> str:
     """
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value)[: max_length + 1])
     return text if len(text) <= max_length else text[:max_length] + "..."
+
+
+def printable_lines(value: object) -> str:
+    r"""Return a value as text with control characters escaped, except ends of lines.
+
+    Examples
+    --------
+    >>> print(printable_lines("one\x1b[2J\ntwo"))
+    one\x1b[2J
+    two
+    """
+    return "\n".join(printable(line, max_length=len(line)) for line in str(value).split("\n"))
 
 
 def import_failure(need: str, error: Exception, extra: str = "train") -> str:

@@ -1,6 +1,5 @@
 """The application: its commands, and how their errors are shown."""
 
-import os
 import signal
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +14,7 @@ from xpconv.cli._evaluate import accuracy, check_fits, data_of_run, model_path, 
 from xpconv.cli._info import environment
 from xpconv.cli._options import BackendOption, ModelArgument, data_option, file_suffix, number_option
 from xpconv.cli._results import require_matplotlib
-from xpconv.cli._tables import print_table
+from xpconv.cli._tables import echo, print_table
 from xpconv.cli._train import train
 from xpconv.data import load_dataset
 from xpconv.data.images import read_image
@@ -51,9 +50,7 @@ def _show_error(problem: object) -> None:
     notes = "".join(f" ({note})" for note in getattr(problem, "__notes__", ()))
     if isinstance(problem, OSError) and problem.filename:
         problem = f"{problem.filename}: {problem.strerror}"
-    lines = f"{problem}{notes}".split("\n")
-    text = "\n".join(printable(line, max_length=10_000) for line in lines)  # names of files may hold control characters
-    typer.echo(f"xpconv: error: {text}", err=True)
+    echo(f"xpconv: error: {problem}{notes}", error=True)
 
 
 app = typer.Typer(
@@ -116,7 +113,7 @@ def predict(
 
     Prints one line per image: path, class and probability of the class, separated by tabs.
     """
-    net = read_model(model, backend)
+    net = read_model(model, backend, images)
     failed = False
     for path in images:
         try:
@@ -129,7 +126,7 @@ def predict(
             probs = probabilities(net, (255 - image if invert else image)[None])[0]
         best = int(np.argmax(probs))
         name = net.class_names[best] if net.class_names else str(best)
-        typer.echo(os.fsencode(path) + f"\t{name}\t{probs[best]:.4f}".encode())
+        typer.echo("\t".join([printable(path, max_length=10_000), printable(name), f"{probs[best]:.4f}"]))
     if failed:
         raise typer.Exit(1)
 
@@ -148,7 +145,7 @@ def export(
 
     require_onnx()
     to_onnx(read_model(model, "numpy"), out)
-    typer.echo(f"wrote {out}")
+    echo(f"wrote {out}")
 
 
 @app.command(epilog="Example: xpconv compare runs/sgd runs/adam --out comparison.png")
@@ -171,7 +168,7 @@ def compare(
     save_comparison(dict(zip(differences(runs), (run.history for run in runs), strict=True)), out)
     header, *rows = summary(runs)
     print_table(rows, header)
-    typer.echo(f"wrote {out}")
+    echo(f"wrote {out}")
 
 
 @app.command(epilog="Example: xpconv check my_layer.py --input x=4,6 --input w=6,3 --input b=3")
@@ -199,7 +196,7 @@ def check(
     from xpconv.cli._check import check_file, parse_shapes
 
     reports = check_file(file, layer, parse_shapes(shapes or []))
-    typer.echo("\n\n".join(map(str, reports)))
+    echo("\n\n".join(map(str, reports)))
     if not all(report.ok for report in reports):
         raise typer.Exit(1)
 

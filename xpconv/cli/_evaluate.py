@@ -1,7 +1,9 @@
 """The evaluation of a saved model: its file, its data set, whether it fits, and the accuracy."""
 
 import base64
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,8 @@ import numpy as np
 from xpconv.backend import Backend
 from xpconv.cli._run_folder import CONFIG, MODEL, read_config
 from xpconv.data import Dataset
+from xpconv.data._file_kind import MODEL as MODEL_KIND
+from xpconv.data._file_kind import file_kind, is_picture
 from xpconv.data._fingerprint import DIGEST_BYTES, image_digests
 from xpconv.errors import ArgumentError, CheckpointError
 from xpconv.io import load_model
@@ -16,9 +20,6 @@ from xpconv.nn import Sequential
 from xpconv.training import metrics
 
 __all__ = ["accuracy", "check_fits", "data_of_run", "model_path", "read_model", "warn_of_training_images"]
-
-PICTURES = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"BM": "BMP", b"RIFF": "WebP"}
-"""The formats of pictures by the bytes that a file begins with."""
 
 
 def accuracy(model: Sequential, X: np.ndarray, y: np.ndarray) -> float:
@@ -32,34 +33,25 @@ def model_path(path: Path) -> Path:
     return path / MODEL if path.is_dir() else path
 
 
-def read_model(path: Path, backend: str | Backend) -> Sequential:
+def read_model(path: Path, backend: str | Backend, images: Sequence[Path] = ()) -> Sequential:
     """Read a model that is given by its file or by the folder of its run.
 
     Raises
     ------
     CheckpointError
-        As `xpconv.load_model`; a picture is named as such.
+        As `xpconv.load_model`. If the file is a picture and one of the `images` that follow it on the command line is
+        a model, the text says that they are swapped.
     """
-    path = model_path(path)
     try:
-        return load_model(path, backend)
+        return load_model(model_path(path), backend)
     except CheckpointError as error:
-        if kind := _kind_of_picture(path):
-            raise CheckpointError(
-                f"{path} is a {kind} picture; expected a model, which comes before any pictures: "
-                "xpconv predict model.safetensors picture.png"
-            ) from error
-        raise
-
-
-def _kind_of_picture(path: Path) -> str:
-    """Return the format of a picture, or "" for another file."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(8)
-    except OSError:
-        return ""
-    return next((kind for magic, kind in PICTURES.items() if start.startswith(magic)), "")
+        swapped = next((other for other in images if file_kind(model_path(other)) == MODEL_KIND), None)
+        if swapped is None or not is_picture(path):
+            raise
+        raise CheckpointError(
+            f"{path} is {file_kind(path)} but {swapped} is {file_kind(model_path(swapped))}: give the model first, as "
+            f"in xpconv predict {shlex.quote(str(swapped))} {shlex.quote(str(path))}"
+        ) from error
 
 
 def check_fits(model: Sequential, dataset: Dataset) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from xpconv.backend import LIBRARIES, get_backend
 from xpconv.cli._settings import CHOICES, DEFAULTS, MINIMUMS, REALS
+from xpconv.cli._tables import echo
 from xpconv.data import DATASETS
 from xpconv.data.augment import AUGMENTATIONS, parse_augmentation
 from xpconv.errors import ArgumentError
@@ -131,7 +132,7 @@ def _check_backend(ctx: typer.Context, spec: str) -> str:
         except ArgumentError as error:
             raise typer.BadParameter(str(error)) from error
     for note in notes:
-        typer.echo(f"xpconv: {note.message}", err=True)
+        echo(f"xpconv: {note.message}", error=True)
     return str(backend)
 
 

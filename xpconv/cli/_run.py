@@ -1,6 +1,5 @@
 """A training run: from its settings to data, model and Solver, and the training with its checkpoints."""
 
-import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from xpconv.cli._nets import MIN_IMAGE_SIZE, NETS
 from xpconv.cli._results import save_config
 from xpconv.cli._run_folder import CHECKPOINTS, MODEL
 from xpconv.cli._settings import Settings
+from xpconv.cli._tables import echo
 from xpconv.data import DATASETS, Dataset, load_dataset
 from xpconv.data.augment import parse_augmentation
 from xpconv.errors import ArgumentError, CheckpointError
@@ -160,14 +160,14 @@ def remove_checkpoints(folder: Path) -> None:
 
 
 def _resume(folder: Path, solver: Solver, checkpoints: CheckpointFolder, data: str) -> None:
-    newest = checkpoints.newest(lambda text: print(f"xpconv: {text}", file=sys.stderr))
+    newest = checkpoints.newest(lambda text: echo(f"xpconv: {text}", error=True))
     if newest is None and (folder / MODEL).exists():
         raise ArgumentError(
             f"resume is {folder}, which holds a model but no undamaged checkpoint to continue from: to start over, "
             "which would replace that model, train into another folder"
         )
     if newest is None:
-        print(f"no checkpoint in {checkpoints.path}: starting over", flush=True)
+        echo(f"no checkpoint in {checkpoints.path}: starting over")
     else:
         try:
             solver.resume(newest)

@@ -1,10 +1,17 @@
-"""Tables for the terminal."""
+"""Text and tables for the terminal."""
 
+import sys
 from collections.abc import Sequence
 
+from xpconv.errors import printable, printable_lines
 from xpconv.training._progress import rich_can_draw
 
-__all__ = ["print_table"]
+__all__ = ["echo", "print_table"]
+
+
+def echo(text: object, *, error: bool = False) -> None:
+    """Print a text, to the standard error stream if it is an error, with control characters in names escaped."""
+    print(printable_lines(text), file=sys.stderr if error else sys.stdout, flush=True)
 
 
 def print_table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> None:
@@ -19,6 +26,7 @@ def print_table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> No
     >>> pipe.getvalue().splitlines()[1].split()
     ['numpy', '1.5']
     """
+    rows = [[printable(cell, max_length=len(cell)) for cell in row] for row in rows]
     if not rich_can_draw():
         for row in [header, *rows] if header else rows:
             print("\t".join(row))

@@ -23,6 +23,7 @@ from xpconv.cli._results import require_matplotlib, save_results
 from xpconv.cli._run import build_solver, build_untrained_model, load_data, remove_checkpoints, train_with_checkpoints
 from xpconv.cli._run_folder import is_finished, read_settings, remove_leftovers, run_folder
 from xpconv.cli._settings import Settings, settings_for
+from xpconv.cli._tables import echo
 from xpconv.data import DATASETS, Dataset
 from xpconv.errors import printable
 from xpconv.training._progress import outlive_output
@@ -139,7 +140,7 @@ def train(
             settings = _with_moved_images(settings, data)
         if is_finished(resume):
             remove_leftovers(resume)
-            typer.echo(f"{resume} is finished: nothing is left to train")
+            echo(f"{resume} is finished: nothing is left to train")
             raise typer.Exit
     dataset = load_data(settings)
     with outlive_output(), _warnings_in_one_line():
@@ -150,7 +151,7 @@ def train(
             typer.echo(f"skipped {solver.skipped} iterations whose loss or gradients were not finite")
         if solver.interrupted:
             if solver.resumable:
-                typer.echo(f"to resume: xpconv train --resume {shlex.quote(str(folder))}")
+                echo(f"to resume: xpconv train --resume {shlex.quote(str(folder))}")
             raise KeyboardInterrupt
 
 
@@ -194,7 +195,7 @@ def _train_and_save(out: Path | None, settings: Settings, solver: Solver, datase
         train_with_checkpoints(folder, settings, solver, dataset, resume=resume)
         untrained = build_untrained_model(settings, dataset)
         for path in save_results(folder, settings, solver, dataset, untrained):
-            typer.echo(f"wrote {path}")
+            echo(f"wrote {path}")
         if settings.checkpoint_every is None and not solver.interrupted:
             remove_checkpoints(folder)
     return folder

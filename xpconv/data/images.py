@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from xpconv._validation import check_count
+from xpconv.data._file_kind import file_kind
 from xpconv.errors import ArgumentError, DatasetError, import_failure
 
 __all__ = ["check_image_shape", "read_image"]
@@ -80,8 +81,10 @@ def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DatasetError(f"cannot read the image {os.fspath(path)}: {TOO_MANY_PIXELS}") from error
     except UnidentifiedImageError as error:
+        kind = file_kind(path)
         raise DatasetError(
-            f"cannot read the image {os.fspath(path)}: its format is none of {', '.join(FORMATS)}: convert or remove it"
+            f"cannot read the image {os.fspath(path)}: {f'it is {kind}, and ' if kind else ''}"
+            f"its format is none of {', '.join(FORMATS)}: convert or remove it"
         ) from error
     except OSError as error:
         raise DatasetError(f"cannot read the image {os.fspath(path)}: {error.strerror or error}") from error

@@ -15,6 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from xpconv.data._file_kind import file_kind
 from xpconv.errors import CheckpointError, XpconvError, printable
 from xpconv.io._atomic import write_bytes
 
@@ -175,6 +176,8 @@ class ArrayFile:
         """Return the metadata after checking format, version and checksum."""
         header_bytes = int.from_bytes(file.read(8), "little")
         if not 0 < header_bytes <= min(MAX_HEADER_BYTES, os.fstat(file.fileno()).st_size - 8):
+            if kind := file_kind(self.path):
+                raise CheckpointError(f"{self.path} is {kind}; expected a safetensors file that xpconv wrote")
             raise self._damaged(f"its header has {header_bytes} bytes")
         header = file.read(header_bytes)
         try:
@@ -202,7 +205,7 @@ class ArrayFile:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
         if not well_formed or digest.hexdigest().encode() != checksum:
-            raise self._damaged("its checksum is wrong")
+            raise self._damaged("its contents do not match its checksum")
         return dict(metadata)
 
     def _damaged(self, reason: object) -> CheckpointError:
