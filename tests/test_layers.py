@@ -18,7 +18,7 @@ from tests.layer_table import ELEMENTWISE, ONE_OF_EACH, ROWS, as_tuple, each
 from xpconv import layers
 from xpconv.errors import ArgumentError, ArgumentTypeError, DeviceMismatchError
 from xpconv.layers import reference
-from xpconv.layers._checks import window_output
+from xpconv.layers._checks import make_window, window_output
 from xpconv.testing import check_gradient
 
 DTYPES = ["float64", "float32"]
@@ -791,12 +791,11 @@ def test_bad_type_is_refused_with_what_was_expected(call, text):
 
 
 def test_padded_images_have_no_more_pixels_than_32_bits_count():
-    assert window_output((3, 1, 2**31 - 1), 1, 1, 0) == (1, 2**31 - 1)
+    assert window_output((3, 1, 2**31 - 1), make_window(1)) == (1, 2**31 - 1)
     for shape, padding in [((3, 2, 2**30), (0, 0)), ((3, 4, 5), (50_000, 30_000)), ((3, 1, 4), (0, 2**30))]:
-        with pytest.raises(
-            ArgumentError, match=rf"padding is {re.escape(str(padding))}; expected less, since .* pixels"
-        ):
-            window_output(shape, 1, 1, padding)
+        sides = tuple((size, size) for size in padding)
+        with pytest.raises(ArgumentError, match=rf"padding is {re.escape(str(sides))}; expected less, since .* pixels"):
+            window_output(shape, make_window(1, padding=padding))
 
 
 def test_layers_contain_no_asserts():
