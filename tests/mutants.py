@@ -51,7 +51,7 @@ TESTS = {  # pattern of modules: test modules, and which of their tests; the fir
     "layers/affine.py": ("test_layers", "affine and not strict and not layout"),
     "layers/dropout.py": ("test_layers test_random", "(dropout or mask) and not strict and not layout"),
     "layers/loss.py": ("test_layers", "(softmax or svm or score or label or sums) and not strict and not layout"),
-    "layers/*": ("test_layers test_cs231n_layers", "refused or geometry"),
+    "layers/*": ("test_layers test_cs231n_layers", "refused or geometry or same"),
     "ops/numpy/_norm.py": (
         "test_ops_norm test_layers test_ops_parity",
         "(norm or parity) and not strict and not layout",

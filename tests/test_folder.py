@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -198,7 +199,7 @@ def write_file(path, text):
         ),
         (
             lambda f: (f / "light").rename(f.parent / "elsewhere"),
-            "{0} has 1 subfolders of images (dark); expected two or",
+            "{0} has 1 subfolder of images (dark); expected two or",
         ),
         (
             lambda f: write_images(f / "rare", range(2)),
@@ -211,7 +212,7 @@ def write_file(path, text):
         (lambda f: (f / "dark" / "more").mkdir(), "cannot read the image {0}/dark/more: "),
         (
             lambda f: write_images(f / "train" / "cars", range(2)),
-            "{0}/train has 1 subfolders of images (cars); expected",
+            "{0}/train has 1 subfolder of images (cars); expected",
         ),
     ],
 )
@@ -220,6 +221,7 @@ def test_errors_about_folders_say_what_is_expected(tmp_path, change, message):
     write_images(root / "light", range(100, 105))
     write_images(root / "dark", range(5))
     change(root)
+    warnings.simplefilter("ignore")  # about the classes beside a folder called train; pytest restores the filters
     with pytest.raises(DatasetError) as caught:
         load_folder(root)
     assert str(caught.value).startswith(message.format(root))
@@ -236,6 +238,28 @@ def test_splits_with_different_classes_are_refused(tmp_path):
     for name in ("train/a", "train/b", "test/a", "test/c"):
         write_images(tmp_path / name, range(5))
     with pytest.raises(DatasetError, match=r"test and .*train differ in b, c; expected the same classes in both"):
+        load_folder(tmp_path)
+
+
+@pytest.mark.parametrize(("val", "test"), [("valid", "Test"), ("Validation", "testing"), ("dev", "TEST")])
+def test_folders_of_splits_may_have_other_usual_names(tmp_path, val, test):
+    for split, levels in (("Training", range(5)), (val, range(10, 13)), (test, range(20, 22))):
+        for name in ("a", "b"):
+            write_images(tmp_path / split / name, levels)
+    data = load_folder(tmp_path)
+    assert grey_levels(data.X_train) == sorted([*range(5)] * 2)
+    assert grey_levels(data.X_val) == sorted([*range(10, 13)] * 2)
+    assert grey_levels(data.X_test) == sorted([*range(20, 22)] * 2)
+
+
+def test_a_folder_that_is_no_split_is_named_and_two_for_one_split_are_refused(tmp_path):
+    for name in ("train/a", "train/b", "holdout/a"):
+        write_images(tmp_path / name, range(5))
+    with pytest.warns(UserWarning, match="has holdout beside train, which are ignored; .* are called val and test"):
+        load_folder(tmp_path)
+    for name in ("val/a", "valid/a"):
+        write_images(tmp_path / name, range(5))
+    with pytest.raises(DatasetError, match=r"valid and .*val both name the val images; expected one: rename one"):
         load_folder(tmp_path)
 
 

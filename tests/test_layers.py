@@ -798,6 +798,13 @@ def test_padded_images_have_no_more_pixels_than_32_bits_count():
             window_output(shape, make_window(1, padding=padding))
 
 
+def test_low_scores_raise_no_underflow():
+    with np.errstate(all="raise"):
+        loss, dx = layers.softmax_loss(np.array([[0.0, -1000.0]]), np.array([0]))
+    assert float(loss) == 0
+    assert dx.tolist() == [[0.0, 0.0]]
+
+
 def test_layers_contain_no_asserts():
     """python -O removes asserts, so no check may be an assert."""
     sources = [sys.modules[getattr(layers, name).__module__].__file__ for name in layers.__all__]

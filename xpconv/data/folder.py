@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import os
 import unicodedata
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,11 @@ __all__ = ["load_folder"]
 
 SHAPE = (3, 32, 32)
 FRACTIONS = {"train": 0.7, "val": 0.15, "test": 0.15}
+SPLIT_NAMES = {  # names of folders, in lower case
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 
 # Systems put these beside images, as they do names that start with a dot.
 SYSTEM_NAMES = {"$recycle.bin", "@eadir", "__macosx", "desktop.ini", "ehthumbs.db", "lost+found", "thumbs.db"}
@@ -32,7 +38,8 @@ def load_folder(path: str | os.PathLike[str], shape: Sequence[int] = SHAPE, seed
     files move no other image: about 70 % of a class are for training, 15 % for validation and 15 % for testing. In a
     class so small that a split would stay empty, the image with the nearest hash goes there, at least one to each. If
     the folder has a subfolder ``train`` that contains the classes, the splits are the subfolders ``train``, ``val`` and
-    ``test``; a missing ``val`` or ``test`` gets a fraction of the images of ``train``.
+    ``test``, or ``training``, ``valid``, ``validation``, ``dev`` and ``testing``, in any case; a missing one gets a
+    fraction of the images of ``train``.
 
     Parameters
     ----------
@@ -76,7 +83,8 @@ def load_folder(path: str | os.PathLike[str], shape: Sequence[int] = SHAPE, seed
     class_names = tuple(files["train"])
     if len(class_names) < 2:
         raise DatasetError(
-            f"{folders['train']} has {len(class_names)} subfolders of images ({', '.join(class_names) or 'none'}); "
+            f"{folders['train']} has {len(class_names)} subfolder{'s' * (len(class_names) != 1)} of images "
+            f"({', '.join(class_names) or 'none'}); "
             "expected two or more, one for each class"
         )
     for split, classes in files.items():
@@ -93,9 +101,25 @@ def load_folder(path: str | os.PathLike[str], shape: Sequence[int] = SHAPE, seed
 
 def _split_folders(root: Path) -> dict[str, Path]:
     """Return the folder of each split that has one; if `root` contains the classes, it is the training folder."""
-    if not (root / "train").is_dir() or not _subfolders(root / "train"):
+    splits: dict[str, Path] = {}
+    others = []
+    for folder in _subfolders(root) if root.is_dir() else []:
+        split = SPLIT_NAMES.get(folder.name.lower())
+        if split is None:
+            others.append(folder.name)
+        elif split in splits:
+            raise DatasetError(f"{folder} and {splits[split]} both name the {split} images; expected one: rename one")
+        else:
+            splits[split] = folder
+    if "train" not in splits or not _subfolders(splits["train"]):
         return {"train": root}
-    return {split: root / split for split in FRACTIONS if (root / split).is_dir()}
+    if others:
+        warnings.warn(
+            f"{root} has {', '.join(others)} beside {splits['train'].name}, which are ignored; folders of images for "
+            "validation and tests are called val and test",
+            stacklevel=3,
+        )
+    return splits
 
 
 def _subfolders(path: Path) -> list[Path]:

@@ -10,6 +10,7 @@ import array_api_compat
 from xpconv import ops
 from xpconv.backend import Array, array_namespace
 from xpconv.layers._checks import check_arrays, check_labels, check_shape
+from xpconv.ops.update import ignore_underflow
 
 __all__ = ["softmax_loss", "svm_loss"]
 
@@ -46,7 +47,8 @@ def softmax_loss(x: Array, y: Array) -> tuple[Array, Array]:
     2.302585
     """
     xp = _check_scores(x, y)
-    losses, dx = ops.softmax_cross_entropy(x, y)
+    with ignore_underflow():  # The exponential of a low score may become 0.
+        losses, dx = ops.softmax_cross_entropy(x, y)
     return xp.mean(losses), dx
 
 

@@ -10,6 +10,7 @@ from xpconv._validation import check_count
 from xpconv.backend import Array, Backend, backend_of, to_host
 from xpconv.errors import ArgumentError, NonFiniteLossError
 from xpconv.layers._checks import check_labels, label_hint
+from xpconv.ops.update import ignore_underflow
 
 __all__ = ["accuracy", "checks_since_best", "loss_of_equal_scores", "probabilities", "take_rows"]
 
@@ -193,5 +194,6 @@ def probabilities(model: Any, X: Array, batch_size: int = 500) -> np.ndarray:
     highest = joined.max(axis=1, keepdims=True)
     if nonfinite := int((~np.isfinite(highest)).sum()):
         raise NonFiniteLossError(_nonfinite_text(nonfinite, len(joined)))
-    probs = np.exp(joined - highest)
-    return np.asarray(probs / probs.sum(axis=1, keepdims=True))
+    with ignore_underflow():  # The exponential of a low score may become 0.
+        probs = np.exp(joined - highest)
+        return np.asarray(probs / probs.sum(axis=1, keepdims=True))
