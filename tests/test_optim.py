@@ -230,3 +230,12 @@ def test_averages_of_vanished_gradients_are_never_denormal(rule, config, dtype, 
         assert ((values == 0) | (values >= smallest)).all()
     if dtype == "float32" and config.get("beta2") != 0.999:
         assert not backend.to_host(config[averages[-1]]).any()
+
+
+@pytest.mark.parametrize("name", ["w", "velocity"])
+def test_arrays_that_cannot_be_updated_in_place_are_named(name):
+    arrays = {"w": np.ones(2), "velocity": np.ones(2)}
+    arrays[name].flags.writeable = False
+    with pytest.raises(ArgumentError, match=f"^{name} is read-only; expected an array that can be updated in place"):
+        UPDATE_RULES["sgd_momentum"](arrays["w"], np.ones(2), {"velocity": arrays["velocity"]}, in_place=True)
+    UPDATE_RULES["sgd_momentum"](arrays["w"], np.ones(2), {"velocity": arrays["velocity"]})

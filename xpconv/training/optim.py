@@ -19,7 +19,7 @@ from xpconv.ops.dispatch import portable
 from xpconv.ops.tiling import for_each_block
 from xpconv.ops.update import adam_step, flush_denormals, ignore_underflow
 
-__all__ = ["UPDATE_RULES", "adam", "check_rule", "default_options", "rmsprop", "sgd", "sgd_momentum"]
+__all__ = ["UPDATE_RULES", "adam", "check_rule", "check_writeable", "default_options", "rmsprop", "sgd", "sgd_momentum"]
 
 _FLUSH_INTERVAL = 16  # steps of Adam; see `flush_denormals`
 
@@ -95,9 +95,13 @@ def _apply(
     for name in memory:
         if config.get(name) is None:
             config[name] = xp.zeros_like(w)
-        elif not in_place:
+        elif in_place:
+            check_writeable(name, config[name])
+        else:
             config[name] = xp.asarray(config[name], copy=True)
-    if not in_place:
+    if in_place:
+        check_writeable("w", w)
+    else:
         w = xp.asarray(w, copy=True)
     arrays = [w, *(config[name] for name in memory)]
     if where is True:
@@ -112,6 +116,24 @@ def _apply(
         if config[name] is not before:  # Adam's step count, which becomes an array on the device
             config[name] = before + (config[name] - before) * xp.astype(where, xp.float64)
     return w, config
+
+
+def check_writeable(name: str, a: Array) -> None:
+    """Raise an error if an array cannot be updated in place.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> check_writeable("w", np.broadcast_to(1.0, (2, 3)))
+    Traceback (most recent call last):
+    xpconv.errors.ArgumentError: w is read-only; expected an array that can be updated in place: pass a copy
+    """
+    if not getattr(getattr(a, "flags", None), "writeable", True):
+        raise ArgumentError(f"{name} is read-only; expected an array that can be updated in place: pass a copy")
+    if getattr(a, "requires_grad", False):
+        raise ArgumentError(
+            f"{name} requires gradients of torch; expected an array that can be updated in place: pass {name}.detach()"
+        )
 
 
 def check_rule(update_rule: str | Callable[..., Any], config: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from xpconv.backend import Array, backend_of, copy_arrays, on_its_device, to_hos
 from xpconv.data import Batches, Dataset
 from xpconv.data._checks import check_split
 from xpconv.data.sampling import SAMPLERS
-from xpconv.errors import ArgumentError, CheckpointError, NonFiniteLossError, printable
+from xpconv.errors import CheckpointError, NonFiniteLossError, printable
 from xpconv.io._safetensors import DESCRIPTION_ERRORS, ArraySpec, check_finite_arrays, check_specs
 from xpconv.nn import Sequential
 from xpconv.random import RandomStream, Rng, draw_seed, restore, spawn, state_of
@@ -41,7 +41,7 @@ from xpconv.training._state import (
     unpack_memory,
 )
 from xpconv.training.checkpoint import read_checkpoint, write_checkpoint
-from xpconv.training.optim import UPDATE_RULES, check_rule, default_options
+from xpconv.training.optim import UPDATE_RULES, check_rule, check_writeable, default_options
 from xpconv.training.preflight import PreflightFinding, check_training
 from xpconv.training.schedules import Schedule, check_schedule, decay
 
@@ -325,7 +325,7 @@ class Solver:
         """Continue an unfinished training with its latest parameters, or start a new round from the best ones."""
         if isinstance(self.update_rule, str):
             for name, w in self.model.params.items():
-                _check_writeable(f"model.params[{name!r}]", w)
+                check_writeable(f"model.params[{name!r}]", w)
         if self._finished:
             self.round_start, self.round_checks = self.iteration, len(self.val_acc_history)
         else:
@@ -798,13 +798,3 @@ def _print_passed(finding: PreflightFinding) -> None:
 
 def _optional_count(name: str, value: int | None) -> int | None:
     return None if value is None else check_count(name, value)
-
-
-def _check_writeable(name: str, w: Array) -> None:
-    """Raise ArgumentError unless an array can be updated in place."""
-    if isinstance(w, np.ndarray) and not w.flags.writeable:
-        raise ArgumentError(f"{name} is read-only; expected an array that can be updated in place: pass a copy")
-    if getattr(w, "requires_grad", False):
-        raise ArgumentError(
-            f"{name} requires gradients of torch; expected an array that can be updated in place: pass {name}.detach()"
-        )
