@@ -603,3 +603,29 @@ def test_data_of_another_device_is_refused():
         r"array_api_strict: pass get_backend\('array_api_strict'\)",
     ):
         net.loss(X)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (
+            lambda: nn.Sequential([nn.Relu()], input_shape=(3, 8.0)),
+            ArgumentTypeError,
+            "a size in input_shape is 8.0; expected an int, 1 or more",
+        ),
+        (lambda: nn.Sequential([nn.Relu()], input_shape=(3, 0)), ArgumentError, "a size in input_shape is 0; expected"),
+        (
+            lambda: nn.Sequential([nn.Relu()], input_shape=8),
+            ArgumentTypeError,
+            r"input_shape is 8; expected the shape of one sample, such as \(3, 32, 32\)",
+        ),
+        (
+            lambda: nn.TwoLayerNet(input_dim=(1, 8, 8)),
+            ArgumentTypeError,
+            r"input_dim is \(1, 8, 8\); expected an int, 1 or more",
+        ),
+    ],
+)
+def test_the_shape_of_a_sample_is_checked(make, error, message):
+    with pytest.raises(error, match=message):
+        make()

@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from xpconv.data._file_kind import file_kind
+from xpconv.data._file_kind import MODEL, file_kind
 from xpconv.errors import CheckpointError, XpconvError, printable
 from xpconv.io._atomic import write_bytes
 
@@ -176,7 +176,7 @@ class ArrayFile:
         """Return the metadata after checking format, version and checksum."""
         header_bytes = int.from_bytes(file.read(8), "little")
         if not 0 < header_bytes <= min(MAX_HEADER_BYTES, os.fstat(file.fileno()).st_size - 8):
-            if kind := file_kind(self.path):
+            if (kind := file_kind(self.path)) not in ("", MODEL):
                 raise CheckpointError(f"{self.path} is {kind}; expected a safetensors file that xpconv wrote")
             raise self._damaged(f"its header has {header_bytes} bytes")
         header = file.read(header_bytes)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from xpconv._validation import is_integer
+from xpconv._validation import check_count, is_integer
 from xpconv.errors import ArgumentError
 from xpconv.nn.layers import Affine, BatchNorm, Conv, Dropout, GlobalAvgPool, GroupNorm, Layer, LayerNorm, MaxPool, Relu
 from xpconv.nn.sequential import Sequential
@@ -46,6 +46,7 @@ class FullyConnectedNet(Sequential):
         weight_scale: float | None = 1e-2,
         **options: Any,
     ) -> None:
+        input_dim = check_count("input_dim", input_dim)
         norms = {None: [], "batchnorm": [BatchNorm()], "layernorm": [LayerNorm()]}
         norm: list[Layer] = list(_choose("normalization", normalization, norms))
         dropout: list[Layer] = [Dropout(keep_prob)] if keep_prob != 1 else []

@@ -94,7 +94,7 @@ class Sequential:
         if loss not in LOSSES:
             raise ArgumentError(f"loss is {loss!r}; expected one of {', '.join(LOSSES)}")
         self.layers, self.name, self.loss_name = tuple(layers), name, loss
-        self.input_shape = tuple(int(size) for size in input_shape)
+        self.input_shape = _sample_shape(input_shape)
         self.reg, self.weight_scale = reg, weight_scale
         self.seed = None if seed is None else check_count("seed", seed, 0, 2**32 - 1)
         self.dtype, self.backend = _dtype_name(dtype), get_backend(backend)
@@ -382,3 +382,14 @@ def _dtype_name(dtype: Any) -> str:
     if name not in ("float32", "float64"):
         raise ArgumentError(f"dtype is {dtype!r}; expected float32 or float64")
     return str(name)
+
+
+def _sample_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of one sample in Python's integers."""
+    try:
+        sizes = tuple(shape)
+    except TypeError:
+        raise ArgumentTypeError(
+            f"input_shape is {shape!r}; expected the shape of one sample, such as (3, 32, 32)"
+        ) from None
+    return tuple(check_count("a size in input_shape", size) for size in sizes)
