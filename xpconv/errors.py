@@ -160,7 +160,7 @@ def printable(value: object, max_length: int = 300) -> str:
     >>> printable("clear the screen: \x1b[2J"), printable("x" * 1000, max_length=5)
     ('clear the screen: \\x1b[2J', 'xxxxx...')
     """
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value)[: max_length + 1])
+    text = _escape(str(value)[: max_length + 1])
     return text if len(text) <= max_length else text[:max_length] + "..."
 
 
@@ -173,7 +173,11 @@ def printable_lines(value: object) -> str:
     one\x1b[2J
     two
     """
-    return "\n".join(printable(line, max_length=len(line)) for line in str(value).split("\n"))
+    return "\n".join(map(_escape, str(value).split("\n")))
+
+
+def _escape(text: str) -> str:
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def import_failure(need: str, error: Exception, extra: str = "train") -> str:
