@@ -446,7 +446,7 @@ def test_an_error_inside_the_net_names_the_layer(bare, monkeypatch):
     assert result.exit_code == 1
     assert result.stderr.startswith("xpconv: error: numpy has not enough memory for 300 samples at once (32 GiB): ")
     assert result.stderr.endswith(")\n")
-    assert " (in layers[2], MaxPool(kernel_size=2, stride=None, padding=0, " in result.stderr
+    assert " (in layers[2], MaxPool(2))" in result.stderr
 
 
 def test_ctrl_c_outside_training_exits_with_130(monkeypatch):

@@ -1,6 +1,7 @@
 """Nets: parameters, losses and gradients, against the loop versions chained by hand and numerical gradients."""
 
 import json
+from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
 import pytest
@@ -234,6 +235,38 @@ def test_samples_that_are_no_array_are_refused_by_name(X, message):
         net.loss(X)
 
 
+@dataclass(frozen=True)
+class _Own(nn.Layer):
+    first: float | None = None
+    second: float = 1
+    _: KW_ONLY
+    values: np.ndarray = field(default_factory=lambda: np.zeros(2))
+
+
+@pytest.mark.parametrize(
+    ("layer", "text"),
+    [
+        (nn.Relu(), "Relu()"),
+        (nn.Affine(10), "Affine(10)"),
+        (nn.Affine(10, bias=False), "Affine(10, bias=False)"),
+        (nn.Conv(16), "Conv(16, 3)"),
+        (
+            nn.Conv(filters=16, kernel_size=(5, 3), stride=2, padding="same"),
+            "Conv(16, (5, 3), stride=2, padding='same')",
+        ),
+        (nn.MaxPool(), "MaxPool(2)"),
+        (nn.MaxPool(3, 2, dilation=2), "MaxPool(3, 2, dilation=2)"),
+        (nn.AvgPool(count_include_pad=False), "AvgPool(2, count_include_pad=False)"),
+        (nn.GroupNorm(groups=4, eps=0.5), "GroupNorm(4, eps=0.5)"),
+        (nn.BatchNorm(momentum=0.99), "BatchNorm(momentum=0.99)"),
+        (_Own(second=2), "_Own(second=2)"),
+        (_Own(2, values=np.ones(2)), "_Own(2, 1, values=array([1., 1.]))"),
+    ],
+)
+def test_repr_has_the_positional_options_and_those_that_differ_from_their_defaults(layer, text):
+    assert repr(layer) == text
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -247,7 +280,7 @@ def test_an_error_inside_a_net_names_the_layer(call):
     net.params["W2"] = net.params["W2"][:4]
     with pytest.raises(ArgumentError) as caught:
         call(net)
-    assert caught.value.__notes__ == ["in layers[2], Affine(units=3, bias=True)"]
+    assert caught.value.__notes__ == ["in layers[2], Affine(3)"]
 
 
 @pytest.mark.parametrize(
@@ -547,7 +580,7 @@ def test_too_little_memory_is_told_with_what_to_do(error, monkeypatch):
         OutOfMemoryError, match=r"numpy has not enough memory for 3 samples at once .* smaller batch"
     ) as caught:
         net.loss(np.ones((3, 5)))
-    assert caught.value.__notes__ == ["in layers[0], Affine(units=4, bias=True)"]
+    assert caught.value.__notes__ == ["in layers[0], Affine(4)"]
 
 
 def test_other_errors_are_not_taken_for_too_little_memory(monkeypatch):

@@ -1,7 +1,7 @@
 """Layer objects: a layer's two functions, its options, and the shapes of its parameters and of its output."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass, field, fields
+from dataclasses import KW_ONLY, MISSING, Field, dataclass, field, fields
 from math import prod
 from typing import Any, ClassVar, Literal
 
@@ -47,7 +47,8 @@ Parameters = dict[str, tuple[Shape, Initial]]
 class Layer:
     """Base class of layers: no parameters, no state, and an output in the input's shape, unless a subclass differs.
 
-    A subclass writes `forward` and `backward`. Its options are the fields of a frozen dataclass.
+    A subclass writes `forward` and `backward`. Its options are the fields of a frozen dataclass. Its `repr` has the
+    positional options and the keyword options that differ from their defaults.
 
     Attributes
     ----------
@@ -63,9 +64,25 @@ class Layer:
     ...         return 2 * dout, {}
     >>> Double().output_shape((3, 8, 8)), Double().parameters((3, 8, 8))
     ((3, 8, 8), {})
+    >>> Conv(16, padding="same"), MaxPool()
+    (Conv(16, 3, padding='same'), MaxPool(2))
     """
 
     stochastic: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        setattr(cls, "__repr__", cls.__repr__)  # noqa: B010 - @dataclass writes none into a class that has its own
+
+    def __repr__(self) -> str:
+        options = sorted((option for option in fields(self) if option.repr), key=lambda option: bool(option.kw_only))
+        shown: list[str] = []
+        for position, option in enumerate(options):
+            value = repr(getattr(self, option.name))
+            by_position = not option.kw_only and len(shown) == position
+            if value != _default(option) or (by_position and value != "None"):
+                shown.append(value if by_position else f"{option.name}={value}")
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     def output_shape(self, shape: Shape) -> Shape:
         """Return the shape of one output sample, given that of one input sample."""
@@ -452,6 +469,13 @@ class GroupNorm(_Norm):
 
     def forward(self, x: Array, p: Arrays, *, train: bool, seed: int) -> tuple[Array, Any]:
         return F.groupnorm_forward(x, p["gamma"], p["beta"], groups=self.groups, eps=self.eps)
+
+
+def _default(option: Field[Any]) -> str | None:
+    """Return the `repr` of an option's default; arrays have no single truth value, but their texts compare."""
+    if option.default_factory is not MISSING:
+        return repr(option.default_factory())
+    return None if option.default is MISSING else repr(option.default)
 
 
 def _store(layer: Layer, **options: Any) -> None:
