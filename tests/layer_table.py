@@ -98,6 +98,10 @@ def labels(count, classes):
     return lambda rng: rng.integers(0, classes, count)
 
 
+def probabilities(count, classes):
+    return lambda rng: rng.dirichlet(np.ones(classes), count)
+
+
 def running(channels):
     return lambda rng: (rng.standard_normal(channels), rng.uniform(0.5, 2.0, channels))
 
@@ -111,7 +115,7 @@ def ties(*shape):
 
 def loss(function):
     """Return a loss function as a layer whose cache is the gradient dx."""
-    return lambda x, y: function(x, y), lambda dout, dx: dout * dx
+    return function, lambda dout, dx: dout * dx
 
 
 conv = (lambda algorithm="auto", **arguments: reference.conv_forward(**arguments), reference.conv_backward)
@@ -221,12 +225,30 @@ ROWS = [
     Row("groupnorm", "flat", _flat_norm, {"groups": 2}),
     Row("dropout", "training", _images, {"keep_prob": 0.7, "seed": 5, "train": True}, oracle=dropout),
     Row("dropout", "evaluation", _images, {"keep_prob": 0.7, "seed": 5, "train": False}, oracle=dropout),
-    Row(
-        "softmax_loss",
-        "scores",
-        {"x": (6, 5), "y": labels(6, 5)},
-        functions=loss(layers.softmax_loss),
-        oracle=loss(reference.softmax_loss),
+    *(
+        Row(
+            "softmax_loss",
+            case,
+            {"x": (6, 5), "y": y(6, 5)},
+            options,
+            functions=loss(layers.softmax_loss),
+            oracle=loss(reference.softmax_loss),
+        )
+        for case, y, options in [
+            ("scores", labels, {}),
+            ("sum", labels, {"reduction": "sum"}),
+            ("smoothed", labels, {"label_smoothing": 0.1}),
+            ("weighted", labels, {"class_weights": [0.5, 2.0, 0.0, 1, 3]}),
+            ("weighted_sum", labels, {"class_weights": (0.5, 2.0, 0.0, 1.0, 3.0), "reduction": "sum"}),
+            ("weighted_smoothed", labels, {"class_weights": [0.5, 2.0, 0.0, 1.0, 3.0], "label_smoothing": 0.2}),
+            ("probabilities", probabilities, {}),
+            ("probabilities_sum", probabilities, {"reduction": "sum"}),
+            (
+                "probabilities_weighted_smoothed",
+                probabilities,
+                {"class_weights": [0.5, 2.0, 0.0, 1.0, 3.0], "label_smoothing": 0.2},
+            ),
+        ]
     ),
     Row(
         "svm_loss",
@@ -292,8 +314,8 @@ class Torch:
     def groupnorm(self, x, gamma, beta, groups, eps=1e-5):
         return self.F.group_norm(x, groups, gamma, beta, eps)
 
-    def softmax_loss(self, x, y):
-        return self.F.cross_entropy(x, y)
+    def softmax_loss(self, x, y, class_weights=None, **options):
+        return self.F.cross_entropy(x, y, None if class_weights is None else x.new_tensor(class_weights), **options)
 
     def svm_loss(self, x, y):
         return self.F.multi_margin_loss(x, y) * x.shape[1]  # PyTorch takes the mean over classes, too

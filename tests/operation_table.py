@@ -66,6 +66,12 @@ def arguments_of_softmax(place, x, window):
     return place(scores), place(np.arange(len(scores)) % scores.shape[1], np.int64)
 
 
+def arguments_of_cross_entropy(place, x, window):
+    scores = x.reshape(x.shape[0], -1)
+    targets = np.maximum(draw(*scores.shape, seed=2), 0)
+    return place(scores), place(targets), place(np.asarray(3.0))
+
+
 def arguments_of_relu(place, x, window):
     return (place(x), {})
 
@@ -142,6 +148,7 @@ ARGUMENTS = {
     "convolve_backward": arguments_of_convolve_gradients,
     "normalise": arguments_of_normalise,
     "normalise_backward": arguments_of_normalise_backward,
+    "cross_entropy": arguments_of_cross_entropy,
     "softmax_cross_entropy": arguments_of_softmax,
     "relu": arguments_of_relu,
     "relu_backward": arguments_of_relu_backward,

@@ -243,6 +243,34 @@ def test_very_low_score_of_the_correct_class_gives_a_large_finite_loss():
     assert dx.tolist() == [[1.0, -1.0]]
 
 
+def test_zero_targets_ignore_scores_of_minus_infinity(backend):
+    x = backend.asarray(np.array([[0.0, -np.inf, 0.0]]))
+    for y in (np.array([2]), np.array([[0.0, 0.0, 1.0]])):
+        loss, dx = layers.softmax_loss(x, backend.asarray(y), class_weights=[1.0, 1.0, 2.0])
+        assert_array(loss, np.log(2) * (2 if y.ndim == 2 else 1), backend, "float64")
+        assert_array(dx, np.array([[0.5, 0.0, -0.5]]) * (2 if y.ndim == 2 else 1), backend, "float64")
+
+
+def test_samples_without_weight_give_no_loss_and_no_gradient(backend):
+    """PyTorch returns NaN, which would end the training."""
+    x, y = backend.asarray(np.array([[0.0, 3.0]])), backend.asarray(np.array([1]))
+    loss, dx = layers.softmax_loss(x, y, class_weights=[1.0, 0.0])
+    assert_array(loss, 0.0, backend, "float64")
+    assert_array(dx, np.zeros((1, 2)), backend, "float64")
+
+
+@pytest.mark.parametrize("backend_name", ["numpy", "array_api_strict:device1"])
+def test_class_weights_may_be_an_array_on_the_device_of_the_scores(backend_name):
+    backend, (x, y) = find_backend(backend_name), (np.random.default_rng(0).standard_normal((6, 5)), np.arange(6) % 5)
+    weights = np.array([1.0, 2.0, 0.5, 3.0, 0.0])
+    loss, dx = layers.softmax_loss(
+        backend.asarray(x), backend.asarray(y), class_weights=backend.asarray(weights), label_smoothing=0.1
+    )
+    expected = reference.softmax_loss(x, y, class_weights=weights, label_smoothing=0.1)
+    assert_array(loss, expected[0], backend, "float64")
+    assert_array(dx, expected[1], backend, "float64")
+
+
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "int64"])
 def test_labels_may_have_any_integer_dtype(backend, dtype):
     x, y = np.random.default_rng(0).standard_normal((6, 5)), np.array([0, 4, 2, 2, 1, 3])
@@ -694,8 +722,44 @@ BAD_SHAPES = {
         "y has shape (2,); expected integer labels (3,)",
     ),
     "labels one-hot floats": (
-        lambda: layers.softmax_loss(scores, np.eye(3, 4)),
+        lambda: layers.svm_loss(scores, np.eye(3, 4)),
         "y has shape (3, 4); expected integer labels (3,): if they are one-hot, pass xp.argmax(y, axis=1)",
+    ),
+    "probabilities of other classes": (
+        lambda: layers.softmax_loss(scores, np.eye(3, 5)),
+        "y has shape (3, 5); expected the probability of each class, (3, 4), as x has, or integer labels (3,)",
+    ),
+    "probabilities that do not add up": (
+        lambda: layers.softmax_loss(scores, np.eye(3, 4) + 0.25),
+        "y has a least value of 0.25, and its rows add up to 1 within 1; expected the probability of each class",
+    ),
+    "probabilities below 0": (
+        lambda: layers.softmax_loss(scores, np.array([[2.0, -1, 0, 0]] * 3)),
+        "y has a least value of -1, and its rows add up to 1 within 0; expected the probability",
+    ),
+    "probabilities NaN": (
+        lambda: layers.softmax_loss(scores, np.full((3, 4), np.nan)),
+        "y has a least value of nan",
+    ),
+    "label smoothing": (
+        lambda: layers.softmax_loss(scores, y, label_smoothing=1.5),
+        "label_smoothing is 1.5; expected a number from 0 to 1",
+    ),
+    "loss reduction": (
+        lambda: layers.softmax_loss(scores, y, reduction="none"),
+        "reduction is 'none'; expected mean or sum",
+    ),
+    "class weight negative": (
+        lambda: layers.softmax_loss(scores, y, class_weights=[1, 2, -1, 3]),
+        "class_weights is -1; expected a finite number, 0 or more",
+    ),
+    "class weights NaN": (
+        lambda: layers.softmax_loss(scores, y, class_weights=np.array([1, np.nan, 1, 3])),
+        "class_weights has a negative, infinite or NaN weight; expected finite weights, 0 or more",
+    ),
+    "class weights of other classes": (
+        lambda: layers.softmax_loss(scores, y, class_weights=[1, 2, 3]),
+        "class_weights has shape (3,); expected (4,)",
     ),
     "labels in a column": (
         lambda: layers.softmax_loss(scores, y[:, None]),
@@ -760,6 +824,18 @@ BAD_TYPES = {
     "labels float": (
         lambda: layers.softmax_loss(scores, np.array([0.0, 1.0, 2.0])),
         "y has dtype float64; expected integer labels: pass xp.astype(y, xp.int64)",
+    ),
+    "probabilities of another dtype": (
+        lambda: layers.softmax_loss(scores, np.eye(3, 4, dtype=np.float32)),
+        "x has dtype float64 but y has dtype float32: cast one of them",
+    ),
+    "class weights of another dtype": (
+        lambda: layers.softmax_loss(scores, y, class_weights=np.ones(4, np.float32)),
+        "x has dtype float64 but class_weights has dtype float32: cast one of them",
+    ),
+    "class weights balanced": (
+        lambda: layers.softmax_loss(scores, y, class_weights="balanced"),
+        "class_weights is a str; expected an array",
     ),
     "labels bool": (
         lambda: layers.svm_loss(scores, np.array([True, False, True])),

@@ -407,6 +407,16 @@ def test_softmax_cross_entropy_equals_the_portable_version(monkeypatch, dtype):
 
 
 @every_dtype
+def test_cross_entropy_equals_the_portable_version(monkeypatch, dtype):
+    for rng in cases(monkeypatch, 9):
+        N, C = any_of(rng, 1, 2, 7, 8, 9, 33, 250), any_of(rng, 1, 2, 10, 31, 32, 33, 100)
+        x = any_of(rng, 1, 1, 100, 1e30) * draw(rng, N, C)
+        targets = place(rng, rng.random((N, C)) * (rng.random((N, C)) < 0.5), dtype)
+        divisor = cupy.asarray(float(N), dtype)
+        check("cross_entropy", [place(rng, x, dtype), targets, divisor], {}, dtype, scale=[C, C / N])
+
+
+@every_dtype
 def test_add_l2_penalty_equals_the_portable_version(monkeypatch, dtype):
     for rng in cases(monkeypatch, 10):
         shapes = [any_of(rng, (1,), (3, 5), (7, 3, 3, 3), (257,), (90, 50)) for _ in range(rng.integers(0, 5))]

@@ -18,6 +18,7 @@ __all__ = [
     "check_channels_first",
     "check_gradient_shape",
     "check_labels",
+    "check_probabilities",
     "check_shape",
     "label_hint",
     "make_window",
@@ -177,4 +178,22 @@ def check_labels(y: Array, N: int, C: int, xp: Any) -> None:
     if least < 0 or largest >= C:
         raise ArgumentError(
             f"y has labels from {least} to {largest}; expected 0 to {C - 1}, one for each of the {C} columns of x"
+        )
+
+
+def check_probabilities(x: Array, y: Array) -> None:
+    """Check that `y` has the shape and dtype of the scores `x`, and that rows in host memory add up to 1."""
+    xp = check_arrays(x=x, y=y)
+    if tuple(y.shape) != tuple(x.shape):
+        raise ArgumentError(
+            f"y has shape {tuple(y.shape)}; expected the probability of each class, {tuple(x.shape)}, as x has, "
+            f"or integer labels ({x.shape[0]},)"
+        )
+    if not on_host(y):
+        return
+    least, error = float(xp.min(y)), float(xp.max(xp.abs(xp.sum(y, axis=1) - 1)))
+    if not (least >= 0 and error <= 1e-3):
+        raise ArgumentError(
+            f"y has a least value of {least:g}, and its rows add up to 1 within {error:g}; "
+            "expected the probability of each class"
         )

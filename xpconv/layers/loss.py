@@ -3,29 +3,50 @@
 Letters: N samples, C classes.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import array_api_compat
 
 from xpconv import ops
-from xpconv.backend import Array, array_namespace
-from xpconv.layers._checks import check_arrays, check_labels, check_shape
+from xpconv._validation import check_choice, check_fraction, check_nonnegative
+from xpconv.backend import Array, array_namespace, on_host
+from xpconv.errors import ArgumentError
+from xpconv.layers._checks import check_arrays, check_labels, check_probabilities, check_shape
 from xpconv.ops.update import ignore_underflow
 
 __all__ = ["softmax_loss", "svm_loss"]
 
+ClassWeights: TypeAlias = Array | Sequence[float]
 
-def softmax_loss(x: Array, y: Array) -> tuple[Array, Array]:
+
+def softmax_loss(
+    x: Array,
+    y: Array,
+    *,
+    label_smoothing: float = 0.0,
+    class_weights: ClassWeights | None = None,
+    reduction: str = "mean",
+) -> tuple[Array, Array]:
     """Compute the cross-entropy of softmax probabilities and its gradient.
 
     ``loss = mean over n of -log(p[n, y[n]])`` with ``p = exp(x) / sum(exp(x))``; ``dx = (p - onehot(y)) / N``
+
+    In general, ``loss = sum over n, c of -class_weights[c] * t[n, c] * log(p[n, c]) / D`` with the targets
+    ``t = (1 - label_smoothing) * q + label_smoothing / C``, where q is onehot(y) or the probabilities y. D is 1 for the
+    sum. For the mean, D is the sum over n of ``class_weights[y[n]]`` for labels and N for probabilities, as in PyTorch.
 
     Parameters
     ----------
     x : array (N, C)
         Scores. Each row's maximum is subtracted first, so large scores do not overflow.
-    y : array (N,) of integers
-        Labels, 0 to C - 1.
+    y : array (N,) of integers, or array (N, C)
+        Labels, 0 to C - 1, or the probability of each class in the dtype of `x`.
+    label_smoothing : float
+        Part of each target that is spread evenly over the classes, 0 to 1 (Szegedy et al., 2016).
+    class_weights : array (C,) or sequence of float, optional
+        Weight of each class, 0 or more; 1 by default. If all weights in a mean are 0, so are its loss and gradient.
+    reduction : {"mean", "sum"}
 
     Returns
     -------
@@ -36,8 +57,12 @@ def softmax_loss(x: Array, y: Array) -> tuple[Array, Array]:
     Raises
     ------
     ArgumentError
-        If the shapes do not match, or a label in host memory is out of range. Labels on a device are not read, since
-        that would wait for the device.
+        If the shapes do not match, or in host memory a label is out of range, probabilities do not add up to 1 or a
+        weight is negative. Values on a device are not read, since that would wait for the device.
+
+    References
+    ----------
+    Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", 2016, section 7.
 
     Examples
     --------
@@ -45,11 +70,22 @@ def softmax_loss(x: Array, y: Array) -> tuple[Array, Array]:
     >>> loss, dx = softmax_loss(np.zeros((2, 10)), np.asarray([3, 7]))
     >>> round(float(loss), 6)
     2.302585
+    >>> loss, dx = softmax_loss(np.zeros((1, 2)), np.asarray([[0.3, 0.7]]), label_smoothing=0.1, class_weights=[1, 2])
+    >>> round(float(loss), 6)
+    1.164487
     """
-    xp = _check_scores(x, y)
+    xp = check_arrays(x=x)
+    is_probabilities = _check_scores(xp, x, y, probabilities=True)
+    label_smoothing = check_fraction("label_smoothing", label_smoothing)
+    check_choice("reduction", reduction, ("mean", "sum"))
+    weights = _class_weights(xp, x, class_weights)
     with ignore_underflow():  # The exponential of a low score may become 0.
-        losses, dx = ops.softmax_cross_entropy(x, y)
-    return xp.mean(losses), dx
+        if not (is_probabilities or label_smoothing or weights is not None or reduction == "sum"):
+            losses, dx = ops.softmax_cross_entropy(x, y)
+            return xp.mean(losses), dx
+        targets, divisor = _targets(xp, x, y, is_probabilities, label_smoothing, weights, reduction)
+        losses, dx = ops.cross_entropy(x, targets, divisor)
+    return xp.sum(losses) / divisor, dx
 
 
 def svm_loss(x: Array, y: Array) -> tuple[Array, Array]:
@@ -87,7 +123,8 @@ def svm_loss(x: Array, y: Array) -> tuple[Array, Array]:
     >>> float(loss)
     9.0
     """
-    xp = _check_scores(x, y)
+    xp = check_arrays(x=x)
+    _check_scores(xp, x, y)
     N, correct = x.shape[0], _one_hot(xp, x, y)
     zero = xp.zeros((), dtype=x.dtype, device=array_api_compat.device(x))
     correct_score = xp.sum(xp.where(correct, x, zero), axis=1, keepdims=True)
@@ -97,14 +134,45 @@ def svm_loss(x: Array, y: Array) -> tuple[Array, Array]:
     return xp.sum(margins) / N, xp.where(correct, -count, violated) / N
 
 
-def _check_scores(x: Array, y: Array) -> Any:
-    """Check scores and labels; return their namespace."""
-    xp = check_arrays(x=x)
+def _check_scores(xp: Any, x: Array, y: Array, probabilities: bool = False) -> bool:
+    """Check scores and labels; return whether `y` holds probabilities, which the caller must allow."""
     array_namespace(x=x, y=y)
     check_shape("x", x, ("N", "C"))
     N, C = x.shape
+    if probabilities and y is not None and len(y.shape) == 2 and xp.isdtype(y.dtype, "real floating"):
+        check_probabilities(x, y)
+        return True
     check_labels(y, N, C, xp)
-    return xp
+    return False
+
+
+def _class_weights(xp: Any, x: Array, class_weights: ClassWeights | None) -> Array | None:
+    """Check weights, if they are in host memory, and return them as an array like `x`."""
+    if class_weights is None:
+        return None
+    weights: Any = class_weights
+    if isinstance(class_weights, list | tuple):
+        numbers = [check_nonnegative("class_weights", weight) for weight in class_weights]
+        weights = xp.asarray(numbers, dtype=x.dtype, device=array_api_compat.device(x))
+    check_arrays(x=x, class_weights=weights)
+    check_shape("class_weights", weights, (x.shape[1],))
+    if on_host(weights) and not (bool(xp.all(weights >= 0)) and bool(xp.all(xp.isfinite(weights)))):
+        raise ArgumentError("class_weights has a negative, infinite or NaN weight; expected finite weights, 0 or more")
+    return weights
+
+
+def _targets(
+    xp: Any, x: Array, y: Array, is_probabilities: bool, label_smoothing: float, weights: Array | None, reduction: str
+) -> tuple[Array, Array]:
+    """Return each class's weighted target (N, C), and the number by which the sum of the losses is divided."""
+    targets = y if is_probabilities else xp.astype(_one_hot(xp, x, y), x.dtype)
+    divisor = xp.asarray(x.shape[0] if reduction == "mean" else 1, dtype=x.dtype, device=array_api_compat.device(x))
+    if weights is not None and not is_probabilities and reduction == "mean":
+        total = xp.sum(targets * weights)
+        divisor = xp.where(total == 0, xp.ones_like(total), total)
+    if label_smoothing:
+        targets = targets * (1 - label_smoothing) + label_smoothing / x.shape[1]
+    return targets if weights is None else targets * weights, divisor
 
 
 def _one_hot(xp: Any, x: Array, y: Array) -> Array:

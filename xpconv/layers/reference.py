@@ -472,23 +472,43 @@ def dropout_backward(dout: Array, cache: Cache) -> Array:
     return dropout_forward(dout, keep_prob=keep_prob, mask=mask, train=train)[0]
 
 
-def softmax_loss(x: Array, y: Array) -> tuple[float, Array]:
-    """Return the mean of ``-log(softmax(x)[y])`` and its gradient dx, for scores x (N, C) and labels y (N,).
+def softmax_loss(
+    x: Array,
+    y: Array,
+    *,
+    label_smoothing: float = 0.0,
+    class_weights: Sequence[float] | None = None,
+    reduction: str = "mean",
+) -> tuple[float, Array]:
+    """Return the mean or sum of ``-log(softmax(x)[y])`` and its gradient dx, for scores x (N, C) and labels y (N,).
+
+    y may hold the probability of each class instead, (N, C). Label smoothing replaces part of each target by 1 / C.
+    With class weights w, the mean for labels divides by the sum of ``w[y]``.
 
     Examples
     --------
     >>> round(softmax_loss(np.zeros((1, 10)), np.array([3]))[0], 6)
     2.302585
     """
-    (N, _), dx, loss = x.shape, _zeros(x.shape, x), 0.0
-    _check_labels(x, y)
+    (N, C), dx, loss = x.shape, _zeros(x.shape, x), 0.0
+    weights, divisor = [1.0] * C if class_weights is None else class_weights, 0.0
+    if y.ndim == 1:
+        _check_labels(x, y)
+    else:
+        _check_shapes(x.shape, y=y)
     for n in range(N):
         shifted = x[n] - np.max(x[n])  # exp of the raw scores may overflow
         exponentials = np.exp(shifted)
         total = np.sum(exponentials)
-        loss += float(np.log(total) - shifted[y[n]]) / N
-        dx[n] = exponentials / total / N
-        dx[n, y[n]] -= 1 / N
+        divisor += 1.0 if y.ndim == 2 else weights[y[n]]
+        for c in range(C):
+            target = y[n, c] if y.ndim == 2 else float(c == y[n])
+            target = weights[c] * ((1 - label_smoothing) * target + label_smoothing / C)
+            loss += float(target * (np.log(total) - shifted[c]))
+            dx[n] += target * exponentials / total
+            dx[n, c] -= target
+    if reduction == "mean" and divisor:
+        loss, dx = loss / divisor, dx / divisor
     return loss, dx
 
 

@@ -7,7 +7,7 @@ do not check their arguments; `xpconv.layers` does.
 from xpconv.ops.conv import convolve, convolve_backward
 from xpconv.ops.elementwise import relu, relu_backward
 from xpconv.ops.finite import largest_finite
-from xpconv.ops.loss import add_l2_penalty, softmax_cross_entropy
+from xpconv.ops.loss import add_l2_penalty, cross_entropy, softmax_cross_entropy
 from xpconv.ops.norm import normalise, normalise_backward, update_running_average
 from xpconv.ops.pool import max_pool, max_pool_backward
 from xpconv.ops.random_bits import keep_mask, random_integers
@@ -19,6 +19,7 @@ __all__ = [
     "add_l2_penalty",
     "convolve",
     "convolve_backward",
+    "cross_entropy",
     "flush_denormals",
     "fold",
     "keep_mask",

@@ -10,9 +10,9 @@ import array_api_compat
 
 from xpconv.backend import Array
 from xpconv.ops.dispatch import operation
-from xpconv.ops.tiling import sum_in_blocks, sum_of_squares
+from xpconv.ops.tiling import map_tiles, sum_in_blocks, sum_of_squares
 
-__all__ = ["add_l2_penalty", "softmax_cross_entropy"]
+__all__ = ["add_l2_penalty", "cross_entropy", "softmax_cross_entropy"]
 
 
 @operation
@@ -50,6 +50,46 @@ def softmax_cross_entropy(x: Array, y: Array) -> tuple[Array, Array]:
     p *= 1 / (total * N)
     p -= xp.astype(correct, x.dtype) / N
     return losses, p
+
+
+@operation
+def cross_entropy(x: Array, targets: Array, divisor: Array) -> tuple[Array, Array]:
+    """Return the cross-entropy loss of each sample for any targets, and the gradient of ``sum(losses) / divisor``.
+
+    ``losses[n] = -sum over c of targets[n, c] * log(p[n, c])`` with ``p = exp(x) / sum(exp(x))``;
+    ``dx = (p * sum over c of targets - targets) / divisor``. A target of 0 adds 0 even where log(p) is infinite.
+
+    Parameters
+    ----------
+    x : array (N, C)
+        Scores.
+    targets : array (N, C)
+        Nonnegative numbers, such as probabilities times class weights; a row may have any sum.
+    divisor : array ()
+
+    Returns
+    -------
+    losses : array (N,)
+    dx : array (N, C)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> losses, dx = cross_entropy(np.zeros((1, 2)), np.array([[3.0, 1.0]]), np.asarray(2.0))
+    >>> losses.round(3), dx
+    (array([2.773]), array([[-0.5,  0.5]]))
+    """
+    xp = array_api_compat.array_namespace(x)
+
+    def tile(x: Array, targets: Array) -> tuple[Array, Array]:
+        shifted = x - xp.max(x, axis=1, keepdims=True)
+        p = xp.exp(shifted)
+        total = xp.sum(p, axis=1, keepdims=True)
+        losses = xp.sum(_pick(xp, targets * (xp.log(total) - shifted), targets != 0), axis=1)
+        return losses, (p * (xp.sum(targets, axis=1, keepdims=True) / total) - targets) / divisor
+
+    losses, dx = map_tiles(x, targets, function=tile, axis=0)
+    return losses, dx
 
 
 @operation

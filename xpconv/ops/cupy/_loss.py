@@ -34,3 +34,13 @@ def softmax_cross_entropy(x: Array, y: Array) -> tuple[Array, Array]:
     grid = (-(-N // warps),), (32, warps)
     launch("softmax", x.dtype, grid, cupy.ascontiguousarray(x), labels, losses, dx, N, C)
     return losses, dx
+
+
+@accelerate("cupy")
+def cross_entropy(x: Array, targets: Array, divisor: Array) -> tuple[Array, Array]:
+    """Let the 32 threads of a warp share each sample."""
+    (N, C), warps = x.shape, THREADS // 32
+    losses, dx = cupy.empty(N, x.dtype), cupy.empty((N, C), x.dtype)
+    x, targets = cupy.ascontiguousarray(x), cupy.ascontiguousarray(targets)
+    launch("cross_entropy", x.dtype, ((-(-N // warps),), (32, warps)), x, targets, divisor, losses, dx, N, C)
+    return losses, dx

@@ -357,22 +357,55 @@ extern "C" __global__ void largest_finite_of_pieces(const T* pieces, T* out, int
 
 // ---- softmax cross-entropy: one warp for each sample
 
-extern "C" __global__ void softmax(const T* __restrict__ x, const int64* y, T* losses, T* __restrict__ dx, int64 N,
-                                   int64 C) {
-    const int64 n = (int64)blockIdx.x * blockDim.y + threadIdx.y;
-    if (n >= N) return;
-    x += n * C;
-    dx += n * C;
-    T largest = minus_infinity(), total = 0;
+// Return the largest of C scores, NaN if one is NaN, to all 32 threads of a warp.
+__device__ T warp_max(const T* __restrict__ x, int64 C) {
+    T largest = minus_infinity();
     for (int64 c = threadIdx.x; c < C; c += 32)
         if (exceeds(x[c], largest)) largest = x[c];
     for (int d = 16; d > 0; d /= 2) {
         const T other = __shfl_xor_sync(0xffffffff, largest, d);
         if (exceeds(other, largest)) largest = other;
     }
+    return largest;
+}
+
+extern "C" __global__ void softmax(const T* __restrict__ x, const int64* y, T* losses, T* __restrict__ dx, int64 N,
+                                   int64 C) {
+    const int64 n = (int64)blockIdx.x * blockDim.y + threadIdx.y;
+    if (n >= N) return;
+    x += n * C;
+    dx += n * C;
+    const T largest = warp_max(x, C);
+    T total = 0;
     for (int64 c = threadIdx.x; c < C; c += 32) total += exp(x[c] - largest);
     for (int d = 16; d > 0; d /= 2) total += __shfl_xor_sync(0xffffffff, total, d);
     const T scale = 1 / (total * N);
     for (int64 c = threadIdx.x; c < C; c += 32) dx[c] = exp(x[c] - largest) * scale - (c == y[n] ? T(1) / N : T(0));
     if (threadIdx.x == 0) losses[n] = log(total) - (y[n] >= 0 && y[n] < C ? x[y[n]] - largest : T(0));
+}
+
+extern "C" __global__ void cross_entropy(const T* __restrict__ x, const T* __restrict__ targets, const T* divisor,
+                                         T* losses, T* __restrict__ dx, int64 N, int64 C) {
+    const int64 n = (int64)blockIdx.x * blockDim.y + threadIdx.y;
+    if (n >= N) return;
+    x += n * C;
+    targets += n * C;
+    dx += n * C;
+    const T largest = warp_max(x, C);
+    T total = 0, weight = 0, loss = 0;
+    for (int64 c = threadIdx.x; c < C; c += 32) {
+        total += exp(x[c] - largest);
+        weight += targets[c];
+    }
+    for (int d = 16; d > 0; d /= 2) {
+        total += __shfl_xor_sync(0xffffffff, total, d);
+        weight += __shfl_xor_sync(0xffffffff, weight, d);
+    }
+    const T log_total = log(total), scale = weight / total;
+    for (int64 c = threadIdx.x; c < C; c += 32) {
+        if (targets[c] != 0) loss += targets[c] * (log_total - (x[c] - largest));
+        dx[c] = (exp(x[c] - largest) * scale - targets[c]) / *divisor;
+    }
+    for (int d = 16; d > 0; d /= 2) loss += __shfl_xor_sync(0xffffffff, loss, d);
+    if (threadIdx.x == 0) losses[n] = loss;
 }
