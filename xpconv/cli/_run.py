@@ -1,5 +1,6 @@
 """A training run: from its settings to data, model and Solver, and the training with its checkpoints."""
 
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from xpconv.cli._run_folder import CHECKPOINTS, MODEL
 from xpconv.cli._settings import Settings
 from xpconv.cli._tables import echo
 from xpconv.data import DATASETS, Dataset, load_dataset
-from xpconv.data.augment import parse_augmentation
+from xpconv.data.augment import mirroring_words, parse_augmentation
 from xpconv.errors import ArgumentError, CheckpointError
 from xpconv.nn import Preprocessing, Sequential
 from xpconv.training.checkpoint import CheckpointFolder
@@ -57,7 +58,13 @@ def build_solver(settings: Settings, dataset: Dataset, *, print_every: int = 100
             f"num_train is {count}; expected 1 to {len(dataset.y_train)}, the number of training samples of "
             f"{dataset.name}"
         )
-    extend, change = parse_augmentation(settings.augment)
+    extend, change = parse_augmentation(settings.augment, settings.seed % 2**32)
+    if settings.data == "digits" and (mirrors := mirroring_words(settings.augment)):
+        warnings.warn(
+            f"augment has {' and '.join(mirrors)}, but mirroring changes the class of some digits, such as 2 and 5: "
+            "leave it out",
+            stacklevel=2,
+        )
     X, y = extend(dataset.X_train[:count], dataset.y_train[:count])
     rng = np.random.default_rng(settings.seed)
     model = _build_model(settings, dataset, X, rng)

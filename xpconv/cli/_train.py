@@ -59,8 +59,10 @@ def train(
     augment: Annotated[
         str | None,
         augment_option(
-            "Add images that are shifted by a pixel (shift) or mirrored (mirror), or change each minibatch at random "
-            "(crop, flip); join several with -, as in crop-flip."
+            "Add images that are shifted by a pixel (shift) or mirrored (mirror), or change each minibatch at random: "
+            "shift images (crop, with mirrored borders reflect), mirror them (flip, in turn alternate), cover a square "
+            "(cutout), change brightness or contrast, or average images and labels (mixup); join several with -, as in "
+            "crop-flip. A number after a word is its strength: crop4 and cutout8 in pixels, contrast0.5, mixup0.4."
         ),
     ] = None,
     dtype: Annotated[str, choice_option("dtype", "Floating-point type to compute with.")] = Settings.dtype,

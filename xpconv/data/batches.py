@@ -36,6 +36,11 @@ class Batches:
         Number of minibatches to draw and prepare in advance. With 0, each minibatch is drawn when it is taken,
         which is needed if other code draws from the same random stream.
 
+    Attributes
+    ----------
+    rows : numpy.ndarray
+        The indices (B,) of the last minibatch taken.
+
     Raises
     ------
     ArgumentError
@@ -62,8 +67,9 @@ class Batches:
         convert = to_host if self._on_host else backend.asarray
         self._arrays = convert(X), convert(y)
         self._sampler, self._backend, self._prefetch = sampler, backend, check_count("prefetch", prefetch, 0)
-        # Minibatches in preparation, each with the sampler's state from before it was drawn.
-        self._pending: deque[tuple[Any, Future[tuple[Array, Array]]]] = deque()
+        self.rows = np.empty(0, np.int64)
+        # Minibatches in preparation, each with its rows and the sampler's state from before it was drawn.
+        self._pending: deque[tuple[Any, np.ndarray, Future[tuple[Array, Array]]]] = deque()
         # Device arrays need no thread: a gather is one short launch, and each thread has its own current device.
         self._pool = ThreadPoolExecutor(1, "xpconv-batches") if self._on_host and self._prefetch else None
 
@@ -72,11 +78,13 @@ class Batches:
 
     def __next__(self) -> tuple[Array, Array]:
         if self._pool is None:
-            return self._gather(self._sampler())
+            self.rows = self._sampler()
+            return self._gather(self.rows)
         while len(self._pending) <= self._prefetch:
-            state = getattr(self._sampler, "state", None)
-            self._pending.append((state, self._pool.submit(self._gather, self._sampler())))
-        return self._pending.popleft()[1].result()
+            state, rows = getattr(self._sampler, "state", None), self._sampler()
+            self._pending.append((state, rows, self._pool.submit(self._gather, rows)))
+        _, self.rows, minibatch = self._pending.popleft()
+        return minibatch.result()
 
     @property
     def state(self) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 
 from xpconv.backend import Array
 
-__all__ = ["keep_mask", "random_integers"]
+__all__ = ["hash_numbers", "keep_mask", "random_integers"]
 
 
 def keep_mask(seed: int, shape: tuple[int, ...], keep_prob: float, like: Array) -> Array:
@@ -70,12 +70,34 @@ def random_integers(seed: int, shape: tuple[int, ...], high: int, like: Array) -
     return _reshape(_hash(seed, shape, like) * high >> 32, shape)
 
 
+def hash_numbers(seed: int, numbers: Array) -> Array:
+    """Return 32 random bits for each number, which the number and the seed determine: the same on every backend.
+
+    Parameters
+    ----------
+    seed : int
+        0 to 2**32 - 1, such as one from `xpconv.random.draw_seed`.
+    numbers : array of int64
+        0 to 2**32 - 1.
+
+    Returns
+    -------
+    array of int64
+        0 to 2**32 - 1, of the shape of `numbers`.
+
+    Examples
+    --------
+    >>> hash_numbers(7, np.array([0, 1, 0]))
+    array([1025039378, 4042366995, 1025039378])
+    """
+    return _mix(_mix(numbers ^ seed) ^ (seed * 0x9E3779B1 & 0xFFFFFFFF))
+
+
 def _hash(seed: int, shape: tuple[int, ...], like: Array) -> Array:
     """Return ``hash(i, seed)`` for each element number i of an array of `shape`, flat: 32 bits in int64."""
     xp: Any = array_api_compat.array_namespace(like)
     count = int(np.prod(shape, dtype=np.int64))
-    h = xp.arange(count, dtype=xp.int64, device=array_api_compat.device(like))
-    return _mix(_mix(h ^ seed) ^ (seed * 0x9E3779B1 & 0xFFFFFFFF))
+    return hash_numbers(seed, xp.arange(count, dtype=xp.int64, device=array_api_compat.device(like)))
 
 
 def _reshape(flat: Array, shape: tuple[int, ...]) -> Array:

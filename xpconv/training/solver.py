@@ -17,6 +17,7 @@ from xpconv._validation import check_choice, check_count
 from xpconv.backend import Array, backend_of, copy_arrays, on_its_device, to_host
 from xpconv.data import Batches, Dataset
 from xpconv.data._checks import check_split
+from xpconv.data.augment import Minibatch
 from xpconv.data.sampling import SAMPLERS
 from xpconv.errors import CheckpointError, NonFiniteLossError, printable
 from xpconv.io._safetensors import DESCRIPTION_ERRORS, ArraySpec, check_finite_arrays, check_specs
@@ -87,8 +88,10 @@ class Solver:
         Determines the minibatches, the samples for accuracy checks, the seeds of dropout and other stochastic layers,
         and the augmentation, each from a stream of its own.
     augment : callable, optional
-        ``augment(X, seed) -> X`` augments the images of a minibatch on the device, as in `xpconv.data.augment`; the
-        seed is a new random number each time.
+        ``augment(X, seed) -> X`` augments the images of a minibatch on the device; the seed is a new random number each
+        time. If it has a true attribute ``takes_minibatch``, as those of `xpconv.data.augment.parse_augmentation` have,
+        it is called as ``augment(minibatch, seed) -> minibatch`` and may change labels too: to integers (N,), or to
+        probabilities (N, C).
     on_nonfinite : {"stop", "skip"}
         What to do if a loss or a gradient has NaN or infinite values: raise an error, or skip that minibatch and
         change nothing. On a device, the host does not wait for the check.
@@ -148,7 +151,7 @@ class Solver:
         print_every: int = 10,
         verbose: bool = True,
         rng: Rng = None,
-        augment: Callable[[Array, int], Array] | None = None,
+        augment: Callable[[Any, int], Any] | None = None,
         on_nonfinite: str = "stop",
         schedule: Schedule | None = None,
         sampling: str = "replacement",
@@ -645,13 +648,21 @@ class Solver:
         """Return a context that shows the progress of a run of `total` iterations."""
         return show_progress(total, self.batch_size, verbose=self.verbose, done=done)
 
-    def _augmented(self, X: Array) -> Array:
-        return X if self.augment is None else self.augment(X, draw_seed(self.streams["augment"]))
+    def _augmented(self, X: Array, y: Array, rows: np.ndarray) -> tuple[Array, Array]:
+        """Return the images and labels of a minibatch, augmented."""
+        if self.augment is None:
+            return X, y
+        seed = draw_seed(self.streams["augment"])
+        if not getattr(self.augment, "takes_minibatch", False):
+            return self.augment(X, seed), y
+        minibatch = Minibatch(X, y, rows, self.epoch, getattr(self.model, "num_classes", None))
+        changed = self.augment(minibatch, seed)
+        return changed.X, changed.y
 
     def _take_step(self, batches: Batches) -> Array:
         """Train on the next minibatch and return its images."""
         X, y = next(batches)
-        X = self._augmented(X)
+        X, y = self._augmented(X, y, batches.rows)
         self._step(X, y)
         return X
 
