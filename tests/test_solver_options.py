@@ -258,24 +258,44 @@ def test_minibatches_are_augmented_on_the_device_from_their_own_stream(data, whe
         np.testing.assert_array_equal(Y, random_crop(X, 1, seed))
 
 
-def test_augmented_training_is_the_same_on_every_backend(data, backend):
+@pytest.mark.parametrize("prefetch", [0, 2])
+@pytest.mark.parametrize("sampling", ["epoch", "replacement"])
+def test_an_augmentation_of_minibatches_gets_rows_and_epoch_and_changes_labels(data, sampling, prefetch):
+    def change(minibatch, seed):
+        np.testing.assert_array_equal(minibatch.X, data["X_train"][minibatch.rows])
+        np.testing.assert_array_equal(minibatch.y, data["y_train"][minibatch.rows])
+        assert minibatch.num_classes == solver.model.num_classes
+        epochs.append(minibatch.epoch)
+        return minibatch._replace(y=np.zeros_like(minibatch.y))
+
+    epochs, labels = [], []
+    change.takes_minibatch = True
+    solver = make_solver(data, sampling=sampling, augment=change)
+    solver._prefetch, plain = prefetch, solver.model.loss
+    solver.model.loss = lambda X, y=None: (labels.append(y), plain(X, y))[1]
+    solver.train()
+    assert epochs == [epoch for epoch in range(4) for _ in range(4)]
+    assert all((y == 0).all() for y in labels if y is not None)
+
+
+@pytest.mark.parametrize("spec", ["crop-flip", "reflect-alternate-cutout-contrast-mixup"])
+def test_augmented_training_is_the_same_on_every_backend(data, backend, spec):
     histories = []
     for where in ("numpy", backend):
-        solver = make_solver(
-            data, where, augment=parse_augmentation("crop-flip")[1], sampling="epoch", schedule=cosine(16)
-        )
+        solver = make_solver(data, where, augment=parse_augmentation(spec)[1], sampling="epoch", schedule=cosine(16))
         solver.train()
         histories.append(solver.loss_history)
     np.testing.assert_allclose(*histories, rtol=1e-8)
 
 
 @pytest.mark.parametrize("stop", [1, 3, 4, 7])
-def test_resumed_training_is_the_same_to_the_bit(data, tmp_path, stop):
+@pytest.mark.parametrize("spec", ["crop-flip", "crop-alternate-mixup"])
+def test_resumed_training_is_the_same_to_the_bit(data, tmp_path, stop, spec):
     def solver():
         return make_solver(
             data,
             update_rule="adam",
-            augment=parse_augmentation("crop-flip")[1],
+            augment=parse_augmentation(spec)[1],
             sampling="epoch",
             schedule=warmup(3, cosine(16)),
             patience=2,
@@ -341,7 +361,7 @@ def test_command_follows_the_schedule_and_writes_learning_rates(tmp_path, words,
 def test_command_with_every_option_is_reproducible(tmp_path):
     words = [
         "--augment",
-        "crop-flip",
+        "reflect-cutout2-brightness-mixup0.4",
         "--sampling",
         "epoch",
         "--schedule",
@@ -359,9 +379,21 @@ def test_command_with_every_option_is_reproducible(tmp_path):
         "schedule": "cosine",
         "warmup": 1,
         "patience": 1,
-        "augment": "crop-flip",
+        "augment": "reflect-cutout2-brightness-mixup0.4",
     }
     assert " ".join(words[:2]) in config["command"]
+
+
+@pytest.mark.parametrize("augment", ["flip", "mirror-crop", "crop-alternate"])
+def test_a_flip_of_digits_warns_that_it_changes_classes(tmp_path, augment):
+    words = ("train", "--num-train", 50, "--epochs", 1, "--augment", augment, "--out", tmp_path / "run")
+    result = call(*words)
+    assert result.exit_code == 0
+    word = "mirror" if "mirror" in augment else "alternate" if "alternate" in augment else "flip"
+    assert (
+        f"xpconv: warning: augment has {word}, but mirroring changes the class of some digits, such as 2 and 5: leave "
+        "it out" in result.stderr
+    )
 
 
 def test_an_array_as_learning_rate_decays_once_per_epoch_in_a_copy(data):
