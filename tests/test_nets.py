@@ -1,6 +1,7 @@
 """Nets: parameters, losses and gradients, against the loop versions chained by hand and numerical gradients."""
 
 import json
+import re
 from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
@@ -591,6 +592,75 @@ def test_other_errors_are_not_taken_for_too_little_memory(monkeypatch):
     monkeypatch.setattr(nn.Affine, "forward", forward)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         net.loss(np.ones((3, 5)))
+
+
+LOSS_OPTIONS = {"label_smoothing": 0.1, "class_weights": [0.5, 2.0, 1.0], "reduction": "sum"}
+
+
+def test_loss_options_are_those_of_the_loss_function_on_every_backend(backend):
+    net = Sequential([nn.Affine(3)], input_shape=(5,), rng=0, backend=backend, loss_options=LOSS_OPTIONS)
+    X, y = np.random.default_rng(0).standard_normal((6, 5)), np.array([0, 1, 2, 0, 1, 2])
+    loss, grads = net.loss(X, y)
+    expected, dscores = reference.softmax_loss(net.backend.to_host(net.loss(X)).astype("float64"), y, **LOSS_OPTIONS)
+    assert_array(loss, expected, backend, "float32")
+    assert_array(grads["b1"], dscores.sum(axis=0), backend, "float32")
+    net.loss_options = {}
+    assert float(net.loss(X, y)[0]) == float(
+        Sequential([nn.Affine(3)], input_shape=(5,), rng=0, backend=backend).loss(X, y)[0]
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_labels_may_be_probabilities_of_any_float_dtype(backend, dtype):
+    net = Sequential([nn.Affine(3)], input_shape=(5,), rng=0, backend=backend)
+    X, y = np.random.default_rng(0).standard_normal((4, 5)), np.array([0, 2, 1, 2])
+    loss, grads = net.loss(X, np.eye(3, dtype=dtype)[y])
+    hard_loss, hard_grads = net.loss(X, y)
+    assert_array(loss, net.backend.to_host(hard_loss), backend, "float32")
+    assert_array(grads["W1"], net.backend.to_host(hard_grads["W1"]), backend, "float32")
+
+
+def test_loss_options_are_saved_with_the_model(tmp_path):
+    options = {"label_smoothing": np.float32(0.5), "class_weights": np.array([1, 2, 0]), "reduction": None}
+    net = Sequential([nn.Affine(3)], input_shape=(5,), rng=0, loss_options=options)
+    save_model(net, tmp_path / "model.safetensors")
+    loaded = load_model(tmp_path / "model.safetensors")
+    assert loaded.loss_options == net.loss_options == {"label_smoothing": 0.5, "class_weights": [1.0, 2.0, 0.0]}
+    X, y = np.ones((2, 5)), np.array([0, 1])
+    assert float(loaded.loss(X, y)[0]) == float(net.loss(X, y)[0])
+    assert "loss_options" not in Sequential([nn.Affine(3)], input_shape=(5,), rng=0).config()
+
+
+@pytest.mark.parametrize(
+    ("loss", "options", "message"),
+    [
+        (
+            "softmax",
+            {"smoothing": 0.1},
+            "expected options of the softmax loss: label_smoothing, class_weights, reduction",
+        ),
+        ("softmax", [("label_smoothing", 0.1)], "loss_options is [('label_smoothing', 0.1)]; expected options of the"),
+        ("svm", {"label_smoothing": 0.1}, "expected none: the svm loss has no options"),
+        ("softmax", {"label_smoothing": 2}, "label_smoothing is 2; expected a number from 0 to 1"),
+        ("softmax", {"reduction": "none"}, "reduction is 'none'; expected mean or sum"),
+        ("softmax", {"class_weights": "balanced"}, "class_weights is 'balanced'; expected a sequence of 3 numbers"),
+        ("softmax", {"class_weights": [1, 2]}, "class_weights has 2 weights; expected 3, one for each class"),
+        ("softmax", {"class_weights": [1, 2, -1]}, "class_weights is -1; expected a finite number, 0 or more"),
+        ("softmax", {"class_weights": [0, 0, 0]}, "class_weights has only zeros; expected a weight above 0"),
+    ],
+)
+def test_bad_loss_options_are_refused(loss, options, message):
+    net = Sequential([nn.Affine(3)], input_shape=(5,), loss=loss, rng=0)
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=re.escape(message)):
+        net.loss_options = options
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=re.escape(message)):
+        Sequential([nn.Affine(3)], input_shape=(5,), loss=loss, loss_options=options)
+
+
+def test_loss_options_cannot_be_changed_in_place():
+    net = Sequential([nn.Affine(3)], input_shape=(5,), rng=0)
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        net.loss_options["label_smoothing"] = 0.1
 
 
 def test_layers_must_be_layer_objects():

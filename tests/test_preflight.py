@@ -90,6 +90,13 @@ def test_initial_loss_is_reported_with_its_expected_value(digits):
     assert "9; expected about 9 (10 - 1), at most 36" in check_training(svm, digits.X_train, digits.y_train)[0].text
 
 
+def test_nets_with_loss_options_pass(digits):
+    options = {"label_smoothing": 0.1, "class_weights": [1.0, 2.0] * 5, "reduction": "sum"}
+    net = TwoLayerNet(input_dim=64, rng=0, loss_options=options)
+    findings = check_training(net, digits.X_train, digits.y_train)
+    assert "(100 ln 10)" in findings[0].text
+
+
 @pytest.mark.parametrize("loss", ["softmax", "svm"])
 def test_too_large_weights_fail(digits, loss):
     net = TwoLayerNet(input_dim=64, weight_scale=3.0, loss=loss, rng=0)

@@ -90,6 +90,14 @@ def test_a_training_whose_last_losses_are_those_of_a_guess_warns(data, loss, lim
     assert [warning.filename for warning in caught] == [__file__]
 
 
+def test_a_training_whose_loss_is_a_sum_is_compared_with_the_sum_of_a_guess(data):
+    solver = make_solver(data, optim_config={"learning_rate": 0.0}, batch_size=8)
+    solver.model.loss_options = {"reduction": "sum"}
+    solver.model.params["W3"] *= 5
+    with pytest.warns(UserWarning, match=r"more than the 8\.789 \(8 ln 3\) of a guess"):
+        solver.train()
+
+
 def test_a_training_that_learns_or_is_interrupted_does_not_warn(data):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -4,22 +4,21 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from math import prod, sqrt
+from types import MappingProxyType
 from typing import Any
 
 from xpconv import ops
 from xpconv._validation import check_count, check_nonnegative
 from xpconv.backend import Array, Backend, get_backend, on_its_device
 from xpconv.errors import ArgumentError, ArgumentTypeError, OutOfMemoryError, XpconvError
-from xpconv.layers import softmax_loss, svm_loss
 from xpconv.nn import layers as layer_objects
+from xpconv.nn._losses import LOSSES, check_loss_options, loss_and_gradient, loss_arguments
 from xpconv.nn.layers import Arrays, Initial, Layer, Shape
 from xpconv.nn.preprocessing import Preprocessing, on_device
 from xpconv.ops.tiling import workspace_bytes
 from xpconv.random import RandomStream, Rng, as_random_stream, draw_seed, spawn
 
 __all__ = ["Sequential"]
-
-LOSSES = {"softmax": softmax_loss, "svm": svm_loss}
 
 
 class Sequential:
@@ -35,6 +34,8 @@ class Sequential:
     name : str
         Name of the model in files and messages.
     loss : {"softmax", "svm"}
+    loss_options : mapping, optional
+        Options of `xpconv.layers.softmax_loss`: ``label_smoothing``, ``class_weights`` and ``reduction``.
     reg : float
         Weight of ``0.5 * sum(W * W)`` over all weights W in the loss.
     weight_scale : float, optional
@@ -82,6 +83,7 @@ class Sequential:
         input_shape: Sequence[int],
         name: str = "Sequential",
         loss: str = "softmax",
+        loss_options: Mapping[str, Any] | None = None,
         reg: float = 0.0,
         weight_scale: float | None = None,
         dtype: Any = "float32",
@@ -103,6 +105,7 @@ class Sequential:
         self.state: Arrays = {}
         stream = as_random_stream(rng)
         self.layer_keys = self._build(stream)
+        self.loss_options = loss_options
         self._check_names()
         self.seed_stream: RandomStream = stream if rng is None else spawn(stream, 1)[0]
 
@@ -165,6 +168,16 @@ class Sequential:
         self._reg = check_nonnegative("reg", value)
 
     @property
+    def loss_options(self) -> Mapping[str, Any]:
+        """Options of the loss function, read-only. Assign others to change them: ``{"label_smoothing": 0.1}``."""
+        return MappingProxyType(self._loss_options)
+
+    @loss_options.setter
+    def loss_options(self, value: Mapping[str, Any] | None) -> None:
+        self._loss_options = check_loss_options(self.loss_name, value, self.num_classes)
+        self._loss_arguments = loss_arguments(self._loss_options, self.backend, self.dtype)
+
+    @property
     def preprocessing(self) -> Preprocessing | None:
         """Preprocessing of the samples. Assigning to it checks it and copies it to the model's device."""
         return self._preprocessing
@@ -181,7 +194,7 @@ class Sequential:
         X : array (N, ...)
             Samples of the input shape, of any real dtype, in host memory or on the model's device.
         y : array (N,) of integers, optional
-            Labels.
+            Labels. The softmax loss also takes the probability of each class, (N, C), of any real dtype.
 
         Returns
         -------
@@ -218,7 +231,7 @@ class Sequential:
         scores, caches, state = self._forward(x, train=y is not None)
         if y is None:
             return scores
-        loss, dout = LOSSES[self.loss_name](scores, self.backend.upload("y", y))
+        loss, dout = loss_and_gradient(self.loss_name, scores, self.backend.upload("y", y), self._loss_arguments)
         grads = self._backward(dout, caches)
         if self.reg:
             keys = [keys["W"] for keys in self.layer_keys if "W" in keys]
@@ -303,6 +316,7 @@ class Sequential:
             "input_shape": list(self.input_shape),
             "dtype": self.dtype,
             "loss": self.loss_name,
+            **({"loss_options": dict(self._loss_options)} if self._loss_options else {}),
             "reg": self.reg,
             "class_names": list(self.class_names),
             "layers": [

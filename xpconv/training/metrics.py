@@ -146,8 +146,10 @@ def checks_since_best(accuracies: Sequence[float]) -> int:
     return len(accuracies) - 1 - accuracies.index(max(accuracies)) if accuracies else 0
 
 
-def loss_of_equal_scores(loss: str, num_classes: int) -> tuple[float, str]:
+def loss_of_equal_scores(loss: str, num_classes: int, num_samples: int = 1) -> tuple[float, str]:
     """Return the loss of a net whose scores are equal, and its formula: ``ln C`` for softmax, ``C - 1`` for the SVM.
+
+    A softmax loss that is a sum over `num_samples` samples is that many times ``ln C``.
 
     Examples
     --------
@@ -156,7 +158,7 @@ def loss_of_equal_scores(loss: str, num_classes: int) -> tuple[float, str]:
     """
     if loss == "svm":
         return float(num_classes - 1), f"{num_classes} - 1"
-    return log(num_classes), f"ln {num_classes}"
+    return num_samples * log(num_classes), f"{num_samples} ln {num_classes}" if num_samples > 1 else f"ln {num_classes}"
 
 
 def probabilities(model: Any, X: Array, batch_size: int = 500) -> np.ndarray:

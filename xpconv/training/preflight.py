@@ -170,7 +170,8 @@ class _Subject:
         if isinstance(self.model, Sequential):
             net = copy(self.model)
             net.dtype, net.seed, net.seed_stream = dtype or net.dtype, seed, np.random.default_rng(0)
-            net.preprocessing = net.preprocessing  # the setter casts it to the net's new dtype
+            net.preprocessing = net.preprocessing  # the setters cast them to the net's new dtype
+            net.loss_options = net.loss_options
             net.state = self._copies(net.state, dtype)
         else:
             try:
@@ -212,8 +213,9 @@ def _initial_loss(subject: _Subject) -> PreflightFinding:
     penalty = 0.5 * float(getattr(net, "reg", 0.0)) * sum(float(np.sum(w * w)) for w in weights)
     # The limit is generous: with He initialisation the scores of an untrained net differ by several units.
     loss_name = getattr(net, "loss_name", "softmax")
-    expected, formula = loss_of_equal_scores(loss_name, classes)
-    limit = 4 * expected + (0 if loss_name == "svm" else 8)
+    summed = X.shape[0] if getattr(net, "loss_options", {}).get("reduction") == "sum" else 1
+    expected, formula = loss_of_equal_scores(loss_name, classes, summed)
+    limit = 4 * expected + (0 if loss_name == "svm" else 8 * summed)
     formula += f" + {penalty:.2g} for L2" if penalty else ""
     text = f"{found:.4g}; expected about {expected + penalty:.4g} ({formula}), at most {limit + penalty:.3g}"
     cause = ""

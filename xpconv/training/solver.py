@@ -357,7 +357,8 @@ class Solver:
             return
         losses = self.loss_history[self.round_start :]
         last = float(np.mean(losses[-max(len(losses) // 10, 1) :]))
-        limit, formula = metrics.loss_of_equal_scores(self.model.loss_name, self.model.num_classes)
+        summed = self.batch_size if self.model.loss_options.get("reduction") == "sum" else 1
+        limit, formula = metrics.loss_of_equal_scores(self.model.loss_name, self.model.num_classes, summed)
         if last <= limit:
             return
         rate = f"learning_rate (it was at most {max(self.learning_rate_history[self.round_start :]):g})"
