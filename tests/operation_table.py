@@ -80,8 +80,10 @@ def arguments_of_relu_backward(place, x, window):
     return place(x), place(draw(*x.shape, seed=2) > 0, bool)
 
 
-def arguments_of_update_running_average(place, x, window):
-    return place(x), place(draw(*x.shape, seed=2)), 0.9
+def arguments_of_update_running_stats(place, x, window):
+    arrays = [place(draw(x.shape[1], seed=seed)) for seed in range(4)]
+    num_batches = None if window.stride[0] % 2 else place(np.full(1, float(window.stride[1])))
+    return *arrays, 0.9, num_batches
 
 
 def arguments_of_add_l2_penalty(place, x, window):
@@ -154,7 +156,7 @@ ARGUMENTS = {
     "relu_backward": arguments_of_relu_backward,
     "adam_step": arguments_of_adam_step,
     "flush_denormals": arguments_of_flush_denormals,
-    "update_running_average": arguments_of_update_running_average,
+    "update_running_stats": arguments_of_update_running_stats,
     "add_l2_penalty": arguments_of_add_l2_penalty,
     "largest_finite": arguments_of_largest_finite,
     "unfold": arguments_of_unfold,

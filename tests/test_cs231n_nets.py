@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import find_backend
-from xpconv import cs231n, load_model, save_model
+from xpconv import cs231n, load_model, nn, save_model
 from xpconv.cs231n import layers, optim
 from xpconv.cs231n.classifiers import FullyConnectedNet, ThreeLayerConvNet, TwoLayerNet
 from xpconv.cs231n.gradient_check import eval_numerical_gradient
@@ -151,6 +151,7 @@ def test_attributes_of_the_course_describe_the_net():
     net.loss(*batch())
     assert [sorted(bn_param) for bn_param in net.bn_params] == [["mode", "running_mean", "running_var"]] * 2
     np.testing.assert_array_equal(net.bn_params[1]["running_mean"], net.state["running_mean2"])
+    np.testing.assert_array_equal(net.bn_params[1]["running_var"], net.state["running_var2"])
     plain = FullyConnectedNet([7], 15)
     assert (plain.num_layers, plain.normalization, plain.use_batchnorm, plain.use_dropout) == (2, None, False, False)
     assert (plain.dropout_param, plain.bn_params) == ({}, [])
@@ -262,6 +263,25 @@ def test_a_net_is_saved_and_loaded_by_name(name, tmp_path, monkeypatch, capsys):
     np.testing.assert_array_equal(other.loss(X), net.loss(X))
     assert other.load("nothing.npy") is False
     assert capsys.readouterr().out.splitlines() == [f"{name} saved.", f"{name} loaded.", "nothing.npy not available."]
+
+
+def test_parameters_of_a_native_net_are_loaded_without_its_count_of_batches(tmp_path):
+    native = nn.FullyConnectedNet([5], input_dim=15, num_classes=3, normalization="batchnorm", rng=0, backend="numpy")
+    X, y = batch(C=3)
+    native.loss(X, y)
+    save_model(native, tmp_path / "native")
+    net = FullyConnectedNet([5], 15, 3, normalization="batchnorm")
+    assert net.load(tmp_path / "native") is True
+    assert sorted(net.state) == ["running_mean1", "running_var1"]
+    np.testing.assert_array_equal(net.loss(X), native.loss(X))
+
+
+def test_running_averages_start_from_zeros_as_in_the_course():
+    net = FullyConnectedNet([5], 15, 3, normalization="batchnorm", dtype=np.float64)
+    X, y = batch(C=3)
+    net.loss(X, y)
+    np.testing.assert_allclose(net.state["running_mean1"], 0.1 * (X @ net.params["W1"]).mean(axis=0))
+    np.testing.assert_allclose(net.state["running_var1"], 0.1 * (X @ net.params["W1"]).var(axis=0))
 
 
 def test_pickled_parameters_are_refused_with_what_to_do(tmp_path):

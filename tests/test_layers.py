@@ -116,10 +116,10 @@ def test_running_averages_equal_those_of_the_loop_version(row, backend, dtype):
     inputs, *_, cached = row.expected(dtype)
     _, cache = row.forward(**move(backend, inputs), **row.options)
     assert isinstance(cache.running, layers.RunningStats)
-    for actual, expected in zip(cache.running, cached[-1], strict=True):
+    for actual, expected in zip(cache.running[:2], cached[-1], strict=True):
         assert_array(actual, expected, backend, dtype)
     if not row.options["train"]:
-        assert same_bits(map(backend.to_host, cache.running), inputs["running"])
+        assert same_bits(map(backend.to_host, cache.running[:2]), inputs["running"])
 
 
 @rows("batchnorm")
@@ -404,7 +404,7 @@ def test_norms_stay_finite_and_right_on_values_whose_squares_overflow(row, backe
     assert_array(out, expected, backend, "float32")
     for gradient in row.backward(contiguous(backend, np.ones_like(expected, np.float32)), cache):
         assert np.isfinite(backend.to_host(gradient)).all()
-    for a in getattr(cache, "running", ()):
+    for a in getattr(cache, "running", ())[:2]:
         assert np.isfinite(backend.to_host(a)).all()
 
 

@@ -164,9 +164,59 @@ def test_scores_do_not_move_running_statistics_or_drop_anything(batch):
     net = FullyConnectedNet([6], input_dim=144, normalization="batchnorm", keep_prob=0.5, rng=0, backend="numpy")
     first = net.loss(X)
     assert np.array_equal(first, net.loss(X))
-    assert not net.state["running_var1"].any()
+    assert {name: set(a.flat) for name, a in net.state.items()} == {
+        "running_mean1": {0},
+        "running_var1": {1},
+        "num_batches1": {0},
+    }
     net.loss(X, y)
-    assert net.state["running_var1"].all()
+    assert net.state["running_mean1"].all()
+    assert net.state["num_batches1"] == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9, 0.9999])
+def test_running_averages_are_corrected_as_adam_corrects_its_moments(momentum, dtype, backend):
+    net = Sequential(
+        [nn.BatchNorm(momentum=momentum), nn.Affine(2)], input_shape=(3,), dtype=dtype, rng=0, backend=backend
+    )
+    rng, (mean, var) = np.random.default_rng(0), np.zeros((2, 3))
+    for t in range(1, 8):
+        X = rng.standard_normal((5, 3)) * t + t
+        net.loss(X, np.arange(5) % 2)
+        mean, var = (
+            momentum * old + (1 - momentum) * new for old, new in ((mean, X.mean(axis=0)), (var, X.var(axis=0)))
+        )
+        correction = 1 - momentum**t
+        tolerance = 1e-12 if dtype == "float64" else 1e-6
+        assert_array(net.state["running_mean0"], mean / correction, backend, dtype, tolerance=tolerance)
+        assert_array(net.state["running_var0"], var / correction, backend, dtype, tolerance=tolerance)
+        assert_array(net.state["num_batches0"], np.full(1, t), backend, dtype, tolerance=tolerance)
+
+
+def test_running_averages_with_a_momentum_of_1_stay():
+    net = Sequential([nn.BatchNorm(momentum=1), nn.Affine(2)], input_shape=(3,), rng=0, backend="numpy")
+    net.loss(np.arange(12).reshape(4, 3), np.arange(4) % 2)
+    assert net.state["running_mean0"].tolist() == [0, 0, 0]
+    assert net.state["running_var0"].tolist() == [1, 1, 1]
+
+
+def test_after_one_batch_evaluation_gives_the_scores_of_training(batch):
+    X, y = batch
+    net = ConvNet([3, "pool", 4], input_dim=X.shape[1:], num_classes=5, dtype="float64", rng=0, backend="numpy")
+    loss, _ = net.loss(X, y)
+    np.testing.assert_allclose(layers.softmax_loss(net.loss(X), y)[0], loss, rtol=1e-12)
+
+
+def test_without_bias_correction_running_averages_start_from_zeros(batch):
+    X, y = batch
+    X = X.reshape(len(X), -1)
+    options = {"input_shape": X.shape[1:], "dtype": "float64", "rng": 0, "backend": "numpy"}
+    net = Sequential([nn.BatchNorm(bias_correction=False), nn.Affine(5)], **options)
+    net.loss(X, y)
+    assert sorted(net.state) == ["running_mean0", "running_var0"]
+    np.testing.assert_allclose(net.state["running_mean0"], 0.1 * X.mean(axis=0))
+    np.testing.assert_allclose(net.state["running_var0"], 0.1 * X.var(axis=0))
 
 
 def test_dropout_draws_new_masks_unless_seeded(batch):

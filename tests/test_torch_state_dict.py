@@ -104,7 +104,11 @@ def test_running_statistics_differ_after_training_as_documented():
     """PyTorch moves its running variance towards the unbiased variance, n / (n - 1) of ours."""
     pytest.importorskip("torch")
     net = Sequential(
-        [nn.BatchNorm(momentum=0.8), nn.Affine(5)], input_shape=IMAGE, dtype="float64", rng=0, backend="numpy"
+        [nn.BatchNorm(momentum=0.8, bias_correction=False), nn.Affine(5)],
+        input_shape=IMAGE,
+        dtype="float64",
+        rng=0,
+        backend="numpy",
     )
     theirs = as_torch(net).train()
     load_torch_state_dict(net, theirs.state_dict())
@@ -157,6 +161,32 @@ def test_tensors_without_a_numpy_dtype_are_refused_by_name():
 
 
 # ---- without torch
+
+
+def test_the_batch_counter_is_exchanged_with_pytorch():
+    net = Sequential([nn.BatchNorm(), nn.Affine(5)], input_shape=IMAGE, dtype="float64", rng=0, backend="numpy")
+    X, y = batch("float64")
+    for _ in range(3):
+        net.loss(X, y)
+    entries = to_torch_state_dict(net)
+    assert (entries["0.num_batches_tracked"].dtype, entries["0.num_batches_tracked"].item()) == (np.int64, 3)
+    other = Sequential([nn.BatchNorm(), nn.Affine(5)], input_shape=IMAGE, dtype="float64", rng=1, backend="numpy")
+    load_torch_state_dict(other, entries)
+    for model in (net, other):
+        model.loss(2 * X, y)
+    for key, value in net.state.items():
+        np.testing.assert_array_equal(other.state[key], value)
+
+
+def test_running_averages_without_a_batch_counter_keep_their_weight():
+    net = Sequential([nn.BatchNorm(), nn.Affine(5)], input_shape=IMAGE, dtype="float64", rng=0, backend="numpy")
+    entries = to_torch_state_dict(net)
+    entries["0.running_mean"] += 10
+    del entries["0.num_batches_tracked"]
+    load_torch_state_dict(net, entries)
+    X, y = batch("float64")
+    net.loss(X, y)
+    np.testing.assert_allclose(net.state["running_mean0"], 9 + 0.1 * X.mean(axis=(0, 2, 3)))
 
 
 def test_positions_count_flatten_modules():

@@ -7,7 +7,7 @@ CuPy on the path.
 
 import os
 import shutil
-from itertools import zip_longest
+from itertools import product, zip_longest
 from types import SimpleNamespace
 
 import numpy as np
@@ -375,7 +375,10 @@ def test_elementwise_operations_equal_the_portable_versions(monkeypatch, dtype):
         x = place(rng, draw(rng, *shape), dtype)
         (_, mask), _ = check("relu", [x], {}, dtype, tolerance=0)
         check("relu_backward", [place(rng, draw(rng, *shape), dtype), mask], {}, dtype, tolerance=0)
-        check("update_running_average", [x, place(rng, draw(rng, *shape), dtype), 0.9], {}, dtype)
+        stats = [place(rng, draw(rng, 5), dtype) for _ in range(4)]
+        for momentum, num_batches in product((0.0, 0.9, 1.0), (None, 0, 1, 1000)):
+            count = None if num_batches is None else place(rng, np.full(1, float(num_batches)), dtype)
+            check("update_running_stats", [*stats, momentum, count], {}, dtype)
         given = [place(rng, a, dtype) for a in (*rng.standard_normal((3, *shape)), rng.random(shape))]
         expected = [exact(a) for a in given]
         for version, them in zip(VERSIONS["adam_step"], (expected, given), strict=True):

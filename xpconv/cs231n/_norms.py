@@ -74,7 +74,7 @@ def batchnorm_forward(
         momentum=bn_param.get("momentum", 0.9),
         eps=bn_param.get("eps", 1e-5),
     )
-    bn_param["running_mean"], bn_param["running_var"] = cache.layer_cache.running
+    bn_param["running_mean"], bn_param["running_var"] = cache.layer_cache.running[:2]
     return out, cache
 
 

@@ -142,7 +142,8 @@ def _global_avg_pool(graph: Graph, layer: nn.GlobalAvgPool, x: str, shape: Shape
 
 
 def _batch_norm(graph: Graph, layer: nn.BatchNorm, x: str, shape: Shape, params: dict[str, str]) -> str:
-    return graph.add_node("BatchNormalization", x, *params.values(), epsilon=layer.eps)
+    inputs = (params[name] for name in ("gamma", "beta", "running_mean", "running_var"))
+    return graph.add_node("BatchNormalization", x, *inputs, epsilon=layer.eps)
 
 
 def _layer_norm(graph: Graph, layer: nn.LayerNorm, x: str, shape: Shape, params: dict[str, str]) -> str:
@@ -225,12 +226,13 @@ def _model_proto(model: Sequential) -> Any:
         params = {name: graph.add_constant(weights[key], key) for name, key in keys.items()}
         x, shape = CONVERTERS[type(layer)](graph, layer, x, shape, params), layer.output_shape(shape)
     graph.add_node("Identity", x, output="scores")
+    used = {name for node in graph.nodes for name in node.input}
     graph_proto = helper.make_graph(
         graph.nodes,
         model.name or "net",
         [helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, ["N", *model.input_shape])],
         [helper.make_tensor_value_info("scores", onnx.TensorProto.FLOAT, ["N", model.num_classes])],
-        [numpy_helper.from_array(values, name) for name, values in graph.constants.items()],
+        [numpy_helper.from_array(values, name) for name, values in graph.constants.items() if name in used],
     )
     opset = helper.make_opsetid("", OPSET)
     proto = helper.make_model(

@@ -19,8 +19,10 @@ TORCH_NAMES = {
     "beta": "bias",
     "running_mean": "running_mean",
     "running_var": "running_var",
+    "num_batches": "num_batches_tracked",
 }
 BATCH_COUNTER = "num_batches_tracked"
+MANY_BATCHES = 1e6  # the start of running averages has no weight any more
 
 
 def to_torch_state_dict(model: Sequential, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
@@ -33,8 +35,9 @@ def to_torch_state_dict(model: Sequential, names: Sequence[str] | None = None) -
     Affine weights (D, M) are transposed to (M, D); all other layouts are the same. PyTorch's momentum is 1 minus the
     momentum of `BatchNorm`. In training, PyTorch moves the running variance towards the unbiased variance of the batch,
     ``n / (n - 1)`` times the variance that `BatchNorm` uses; in evaluation both use the stored values, so scores agree.
-    ``num_batches_tracked``, which PyTorch uses only if its momentum is None, is 0. Preprocessing is not included: apply
-    it to PyTorch's input.
+    PyTorch does not correct its averages for their start: `BatchNorm` does so by its batch count, which is PyTorch's
+    ``num_batches_tracked``; without ``bias_correction`` that is 0. Preprocessing is not included: apply it to
+    PyTorch's input.
 
     Parameters
     ----------
@@ -62,8 +65,11 @@ def to_torch_state_dict(model: Sequential, names: Sequence[str] | None = None) -
     """
     state_dict = {}
     for entry in _state_dict_entries(model, names):
-        values = np.asarray(0, np.int64) if entry.key is None else to_host(entry.store[entry.key])
-        state_dict[entry.name] = np.array(values.T if entry.transposed else values, order="C")
+        values = np.asarray(0) if entry.key is None else to_host(entry.store[entry.key])
+        dtype = np.int64 if entry.counts else values.dtype
+        state_dict[entry.name] = np.array(values.T if entry.transposed else values, dtype, order="C").reshape(
+            entry.shape
+        )
     return state_dict
 
 
@@ -71,7 +77,8 @@ def load_torch_state_dict(model: Sequential, state_dict: Mapping[str, Any], name
     """Set a model's parameters and running statistics from a PyTorch ``state_dict``.
 
     Names and layouts are those of `to_torch_state_dict`. Values are copied and converted to the model's dtype. If any
-    entry does not fit, the model is unchanged. ``num_batches_tracked`` is optional.
+    entry does not fit, the model is unchanged. ``num_batches_tracked`` is optional; running averages without it count
+    as those of many batches.
 
     Parameters
     ----------
@@ -107,10 +114,10 @@ def load_torch_state_dict(model: Sequential, state_dict: Mapping[str, Any], name
     entries = {entry.name: entry for entry in _state_dict_entries(model, names)}
     arrays = {name: _as_host_array(name, value) for name, value in state_dict.items()}
     _check_entries(model, entries, arrays)
-    for name, values in arrays.items():
-        entry = entries[name]
+    for name, entry in entries.items():
         if entry.key is not None:
-            values = np.array(values.T if entry.transposed else values, order="C")
+            values = arrays.get(name, np.asarray(MANY_BATCHES))
+            values = np.array(values.T if entry.transposed else values, order="C").reshape(entry.store[entry.key].shape)
             entry.store[entry.key] = model.backend.asarray(values, model.dtype)
 
 
@@ -126,13 +133,18 @@ def module_names(state_dict: Mapping[str, Any]) -> list[str]:
 
 
 class _StateDictEntry(NamedTuple):
-    """An entry of a ``state_dict`` and the model's ``store[key]`` for it; `key` is None for PyTorch's batch counter."""
+    """An entry of a ``state_dict`` and the model's ``store[key]`` for it; `key` is None if the model has none."""
 
     name: str
     shape: tuple[int, ...]
     store: dict[str, Any]
     key: str | None
     transposed: bool
+
+    @property
+    def counts(self) -> bool:
+        """Whether the entry is PyTorch's counter of batches."""
+        return self.name.endswith(BATCH_COUNTER)
 
 
 def _state_dict_entries(model: Sequential, names: Sequence[str] | None) -> Iterator[_StateDictEntry]:
@@ -153,9 +165,9 @@ def _state_dict_entries(model: Sequential, names: Sequence[str] | None) -> Itera
                 )
             store = model.params if key in model.params else model.state
             shape, transposed = tuple(store[key].shape), isinstance(layer, nn.Affine) and layer_name == "W"
-            torch_shape = shape[::-1] if transposed else shape
+            torch_shape = shape[::-1] if transposed else () if layer_name == "num_batches" else shape
             yield _StateDictEntry(prefix + TORCH_NAMES[layer_name], torch_shape, store, key, transposed)
-        if isinstance(layer, nn.BatchNorm):
+        if isinstance(layer, nn.BatchNorm) and not layer.bias_correction:
             yield _StateDictEntry(prefix + BATCH_COUNTER, (), {}, None, False)
 
 
@@ -183,7 +195,7 @@ def _as_host_array(name: str, value: Any) -> np.ndarray:
 
 def _check_entries(model: Sequential, entries: Mapping[str, _StateDictEntry], arrays: Mapping[str, np.ndarray]) -> None:
     """Check the names and shapes of the arrays; the batch counter may be missing."""
-    problems = [f"{name} is missing" for name, entry in entries.items() if name not in arrays and entry.key is not None]
+    problems = [f"{name} is missing" for name, entry in entries.items() if name not in arrays and not entry.counts]
     problems += [f"{name} of shape {a.shape} is not expected" for name, a in arrays.items() if name not in entries]
     problems += [
         f"{name} has shape {arrays[name].shape}; expected {entry.shape}"

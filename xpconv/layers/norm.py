@@ -13,7 +13,7 @@ from xpconv._validation import check_count, check_eps, check_flag, check_fractio
 from xpconv.backend import Array, on_host
 from xpconv.errors import ArgumentError, ArgumentTypeError
 from xpconv.layers._checks import check_arrays, check_backward, check_channels_first, check_shape
-from xpconv.ops.norm import normalise, normalise_backward, subtract_mean, update_running_average
+from xpconv.ops.norm import normalise, normalise_backward, subtract_mean, update_running_stats
 from xpconv.ops.tiling import sum_rows
 
 __all__ = [
@@ -34,16 +34,23 @@ __all__ = [
 class RunningStats(NamedTuple):
     """Running averages of batch norm: the mean and the (biased) variance of each channel, both (C,).
 
+    If `num_batches`, an array (1,), counts the batches in them, they are corrected for their start: after t batches
+    they are the averages that started from 0, divided by ``1 - momentum**t``, as Adam corrects its moments.
+
     Examples
     --------
     >>> import numpy as np
-    >>> out, cache = batchnorm_forward(np.ones((4, 2)), np.ones(2), np.zeros(2), train=True, momentum=0.5)
-    >>> cache.running.mean
+    >>> x, ones, zeros = np.ones((4, 2)), np.ones(2), np.zeros(2)
+    >>> batchnorm_forward(x, ones, zeros, RunningStats(zeros, zeros), train=True, momentum=0.5)[1].running.mean
     array([0.5, 0.5])
+    >>> corrected = RunningStats(zeros, zeros, np.zeros(1))
+    >>> batchnorm_forward(x, ones, zeros, corrected, train=True, momentum=0.5)[1].running.mean
+    array([1., 1.])
     """
 
     mean: Array
     var: Array
+    num_batches: Array | None = None
 
 
 class BatchNormCache(NamedTuple):
@@ -120,7 +127,8 @@ def batchnorm_forward(
     gamma, beta : array (C,)
         Scale and shift of each channel.
     running : RunningStats or pair of arrays (C,), optional
-        Running mean and variance, zeros by default. They are not modified; the cache has the new ones.
+        Running mean and variance, zeros by default. They are not modified; the cache has the new ones. With a
+        number of batches, the averages are corrected for their start.
     train : bool
         Whether to normalise by the statistics of the batch.
     momentum : float
@@ -180,10 +188,13 @@ def normalise_batch(
     check_channels_first(x, gamma.shape)
     if running is None:
         running = RunningStats(*(xp.zeros((C,), dtype=x.dtype, device=array_api_compat.device(x)) for _ in range(2)))
-    if not isinstance(running, tuple | list) or len(running) != 2:
+    if not isinstance(running, tuple | list) or len(running) not in (2, 3):
         raise ArgumentTypeError(f"running is a {type(running).__name__}; expected a pair of arrays (mean, var)")
-    old_mean, old_var = running
+    old_mean, old_var, num_batches = running = RunningStats(*running)
     check_arrays(x=x, running_mean=old_mean, running_var=old_var)
+    if num_batches is not None:
+        check_arrays(x=x, num_batches=num_batches)
+        check_shape("num_batches", num_batches, (1,))
     for name, a in {"gamma": gamma, "beta": beta, "running_mean": old_mean, "running_var": old_var}.items():
         check_shape(name, a, (C,))
     check_flag("train", train)
@@ -191,17 +202,13 @@ def normalise_batch(
     flat, scale, shift = xp.reshape(x, (x.shape[0], C, -1)), *(xp.reshape(a, (1, C, 1)) for a in (gamma, beta))
     if train:
         out, mean, var, inv_std = normalise(flat, scale, shift, axes=(0, 2), tile_axis=1, eps=eps)
-        running = RunningStats(
-            *(
-                update_running_average(old, xp.reshape(new, (C,)), momentum)
-                for old, new in ((old_mean, mean), (old_var, var))
-            )
-        )
+        batch_mean, batch_var = (xp.reshape(a, (C,)) for a in (mean, var))
+        running = RunningStats(*update_running_stats(old_mean, old_var, batch_mean, batch_var, momentum, num_batches))
     else:
         if on_host(old_var) and float(xp.min(old_var)) < 0:
             raise ArgumentError(f"running_var is {float(xp.min(old_var))} somewhere; expected variances of 0 or more")
         mean, inv_std = xp.reshape(old_mean, (1, C, 1)), xp.reshape(1 / xp.sqrt(old_var + eps), (1, C, 1))
-        out, running = (flat - mean) * (inv_std * scale) + shift, RunningStats(old_mean, old_var)
+        out = (flat - mean) * (inv_std * scale) + shift
     return xp.reshape(out, x.shape), BatchNormCache(x, mean, inv_std, gamma, train, running)
 
 

@@ -1,7 +1,7 @@
 """The networks of the CS231n assignment and a deeper ConvNet, each a list of layers."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from xpconv._validation import check_count, is_integer
 from xpconv.errors import ArgumentError
@@ -35,6 +35,8 @@ class FullyConnectedNet(Sequential):
     ((20, 30), (30,))
     """
 
+    _batch_norm: ClassVar[Layer] = BatchNorm()
+
     def __init__(
         self,
         hidden_dims: Sequence[int],
@@ -47,7 +49,7 @@ class FullyConnectedNet(Sequential):
         **options: Any,
     ) -> None:
         input_dim = check_count("input_dim", input_dim)
-        norms = {None: [], "batchnorm": [BatchNorm()], "layernorm": [LayerNorm()]}
+        norms = {None: [], "batchnorm": [self._batch_norm], "layernorm": [LayerNorm()]}
         norm: list[Layer] = list(_choose("normalization", normalization, norms))
         dropout: list[Layer] = [Dropout(keep_prob)] if keep_prob != 1 else []
         layers: list[Layer] = []

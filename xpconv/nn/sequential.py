@@ -57,7 +57,7 @@ class Sequential:
         W1, b1, gamma1, beta1, ..., numbered by weight layer. The model has no other copy: entries may be replaced
         and their arrays modified.
     state : dict of str to array
-        The running averages of batch norm: running_mean1, running_var1, ...
+        The running averages of batch norm: running_mean1, running_var1, num_batches1, ...
     layer_keys : list of dict of str to str
         For each layer, its parameter names and their keys in `params` or `state`: ``{"W": "W1", "b": "b1"}``.
     seed_stream : Generator or RandomState

@@ -8,7 +8,7 @@ from xpconv.ops.conv import convolve, convolve_backward
 from xpconv.ops.elementwise import relu, relu_backward
 from xpconv.ops.finite import largest_finite
 from xpconv.ops.loss import add_l2_penalty, cross_entropy, softmax_cross_entropy
-from xpconv.ops.norm import normalise, normalise_backward, update_running_average
+from xpconv.ops.norm import normalise, normalise_backward, update_running_stats
 from xpconv.ops.pool import max_pool, max_pool_backward
 from xpconv.ops.random_bits import keep_mask, random_integers
 from xpconv.ops.update import adam_step, flush_denormals
@@ -33,5 +33,5 @@ __all__ = [
     "relu_backward",
     "softmax_cross_entropy",
     "unfold",
-    "update_running_average",
+    "update_running_stats",
 ]

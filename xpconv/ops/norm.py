@@ -16,7 +16,7 @@ Group norm sums dgamma and dbeta over N itself. Layer norm computes them itself,
 """
 
 from collections.abc import Sequence
-from math import sqrt
+from math import log, sqrt
 from typing import Any
 
 import array_api_compat
@@ -25,7 +25,7 @@ from xpconv.backend import Array, on_host
 from xpconv.ops.dispatch import operation
 from xpconv.ops.tiling import map_tiles
 
-__all__ = ["normalise", "normalise_backward", "subtract_mean", "update_running_average", "variance_and_inverse_std"]
+__all__ = ["normalise", "normalise_backward", "subtract_mean", "update_running_stats", "variance_and_inverse_std"]
 
 _HUGE = 1e15  # its square fits float32
 _FAR = 1e3  # Up to this |mean| / std, the rounding error of a float32 mean is below 1e-4 std.
@@ -225,23 +225,40 @@ def normalise_backward(
 
 
 @operation
-def update_running_average(old: Array, new: Array, momentum: float) -> Array:
-    """Return the next value of a running average, ``momentum * old + (1 - momentum) * new``.
+def update_running_stats(
+    mean: Array, var: Array, batch_mean: Array, batch_var: Array, momentum: float, num_batches: Array | None = None
+) -> tuple[Array, Array, Array | None]:
+    """Return the next running averages and the next number of batches.
+
+    The averages are ``momentum * old + (1 - momentum) * batch``. With `num_batches`, the weights change so that the
+    start has none: after t batches the averages are those that started from 0, over ``1 - momentum**t``, as in Adam.
 
     Parameters
     ----------
-    old, new : array of one shape
+    mean, var, batch_mean, batch_var : array (C,)
     momentum : float
         From 0 to 1.
+    num_batches : array (1,), optional
+        Number of batches in the averages.
 
     Returns
     -------
-    array of the shape of `old`
+    mean, var : array (C,)
+    num_batches : array (1,) or None
 
     Examples
     --------
     >>> import numpy as np
-    >>> update_running_average(np.array([1.0]), np.array([3.0]), momentum=0.75)
+    >>> old, batch = np.array([1.0]), np.array([3.0])
+    >>> update_running_stats(old, old, batch, batch, 0.75)[0]
     array([1.5])
+    >>> update_running_stats(old, old, batch, batch, 0.75, num_batches=np.zeros(1))
+    (array([3.]), array([3.]), array([1.]))
     """
-    return momentum * old + (1 - momentum) * new
+    weight: Any = momentum
+    if num_batches is not None:
+        xp = array_api_compat.array_namespace(num_batches)
+        num_batches = num_batches + 1
+        if 0 < momentum < 1:  # m * (1 - m**(t - 1)) / (1 - m**t)
+            weight = momentum * xp.expm1((num_batches - 1) * log(momentum)) / xp.expm1(num_batches * log(momentum))
+    return weight * mean + (1 - weight) * batch_mean, weight * var + (1 - weight) * batch_var, num_batches

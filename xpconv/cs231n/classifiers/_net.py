@@ -65,9 +65,10 @@ class CourseNet(Sequential):
                 f"params to np.load({name!r}, allow_pickle=True).item() and call save"
             )
         net = load_model(fname, self.backend)
-        for own, loaded in ((self.params, net.params), (self.state, net.state)):
+        state = {key: a for key, a in net.state.items() if not key.startswith("num_batches")}
+        for own, loaded in ((self.params, net.params), (self.state, state)):
             _check_same_shapes(name, own, loaded)
-        self.params, self.state = net.params, net.state
+        self.params, self.state = net.params, state
         print(f"{name} loaded.")
         return True
 

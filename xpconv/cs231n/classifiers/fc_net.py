@@ -94,6 +94,8 @@ class FullyConnectedNet(CourseNet, nn.FullyConnectedNet):
     ((20, 30), (30,))
     """
 
+    _batch_norm = nn.BatchNorm(bias_correction=False)
+
     def __init__(
         self,
         hidden_dims: Sequence[int],

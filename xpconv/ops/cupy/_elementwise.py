@@ -1,5 +1,7 @@
 """Elementwise operations on CuPy arrays with any strides."""
 
+from math import log
+
 import cupy
 
 from xpconv.ops.cupy._launch import Array
@@ -10,8 +12,18 @@ _relu = cupy.ElementwiseKernel(
     "T x", "T out, bool mask", "mask = x > 0; out = mask || x != x ? x : T(0)", "xpconv_relu"
 )
 _relu_backward = cupy.ElementwiseKernel("T dout, bool mask", "T dx", "dx = mask ? dout : T(0)", "xpconv_relu_backward")
-_update_running_average = cupy.ElementwiseKernel(
-    "T old, T now, T momentum, T rest", "T out", "out = momentum * old + rest * now", "xpconv_update_running_average"
+_update_running_stats = cupy.ElementwiseKernel(
+    "T mean, T var, T batch_mean, T batch_var, T weight, T rest",
+    "T next_mean, T next_var",
+    "next_mean = weight * mean + rest * batch_mean; next_var = weight * var + rest * batch_var",
+    "xpconv_update_running_stats",
+)
+_correct_momentum = cupy.ElementwiseKernel(
+    "T batches, T momentum, T log_momentum",
+    "T next_batches, T weight, T rest",
+    "next_batches = batches + 1; "
+    "weight = momentum * expm1(batches * log_momentum) / expm1(next_batches * log_momentum); rest = 1 - weight",
+    "xpconv_correct_momentum",
 )
 _flush_denormals = cupy.ElementwiseKernel(
     "T a, T threshold", "T out", "out = a < threshold && a > -threshold ? T(0) : a", "xpconv_flush_denormals"
@@ -38,9 +50,16 @@ def relu_backward(dout: Array, mask: Array) -> Array:
 
 
 @accelerate("cupy")
-def update_running_average(old: Array, new: Array, momentum: float) -> Array:
-    """Use one kernel for the two products and their sum."""
-    return _update_running_average(old, new, momentum, 1 - momentum)
+def update_running_stats(
+    mean: Array, var: Array, batch_mean: Array, batch_var: Array, momentum: float, num_batches: Array | None = None
+) -> tuple[Array, Array, Array | None]:
+    """Use one kernel for both averages, and one for the count and its weights."""
+    weight, rest = momentum, 1 - momentum
+    if num_batches is not None and 0 < momentum < 1:
+        num_batches, weight, rest = _correct_momentum(num_batches, momentum, log(momentum))
+    elif num_batches is not None:
+        num_batches = num_batches + 1
+    return *_update_running_stats(mean, var, batch_mean, batch_var, weight, rest), num_batches
 
 
 @accelerate("cupy")
