@@ -47,7 +47,7 @@ class Case:
             "batchnorm": {"forward": 2 * x, "forward+backward": 5 * x},
             "groupnorm": {"forward": 2 * x, "forward+backward": 5 * x},
             "softmax": {"forward+backward": 2 * x},
-            "adam": {"update": 7 * prod(self.shapes.get("w", ()))},
+            "update": {"update": 7 * prod(self.shapes.get("w", ()))},
         }.get(self.kind, {}).get(passes, 0)
         return values * np.dtype(self.dtype).itemsize
 
@@ -86,7 +86,8 @@ CASES = [
     Case("batch norm", "batchnorm", _NORM),
     Case("group norm", "groupnorm", _NORM, {"groups": 8}),
     Case("softmax loss", "softmax", {"x": (4096, 1000)}, classes=1000),
-    Case("Adam", "adam", {"w": (4_000_000,), "dw": (4_000_000,)}),
+    Case("Adam", "update", {"w": (4_000_000,), "dw": (4_000_000,)}, {"rule": "adam"}),
+    Case("AdamW", "update", {"w": (4_000_000,), "dw": (4_000_000,)}, {"rule": "adamw"}),
     Case("three-layer step", "step", {"X": (50, 3, 32, 32)}, {"net": "three-layer"}, classes=10),
     Case("six-conv step", "step", {"X": (64, 3, 32, 32)}, {"net": "six-conv"}, classes=10),
     Case(
@@ -113,5 +114,6 @@ GROUPS = {
         "group norm",
         "softmax loss",
         "Adam",
+        "AdamW",
     ],
 }

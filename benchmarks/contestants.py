@@ -10,7 +10,7 @@ from xpconv import ConvNet, Preprocessing, Solver, ThreeLayerConvNet, layers
 from xpconv.backend import get_backend, to_host
 from xpconv.backend._memory import peak_bytes
 from xpconv.layers import reference
-from xpconv.training.optim import adam
+from xpconv.training.optim import UPDATE_RULES, adam
 
 Passes = dict[str, Callable[[], Any]]
 PIXELS = 128.0, 64.0  # mean and standard deviation for normalising uint8 images
@@ -63,9 +63,9 @@ class Xpconv:
     def softmax(self, a: dict[str, Any]) -> Passes:
         return {BOTH: lambda: layers.softmax_loss(a["x"], a["y"])}
 
-    def adam(self, a: dict[str, Any]) -> Passes:
-        w, config = self.backend.xp.asarray(a["w"], copy=True), {}
-        return {UPDATE: lambda: adam(w, a["dw"], config, in_place=True), "check": lambda: [adam(a["w"], a["dw"])[0]]}
+    def update(self, a: dict[str, Any], rule: str) -> Passes:
+        w, config, step = self.backend.xp.asarray(a["w"], copy=True), {}, UPDATE_RULES[rule]
+        return {UPDATE: lambda: step(w, a["dw"], config, in_place=True), "check": lambda: [step(a["w"], a["dw"])[0]]}
 
     def step(self, a: dict[str, Any], net: str) -> Passes:
         model = make_net(net, self.backend)
@@ -170,11 +170,11 @@ class Torch:
     def softmax(self, a: dict[str, Any]) -> Passes:
         return {BOTH: self._layer(lambda x: self.F.cross_entropy(x, a["y"]), [a["x"]])[BOTH]}
 
-    def adam(self, a: dict[str, Any]) -> Passes:
+    def update(self, a: dict[str, Any], rule: str) -> Passes:
         def make() -> tuple[Any, Any]:
             w = a["w"].clone().requires_grad_()
             w.grad = a["dw"]
-            return w, self.torch.optim.Adam([w])
+            return w, {"adam": self.torch.optim.Adam, "adamw": self.torch.optim.AdamW}[rule]([w])
 
         _, optimizer = make()
 

@@ -97,7 +97,8 @@ def arguments_of_largest_finite(place, x, window):
 
 
 def arguments_of_adam_step(place, x, window):
-    return place(x), place(draw(*x.shape, seed=2)), place(draw(*x.shape, seed=3)), place(x * x), 0.9, 0.99, 0.1, 1e-8
+    arrays = place(x), place(draw(*x.shape, seed=2)), place(draw(*x.shape, seed=3)), place(x * x)
+    return *arrays, 0.9, 0.99, 0.1, 1e-8, 0.95
 
 
 def arguments_of_for_each_tile(place, x, window):

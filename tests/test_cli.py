@@ -589,7 +589,10 @@ def test_classes_without_names_are_numbers(tmp_path):
     [
         (["train", "--data", "mnist"], "'mnist' is none of digits, cifar10, and there is no such folder."),
         (["train", "--model", "resnet"], "'resnet' is not one of three-layer, fc, convnet."),
-        (["train", "--optimizer", "adm"], "'adm' is not one of sgd, sgd_momentum, rmsprop, adam."),
+        (
+            ["train", "--optimizer", "adm"],
+            "'adm' is not one of sgd, sgd_momentum, sgd_nesterov, rmsprop, adam, adamw, lion, muon.",
+        ),
         (["train", "--augment", "turn"], "augment is 'turn'; expected none, shift, mirror, crop, flip"),
         (["train", "--dtype", "float16"], "'float16' is not one of float32, float64."),
         (["train", "--backend", "jax"], "expected auto or one of numpy, cupy, torch, array_api_strict"),

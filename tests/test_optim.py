@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from tests.helpers import assert_array
+from xpconv.backend import to_host
 from xpconv.errors import ArgumentError, ArgumentTypeError
-from xpconv.training.optim import UPDATE_RULES, adam, rmsprop, sgd, sgd_momentum
+from xpconv.training.optim import UPDATE_RULES, adam, adamw, lion, muon, rmsprop, sgd, sgd_momentum, sgd_nesterov
 
 N, D = 4, 5
 W = np.linspace(-0.4, 0.6, N * D).reshape(N, D)
@@ -34,6 +35,36 @@ def formula_adam(w, dw, c):
     return w - c["learning_rate"] * mhat / (np.sqrt(vhat) + c["epsilon"]), {"m": m, "v": v, "t": t}
 
 
+def formula_nesterov(w, dw, c):
+    v = c["momentum"] * c["velocity"] + dw
+    return w - c["learning_rate"] * (dw + c["momentum"] * v), {"velocity": v}
+
+
+def formula_adamw(w, dw, c):
+    return formula_adam(w * (1 - c["learning_rate"] * c["weight_decay"]), dw, c)
+
+
+def formula_lion(w, dw, c):
+    direction = np.sign(c["beta1"] * c["m"] + (1 - c["beta1"]) * dw)
+    m = c["beta2"] * c["m"] + (1 - c["beta2"]) * dw
+    return w - c["learning_rate"] * (direction + c["weight_decay"] * w), {"m": m}
+
+
+def formula_muon(w, dw, c):
+    """Apply the polynomial of each Newton-Schulz step to the singular values."""
+    v = c["momentum"] * c["velocity"] + dw
+    direction = dw + c["momentum"] * v
+    matrix = direction.reshape(len(w), -1)
+    u, s, vt = np.linalg.svd(matrix, full_matrices=False)
+    s = s / (np.linalg.norm(s) + 1e-7)
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    outputs, inputs = matrix.shape if w.ndim > 2 else matrix.shape[::-1]
+    step = max(1, outputs / inputs) ** 0.5 * (u * s @ vt).reshape(w.shape)
+    return w * (1 - c["learning_rate"] * c["weight_decay"]) - c["learning_rate"] * step, {"velocity": v}
+
+
+VELOCITY = np.linspace(0.6, 0.9, N * D).reshape(N, D)
 CASES = {
     "sgd": (sgd, formula_sgd, {"learning_rate": 1e-2}),
     "sgd_momentum": (
@@ -64,7 +95,38 @@ CASES = {
             "v": np.linspace(0.7, 0.5, N * D).reshape(N, D),
         },
     ),
+    "sgd_nesterov": (
+        sgd_nesterov,
+        formula_nesterov,
+        {"learning_rate": 1e-3, "momentum": 0.9, "velocity": VELOCITY},
+    ),
+    "adamw": (
+        adamw,
+        formula_adamw,
+        {
+            "learning_rate": 1e-2,
+            "beta1": 0.9,
+            "beta2": 0.999,
+            "epsilon": 1e-8,
+            "weight_decay": 0.5,
+            "t": 5,
+            "m": VELOCITY,
+            "v": np.linspace(0.7, 0.5, N * D).reshape(N, D),
+        },
+    ),
+    "lion": (
+        lion,
+        formula_lion,
+        {"learning_rate": 1e-2, "beta1": 0.9, "beta2": 0.99, "weight_decay": 0.5, "m": VELOCITY - 0.7},
+    ),
+    "muon": (
+        muon,
+        formula_muon,
+        {"learning_rate": 1e-2, "momentum": 0.9, "weight_decay": 0.5, "velocity": np.cos(np.arange(20)).reshape(N, D)},
+    ),
 }
+COUPLED = ["sgd", "sgd_momentum", "sgd_nesterov", "rmsprop", "adam"]
+ELEMENTWISE = [name for name in CASES if name != "muon"]
 
 
 @pytest.fixture(params=CASES)
@@ -102,26 +164,69 @@ def test_rules_follow_their_formulas(case, backend, dtype, in_place):
 def test_rules_work_without_a_config(case):
     rule, formula, _ = case
     next_w, config = rule(W, DW)
-    zeros = {"velocity": 0, "cache": 0, "m": 0, "v": 0}
-    start = {**config, **zeros, "t": 0}
+    start = {name: np.zeros((N, D)) if isinstance(value, np.ndarray) else value for name, value in config.items()}
+    start["t"] = 0
     np.testing.assert_allclose(next_w, formula(W, DW, start)[0], rtol=1e-12)
 
 
 def test_published_defaults():
+    adam_options = {"learning_rate": 1e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "t": 1}
     defaults = {
-        "sgd": {"learning_rate": 1e-2},
-        "sgd_momentum": {"learning_rate": 1e-2, "momentum": 0.9},
-        "rmsprop": {"learning_rate": 1e-2, "decay_rate": 0.99, "epsilon": 1e-8},
-        "adam": {"learning_rate": 1e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "t": 1},
+        "sgd": {"learning_rate": 1e-2, "weight_decay": 0},
+        "sgd_momentum": {"learning_rate": 1e-2, "momentum": 0.9, "weight_decay": 0},
+        "sgd_nesterov": {"learning_rate": 1e-2, "momentum": 0.9, "weight_decay": 0},
+        "rmsprop": {"learning_rate": 1e-2, "decay_rate": 0.99, "epsilon": 1e-8, "weight_decay": 0},
+        "adam": {**adam_options, "weight_decay": 0},
+        "adamw": {**adam_options, "weight_decay": 0.01},
+        "lion": {"learning_rate": 1e-4, "beta1": 0.9, "beta2": 0.99, "weight_decay": 0},
+        "muon": {"learning_rate": 0.02, "momentum": 0.95, "weight_decay": 0},
     }
     for name, rule in UPDATE_RULES.items():
         config = rule(W, DW)[1]
         assert {k: v for k, v in config.items() if not isinstance(v, np.ndarray)} == defaults[name]
 
 
-def test_every_element_of_a_large_array_is_updated(case):
-    """On NumPy they are updated in blocks, which must cover every element."""
+@pytest.mark.parametrize("name", COUPLED)
+def test_coupled_weight_decay_adds_to_the_gradient(name, backend):
+    rule, formula, config = CASES[name]
+    config = {**config, "weight_decay": 0.25}
+    expected, remembered = formula(W, DW + 0.25 * W, config)
+    own = uploaded(config, backend, "float64")
+    next_w, _ = rule(backend.asarray(W.copy()), backend.asarray(DW), own, in_place=True)
+    assert_array(next_w, expected, backend, "float64")
+    for key, value in remembered.items():
+        np.testing.assert_allclose(to_host(own[key]), value, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("shape", [(7,), (3, 3), (2, 9), (9, 2), (8, 1, 2, 3), (2, 3, 3, 3), (1, 5)])
+def test_muon_takes_filters_as_matrices_and_other_parameters_as_sgd_nesterov(shape, dtype, backend):
+    rng = np.random.default_rng(0)
+    w, dw, velocity = rng.standard_normal((3, *shape))
+    config = {"learning_rate": 0.3, "momentum": 0.8, "weight_decay": 0.1, "velocity": velocity}
+    expected = formula_nesterov(w * (1 - 0.3 * 0.1), dw, config) if len(shape) < 2 else formula_muon(w, dw, config)
+    own = uploaded(config, backend, dtype)
+    next_w, _ = muon(backend.asarray(w, dtype), backend.asarray(dw, dtype), own)
+    assert_array(next_w, expected[0], backend, dtype)
+    assert_array(own["velocity"], expected[1]["velocity"], backend, dtype)
+
+
+@pytest.mark.parametrize("where", [True, False])
+def test_a_condition_on_the_device_decides_whether_a_step_is_taken(case, where, backend):
     rule, formula, config = case
+    own = uploaded(config, backend, "float64")
+    condition = backend.xp.asarray(where, device=backend.device)
+    w, _ = rule(backend.asarray(W), backend.asarray(DW), own, where=condition)
+    expected, remembered = formula(W, DW, config) if where else (W, config)
+    assert_array(w, expected, backend, "float64")
+    for name in remembered:
+        np.testing.assert_allclose(to_host(own[name]), remembered[name], rtol=1e-12 if where else 0)
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_every_element_of_a_large_array_is_updated(name):
+    """On NumPy they are updated in blocks, which must cover every element."""
+    rule, formula, config = CASES[name]
     rng = np.random.default_rng(0)
     w, dw = rng.standard_normal((2, 123_457))
     config = {k: np.abs(rng.standard_normal(w.shape)) if isinstance(v, np.ndarray) else v for k, v in config.items()}
@@ -145,23 +250,44 @@ def test_a_gradient_of_another_shape_is_refused(case):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("name", UPDATE_RULES)
-def test_ten_steps_equal_those_of_torch(name):
+@pytest.mark.parametrize("weight_decay", [None, 0.0, 0.5])
+@pytest.mark.parametrize("name", [name for name in UPDATE_RULES if name not in ("lion", "muon")])
+def test_ten_steps_equal_those_of_torch(name, weight_decay):
     torch = pytest.importorskip("torch")
     w = torch.tensor(W.copy(), requires_grad=True)
-    make = {
-        "sgd": lambda p: torch.optim.SGD(p, lr=1e-2),
-        "sgd_momentum": lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9),
-        "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-2, alpha=0.99, eps=1e-8),
-        "adam": lambda p: torch.optim.Adam(p, lr=1e-3, eps=1e-8),
+    make, options = {
+        "sgd": (torch.optim.SGD, {"lr": 1e-2}),
+        "sgd_momentum": (torch.optim.SGD, {"lr": 1e-2, "momentum": 0.9}),
+        "sgd_nesterov": (torch.optim.SGD, {"lr": 1e-2, "momentum": 0.9, "nesterov": True}),
+        "rmsprop": (torch.optim.RMSprop, {"lr": 1e-2}),
+        "adam": (torch.optim.Adam, {}),
+        "adamw": (torch.optim.AdamW, {}),
     }[name]
-    optimizer, ours, config = make([w]), W.copy(), {}
+    decay = {} if weight_decay is None else {"weight_decay": weight_decay}
+    optimizer, ours, config = make([w], **options, **decay), W.copy(), dict(decay)
     for step in range(10):
         gradient = np.sin(DW * (step + 1))
         w.grad = torch.tensor(gradient)
         optimizer.step()
         ours, config = UPDATE_RULES[name](ours, gradient, config)
     np.testing.assert_allclose(ours, w.detach().numpy(), rtol=1e-10)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("shape", [(4, 5), (6, 2)])
+def test_muon_takes_the_steps_of_torch(shape):
+    """PyTorch computes these in bfloat16, and lays weights out as (outputs, inputs)."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    ours, config = rng.standard_normal(shape), {"learning_rate": 0.1, "weight_decay": 0.5}
+    w = torch.tensor(ours.T.copy(), requires_grad=True)
+    optimizer = torch.optim.Muon([w], lr=0.1, weight_decay=0.5, adjust_lr_fn="original")
+    for _ in range(3):
+        gradient = rng.standard_normal(shape)
+        w.grad = torch.tensor(gradient.T.copy())
+        optimizer.step()
+        ours, config = muon(ours, gradient, config)
+    np.testing.assert_allclose(ours, w.detach().numpy().T, atol=0.02)
 
 
 @pytest.mark.parametrize("size", [1e20, 5e20])
@@ -216,6 +342,10 @@ def test_invalid_options_are_refused_by_name(rule, option, text):
         ("rmsprop", {"decay_rate": 0.5}),
         ("adam", {}),
         ("adam", {"beta2": 0.5}),
+        ("adamw", {}),
+        ("sgd_nesterov", {}),
+        ("lion", {"beta2": 0.5}),
+        ("muon", {}),
     ],
 )
 def test_averages_of_vanished_gradients_are_never_denormal(rule, config, dtype, backend):

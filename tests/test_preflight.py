@@ -257,7 +257,7 @@ def first_steps(net, digits, rule, rate, **options):
 @pytest.mark.parametrize("rule", UPDATE_RULES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_usual_learning_rates_pass_and_too_large_ones_fail(digits, kind, rule):
-    usual = {"sgd": 1e-2, "sgd_momentum": 1e-3, "rmsprop": 1e-3, "adam": 1e-3}[rule]
+    usual = {"sgd": 1e-2, "lion": 1e-4, "muon": 1e-2}.get(rule, 1e-3)
     assert first_steps(make_net(kind, rng=0), digits, rule, usual).passed
     found = first_steps(make_net(kind, rng=0), digits, rule, 1000.0)
     assert not found.passed

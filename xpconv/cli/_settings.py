@@ -74,7 +74,7 @@ class Settings:
     model : {"three-layer", "fc", "convnet"}
     epochs, batch_size, learning_rate, lr_decay, reg
         As for `Solver` and `Sequential`; DEFAULTS has good values for each data set.
-    optimizer : {"sgd", "sgd_momentum", "rmsprop", "adam"}
+    optimizer : {"sgd", "sgd_momentum", "sgd_nesterov", "rmsprop", "adam", "adamw", "lion", "muon"}
     dtype : {"float32", "float64"}
     backend : str
     seed : int

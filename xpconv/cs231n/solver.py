@@ -188,5 +188,5 @@ def _find_rule(update_rule: Any) -> Any:
     """Return the update rule of this name, which may be one that a notebook assigned to `optim`."""
     rule = getattr(optim, update_rule, None) if isinstance(update_rule, str) else update_rule
     if not callable(rule):
-        raise ArgumentError(f'Invalid update_rule "{update_rule}"; expected one of {", ".join(UPDATE_RULES)}')
+        raise ArgumentError(f'Invalid update_rule "{update_rule}"; expected one of sgd, sgd_momentum, rmsprop, adam')
     return rule

@@ -56,11 +56,21 @@ def flush_threshold(xp: Any, a: Array) -> float:
 
 
 @operation
-def adam_step(w: Array, dw: Array, m: Array, v: Array, beta1: float, beta2: float, step: float, epsilon: float) -> None:
+def adam_step(
+    w: Array,
+    dw: Array,
+    m: Array,
+    v: Array,
+    beta1: float,
+    beta2: float,
+    step: float,
+    epsilon: float,
+    decay: float = 1.0,
+) -> None:
     """Take a step of Adam: update the averages `m` and `v` and the parameter `w` in place.
 
     ``m = beta1 * m + (1 - beta1) * dw``, ``v = beta2 * v + (1 - beta2) * dw**2``,
-    ``w -= step * m / (sqrt(v) + epsilon)``.
+    ``w = decay * w - step * m / (sqrt(v) + epsilon)``.
 
     Parameters
     ----------
@@ -69,10 +79,13 @@ def adam_step(w: Array, dw: Array, m: Array, v: Array, beta1: float, beta2: floa
         Decay rates of the averages.
     step, epsilon : float
         Including Adam's bias corrections, as `xpconv.training.optim.adam` computes them.
+    decay : float
+        Factor of the parameter, for decoupled weight decay.
 
     References
     ----------
-    Kingma and Ba, "Adam: A Method for Stochastic Optimization", 2015.
+    Kingma and Ba, "Adam: A Method for Stochastic Optimization", 2015. Loshchilov and Hutter, "Decoupled Weight Decay
+    Regularization", 2019.
 
     Examples
     --------
@@ -87,4 +100,6 @@ def adam_step(w: Array, dw: Array, m: Array, v: Array, beta1: float, beta2: floa
     m += (1 - beta1) * dw
     v *= beta2
     v += (1 - beta2) * dw * dw
+    if decay != 1:
+        w *= decay
     w -= step * m / (xp.sqrt(v) + epsilon)

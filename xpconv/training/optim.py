@@ -16,12 +16,27 @@ from xpconv._validation import check_nonnegative
 from xpconv.backend import Array, array_namespace
 from xpconv.errors import ArgumentError, ArgumentTypeError
 from xpconv.ops.dispatch import portable
-from xpconv.ops.tiling import for_each_block
+from xpconv.ops.tiling import for_each_block, matmul, sum_in_blocks, sum_of_squares
 from xpconv.ops.update import adam_step, flush_denormals, ignore_underflow
 
-__all__ = ["UPDATE_RULES", "adam", "check_rule", "check_writeable", "default_options", "rmsprop", "sgd", "sgd_momentum"]
+__all__ = [
+    "UPDATE_RULES",
+    "adam",
+    "adamw",
+    "check_rule",
+    "check_writeable",
+    "default_options",
+    "lion",
+    "muon",
+    "rmsprop",
+    "sgd",
+    "sgd_momentum",
+    "sgd_nesterov",
+]
 
 _FLUSH_INTERVAL = 16  # steps of Adam; see `flush_denormals`
+_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of Jordan's quintic polynomial
+_NEWTON_SCHULZ_STEPS = 5
 
 PARAMETERS = """Parameters
 ----------
@@ -47,10 +62,13 @@ Config = MutableMapping[str, Any]
 Rule = Callable[..., tuple[Array, Config]]
 
 
-def _update_rule(*memory: str, **defaults: float) -> Callable[[Callable[[Config], Callable[..., None]]], Rule]:
+def _update_rule(
+    *memory: str, elementwise: bool = True, **defaults: float
+) -> Callable[[Callable[[Config], Callable[..., None]]], Rule]:
     """Turn ``step(config) -> update(w, dw, *arrays)`` into a rule with these `memory` arrays and option defaults.
 
-    The rule's docstring is that of the step and the description of the parameters, which all rules share.
+    An `elementwise` update may be called for blocks of the arrays. The rule's docstring is that of the step and the
+    description of the parameters, which all rules share.
     """
 
     def decorate(step: Callable[[Config], Callable[..., None]]) -> Rule:
@@ -63,7 +81,14 @@ def _update_rule(*memory: str, **defaults: float) -> Callable[[Callable[[Config]
             for name, value in defaults.items():
                 config[name] = _option(name, config.get(name, value))
             with ignore_underflow():  # The square of a small gradient may become 0.
-                return _apply(step, memory, w, dw, config, in_place, where)
+                return _apply(blocked, memory, w, dw, config, in_place, where)
+
+        def blocked(w: Array, dw: Array, *arrays: Array, config: Config) -> None:
+            update = step(config)
+            if elementwise:
+                for_each_block(w, dw, *arrays, update=update)
+            else:
+                update(w, dw, *arrays)
 
         del rule.__wrapped__  # otherwise help() would show the arguments of `step`
         options = [f"``{name}`` ({value:g})" for name, value in defaults.items()]
@@ -82,7 +107,7 @@ def _check_gradient(w: Array, dw: Array) -> None:
 
 
 def _apply(
-    step: Callable[[Config], Callable[..., None]],
+    update: Callable[..., None],
     memory: Collection[str],
     w: Array,
     dw: Array,
@@ -105,11 +130,11 @@ def _apply(
         w = xp.asarray(w, copy=True)
     arrays = [w, *(config[name] for name in memory)]
     if where is True:
-        for_each_block(w, dw, *arrays[1:], update=step(config))
+        update(w, dw, *arrays[1:], config=config)
         return w, config
 
     arrays_before, config_before = [xp.asarray(a, copy=True) for a in arrays], dict(config)
-    for_each_block(w, dw, *arrays[1:], update=step(config))
+    update(w, dw, *arrays[1:], config=config)
     for a, before in zip(arrays, arrays_before, strict=True):
         a[...] = xp.where(where, a, before)
     for name, before in config_before.items():
@@ -166,7 +191,7 @@ def default_options(update_rule: str | Callable[..., Any]) -> dict[str, float]:
     Examples
     --------
     >>> default_options("sgd_momentum")
-    {'learning_rate': 0.01, 'momentum': 0.9}
+    {'learning_rate': 0.01, 'momentum': 0.9, 'weight_decay': 0}
     """
     return dict(UPDATE_RULES[update_rule].defaults) if isinstance(update_rule, str) else {}  # type: ignore[attr-defined]
 
@@ -183,9 +208,22 @@ def _option(name: str, value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-@_update_rule(learning_rate=1e-2)
+def _penalised(w: Array, dw: Array, config: Config) -> Array:
+    """Return the gradient with that of the penalty ``weight_decay / 2 * sum(w**2)``: coupled weight decay."""
+    return dw + config["weight_decay"] * w if config["weight_decay"] else dw
+
+
+def _decay(w: Array, config: Config) -> None:
+    """Shrink the parameter in place, whatever its gradient is: decoupled weight decay."""
+    if config["weight_decay"]:
+        w *= 1 - config["learning_rate"] * config["weight_decay"]
+
+
+@_update_rule(learning_rate=1e-2, weight_decay=0)
 def sgd(config: Config) -> Callable[..., None]:
     """Step down the gradient: ``w -= learning_rate * dw``.
+
+    ``weight_decay`` is coupled: ``dw += weight_decay * w`` comes first.
 
     Examples
     --------
@@ -195,14 +233,16 @@ def sgd(config: Config) -> Callable[..., None]:
     """
 
     def update(w: Array, dw: Array) -> None:
-        w -= config["learning_rate"] * dw
+        w -= config["learning_rate"] * _penalised(w, dw, config)
 
     return update
 
 
-@_update_rule("velocity", learning_rate=1e-2, momentum=0.9)
+@_update_rule("velocity", learning_rate=1e-2, momentum=0.9, weight_decay=0)
 def sgd_momentum(config: Config) -> Callable[..., None]:
     """Step along a decaying sum of gradients: ``v = momentum * v - learning_rate * dw; w += v``.
+
+    ``weight_decay`` is coupled: ``dw += weight_decay * w`` comes first.
 
     Examples
     --------
@@ -214,18 +254,49 @@ def sgd_momentum(config: Config) -> Callable[..., None]:
 
     def update(w: Array, dw: Array, velocity: Array) -> None:
         velocity *= config["momentum"]
-        velocity -= config["learning_rate"] * dw
+        velocity -= config["learning_rate"] * _penalised(w, dw, config)
         flush_denormals(velocity)
         w += velocity
 
     return update
 
 
-@_update_rule("cache", learning_rate=1e-2, decay_rate=0.99, epsilon=1e-8)
+@_update_rule("velocity", learning_rate=1e-2, momentum=0.9, weight_decay=0)
+def sgd_nesterov(config: Config) -> Callable[..., None]:
+    """Step along the gradient that momentum anticipates, as PyTorch's ``SGD(nesterov=True)`` does.
+
+    ``v = momentum * v + dw; w -= learning_rate * (dw + momentum * v)``: unlike that of `sgd_momentum`, the velocity
+    does not include the learning rate. ``weight_decay`` is coupled: ``dw += weight_decay * w`` comes first (Sutskever
+    et al., "On the importance of initialization and momentum in deep learning", 2013).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> w, config = sgd_nesterov(np.ones(2), np.ones(2), {"learning_rate": 0.25})
+    >>> w, config["velocity"]
+    (array([0.525, 0.525]), array([1., 1.]))
+    """
+
+    def update(w: Array, dw: Array, velocity: Array) -> None:
+        w -= config["learning_rate"] * _anticipate(_penalised(w, dw, config), velocity, config)
+
+    return update
+
+
+def _anticipate(dw: Array, velocity: Array, config: Config) -> Array:
+    """Add the gradient to the decaying sum in place, and return Nesterov's direction, one step of momentum ahead."""
+    velocity *= config["momentum"]
+    velocity += dw
+    flush_denormals(velocity)
+    return dw + config["momentum"] * velocity
+
+
+@_update_rule("cache", learning_rate=1e-2, decay_rate=0.99, epsilon=1e-8, weight_decay=0)
 def rmsprop(config: Config) -> Callable[..., None]:
     """Divide the step by the gradient's recent magnitude: ``w -= learning_rate * dw / (sqrt(cache) + epsilon)``.
 
-    ``cache = decay_rate * cache + (1 - decay_rate) * dw**2`` comes first (Tieleman and Hinton, 2012).
+    ``cache = decay_rate * cache + (1 - decay_rate) * dw**2`` comes first (Tieleman and Hinton, 2012). ``weight_decay``
+    is coupled: ``dw += weight_decay * w`` comes before that.
 
     Examples
     --------
@@ -235,7 +306,7 @@ def rmsprop(config: Config) -> Callable[..., None]:
     """
 
     def update(w: Array, dw: Array, cache: Array) -> None:
-        xp = array_api_compat.array_namespace(w)
+        xp, dw = array_api_compat.array_namespace(w), _penalised(w, dw, config)
         cache *= config["decay_rate"]
         cache += (1 - config["decay_rate"]) * dw * dw
         flush_denormals(cache)
@@ -244,13 +315,13 @@ def rmsprop(config: Config) -> Callable[..., None]:
     return update
 
 
-@_update_rule("m", "v", learning_rate=1e-3, beta1=0.9, beta2=0.999, epsilon=1e-8, t=0)
+@_update_rule("m", "v", learning_rate=1e-3, beta1=0.9, beta2=0.999, epsilon=1e-8, t=0, weight_decay=0)
 def adam(config: Config) -> Callable[..., None]:
     """Step along the gradient's running mean divided by its running RMS, both corrected for their bias towards 0.
 
     ``m = beta1 * m + (1 - beta1) * dw``, ``v = beta2 * v + (1 - beta2) * dw**2``,
     ``w -= learning_rate * (m / (1 - beta1**t)) / (sqrt(v / (1 - beta2**t)) + epsilon)`` (Kingma and Ba, 2015), where
-    ``t`` is the number of steps taken.
+    ``t`` is the number of steps taken. ``weight_decay`` is coupled: ``dw += weight_decay * w`` comes first.
 
     Examples
     --------
@@ -259,6 +330,29 @@ def adam(config: Config) -> Callable[..., None]:
     >>> w.round(6), config["t"]
     (array([0.999, 0.999]), 1)
     """
+    adam_update = _adam_update(config, decay=1.0)
+    return lambda w, dw, m, v: adam_update(w, _penalised(w, dw, config), m, v)
+
+
+@_update_rule("m", "v", learning_rate=1e-3, beta1=0.9, beta2=0.999, epsilon=1e-8, t=0, weight_decay=1e-2)
+def adamw(config: Config) -> Callable[..., None]:
+    """Step as `adam` does, with decoupled weight decay: ``w *= 1 - learning_rate * weight_decay`` comes first.
+
+    The decay is thus the same for all weights, while that of `adam` is divided by the RMS of each weight's gradient
+    (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019). As in PyTorch, the learning rate multiplies
+    the decay, and a schedule so changes both.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> adamw(np.ones(2), np.ones(2), {"weight_decay": 10})[0].round(6)
+    array([0.989, 0.989])
+    """
+    return _adam_update(config, decay=1 - config["learning_rate"] * config["weight_decay"])
+
+
+def _adam_update(config: Config, decay: float) -> Callable[..., None]:
+    """Count a step of Adam, and return the update, which multiplies the parameter by `decay` first."""
     config["t"] = config["t"] + 1
     beta1, beta2, t = config["beta1"], config["beta2"], config["t"]
     # The bias corrections are folded into the step size and epsilon, which saves passes over the arrays.
@@ -271,9 +365,10 @@ def adam(config: Config) -> Callable[..., None]:
     def update(w: Array, dw: Array, m: Array, v: Array) -> None:
         if t_on_device:
             astype = array_api_compat.array_namespace(w).astype
-            portable("adam_step")(w, dw, m, v, beta1, beta2, astype(step_size, w.dtype), astype(epsilon, w.dtype))
+            numbers = astype(step_size, w.dtype), astype(epsilon, w.dtype)
+            portable("adam_step")(w, dw, m, v, beta1, beta2, *numbers, decay)
         else:
-            adam_step(w, dw, m, v, beta1, beta2, step_size, epsilon)
+            adam_step(w, dw, m, v, beta1, beta2, step_size, epsilon, decay)
         if flush:
             flush_denormals(m)
             flush_denormals(v)
@@ -281,4 +376,97 @@ def adam(config: Config) -> Callable[..., None]:
     return update
 
 
-UPDATE_RULES: dict[str, Rule] = {"sgd": sgd, "sgd_momentum": sgd_momentum, "rmsprop": rmsprop, "adam": adam}
+@_update_rule("m", learning_rate=1e-4, beta1=0.9, beta2=0.99, weight_decay=0)
+def lion(config: Config) -> Callable[..., None]:
+    """Step by the learning rate along the sign of a running mean: ``w -= learning_rate * sign(c)``.
+
+    ``c = beta1 * m + (1 - beta1) * dw`` comes first, and ``m = beta2 * m + (1 - beta2) * dw`` last (Chen et al.,
+    "Symbolic Discovery of Optimization Algorithms", 2023). ``weight_decay`` is decoupled:
+    ``w *= 1 - learning_rate * weight_decay`` comes before the step. The paper takes a learning rate 3 to 10 times
+    smaller than that of `adamw`, and a weight decay larger by the same factor.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> lion(np.ones(2), np.array([3.0, -0.1]), {"learning_rate": 0.25})[0]
+    array([0.75, 1.25])
+    """
+
+    def update(w: Array, dw: Array, m: Array) -> None:
+        xp, beta1, beta2 = array_api_compat.array_namespace(w), config["beta1"], config["beta2"]
+        _decay(w, config)
+        w -= config["learning_rate"] * xp.sign(beta1 * m + (1 - beta1) * dw)
+        m *= beta2
+        m += (1 - beta2) * dw
+        flush_denormals(m)
+
+    return update
+
+
+@_update_rule("velocity", elementwise=False, learning_rate=2e-2, momentum=0.95, weight_decay=0)
+def muon(config: Config) -> Callable[..., None]:
+    """Step along a nearly orthogonal matrix, made from Nesterov's direction by five Newton-Schulz steps.
+
+    For filters and matrices, ``v = momentum * v + dw``, and ``X = dw + momentum * v``, as a matrix (F, C * KH * KW) for
+    filters, is divided by its Frobenius norm. Five steps of
+    ``X = 3.4445 * X - 4.775 * X @ X.T @ X + 2.0315 * X @ X.T @ X @ X.T @ X`` bring its singular values near 1 (0.7 to
+    1.2). Then ``w -= learning_rate * sqrt(max(1, outputs / inputs)) * X``, where ``outputs / inputs`` is
+    ``F / (C * KH * KW)`` for filters, and ``M / D`` for the weights (D, M) of an affine layer (Jordan, "Muon: An
+    optimizer for hidden layers in neural networks", 2024).
+
+    Parameters with fewer than 2 dimensions are updated as by `sgd_nesterov`. ``weight_decay`` is decoupled for all:
+    ``w *= 1 - learning_rate * weight_decay`` comes first.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> w, config = muon(np.zeros((2, 2)), np.array([[1.0, 2.0], [0.0, 3.0]]), {"learning_rate": 1.0})
+    >>> np.linalg.svd(w)[1].round(1)
+    array([0.7, 0.7])
+    """
+
+    def update(w: Array, dw: Array, velocity: Array) -> None:
+        _decay(w, config)
+        if w.ndim < 2:
+            for_each_block(w, dw, velocity, update=nesterov_step)
+            return
+        xp = array_api_compat.array_namespace(w)
+        direction = xp.empty_like(w)
+        for_each_block(direction, dw, velocity, update=write_direction)
+        matrix = xp.reshape(direction, (w.shape[0], -1))
+        rows, columns = matrix.shape
+        ratio = columns / rows if w.ndim == 2 else rows / columns
+        rate = config["learning_rate"] * max(1.0, ratio) ** 0.5
+        w -= rate * xp.reshape(_orthogonalised(matrix), w.shape)
+
+    def nesterov_step(w: Array, dw: Array, velocity: Array) -> None:
+        w -= config["learning_rate"] * _anticipate(dw, velocity, config)
+
+    def write_direction(direction: Array, dw: Array, velocity: Array) -> None:
+        direction[...] = _anticipate(dw, velocity, config)
+
+    return update
+
+
+def _orthogonalised(matrix: Array) -> Array:
+    """Return a matrix with the same singular vectors, with singular values near 1, by Newton-Schulz steps."""
+    a, b, c = _NEWTON_SCHULZ
+    wide = matrix.shape[0] <= matrix.shape[1]
+    x = matrix if wide else matrix.T
+    x = x / (sum_in_blocks(matrix, term=sum_of_squares) ** 0.5 + 1e-7)
+    for _ in range(_NEWTON_SCHULZ_STEPS):
+        gram = matmul(x, x.T)
+        x = a * x + matmul(b * gram + c * matmul(gram, gram), x)
+    return x if wide else x.T
+
+
+UPDATE_RULES: dict[str, Rule] = {
+    "sgd": sgd,
+    "sgd_momentum": sgd_momentum,
+    "sgd_nesterov": sgd_nesterov,
+    "rmsprop": rmsprop,
+    "adam": adam,
+    "adamw": adamw,
+    "lion": lion,
+    "muon": muon,
+}

@@ -63,8 +63,8 @@ class Solver:
     data : mapping of str to array, or Dataset
         ``X_train`` (N, ...), ``y_train`` (N,), ``X_val``, ``y_val``: in host memory or on the model's device. Images
         may be uint8.
-    update_rule : {"sgd", "sgd_momentum", "rmsprop", "adam"} or callable
-        A callable is a rule of your own, ``rule(w, dw, config) -> (next_w, config)``.
+    update_rule : {"sgd", "sgd_momentum", "sgd_nesterov", "rmsprop", "adam", "adamw", "lion", "muon"} or callable
+        See `xpconv.training.optim`. A callable is a rule of your own, ``rule(w, dw, config) -> (next_w, config)``.
     optim_config : dict, optional
         Options of the update rule, such as ``learning_rate``.
     lr_decay : float

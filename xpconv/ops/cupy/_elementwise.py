@@ -29,9 +29,9 @@ _flush_denormals = cupy.ElementwiseKernel(
     "T a, T threshold", "T out", "out = a < threshold && a > -threshold ? T(0) : a", "xpconv_flush_denormals"
 )
 _adam_step = cupy.ElementwiseKernel(
-    "T dw, T beta1, T rest1, T beta2, T rest2, T step, T epsilon",
+    "T dw, T beta1, T rest1, T beta2, T rest2, T step, T epsilon, T decay",
     "T w, T m, T v",
-    "m = beta1 * m + rest1 * dw; v = beta2 * v + rest2 * dw * dw; w -= step * m / (sqrt(v) + epsilon)",
+    "m = beta1 * m + rest1 * dw; v = beta2 * v + rest2 * dw * dw; w = decay * w - step * m / (sqrt(v) + epsilon)",
     "xpconv_adam_step",
 )
 
@@ -63,9 +63,19 @@ def update_running_stats(
 
 
 @accelerate("cupy")
-def adam_step(w: Array, dw: Array, m: Array, v: Array, beta1: float, beta2: float, step: float, epsilon: float) -> None:
+def adam_step(
+    w: Array,
+    dw: Array,
+    m: Array,
+    v: Array,
+    beta1: float,
+    beta2: float,
+    step: float,
+    epsilon: float,
+    decay: float = 1.0,
+) -> None:
     """Update all three arrays in one kernel."""
-    _adam_step(dw, beta1, 1 - beta1, beta2, 1 - beta2, step, epsilon, w, m, v)
+    _adam_step(dw, beta1, 1 - beta1, beta2, 1 - beta2, step, epsilon, decay, w, m, v)
 
 
 @accelerate("cupy")

@@ -31,7 +31,17 @@ def flush_denormals(a: Array) -> None:
 
 
 @accelerate("numpy")
-def adam_step(w: Array, dw: Array, m: Array, v: Array, beta1: float, beta2: float, step: float, epsilon: float) -> None:
+def adam_step(
+    w: Array,
+    dw: Array,
+    m: Array,
+    v: Array,
+    beta1: float,
+    beta2: float,
+    step: float,
+    epsilon: float,
+    decay: float = 1.0,
+) -> None:
     """Keep intermediate results in one scratch array, which stays in the cache."""
     a = scratch("adam", w.shape, w.dtype)
     np.multiply(dw, 1 - beta1, out=a)
@@ -45,6 +55,8 @@ def adam_step(w: Array, dw: Array, m: Array, v: Array, beta1: float, beta2: floa
     a += epsilon
     np.divide(m, a, out=a)
     a *= step
+    if decay != 1:
+        w *= decay
     w -= a
 
 
