@@ -330,6 +330,9 @@ def test_tables_are_printed_without_a_terminal(monkeypatch, stream):
         ("data", 3, "data is 3; expected a string"),
         ("augment", 4, "augment is 4; expected a string"),
         ("seed", -1, "seed is -1; expected an int, 0 or more"),
+        ("label_smoothing", 1.5, "label_smoothing is 1.5; expected a finite number, from 0 to 1"),
+        ("class_weights", "1,a", "class_weights is '1,a'; expected balanced, or a number for each class"),
+        ("class_weights", 3, "class_weights is 3; expected balanced, or a number for each class"),
         ("warmup", "a", "warmup is 'a'; expected an int, 0 or more"),
         ("learning_rate", None, "learning_rate is None; expected a finite number, 0 or more"),
     ],
@@ -339,7 +342,7 @@ def test_unusable_settings_of_a_resumed_run_are_named(tmp_path, setting, value, 
     (tmp_path / "config.json").write_text(json.dumps({"settings": settings}))
     result = call("train", "--resume", tmp_path)
     assert result.exit_code == 1
-    assert f"holds no settings of a run in config.json ({message})" in result.stderr
+    assert f"holds no settings of a run in config.json ({message}" in result.stderr
 
 
 def test_resume_is_not_suggested_without_settings(tmp_path):
@@ -593,7 +596,13 @@ def test_classes_without_names_are_numbers(tmp_path):
             ["train", "--optimizer", "adm"],
             "'adm' is not one of sgd, sgd_momentum, sgd_nesterov, rmsprop, adam, adamw, lion, muon.",
         ),
-        (["train", "--augment", "turn"], "augment is 'turn'; expected none, shift, mirror, crop, flip"),
+        (["train", "--augment", "turn"], "augment is 'turn'; expected none, shift, mirror, crop, reflect, flip"),
+        (["train", "--label-smoothing", "1.5"], "Invalid value for '--label-smoothing'"),
+        (
+            ["train", "--class-weights", "1,-2"],
+            "class_weights is '1,-2'; expected balanced, or a number for each class",
+        ),
+        (["train", "--class-weights", "nan"], "class_weights is 'nan'; expected balanced, or a number for each class"),
         (["train", "--dtype", "float16"], "'float16' is not one of float32, float64."),
         (["train", "--backend", "jax"], "expected auto or one of numpy, cupy, torch, array_api_strict"),
         (["train", "--epochs", "0"], "--epochs"),
@@ -623,6 +632,12 @@ def test_wrong_usage_names_the_choices_and_exits_with_2(words, message):
         (["train", "--backend", "numpy:gpu"], {}, "numpy has no device 'gpu'"),
         (["train"], {"XP_BACKEND": "array_api_strict:gpu"}, "array_api_strict has no device 'gpu'"),
         (["train", "--num-train", "1298"], {}, "num_train is 1298; expected 1 to 1297"),
+        (["train", "--class-weights", "1,2"], {}, "class_weights has 2 weights; expected 10, one for each class"),
+        (
+            ["train", "--class-weights", "balanced", "--num-train", "5"],
+            {},
+            "y has no samples of class 0, 2, 3, 4, 5, 8; expected one or more of each class",
+        ),
         (["train"], {"XPCONV_NUM_THREADS": "x"}, "XPCONV_NUM_THREADS is 'x'"),
         (
             ["train", "--out", "file"],
@@ -800,6 +815,7 @@ OFFERED = {
     ("--backend", "a"): ["array_api_strict", "auto"],
     ("--augment", "f"): ["flip"],
     ("--sampling", "e"): ["epoch"],
+    ("--class-weights", "b"): ["balanced"],
     ("--on-nonfinite", "s"): ["stop", "skip"],
 }
 
@@ -893,6 +909,20 @@ def test_the_fields_other_names_of_options_are_taken(tmp_path):
     succeed(*SHORT, "--lr", "0.01", "--weight-decay", "0.5", "--epochs", 1, "--out", tmp_path / "run")
     settings = config_of(tmp_path / "run")["settings"]
     assert (settings["learning_rate"], settings["reg"]) == (0.01, 0.5)
+
+
+def test_options_of_the_loss_are_saved_with_the_model(tmp_path):
+    loss = ("--label-smoothing", 0.1, "--class-weights", "balanced")
+    succeed(*SHORT, *loss, "--epochs", 1, "--out", tmp_path / "run")
+    y, model = load_digits().y_train[:100], xpconv.load_model(tmp_path / "run" / "model.safetensors", "numpy")
+    np.testing.assert_allclose(model.loss_options["class_weights"], len(y) / (10 * np.bincount(y)))
+    assert model.loss_options["label_smoothing"] == 0.1
+    settings = config_of(tmp_path / "run")["settings"]
+    assert (settings["label_smoothing"], settings["class_weights"]) == (0.1, "balanced")
+    weights = "1,2,3,4,5,6,7,8,9,0.5"
+    succeed(*SHORT, "--class-weights", weights, "--epochs", 1, "--out", tmp_path / "other")
+    model = xpconv.load_model(tmp_path / "other" / "model.safetensors", "numpy")
+    assert model.loss_options == {"class_weights": [1, 2, 3, 4, 5, 6, 7, 8, 9, 0.5]}
 
 
 def test_help_tells_integers_from_numbers():

@@ -4,6 +4,7 @@ import functools
 import http.server
 import os
 import pickle
+import re
 import sys
 import tarfile
 import threading
@@ -11,9 +12,9 @@ import threading
 import numpy as np
 import pytest
 
-from xpconv.data import cifar10, load_cifar10, load_dataset, load_digits
+from xpconv.data import balanced_class_weights, cifar10, load_cifar10, load_dataset, load_digits
 from xpconv.data.cifar10 import BATCHES, CLASS_NAMES, find_cifar10, load_batch, read_cifar10
-from xpconv.errors import ArgumentError, DatasetError
+from xpconv.errors import ArgumentError, ArgumentTypeError, DatasetError
 
 LAYOUTS = ("py", "bin")
 
@@ -328,3 +329,31 @@ def test_all_published_images_are_read():
     assert (len(data.y_val), len(data.y_test)) == (1000, 10_000)
     assert data.y_train[:10].tolist() == [6, 9, 9, 4, 1, 1, 2, 7, 8, 3]
     assert set(data.y_test.tolist()) == set(range(10))
+
+
+# ---- class weights
+
+
+def test_balanced_class_weights_are_those_of_scikit_learn():
+    compute_class_weight = pytest.importorskip("sklearn.utils.class_weight").compute_class_weight
+    y = np.random.default_rng(0).choice(4, 100, p=[0.1, 0.2, 0.3, 0.4])
+    expected = compute_class_weight("balanced", classes=np.arange(4), y=y)
+    np.testing.assert_allclose(balanced_class_weights(y, 4), expected, rtol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("y", "names", "message"),
+    [
+        (
+            [0, 2, 2],
+            (),
+            "y has no samples of class 1, 3; expected one or more of each class: add samples, or give each",
+        ),
+        ([0, 2, 3], ("cat", "dog", "bird", "cow"), "y has no samples of class dog; expected one or more"),
+        ([], (), "y has shape (0,) and dtype float64; expected integer labels (N,)"),
+        ([0, 4], (), "y has labels from 0 to 4; expected 0 to 3"),
+    ],
+)
+def test_classes_that_cannot_be_balanced_are_named(y, names, message):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=re.escape(message)):
+        balanced_class_weights(np.array(y), 4, names)

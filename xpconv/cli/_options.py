@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from xpconv.backend import LIBRARIES, get_backend
-from xpconv.cli._settings import CHOICES, DEFAULTS, MINIMUMS, REALS
+from xpconv.cli._settings import CHOICES, DEFAULTS, MAXIMUMS, MINIMUMS, REALS, parse_class_weights
 from xpconv.cli._tables import echo
 from xpconv.data import DATASETS
 from xpconv.data.augment import AUGMENTATIONS, parse_augmentation
@@ -20,6 +20,7 @@ __all__ = [
     "ModelArgument",
     "augment_option",
     "choice_option",
+    "class_weights_option",
     "data_option",
     "file_suffix",
     "number_option",
@@ -44,17 +45,24 @@ ALIASES = {"learning_rate": ["--lr"], "reg": ["--weight-decay"]}
 
 
 def setting_option(setting: str, text: str, default: str | bool = True) -> Any:
-    """Return an option that takes a number from a setting's minimum on, and whose help has the setting's defaults."""
+    """Return an option that takes a number in a setting's range, and whose help has the setting's defaults."""
     if setting in DEFAULTS["digits"]:
         default = _defaults(setting)
     names = ["--" + setting.replace("_", "-"), *ALIASES.get(setting, [])]
-    return number_option(text, MINIMUMS[setting], default, *names, real=setting in REALS)
+    return number_option(text, MINIMUMS[setting], default, *names, real=setting in REALS, maximum=MAXIMUMS.get(setting))
 
 
-def number_option(text: str, minimum: int, default: str | bool = True, *names: str, real: bool = False) -> Any:
+def number_option(
+    text: str,
+    minimum: int,
+    default: str | bool = True,
+    *names: str,
+    real: bool = False,
+    maximum: int | None = None,
+) -> Any:
     """Return an option that takes a number from `minimum` on; a `default` that is a string is for the help only."""
     metavar = "NUMBER" if real else "INTEGER"
-    return typer.Option(*names, metavar=metavar, min=minimum, help=text, show_default=default)
+    return typer.Option(*names, metavar=metavar, min=minimum, max=maximum, help=text, show_default=default)
 
 
 def _defaults(setting: str) -> str:
@@ -104,6 +112,25 @@ def augment_option(text: str) -> Any:
 def _check_augment(value: str | None) -> str | None:
     try:
         parse_augmentation(value or "none")
+    except ArgumentError as error:
+        raise typer.BadParameter(str(error)) from error
+    return value
+
+
+def class_weights_option(text: str) -> Any:
+    """Return an option that takes the weights of the classes."""
+    return typer.Option(
+        metavar="balanced|NUMBERS",
+        callback=_check_class_weights,
+        autocompletion=_completion(["balanced"]),
+        show_default="1 for each class",
+        help=text,
+    )
+
+
+def _check_class_weights(value: str | None) -> str | None:
+    try:
+        parse_class_weights(value or "balanced")
     except ArgumentError as error:
         raise typer.BadParameter(str(error)) from error
     return value

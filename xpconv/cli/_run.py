@@ -1,17 +1,19 @@
 """A training run: from its settings to data, model and Solver, and the training with its checkpoints."""
 
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from xpconv.cli._nets import MIN_IMAGE_SIZE, NETS
 from xpconv.cli._results import save_config
 from xpconv.cli._run_folder import CHECKPOINTS, MODEL
-from xpconv.cli._settings import Settings
+from xpconv.cli._settings import Settings, parse_class_weights
 from xpconv.cli._tables import echo
-from xpconv.data import DATASETS, Dataset, load_dataset
+from xpconv.data import DATASETS, Dataset, balanced_class_weights, load_dataset
 from xpconv.data.augment import mirroring_words, parse_augmentation
 from xpconv.errors import ArgumentError, CheckpointError
 from xpconv.nn import Preprocessing, Sequential
@@ -68,6 +70,7 @@ def build_solver(settings: Settings, dataset: Dataset, *, print_every: int = 100
     X, y = extend(dataset.X_train[:count], dataset.y_train[:count])
     rng = np.random.default_rng(settings.seed)
     model = _build_model(settings, dataset, X, rng)
+    model.loss_options = _loss_options(settings, y, dataset.class_names)
     return Solver(
         model,
         {**dataset.splits(), "X_train": X, "y_train": y},
@@ -84,6 +87,15 @@ def build_solver(settings: Settings, dataset: Dataset, *, print_every: int = 100
         rng=rng,
         preflight=preflight,
     )
+
+
+def _loss_options(settings: Settings, y: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
+    """Return the options of the loss that the settings ask for; labels `y` give balanced weights."""
+    options: dict[str, Any] = {"label_smoothing": settings.label_smoothing} if settings.label_smoothing else {}
+    if settings.class_weights is not None:
+        weights = parse_class_weights(settings.class_weights)
+        options["class_weights"] = weights or balanced_class_weights(y, len(class_names), class_names)
+    return options
 
 
 def _schedule(settings: Settings, iterations_per_epoch: int) -> Schedule:

@@ -5,14 +5,14 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from xpconv._validation import check_choice, check_count
+from xpconv._validation import check_choice, check_count, check_nonnegative
 from xpconv.cli._nets import NETS
 from xpconv.data import DATASETS
 from xpconv.data.sampling import SAMPLERS
 from xpconv.errors import ArgumentError, ArgumentTypeError, printable
 from xpconv.training.optim import UPDATE_RULES
 
-__all__ = ["CHOICES", "DEFAULTS", "MINIMUMS", "REALS", "Settings", "settings_for"]
+__all__ = ["CHOICES", "DEFAULTS", "MAXIMUMS", "MINIMUMS", "REALS", "Settings", "parse_class_weights", "settings_for"]
 
 CHOICES = {
     "model": tuple(NETS),
@@ -32,6 +32,7 @@ MINIMUMS = {
     "decay_every": 1,
     "warmup": 0,
     "reg": 0,
+    "label_smoothing": 0,
     "seed": 0,
     "num_train": 1,
     "image_size": 1,
@@ -40,10 +41,13 @@ MINIMUMS = {
 }
 """The least value of each setting that is a number."""
 
+MAXIMUMS = {"label_smoothing": 1}
+"""The greatest value of each real setting that has one."""
+
 MOST = 2**31 - 1
 """The greatest value of each setting that is an integer, except the seed."""
 
-REALS = ("learning_rate", "lr_decay", "reg")
+REALS = ("learning_rate", "lr_decay", "reg", "label_smoothing")
 """The settings that are real numbers; the others in MINIMUMS are integers."""
 
 OPTIONAL = ("num_train", "image_size", "patience", "checkpoint_every")
@@ -75,6 +79,10 @@ class Settings:
     epochs, batch_size, learning_rate, lr_decay, reg
         As for `Solver` and `Sequential`; DEFAULTS has good values for each data set.
     optimizer : {"sgd", "sgd_momentum", "sgd_nesterov", "rmsprop", "adam", "adamw", "lion", "muon"}
+    label_smoothing : float
+        As for `softmax_loss`.
+    class_weights : str, optional
+        "balanced", or a weight for each class, as in "1,2.5,1".
     dtype : {"float32", "float64"}
     backend : str
     seed : int
@@ -115,6 +123,8 @@ class Settings:
     lr_decay: float
     optimizer: str = "adam"
     reg: float
+    label_smoothing: float = 0.0
+    class_weights: str | None = None
     dtype: str = "float32"
     backend: str = "numpy"
     seed: int = 0
@@ -135,12 +145,14 @@ class Settings:
                 raise ArgumentTypeError(f"{name} is {value!r}; expected a string")
             if "\0" in value:
                 raise ArgumentError(f"{name} is {value!r}; expected a string without null characters")
+        if self.class_weights is not None:
+            parse_class_weights(self.class_weights)
         for name, words in CHOICES.items():
             check_choice(name, getattr(self, name), words)
         for name, minimum in MINIMUMS.items():
             value = getattr(self, name)
             if name in REALS:
-                _check_number(name, value, minimum)
+                _check_number(name, value, minimum, MAXIMUMS.get(name, sys.float_info.max))
             elif value is not None or name not in OPTIONAL:
                 check_count(name, value, minimum)
                 if value > MOST and name != "seed":
@@ -156,9 +168,29 @@ class Settings:
         return " ".join(["xpconv train", *words])
 
 
-def _check_number(name: str, value: object, minimum: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not minimum <= value <= sys.float_info.max:
-        raise ArgumentError(f"{name} is {printable(repr(value), 40)}; expected a finite number, {minimum} or more")
+def _check_number(name: str, value: object, minimum: float, maximum: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not minimum <= value <= maximum:
+        wanted = f"from {minimum} to {maximum}" if name in MAXIMUMS else f"{minimum} or more"
+        raise ArgumentError(f"{name} is {printable(repr(value), 40)}; expected a finite number, {wanted}")
+
+
+def parse_class_weights(text: str) -> list[float] | None:
+    """Return the weights in a text such as "1,2.5,1", or None for "balanced".
+
+    Examples
+    --------
+    >>> parse_class_weights("1, 2.5")
+    [1.0, 2.5]
+    """
+    if text == "balanced":
+        return None
+    try:
+        return [check_nonnegative("class_weights", float(word)) for word in text.split(",")]
+    except (AttributeError, ValueError):
+        raise ArgumentError(
+            f"class_weights is {printable(repr(text), 40)}; expected balanced, or a number for each class, 0 or more, "
+            "as in 1,2.5,1"
+        ) from None
 
 
 def settings_for(data: str, **options: Any) -> Settings:

@@ -15,6 +15,7 @@ from xpconv.cli._options import (
     BackendOption,
     augment_option,
     choice_option,
+    class_weights_option,
     data_option,
     number_option,
     setting_option,
@@ -56,6 +57,16 @@ def train(
     ] = Settings.warmup,
     optimizer: Annotated[str, choice_option("optimizer", "Update rule of the parameters.")] = Settings.optimizer,
     reg: Annotated[float | None, setting_option("reg", "Strength of the L2 penalty on weights.")] = None,
+    label_smoothing: Annotated[
+        float, setting_option("label_smoothing", "Part of each label that the loss spreads over all classes.")
+    ] = Settings.label_smoothing,
+    class_weights: Annotated[
+        str | None,
+        class_weights_option(
+            "Weight of each class in the loss: balanced, so that rare classes count as much as others, or numbers "
+            "in the order of the classes, as in 1,2.5,1."
+        ),
+    ] = None,
     augment: Annotated[
         str | None,
         augment_option(
@@ -123,6 +134,8 @@ def train(
             warmup=warmup,
             optimizer=optimizer,
             reg=reg,
+            label_smoothing=label_smoothing,
+            class_weights=class_weights,
             augment=augment,
             dtype=dtype,
             backend=backend,

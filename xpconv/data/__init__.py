@@ -5,6 +5,7 @@ from pathlib import Path
 
 from xpconv.data.batches import Batches
 from xpconv.data.cifar10 import load_cifar10
+from xpconv.data.class_weights import balanced_class_weights
 from xpconv.data.dataset import Dataset
 from xpconv.data.digits import load_digits
 from xpconv.data.folder import load_folder
@@ -15,6 +16,7 @@ __all__ = [
     "DATASETS",
     "Batches",
     "Dataset",
+    "balanced_class_weights",
     "load_cifar10",
     "load_dataset",
     "load_digits",
