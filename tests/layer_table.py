@@ -368,4 +368,36 @@ OBJECTS = {
         lambda t, a, shape: [t.MaxPool2d(a.kernel_size, a.stride, a.padding)],
     ),
     nn.Relu: Object([nn.Relu()], lambda t, a, shape: [t.ReLU()]),
+    nn.Residual: Object(
+        [
+            nn.Residual([nn.Conv(4, padding=1), nn.Relu(), nn.Residual([nn.BatchNorm()])]),
+            nn.Residual([nn.Conv(3, stride=2, padding=1, bias=False)], [nn.Conv(3, 1, stride=2), nn.BatchNorm()]),
+        ],
+        lambda t, a, shape: [torch_residual(t, a, shape)],
+    ),
 }
+
+
+def torch_residual(t, layer, shape):
+    """Return a PyTorch module that adds the outputs of ``body`` and ``shortcut``."""
+
+    class Residual(t.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.shortcut = (
+                t.Sequential(*torch_modules(t, layers, shape)) for layers in (layer.body, layer.shortcut)
+            )
+
+        def forward(self, x):
+            return self.body(x) + self.shortcut(x)
+
+    return Residual()
+
+
+def torch_modules(t, layers, shape):
+    """Return the PyTorch modules of layers that run one after another."""
+    modules = []
+    for layer in layers:
+        modules += OBJECTS[type(layer)].torch(t, layer, shape)
+        shape = layer.output_shape(shape)
+    return modules

@@ -20,6 +20,22 @@ NETS = {
         [4, "pool", 6], input_dim=IMAGE, num_classes=5, normalization="groupnorm", **o
     ),
     "conv plain": lambda **o: ConvNet([3, "pool", 4], input_dim=IMAGE, num_classes=5, normalization=None, **o),
+    "residual": lambda **o: Sequential(
+        [
+            nn.Conv(4, padding="same", bias=False),
+            [nn.BatchNorm(), nn.Relu()],
+            nn.Residual(
+                [nn.Conv(5, stride=2, padding=1), nn.BatchNorm(), nn.Residual([nn.Relu(), nn.Conv(5, padding=1)])],
+                shortcut=[nn.Conv(5, 1, stride=2, bias=False), nn.BatchNorm()],
+            ),
+            nn.Relu(),
+            nn.GlobalAvgPool(),
+            nn.Affine(5),
+        ],
+        input_shape=IMAGE,
+        name="ResidualNet",
+        **o,
+    ),
     "every layer": lambda **o: Sequential(
         [
             nn.Conv(4, (3, 2), stride=(1, 2), padding=1),

@@ -76,6 +76,10 @@ def arguments_of_relu(place, x, window):
     return (place(x), {})
 
 
+def arguments_of_add(place, x, window):
+    return x, x
+
+
 def arguments_of_relu_backward(place, x, window):
     return place(x), place(draw(*x.shape, seed=2) > 0, bool)
 
@@ -153,6 +157,7 @@ ARGUMENTS = {
     "normalise_backward": arguments_of_normalise_backward,
     "cross_entropy": arguments_of_cross_entropy,
     "softmax_cross_entropy": arguments_of_softmax,
+    "add": arguments_of_add,
     "relu": arguments_of_relu,
     "relu_backward": arguments_of_relu_backward,
     "adam_step": arguments_of_adam_step,

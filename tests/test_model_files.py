@@ -159,7 +159,8 @@ def with_too_few_class_names(net):
         ),
         (
             lambda net: setattr(net, "layers", (*net.layers[:1], Negate(), *net.layers[2:])),
-            r"not written, since load_model could not read it: layers\[1\] is .*'Negate'.*; expected a type",
+            r"not written, since load_model could not read it: layers\[1\] is Negate\(\), whose type is not "
+            "registered; expected a type of xpconv.nn or one decorated with @xpconv.nn.register_layer",
         ),
     ],
 )

@@ -369,12 +369,17 @@ def test_two_dropouts_drop_different_elements(seed):
     assert np.mean(scores != 0) == pytest.approx(0.25, abs=0.04)
 
 
-def test_outputs_of_batch_norm_have_the_statistics_of_the_samples():
-    net = Sequential([nn.Affine(5), nn.BatchNorm(), nn.Affine(3)], input_shape=(4,), dtype="float64", rng=0)
+def test_outputs_are_those_of_evaluation():
+    net = Sequential(
+        [nn.Affine(5), nn.BatchNorm(), nn.Dropout(), nn.Affine(3)], input_shape=(4,), dtype="float64", rng=0
+    )
     X = 3 + np.random.default_rng(0).standard_normal((50, 4))
-    normalised = next(out for layer, out in net.outputs(X) if isinstance(layer, nn.BatchNorm))
-    np.testing.assert_allclose(normalised.mean(axis=0), 0, atol=1e-9)
-    np.testing.assert_allclose(normalised.std(axis=0), 1, atol=1e-3)
+    net.loss(X, np.arange(50) % 3)
+    outputs = {name: out for name, _, out in net.outputs(X)}
+    mean, var = net.state["running_mean1"], net.state["running_var1"]
+    np.testing.assert_allclose(outputs["batchnorm1"], (outputs["affine1"] - mean) / np.sqrt(var + 1e-5))
+    np.testing.assert_array_equal(outputs["dropout1"], outputs["batchnorm1"])
+    np.testing.assert_array_equal(outputs["affine2"], net.loss(X))
 
 
 def test_initial_weights_of_a_convolution_count_its_window():

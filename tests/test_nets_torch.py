@@ -27,7 +27,16 @@ def scores(torch, net, params, x):
         nn.MaxPool: lambda x, p, layer: F.max_pool2d(x, layer.kernel_size, layer.stride),
         nn.GlobalAvgPool: lambda x, p, layer: x.mean((2, 3)),
         nn.Relu: lambda x, p, layer: x.relu(),
+        nn.Residual: lambda x, p, layer: run("body", layer.body, x, p) + run("shortcut", layer.shortcut, x, p),
     }
+
+    def run(branch, layers, x, p):
+        for position, layer in enumerate(layers):
+            prefix = f"{branch}.{position}."
+            inner = {name.removeprefix(prefix): a for name, a in p.items() if name.startswith(prefix)}
+            x = steps[type(layer)](x, inner, layer)
+        return x
+
     for layer, keys in zip(net.layers, net.layer_keys, strict=True):
         x = steps[type(layer)](x, {name: params[key] for name, key in keys.items() if key in params}, layer)
     return x

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import find_backend
-from tests.layer_table import OBJECTS
+from tests.layer_table import OBJECTS, torch_modules
 from tests.nets import IMAGE, NETS
 from xpconv import nn
 from xpconv.backend import to_host
@@ -23,11 +23,7 @@ def as_torch(net):
     """Return a torch.nn.Sequential of the same layers with other parameters."""
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
-    modules, shape = [], net.input_shape
-    for layer in net.layers:
-        modules += OBJECTS[type(layer)].torch(torch.nn, layer, shape)
-        shape = layer.output_shape(shape)
-    module = torch.nn.Sequential(*modules).to(getattr(torch, net.dtype))
+    module = torch.nn.Sequential(*torch_modules(torch.nn, net.layers, net.input_shape)).to(getattr(torch, net.dtype))
     for key, value in module.state_dict().items():  # with gamma 1 and beta 0, exchanged names would go unnoticed
         if value.is_floating_point():
             value.copy_(torch.rand_like(value) + (0.5 if "var" in key else -0.5))

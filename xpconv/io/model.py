@@ -19,6 +19,7 @@ from xpconv.io._safetensors import (
 from xpconv.nn import Preprocessing, Sequential
 from xpconv.nn.layers import Initial, Shape
 from xpconv.nn.preprocessing import fits_samples
+from xpconv.nn.registry import check_registered
 from xpconv.nn.sequential import arguments_of
 from xpconv.random import RandomStream
 
@@ -60,6 +61,7 @@ def save_model(model: Sequential, path: str | os.PathLike[str]) -> None:
     arrays = {f"{kind}.{name}": to_host(a) for kind, store in stores.items() for name, a in store.items()}
     description, specs = model.config(), {name: ArraySpec(a.shape, a.dtype.name) for name, a in arrays.items()}
     try:
+        check_registered(model.layers)
         expected = _expected_specs("the model", description, specs)
     except DESCRIPTION_ERRORS as error:
         raise CheckpointError(

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -170,6 +170,31 @@ def _dropout(graph: Graph, layer: nn.Dropout, x: str, shape: Shape, params: dict
     return x
 
 
+def _residual(graph: Graph, layer: nn.Residual, x: str, shape: Shape, params: dict[str, str]) -> str:
+    ends = []
+    for branch, layers in layer.branches.items():
+        inner = [
+            {name[len(prefix) :]: params[name] for name in params if name.startswith(prefix)}
+            for prefix in (f"{branch}.{position}." for position in range(len(layers)))
+        ]
+        ends.append(_convert(graph, branch, layers, inner, x, shape))
+    return graph.add_node("Add", *ends)
+
+
+def _convert(
+    graph: Graph, place: str, layers: Sequence[Layer], params: Sequence[dict[str, str]], x: str, shape: Shape
+) -> str:
+    """Add layers that run one after another, and return the name of the last one's output."""
+    for position, (layer, own) in enumerate(zip(layers, params, strict=True)):
+        if type(layer) not in CONVERTERS:
+            raise ArgumentError(
+                f"{place}[{position}] is {layer!r}, which has no converter to ONNX: "
+                f"add a function for {type(layer).__name__} to xpconv.io.onnx.CONVERTERS"
+            )
+        x, shape = CONVERTERS[type(layer)](graph, layer, x, shape, own), layer.output_shape(shape)
+    return x
+
+
 CONVERTERS: dict[type[Layer], Converter] = {
     nn.Affine: _affine,
     nn.AvgPool: _avg_pool,
@@ -181,6 +206,7 @@ CONVERTERS: dict[type[Layer], Converter] = {
     nn.LayerNorm: _layer_norm,
     nn.MaxPool: _max_pool,
     nn.Relu: _relu,
+    nn.Residual: _residual,
 }
 """The converter of each layer type, ``converter(graph, layer, x, shape, params) -> output``.
 
@@ -206,7 +232,7 @@ def _model_proto(model: Sequential) -> Any:
     import onnx
     from onnx import helper, numpy_helper
 
-    graph, x, shape = Graph(), "images", model.input_shape
+    graph, x = Graph(), "images"
     weights = {key: to_host(value).astype(np.float32) for key, value in {**model.params, **model.state}.items()}
     if (weight_bytes := sum(values.nbytes for values in weights.values())) > MAX_WEIGHT_BYTES:
         raise ArgumentError(
@@ -217,14 +243,8 @@ def _model_proto(model: Sequential) -> Any:
         mean, std = (to_host(a).astype(np.float32) for a in (model.preprocessing.mean, model.preprocessing.std))
         centred = graph.add_node("Sub", x, graph.add_constant(mean, "mean"))
         x = graph.add_node("Div", centred, graph.add_constant(std, "std"))
-    for position, (layer, keys) in enumerate(zip(model.layers, model.layer_keys, strict=True)):
-        if type(layer) not in CONVERTERS:
-            raise ArgumentError(
-                f"layers[{position}] is {layer!r}, which has no converter to ONNX: "
-                f"add a function for {type(layer).__name__} to xpconv.io.onnx.CONVERTERS"
-            )
-        params = {name: graph.add_constant(weights[key], key) for name, key in keys.items()}
-        x, shape = CONVERTERS[type(layer)](graph, layer, x, shape, params), layer.output_shape(shape)
+    params = [{name: graph.add_constant(weights[key], key) for name, key in keys.items()} for keys in model.layer_keys]
+    x = _convert(graph, "layers", model.layers, params, x, model.input_shape)
     graph.add_node("Identity", x, output="scores")
     used = {name for node in graph.nodes for name in node.input}
     graph_proto = helper.make_graph(

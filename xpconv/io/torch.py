@@ -9,6 +9,8 @@ from xpconv import nn
 from xpconv.backend import to_host
 from xpconv.errors import ArgumentError, ArgumentTypeError
 from xpconv.nn import Sequential
+from xpconv.nn._chain import nodes
+from xpconv.nn.layers import Shape
 
 __all__ = ["load_torch_state_dict", "module_names", "to_torch_state_dict"]
 
@@ -30,7 +32,9 @@ def to_torch_state_dict(model: Sequential, names: Sequence[str] | None = None) -
 
     Without `names` the result fits a ``torch.nn.Sequential`` of the same layers in the same order; its names are
     ``0.weight``, ``0.bias``, ``1.running_mean`` and so on. Two kinds of layer correspond to two modules each: an affine
-    layer on images to ``Flatten(), Linear(D, M)``, and a global average pool to ``AdaptiveAvgPool2d(1), Flatten()``.
+    layer on images to ``Flatten(), Linear(D, M)``, and a global average pool to ``AdaptiveAvgPool2d(1), Flatten()``. A
+    `Residual` corresponds to a module whose attributes ``body`` and ``shortcut`` are ``torch.nn.Sequential``: its names
+    are ``3.body.0.weight`` and so on.
 
     Affine weights (D, M) are transposed to (M, D); all other layouts are the same. PyTorch's momentum is 1 minus the
     momentum of `BatchNorm`. In training, PyTorch moves the running variance towards the unbiased variance of the batch,
@@ -148,8 +152,10 @@ class _StateDictEntry(NamedTuple):
 
 
 def _state_dict_entries(model: Sequential, names: Sequence[str] | None) -> Iterator[_StateDictEntry]:
-    with_parameters = [(layer, keys) for layer, keys in zip(model.layers, model.layer_keys, strict=True) if keys]
-    names = _module_positions(model) if names is None else list(names)
+    with_parameters = [
+        (layer, keys) for path, layer in nodes(model.layers) if not layer.branches and (keys := _keys_at(model, path))
+    ]
+    names = _module_names(model.layers, model.input_shape) if names is None else list(names)
     if len(set(names)) != len(with_parameters) or len(names) != len(with_parameters):
         types = ", ".join(type(layer).__name__ for layer, _ in with_parameters)
         raise ArgumentError(
@@ -171,14 +177,24 @@ def _state_dict_entries(model: Sequential, names: Sequence[str] | None) -> Itera
             yield _StateDictEntry(prefix + BATCH_COUNTER, (), {}, None, False)
 
 
-def _module_positions(model: Sequential) -> list[str]:
-    """Return the position in a torch.nn.Sequential of each layer with parameters."""
-    names, position, shape = [], 0, model.input_shape
-    for layer, keys in zip(model.layers, model.layer_keys, strict=True):
-        position += isinstance(layer, nn.Affine) and len(shape) > 1  # PyTorch needs a Flatten before
-        if keys:
-            names.append(str(position))
-        position += 2 if isinstance(layer, nn.GlobalAvgPool) else 1  # PyTorch needs a Flatten after the pool
+def _keys_at(model: Sequential, path: str) -> dict[str, str]:
+    """Return the keys of the parameters and the state of the layer at a path such as ``3.body.0``, by their names."""
+    top, _, inner = path.partition(".")
+    keys = model.layer_keys[int(top)].items()
+    return {name.rpartition(".")[2]: key for name, key in keys if name.rpartition(".")[0] == inner}
+
+
+def _module_names(layers: Sequence[nn.Layer], shape: Shape, path: str = "") -> list[str]:
+    """Return the name in PyTorch of each layer with parameters, where lists of layers are torch.nn.Sequential."""
+    names, module = [], 0
+    for layer in layers:
+        module += isinstance(layer, nn.Affine) and len(shape) > 1  # PyTorch needs a Flatten before
+        if layer.branches:
+            for branch, inner in layer.branches.items():
+                names += _module_names(inner, shape, f"{path}{module}.{branch}.")
+        elif layer.parameters(shape) or layer.state(shape):
+            names.append(f"{path}{module}")
+        module += 2 if isinstance(layer, nn.GlobalAvgPool) else 1  # PyTorch needs a Flatten after the pool
         shape = layer.output_shape(shape)
     return names
 

@@ -4,7 +4,18 @@ from xpconv.nn import layers
 from xpconv.nn.layers import *
 from xpconv.nn.models import ConvNet, FullyConnectedNet, ThreeLayerConvNet, TwoLayerNet
 from xpconv.nn.preprocessing import Preprocessing
+from xpconv.nn.registry import register_layer
+from xpconv.nn.residual import Residual
 from xpconv.nn.sequential import Sequential
 
-__all__ = ["ConvNet", "FullyConnectedNet", "Preprocessing", "Sequential", "ThreeLayerConvNet", "TwoLayerNet"]
+__all__ = [
+    "ConvNet",
+    "FullyConnectedNet",
+    "Preprocessing",
+    "Residual",
+    "Sequential",
+    "ThreeLayerConvNet",
+    "TwoLayerNet",
+    "register_layer",
+]
 __all__ += layers.__all__

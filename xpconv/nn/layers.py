@@ -1,6 +1,6 @@
 """Layer objects: a layer's two functions, its options, and the shapes of its parameters and of its output."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, MISSING, Field, dataclass, field, fields
 from math import prod
 from typing import Any, ClassVar, Literal
@@ -48,7 +48,14 @@ class Layer:
     """Base class of layers: no parameters, no state, and an output in the input's shape, unless a subclass differs.
 
     A subclass writes `forward` and `backward`. Its options are the fields of a frozen dataclass. Its `repr` has the
-    positional options and the keyword options that differ from their defaults.
+    positional options and the keyword options that differ from their defaults. A field that is a
+    tuple of layers is a branch: its layers run one after another, from the input of the layer that holds them. The
+    parameters and the state of a layer with branches are those of the branches, such as ``body.0.W``.
+
+    Parameters
+    ----------
+    trainable : bool
+        Whether training changes the parameters and the state.
 
     Attributes
     ----------
@@ -68,6 +75,7 @@ class Layer:
     (Conv(16, 3, padding='same'), MaxPool(2))
     """
 
+    trainable: bool = field(default=True, kw_only=True)
     stochastic: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
@@ -84,6 +92,23 @@ class Layer:
                 shown.append(value if by_position else f"{option.name}={value}")
         return f"{type(self).__name__}({', '.join(shown)})"
 
+    @property
+    def branches(self) -> dict[str, tuple["Layer", ...]]:
+        """The fields that are tuples of layers, by name.
+
+        Examples
+        --------
+        >>> from xpconv.nn import Residual
+        >>> Residual([Relu()]).branches
+        {'body': (Relu(),), 'shortcut': ()}
+        """
+        values = {option.name: getattr(self, option.name) for option in fields(self)}
+        return {
+            name: value
+            for name, value in values.items()
+            if isinstance(value, tuple) and all(isinstance(layer, Layer) for layer in value)
+        }
+
     def output_shape(self, shape: Shape) -> Shape:
         """Return the shape of one output sample, given that of one input sample."""
         return shape
@@ -96,11 +121,22 @@ class Layer:
         shape : tuple of int
             The shape of one input sample.
         """
-        return {}
+        return self._of_branches("parameters", shape)
 
     def state(self, shape: Shape) -> dict[str, tuple[Shape, float]]:
         """Return the shape and the initial value of each array that the layer keeps but does not learn."""
-        return {}
+        return self._of_branches("state", shape)
+
+    def _of_branches(self, method: str, shape: Shape) -> dict[str, Any]:
+        """Return what a method of the layers in the branches returns, by names such as ``body.0.W``."""
+        found: dict[str, Any] = {}
+        for branch, layers in self.branches.items():
+            inner = shape
+            for position, layer in enumerate(layers):
+                arrays = getattr(layer, method)(inner)
+                found |= {f"{branch}.{position}.{name}": value for name, value in arrays.items()}
+                inner = layer.output_shape(inner)
+        return found
 
     def forward(self, x: Array, p: Arrays, *, train: bool, seed: int) -> tuple[Array, Any]:
         """Return the output and the cache.
@@ -116,6 +152,13 @@ class Layer:
             In the training passes of a `stochastic` layer a new number, 0 to 2**32 - 1; else 0.
         """
         raise NotImplementedError
+
+    def outputs(self, x: Array, p: Arrays) -> Iterator[tuple[str, "Layer", Array]]:
+        """Yield the path, the layer and its output in evaluation, for layers in the branches and then for this one.
+
+        A path is relative to this layer, such as ``body.0``; that of this layer is empty.
+        """
+        yield "", self, self.forward(x, p, train=False, seed=0)[0]
 
     def backward(self, dout: Array, cache: Any, *, need_dx: bool) -> tuple[Array | None, Arrays]:
         """Return the gradient of the input, or None unless `need_dx`, and the gradients of the parameters by name."""
@@ -315,7 +358,7 @@ class _Pool(_WithoutParameters):
 
     def _options(self) -> Arrays:
         """Return the options of the pooling functions."""
-        return {option.name: getattr(self, option.name) for option in fields(self)}
+        return {option.name: getattr(self, option.name) for option in fields(self) if option.name != "trainable"}
 
     def forward(self, x: Array, p: Arrays, *, train: bool, seed: int) -> tuple[Array, Any]:
         result: tuple[Array, Any] = self._forward(x, **self._options())
@@ -414,6 +457,8 @@ class BatchNorm(_Norm):
 
     With ``bias_correction=False`` the averages start from zeros, as in CS231n, and the state has no num_batches.
 
+    If it is not `trainable`, it normalises by the running averages in training, too, and keeps them.
+
     Examples
     --------
     >>> BatchNorm().parameters((16, 8, 8)), sorted(BatchNorm().state((16, 8, 8)))
@@ -436,6 +481,7 @@ class BatchNorm(_Norm):
 
     def forward(self, x: Array, p: Arrays, *, train: bool, seed: int) -> tuple[Array, Any]:
         running = F.RunningStats(p["running_mean"], p["running_var"], p.get("num_batches"))
+        train = train and self.trainable
         return F.batchnorm_forward(x, p["gamma"], p["beta"], running, train=train, momentum=self.momentum, eps=self.eps)
 
     def new_state(self, cache: Any) -> Arrays:

@@ -1,20 +1,23 @@
 """Sequential: a network as a list of layers, with its parameters and its loss."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
 from math import prod, sqrt
 from types import MappingProxyType
 from typing import Any
 
 from xpconv import ops
-from xpconv._validation import check_count, check_nonnegative
-from xpconv.backend import Array, Backend, get_backend, on_its_device
+from xpconv._validation import check_count, check_nonnegative, is_integer
+from xpconv.backend import Array, Backend, get_backend, on_its_device, to_host
 from xpconv.errors import ArgumentError, ArgumentTypeError, OutOfMemoryError, XpconvError
-from xpconv.nn import layers as layer_objects
+from xpconv.nn._chain import NamedLayer, flatten, is_trained, map_layers, nodes
 from xpconv.nn._losses import LOSSES, check_loss_options, loss_and_gradient, loss_arguments
-from xpconv.nn.layers import Arrays, Initial, Layer, Shape
+from xpconv.nn._summary import summary
+from xpconv.nn.layers import Affine, Arrays, Initial, Layer, Shape
 from xpconv.nn.preprocessing import Preprocessing, on_device
+from xpconv.nn.registry import layer_config, layers_of
 from xpconv.ops.tiling import workspace_bytes
 from xpconv.random import RandomStream, Rng, as_random_stream, draw_seed, spawn
 
@@ -27,7 +30,8 @@ class Sequential:
     Parameters
     ----------
     layers : sequence of Layer
-        The last layer returns the class scores.
+        The last layer returns the class scores. A list inside it counts as its layers; so does a Sequential, whose
+        parameters and state the model copies.
     input_shape : tuple of int
         The shape of one sample, such as (3, 32, 32); if it is (D,), samples may have any
         shape with D values.
@@ -54,12 +58,15 @@ class Sequential:
     Attributes
     ----------
     params : dict of str to array
-        W1, b1, gamma1, beta1, ..., numbered by weight layer. The model has no other copy: entries may be replaced
-        and their arrays modified.
+        W1, b1, gamma1, beta1, ..., numbered by weight layer in the order of their first use. The model has no other
+        copy: entries may be replaced and their arrays modified.
     state : dict of str to array
         The running averages of batch norm: running_mean1, running_var1, num_batches1, ...
     layer_keys : list of dict of str to str
         For each layer, its parameter names and their keys in `params` or `state`: ``{"W": "W1", "b": "b1"}``.
+    layer_names : dict of str to str
+        The names of the layers and of those in their branches, by their paths: ``{"0": "conv1", "1": "residual1",
+        "1.body.0": "conv2"}``. Layers of one type are numbered in the order of the paths.
     seed_stream : Generator or RandomState
         Seeds for stochastic layers such as dropout are drawn from it unless `seed` is given.
 
@@ -95,7 +102,8 @@ class Sequential:
     ) -> None:
         if loss not in LOSSES:
             raise ArgumentError(f"loss is {loss!r}; expected one of {', '.join(LOSSES)}")
-        self.layers, self.name, self.loss_name = tuple(layers), name, loss
+        pairs = list(_with_sources(layers))
+        self.layers, self.name, self.loss_name = flatten("layers", [layer for layer, _ in pairs]), name, loss
         self.input_shape = _sample_shape(input_shape)
         self.reg, self.weight_scale = reg, weight_scale
         self.seed = None if seed is None else check_count("seed", seed, 0, 2**32 - 1)
@@ -108,6 +116,9 @@ class Sequential:
         self.loss_options = loss_options
         self._check_names()
         self.seed_stream: RandomStream = stream if rng is None else spawn(stream, 1)[0]
+        for position, (_, source) in enumerate(pairs):
+            if source is not None:
+                self._copy_arrays(position, *source)
 
     @on_its_device
     def _build(self, stream: RandomStream) -> list[dict[str, str]]:
@@ -116,23 +127,16 @@ class Sequential:
         Keys are numbered by weight layer, so a norm has the number of the weight layer before it. If a name occurs
         again after the same weight layer, its key gets a second number: gamma1, gamma1_2.
         """
-        layer_keys, weight_layers, shape = [], 0, self.input_shape
-        uses: dict[str, int] = {}  # occurrences of each numbered name
+        layer_keys, shape, numbering = [], self.input_shape, _Numbering()
         for position, layer in enumerate(self.layers):
-            if not isinstance(layer, Layer):
-                raise ArgumentTypeError(f"layers[{position}] is {layer!r}; expected a Layer such as Relu()")
-            with _NamedLayer(position, layer):
+            with NamedLayer("layers", position, layer):
                 parameters, state, next_shape = layer.parameters(shape), layer.state(shape), layer.output_shape(shape)
-            weight_layers += "W" in parameters
-            names = [f"{name}{weight_layers}" for name in [*parameters, *state]]
-            use = 1 + max((uses.get(name, 0) for name in names), default=0)
-            uses.update(dict.fromkeys(names, use))
-            number = f"{weight_layers}_{use}" if use > 1 else f"{weight_layers}"
-            layer_keys.append({name: name + number for name in [*parameters, *state]})
+            keys = numbering.keys_of([*parameters, *state])
+            layer_keys.append(keys)
             for name, (size, value) in parameters.items():
-                self.params[name + number] = self._initial(size, value, stream)
+                self.params[keys[name]] = self._initial(size, value, stream)
             for name, (size, value) in state.items():
-                self.state[name + number] = self._initial(size, value, stream)
+                self.state[keys[name]] = self._initial(size, value, stream)
             shape = next_shape
         if len(shape) != 1:
             raise ArgumentError(
@@ -140,6 +144,29 @@ class Sequential:
             )
         self.num_classes = shape[0]
         return layer_keys
+
+    def _copy_arrays(self, position: int, source: "Sequential", own: int) -> None:
+        """Copy the parameters and the state of ``source.layers[own]`` to those of ``self.layers[position]``."""
+        for name, key in self.layer_keys[position].items():
+            theirs = source.layer_keys[own][name]
+            store, values = (self.params, source.params) if key in self.params else (self.state, source.state)
+            if tuple(values[theirs].shape) != tuple(store[key].shape):
+                raise ArgumentError(
+                    f"{theirs} of {source.name} has shape {tuple(values[theirs].shape)}, but {key} here needs "
+                    f"{tuple(store[key].shape)}: pass *model.layers instead of the model, for new parameters"
+                )
+            store[key][...] = self.backend.asarray(to_host(values[theirs]), self.dtype)
+
+    @property
+    def layer_names(self) -> dict[str, str]:
+        """Names of the layers by their paths."""
+        counts: dict[str, int] = {}
+        names = {}
+        for path, layer in nodes(self.layers):
+            kind = type(layer).__name__.lower()
+            counts[kind] = counts.get(kind, 0) + 1
+            names[path] = f"{kind}{counts[kind]}"
+        return names
 
     def _check_names(self) -> None:
         if self.class_names and len(self.class_names) != self.num_classes:
@@ -234,7 +261,8 @@ class Sequential:
         loss, dout = loss_and_gradient(self.loss_name, scores, self.backend.upload("y", y), self._loss_arguments)
         grads = self._backward(dout, caches)
         if self.reg:
-            keys = [keys["W"] for keys in self.layer_keys if "W" in keys]
+            names = [(name, key) for keys in self.layer_keys for name, key in keys.items() if key in grads]
+            keys = [key for name, key in names if name.rpartition(".")[2] == "W"]
             loss = ops.add_l2_penalty(loss, [self.params[key] for key in keys], [grads[key] for key in keys], self.reg)
         self.state.update(state)
         return loss, grads
@@ -255,10 +283,11 @@ class Sequential:
         return x
 
     def _forward(self, x: Array, *, train: bool) -> tuple[Array, list[Any], Arrays]:
-        """Return the scores and, in training, the layers' caches and new state."""
+        """Return the scores and, in training, the caches from the first trained layer on and the layers' new state."""
         store, caches, state = {**self.params, **self.state}, list[Any](), Arrays()
+        first = self._first_trained() if train else len(self.layers)
         for position, (layer, keys) in enumerate(zip(self.layers, self.layer_keys, strict=True)):
-            with _NamedLayer(position, layer):
+            with NamedLayer("layers", position, layer):
                 x, cache = layer.forward(
                     x,
                     {name: store[key] for name, key in keys.items()},
@@ -266,14 +295,15 @@ class Sequential:
                     seed=self._layer_seed(position) if train else 0,
                 )
             if train:
-                caches.append(cache)
                 state.update({keys[name]: value for name, value in layer.new_state(cache).items()})
+            if position >= first:
+                caches.append(cache)
         return x, caches, state
 
-    def outputs(self, X: Array) -> Iterator[tuple[Layer, Array]]:
-        """Yield each layer with its output for the samples; the model does not change.
+    def outputs(self, X: Array) -> Iterator[tuple[str, Layer, Array]]:
+        """Yield the name, the layer and its output in evaluation mode, for each layer and those in its branches.
 
-        Batch norm uses the statistics of these samples, as in training, and dropout keeps every element.
+        A layer with branches comes after the layers in them.
 
         Parameters
         ----------
@@ -284,25 +314,251 @@ class Sequential:
         --------
         >>> from xpconv.nn import TwoLayerNet
         >>> net = TwoLayerNet(input_dim=64, rng=0)
-        >>> [(type(layer).__name__, out.shape) for layer, out in net.outputs(net.backend.xp.ones((5, 64)))]
-        [('Affine', (5, 100)), ('Relu', (5, 100)), ('Affine', (5, 10))]
+        >>> [(name, out.shape) for name, layer, out in net.outputs(net.backend.xp.ones((5, 64)))]
+        [('affine1', (5, 100)), ('relu1', (5, 100)), ('affine2', (5, 10))]
         """
         with self.backend.current():
             x, store = self._prepare(X), {**self.params, **self.state}
+        names = self.layer_names
         for position, (layer, keys) in enumerate(zip(self.layers, self.layer_keys, strict=True)):
-            train = not self.state.keys().isdisjoint(keys.values())
-            with self.backend.current(), _NamedLayer(position, layer):
-                x = layer.forward(x, {name: store[key] for name, key in keys.items()}, train=train, seed=0)[0]
-            yield layer, x
+            outputs = layer.outputs(x, {name: store[key] for name, key in keys.items()})
+            while True:
+                with self.backend.current(), NamedLayer("layers", position, layer):
+                    path, inner, x = next(outputs)
+                yield names[f"{position}.{path}" if path else f"{position}"], inner, x
+                if inner is layer:
+                    break
+
+    def features(self, X: Array, layer: str | int, batch_size: int = 100) -> Array:
+        """Return the output of one layer in evaluation mode: running averages in batch norm, and no dropout.
+
+        The features of a sample do not depend on the other samples.
+
+        Parameters
+        ----------
+        X : array (N, ...)
+            As for `loss`.
+        layer : str or int
+            A name among `layer_names`, or the position of a layer, from the end if it is negative.
+        batch_size : int
+            Samples per forward pass.
+
+        Returns
+        -------
+        array (N, ...)
+            On the model's device.
+
+        Raises
+        ------
+        ArgumentError
+            If there is no such layer.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from xpconv.nn import ConvNet
+        >>> net = ConvNet([16, "pool", 32], input_dim=(1, 8, 8), rng=0)
+        >>> net.features(np.ones((5, 1, 8, 8)), "globalavgpool1").shape
+        (5, 32)
+        """
+        name = self._find_layer(layer)
+        return self._in_batches(
+            X, batch_size, lambda batch: next(out for found, _, out in self.outputs(batch) if found == name)
+        )
+
+    def _find_layer(self, layer: str | int) -> str:
+        """Return the name of a layer, given its name or position."""
+        names, count = self.layer_names, len(self.layers)
+        if isinstance(layer, str):
+            if layer not in names.values():
+                raise ArgumentError(f"layer is {layer!r}; expected one of {', '.join(names.values())}")
+            return layer
+        if not is_integer(layer) or not -count <= layer < count:
+            raise ArgumentError(f"layer is {layer!r}; expected a name, or a position from {-count} to {count - 1}")
+        return names[f"{layer % count}"]
+
+    def predict(self, X: Array, batch_size: int = 100) -> Array:
+        """Return the class with the highest score of each sample.
+
+        Parameters
+        ----------
+        X : array (N, ...)
+            As for `loss`.
+        batch_size : int
+            Samples per forward pass.
+
+        Returns
+        -------
+        array (N,) of integers
+            On the model's device.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from xpconv.nn import TwoLayerNet
+        >>> TwoLayerNet(input_dim=64, rng=0).predict(np.ones((5, 64))).shape
+        (5,)
+        """
+        return self._in_batches(X, batch_size, lambda batch: self.backend.xp.argmax(self.loss(batch), axis=1))
+
+    def predict_proba(self, X: Array, batch_size: int = 100) -> Array:
+        """Return the softmax of each sample's scores.
+
+        Parameters
+        ----------
+        X : array (N, ...)
+            As for `loss`.
+        batch_size : int
+            Samples per forward pass.
+
+        Returns
+        -------
+        array (N, C)
+            In the model's dtype, on its device; the sum of each row is 1.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from xpconv.nn import TwoLayerNet
+        >>> TwoLayerNet(input_dim=4, num_classes=3, rng=0).predict_proba(np.zeros((1, 4))).round(3)
+        array([[0.333, 0.333, 0.333]], dtype=float32)
+        """
+        return self._in_batches(X, batch_size, lambda batch: ops.softmax(self.loss(batch)))
+
+    def _in_batches(self, X: Any, batch_size: int, function: Callable[[Any], Array]) -> Array:
+        """Join the results of a function of batches of samples."""
+        batch_size, N = check_count("batch_size", batch_size), len(X) if isinstance(X, list | tuple) else X.shape[0]
+        starts = range(0, max(N, 1), batch_size)  # An empty X makes one empty batch, whose error says what is expected.
+        stops = [min(start + batch_size, N) for start in starts]
+        batches = (slice(*ends) for ends in zip(starts, stops, strict=True))
+        rows = [function(X[batch] if isinstance(X, list | tuple) else X[batch, ...]) for batch in batches]
+        with self.backend.current():
+            return self.backend.xp.concat(rows) if len(rows) > 1 else rows[0]
+
+    def _first_trained(self) -> int:
+        """Return the position of the first layer with a trained parameter; the number of layers if there is none."""
+        pairs = enumerate(zip(self.layers, self.layer_keys, strict=True))
+        trained = (i for i, (layer, keys) in pairs if any(is_trained(layer, n) for n in keys if keys[n] in self.params))
+        return next(trained, len(self.layers))
 
     def _backward(self, dout: Any, caches: list[Any]) -> Arrays:
         grads: Arrays = {}
-        first = next((i for i, keys in enumerate(self.layer_keys) if keys), len(self.layer_keys))
+        first = len(self.layers) - len(caches)
         for position in reversed(range(first, len(self.layers))):
-            with _NamedLayer(position, self.layers[position]):
-                dout, layer_grads = self.layers[position].backward(dout, caches.pop(), need_dx=position > first)
-            grads.update({self.layer_keys[position][name]: grad for name, grad in layer_grads.items()})
+            layer, keys = self.layers[position], self.layer_keys[position]
+            with NamedLayer("layers", position, layer):
+                dout, layer_grads = layer.backward(dout, caches.pop(), need_dx=position > first)
+            grads.update({keys[name]: grad for name, grad in layer_grads.items() if is_trained(layer, name)})
         return grads
+
+    def freeze(self, *patterns: str) -> None:
+        """Keep the parameters and the state of some layers as they are in training.
+
+        Their gradients are missing in those that `loss` returns, and the backward pass stops at the lowest layer that
+        is trained. A frozen batch norm normalises by its running averages. Model files keep what is frozen.
+
+        Parameters
+        ----------
+        *patterns : str
+            Names among `layer_names`, with ``*``, ``?`` and ``[...]`` as in file names; several can be joined by ``|``.
+            The layers in the branches of a layer are frozen with it.
+
+        Raises
+        ------
+        ArgumentError
+            If a pattern fits no layer.
+
+        Examples
+        --------
+        >>> from xpconv.nn import ConvNet
+        >>> net = ConvNet([16, "pool", 32], input_dim=(1, 8, 8), rng=0)
+        >>> net.freeze("conv1|batchnorm1")
+        >>> sorted(net.loss(net.backend.xp.ones((2, 1, 8, 8)), [0, 1])[1])
+        ['W2', 'W3', 'b3', 'beta2', 'gamma2']
+        """
+        self._set_trainable(False, patterns)
+
+    def unfreeze(self, *patterns: str) -> None:
+        """Train layers again that `freeze` has frozen.
+
+        Parameters
+        ----------
+        *patterns : str
+            As for `freeze`.
+
+        Raises
+        ------
+        ArgumentError
+            If a pattern fits no layer.
+
+        Examples
+        --------
+        >>> from xpconv.nn import TwoLayerNet
+        >>> net = TwoLayerNet(input_dim=4, rng=0)
+        >>> net.freeze("*")
+        >>> net.unfreeze("affine2")
+        >>> [layer.trainable for layer in net.layers]
+        [False, False, True]
+        """
+        self._set_trainable(True, patterns)
+
+    def _set_trainable(self, trainable: bool, patterns: Sequence[str]) -> None:
+        names, chosen = self.layer_names, set[str]()
+        for pattern in "|".join(patterns).split("|"):
+            paths = {path for path, name in names.items() if fnmatchcase(name, pattern)}
+            if not paths:
+                raise ArgumentError(f"{pattern!r} fits no layer; expected a pattern for {', '.join(names.values())}")
+            chosen |= paths
+
+        def change(path: str, layer: Layer) -> Layer:
+            fits = any(path == each or path.startswith(f"{each}.") for each in chosen)
+            return replace(layer, trainable=trainable) if fits else layer
+
+        self.layers = map_layers(change, self.layers)
+
+    def replace_head(self, num_classes: int, *, class_names: Sequence[str] = (), rng: Rng = None) -> None:
+        """Replace the last layer by one with new weights for other classes, which is trained.
+
+        Weights of the old classes in `loss_options` are removed.
+
+        Parameters
+        ----------
+        num_classes : int
+        class_names : sequence of str
+            One name for each class, or empty.
+        rng : None, int, Generator or RandomState
+            Source of the initial weights.
+
+        Raises
+        ------
+        ArgumentError
+            If the last layer is not an Affine, or the names do not fit.
+
+        Examples
+        --------
+        >>> from xpconv.nn import ConvNet
+        >>> net = ConvNet([16, "pool", 32], input_dim=(1, 8, 8), rng=0)
+        >>> net.replace_head(3, rng=0)
+        >>> net.num_classes, net.params["W3"].shape
+        (3, (32, 3))
+        """
+        num_classes, head = check_count("num_classes", num_classes), self.layers[-1]
+        if not isinstance(head, Affine):
+            raise ArgumentError(f"the last layer is {head!r}; expected an Affine: build a new Sequential instead")
+        before, self.class_names = (self.num_classes, self.class_names), tuple(class_names)
+        self.num_classes = num_classes
+        try:
+            self._check_names()
+        except ArgumentError:
+            self.num_classes, self.class_names = before
+            raise
+        head, keys = replace(head, units=num_classes, trainable=True), self.layer_keys[-1]
+        stream, W = as_random_stream(rng), self.params[keys["W"]]
+        with self.backend.current():
+            for name, (size, value) in head.parameters(tuple(W.shape[:1])).items():
+                self.params[keys[name]] = self._initial(size, value, stream)
+        self.layers = (*self.layers[:-1], head)
+        self.loss_options = {name: value for name, value in self.loss_options.items() if name != "class_weights"}
 
     def _layer_seed(self, position: int) -> int:
         if not self.layers[position].stochastic:
@@ -319,17 +575,33 @@ class Sequential:
             **({"loss_options": dict(self._loss_options)} if self._loss_options else {}),
             "reg": self.reg,
             "class_names": list(self.class_names),
-            "layers": [
-                {
-                    "type": type(layer).__name__,
-                    **{
-                        name: list(value) if isinstance(value, tuple) else value
-                        for name, value in asdict(layer).items()
-                    },
-                }
-                for layer in self.layers
-            ],
+            "layers": [layer_config(layer) for layer in self.layers],
         }
+
+    def summary(self) -> str:
+        """Return a table of the layers with their names, output shapes, parameters and bytes.
+
+        Examples
+        --------
+        >>> from xpconv.nn import ConvNet
+        >>> print(ConvNet([16, "pool", 32], input_dim=(1, 8, 8), rng=0).summary())
+        ConvNet: samples (1, 8, 8), 10 classes, float32 on numpy
+        name            layer                                    output      parameters   bytes
+        conv1           Conv(16, 3, padding='same', bias=False)  (16, 8, 8)         144     576
+        batchnorm1      BatchNorm()                              (16, 8, 8)          32     128
+        relu1           Relu()                                   (16, 8, 8)
+        maxpool1        MaxPool(2)                               (16, 4, 4)
+        conv2           Conv(32, 3, padding='same', bias=False)  (32, 4, 4)       4,608  18,432
+        batchnorm2      BatchNorm()                              (32, 4, 4)          64     256
+        relu2           Relu()                                   (32, 4, 4)
+        globalavgpool1  GlobalAvgPool()                          (32,)
+        affine1         Affine(10)                               (10,)              330   1,320
+        total: 5,178 parameters, 20,712 bytes
+        """
+        return summary(self)
+
+    def __repr__(self) -> str:
+        return self.summary()
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], backend: str | Backend | None = None) -> "Sequential":
@@ -337,33 +609,41 @@ class Sequential:
         return Sequential(backend=backend, rng=0, **arguments_of(config))
 
 
+class _Numbering:
+    """The keys of parameters, which are numbered by weight layer."""
+
+    def __init__(self) -> None:
+        self.weight_layers = 0
+        self.uses: dict[str, int] = {}  # occurrences of each numbered name
+
+    def keys_of(self, names: Sequence[str]) -> dict[str, str]:
+        """Return the key of each name of the next layer; names such as ``body.0.W`` are those of layers inside it."""
+        keys: dict[str, str] = {}
+        for inner in dict.fromkeys(name.rpartition(".")[0] for name in names):
+            own = {name: name.rpartition(".")[2] for name in names if name.rpartition(".")[0] == inner}
+            self.weight_layers += "W" in own.values()
+            numbered = [f"{name}{self.weight_layers}" for name in own.values()]
+            use = 1 + max(self.uses.get(name, 0) for name in numbered)
+            self.uses.update(dict.fromkeys(numbered, use))
+            number = f"{self.weight_layers}_{use}" if use > 1 else f"{self.weight_layers}"
+            keys |= {name: base + number for name, base in own.items()}
+        return keys
+
+
+def _with_sources(layers: Any) -> Iterator[tuple[Any, tuple[Sequential, int] | None]]:
+    """Yield the layers of a list, of lists inside it, and of models inside it with the model and the position there."""
+    for layer in layers:
+        if isinstance(layer, list | tuple):
+            yield from _with_sources(layer)
+        elif isinstance(layer, Sequential):
+            yield from ((inner, (layer, position)) for position, inner in enumerate(layer.layers))
+        else:
+            yield layer, None
+
+
 def arguments_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of `Sequential` for the data of `config`."""
-    kinds = {kind: getattr(layer_objects, kind) for kind in layer_objects.__all__ if kind != "Layer"}
-    layers = []
-    for position, entry in enumerate(config["layers"]):
-        options = dict(entry)
-        kind = kinds.get(options.pop("type"))
-        if kind is None or not set(options) <= {field.name for field in fields(kind)}:
-            raise ArgumentError(
-                f"layers[{position}] is {entry!r}; expected a type among {', '.join(kinds)} with its own options"
-            )
-        layers.append(kind(**options))
-    return {**config, "layers": layers}
-
-
-class _NamedLayer:
-    """A block in which an error gets a note that names the layer; a class, since every pass enters it."""
-
-    def __init__(self, position: int, layer: Layer) -> None:
-        self.position, self.layer = position, layer
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, Exception):
-            error.add_note(f"in layers[{self.position}], {self.layer!r}")
+    return {**config, "layers": layers_of("layers", config["layers"])}
 
 
 def _layout_hint(given: Shape, input_shape: Shape) -> str:

@@ -5,9 +5,9 @@ do not check their arguments; `xpconv.layers` does.
 """
 
 from xpconv.ops.conv import convolve, convolve_backward
-from xpconv.ops.elementwise import relu, relu_backward
+from xpconv.ops.elementwise import add, relu, relu_backward
 from xpconv.ops.finite import largest_finite
-from xpconv.ops.loss import add_l2_penalty, cross_entropy, softmax_cross_entropy
+from xpconv.ops.loss import add_l2_penalty, cross_entropy, softmax, softmax_cross_entropy
 from xpconv.ops.norm import normalise, normalise_backward, update_running_stats
 from xpconv.ops.pool import max_pool, max_pool_backward
 from xpconv.ops.random_bits import keep_mask, random_integers
@@ -16,6 +16,7 @@ from xpconv.ops.windows import fold, unfold
 
 __all__ = [
     "adam_step",
+    "add",
     "add_l2_penalty",
     "convolve",
     "convolve_backward",
@@ -31,6 +32,7 @@ __all__ = [
     "random_integers",
     "relu",
     "relu_backward",
+    "softmax",
     "softmax_cross_entropy",
     "unfold",
     "update_running_stats",

@@ -1,11 +1,28 @@
-"""Elementwise operations: the rectifier and its gradient."""
+"""Elementwise operations: the rectifier, its gradient, and sums."""
 
 import array_api_compat
 
 from xpconv.backend import Array
 from xpconv.ops.dispatch import operation
 
-__all__ = ["relu", "relu_backward"]
+__all__ = ["add", "relu", "relu_backward"]
+
+
+@operation
+def add(a: Array, b: Array) -> Array:
+    """Return ``a + b``, on all threads with NumPy.
+
+    Parameters
+    ----------
+    a, b : array of the same shape
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> add(np.ones(2), np.ones(2))
+    array([2., 2.])
+    """
+    return a + b
 
 
 @operation

@@ -11,8 +11,9 @@ import array_api_compat
 from xpconv.backend import Array
 from xpconv.ops.dispatch import operation
 from xpconv.ops.tiling import map_tiles, sum_in_blocks, sum_of_squares
+from xpconv.ops.update import ignore_underflow
 
-__all__ = ["add_l2_penalty", "cross_entropy", "softmax_cross_entropy"]
+__all__ = ["add_l2_penalty", "cross_entropy", "softmax", "softmax_cross_entropy"]
 
 
 @operation
@@ -50,6 +51,25 @@ def softmax_cross_entropy(x: Array, y: Array) -> tuple[Array, Array]:
     p *= 1 / (total * N)
     p -= xp.astype(correct, x.dtype) / N
     return losses, p
+
+
+def softmax(x: Array) -> Array:
+    """Return ``exp(x) / sum(exp(x))`` over the last axis, without overflow.
+
+    Parameters
+    ----------
+    x : array (..., C)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> softmax(np.array([1000.0, 1000.0]))
+    array([0.5, 0.5])
+    """
+    xp = array_api_compat.array_namespace(x)
+    with ignore_underflow():  # The exponential of a low score may become 0.
+        p = xp.exp(x - xp.max(x, axis=-1, keepdims=True))
+        return p / xp.sum(p, axis=-1, keepdims=True)
 
 
 @operation

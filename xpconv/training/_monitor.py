@@ -58,7 +58,7 @@ class TrainingMonitor:
         xp = self.backend.xp
         measured = {f"update_ratio_{name}": _ratio(self.model.params[name], w, xp) for name, w in self._before.items()}
         if isinstance(self.model, Sequential):
-            relus = (out for layer, out in self.model.outputs(X) if isinstance(layer, Relu))
+            relus = (out for _, layer, out in self.model.outputs(X) if isinstance(layer, Relu))
             for k, out in enumerate(relus, start=1):
                 dead = xp.max(out, axis=(0, *range(2, out.ndim))) == 0
                 measured[f"dead_relu_{k}"] = xp.mean(xp.astype(dead, xp.float64))

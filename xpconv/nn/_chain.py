@@ -1,0 +1,122 @@
+"""Lists of layers: flatten them, name them, freeze them, and run them forward and backward."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from xpconv.backend import Array
+from xpconv.errors import ArgumentTypeError
+from xpconv.nn.layers import Arrays, Layer
+
+__all__ = [
+    "NamedLayer",
+    "backward_chain",
+    "flatten",
+    "forward_chain",
+    "is_trained",
+    "map_layers",
+    "nodes",
+    "outputs_chain",
+]
+
+
+class NamedLayer:
+    """A block in which an error gets a note that names the layer; a class, since every pass enters it."""
+
+    def __init__(self, place: str, position: int, layer: Layer) -> None:
+        self.place, self.position, self.layer = place, position, layer
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, Exception):
+            error.add_note(f"in {self.place}[{self.position}], {self.layer!r}")
+
+
+def flatten(place: str, layers: Sequence[Any]) -> tuple[Layer, ...]:
+    """Return the layers of a list, in which a list counts as its layers."""
+    if not isinstance(layers, list | tuple):
+        raise ArgumentTypeError(f"{place} is {layers!r}; expected a list of layers")
+    found: list[Layer] = []
+    for position, layer in enumerate(layers):
+        if isinstance(layer, list | tuple):
+            found += flatten(f"{place}[{position}]", layer)
+        elif isinstance(layer, Layer):
+            found.append(layer)
+        else:
+            raise ArgumentTypeError(f"{place}[{position}] is {layer!r}; expected a Layer such as Relu()")
+    return tuple(found)
+
+
+def nodes(layers: Sequence[Layer], path: str = "") -> Iterator[tuple[str, Layer]]:
+    """Yield the path, such as ``3.body.0``, of each layer and those in its branches, which follow it."""
+    for position, layer in enumerate(layers):
+        here = f"{path}{position}"
+        yield here, layer
+        for branch, inner in layer.branches.items():
+            yield from nodes(inner, f"{here}.{branch}.")
+
+
+def map_layers(function: Callable[[str, Layer], Layer], layers: Sequence[Layer], path: str = "") -> tuple[Layer, ...]:
+    """Return the layers with each layer without branches replaced by ``function(path, layer)``."""
+    mapped = []
+    for position, layer in enumerate(layers):
+        here = f"{path}{position}"
+        if branches := layer.branches:
+            changed: dict[str, Any] = {
+                name: map_layers(function, inner, f"{here}.{name}.") for name, inner in branches.items()
+            }
+            mapped.append(layer if changed == branches else replace(layer, **changed))
+        else:
+            mapped.append(function(here, layer))
+    return tuple(mapped)
+
+
+def is_trained(layer: Layer, name: str) -> bool:
+    """Return whether training changes the parameter that a layer has under a name such as ``W`` or ``body.0.W``."""
+    if "." not in name:
+        return layer.trainable
+    branch, position, inner = name.split(".", 2)
+    return is_trained(layer.branches[branch][int(position)], inner)
+
+
+def forward_chain(
+    branch: str, layers: Sequence[Layer], x: Array, p: Arrays, *, train: bool, seeds: Iterator[int]
+) -> tuple[Array, list[Any]]:
+    """Run the layers of a branch; return the output and, in training, the caches."""
+    caches = []
+    for position, layer in enumerate(layers):
+        with NamedLayer(branch, position, layer):
+            seed = next(seeds) if train and layer.stochastic else 0
+            x, cache = layer.forward(x, _arrays_of(branch, position, p), train=train, seed=seed)
+        if train:
+            caches.append(cache)
+    return x, caches
+
+
+def backward_chain(
+    branch: str, layers: Sequence[Layer], dout: Any, caches: list[Any], *, need_dx: bool
+) -> tuple[Any, Arrays]:
+    """Return the gradients of a branch's input and parameters; `caches` loses each cache once it is used."""
+    grads: Arrays = {}
+    for position in reversed(range(len(layers))):
+        layer = layers[position]
+        with NamedLayer(branch, position, layer):
+            dout, inner = layer.backward(dout, caches.pop(), need_dx=need_dx or position > 0)
+        grads |= {f"{branch}.{position}.{name}": grad for name, grad in inner.items() if is_trained(layer, name)}
+    return dout, grads
+
+
+def _arrays_of(branch: str, position: int, p: Arrays) -> Arrays:
+    """Return the arrays of one layer of a branch, by the names that this layer gives them."""
+    prefix = f"{branch}.{position}."
+    return {name[len(prefix) :]: a for name, a in p.items() if name.startswith(prefix)}
+
+
+def outputs_chain(branch: str, layers: Sequence[Layer], x: Array, p: Arrays) -> Iterator[tuple[str, Layer, Array]]:
+    """Yield the path, the layer and its output for each layer of a branch, as `Layer.outputs` does."""
+    for position, layer in enumerate(layers):
+        for path, inner, out in layer.outputs(x, _arrays_of(branch, position, p)):
+            yield ".".join(filter(None, [branch, f"{position}", path])), inner, out
+        x = out

@@ -1,0 +1,61 @@
+"""The table that describes a model."""
+
+from collections.abc import Iterator, Sequence
+from math import prod
+from typing import Any
+
+from xpconv.nn._chain import is_trained
+from xpconv.nn.layers import Layer, Shape
+
+__all__ = ["layer_rows", "summary"]
+
+
+def layer_rows(model: Any) -> Iterator[tuple[str, str, Shape, int]]:
+    """Yield the name, the text, the shape of an output sample and the number of parameters of each layer.
+
+    A layer with branches comes before the layers in them, which have its parameters.
+    """
+    names, params = model.layer_names, model.params
+
+    def rows(layers: Sequence[Layer], shape: Shape, path: str, title: str) -> Iterator[tuple[str, str, Shape, int]]:
+        for position, layer in enumerate(layers):
+            here, inside = f"{path}{position}", shape
+            shape, branches = layer.output_shape(shape), layer.branches
+            top, _, inner = here.partition(".")
+            keys = model.layer_keys[int(top)].items()
+            own = [key for name, key in keys if name.rpartition(".")[0] == inner and key in params]
+            text = type(layer).__name__ if branches else repr(layer)
+            yield title + names[here], text, shape, sum(prod(params[key].shape) for key in own)
+            for branch, inner_layers in branches.items():
+                yield from rows(inner_layers, inside, f"{here}.{branch}.", f"{title and '  '}  {branch}: ")
+
+    return rows(model.layers, model.input_shape, "", "")
+
+
+def summary(model: Any) -> str:
+    """Return the text of `Sequential.summary`."""
+    itemsize = 8 if model.dtype == "float64" else 4
+    table = [("name", "layer", "output", "parameters", "bytes")] + [
+        (name, text, str(shape), f"{count:,}" if count else "", f"{count * itemsize:,}" if count else "")
+        for name, text, shape, count in layer_rows(model)
+    ]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = []
+    for row in table:
+        cells = [
+            f"{cell:>{width}}" if k > 2 else f"{cell:{width}}"
+            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    total = sum(prod(w.shape) for w in model.params.values())
+    pairs = zip(model.layers, model.layer_keys, strict=True)
+    trained = {key for layer, keys in pairs for name, key in keys.items() if is_trained(layer, name)}
+    frozen = sum(prod(w.shape) for key, w in model.params.items() if key not in trained)
+    note = f", of which {frozen:,} are frozen" if frozen else ""
+    return "\n".join(
+        [
+            f"{model.name}: samples {model.input_shape}, {model.num_classes} classes, {model.dtype} on {model.backend}",
+            *lines,
+            f"total: {total:,} parameters, {total * itemsize:,} bytes{note}",
+        ]
+    )
