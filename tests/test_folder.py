@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from xpconv import load_model
 from xpconv.cli import _app
+from xpconv.cli._settings import settings_for
 from xpconv.data import folder, load_dataset, load_digits, load_folder, stratified_split
 from xpconv.errors import ArgumentError, DatasetError
 
@@ -322,6 +323,31 @@ def test_commands_train_evaluate_and_predict_on_a_folder(digits_folder, tmp_path
     assert float(shown[-1].split()[-1]) >= 0.9
     image = digits_folder / "two" / "5.png"
     assert run("predict", model, image)[0].startswith(f"{image}\ttwo\t")
+
+
+@given(st.integers(1, 100_000), st.none() | st.integers(1, 500))
+def test_defaults_for_a_folder_make_300_iterations_of_at_most_a_tenth_of_the_images(count, batch_size):
+    settings = settings_for("pictures", count, batch_size=batch_size)
+    assert settings.epochs * max(count // settings.batch_size, 1) >= 300
+    assert settings.epochs >= 20
+    assert settings.lr_decay**settings.epochs == pytest.approx(0.9**20, rel=0.02)
+    if batch_size is None:
+        assert settings.batch_size <= max(count / 10, min(count, 4))
+
+
+def test_options_for_a_folder_replace_the_defaults_for_few_images():
+    settings = settings_for("pictures", 84, epochs=3, batch_size=10, lr_decay=0.5)
+    assert (settings.epochs, settings.batch_size, settings.lr_decay) == (3, 10, 0.5)
+    assert settings_for("pictures", 84, epochs=3).lr_decay == 0.9
+    assert settings_for("digits", 84) == settings_for("digits")
+
+
+def test_a_folder_of_few_images_trains_for_300_iterations(digits_folder, tmp_path):
+    shown = run("train", "--data", digits_folder, "--image-size", 8, "--out", tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["iterations"] >= 300
+    assert config["settings"]["batch_size"] == config["dataset"]["sizes"]["y_train"] // 10
+    assert float(shown[-1].split()[-1]) >= 0.9
 
 
 def test_eval_warns_of_test_images_that_the_model_was_trained_on(digits_folder, tmp_path):

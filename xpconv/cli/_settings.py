@@ -3,6 +3,7 @@
 import shlex
 import sys
 from dataclasses import asdict, dataclass
+from math import ceil
 from typing import Any
 
 from xpconv._validation import check_choice, check_count, check_nonnegative
@@ -64,7 +65,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "augment": "none",
     },
 }
-"""For each data set the settings that train well on it."""
+"""For each data set the settings that train well on it; a folder of few images gets those of `settings_for`."""
+
+MIN_ITERATIONS = 300
+"""The least iterations of a training on a folder if no option says otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,15 +197,44 @@ def parse_class_weights(text: str) -> list[float] | None:
         ) from None
 
 
-def settings_for(data: str, **options: Any) -> Settings:
+def settings_for(data: str, num_images: int | None = None, **options: Any) -> Settings:
     """Return the settings of a run on a data set; DEFAULTS and Settings replace each option that is None.
+
+    If the number of a folder's training images is known, the default batch size is at most a tenth of it (but not below
+    4), and the default epochs are enough for 300 iterations, over which the learning rate falls as far as it would over
+    the usual number of epochs.
+
+    Parameters
+    ----------
+    data : str
+        A data set's name, or the path of a folder.
+    num_images : int, optional
+        Number of training images.
+    **options
+        Settings, or None for the default.
 
     Examples
     --------
     >>> settings = settings_for("digits", epochs=2, batch_size=None)
     >>> settings.epochs, settings.batch_size
     (2, 50)
+    >>> settings = settings_for("my/pictures", num_images=84)
+    >>> settings.epochs, settings.batch_size, settings.lr_decay
+    (30, 8, 0.9322)
     """
     defaults = DEFAULTS[data if data in DATASETS else "a folder"]
     given = {name: value for name, value in options.items() if value is not None}
+    if data not in DATASETS and num_images is not None:
+        defaults = _for_few_images(defaults, given, num_images)
     return Settings(data=data, **{**defaults, **given})
+
+
+def _for_few_images(defaults: dict[str, Any], given: dict[str, Any], num_images: int) -> dict[str, Any]:
+    """Return a folder's defaults, changed if they make less than MIN_ITERATIONS of its images."""
+    fitting = min(defaults["batch_size"], max(num_images // 10, min(num_images, 4)))
+    iterations_per_epoch = max(num_images // given.get("batch_size", fitting), 1)
+    epochs = max(defaults["epochs"], ceil(MIN_ITERATIONS / iterations_per_epoch))
+    changed = {**defaults, "batch_size": fitting, "epochs": epochs}
+    if "epochs" not in given:
+        changed["lr_decay"] = round(defaults["lr_decay"] ** (defaults["epochs"] / epochs), 4)
+    return changed

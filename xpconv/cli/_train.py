@@ -4,7 +4,7 @@ import shlex
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -39,8 +39,16 @@ def train(
         str, data_option("Images to train on; DIR is a folder of images with one subfolder per class.")
     ] = "digits",
     model: Annotated[str, choice_option("model", "Architecture of the net.")] = Settings.model,
-    epochs: Annotated[int | None, setting_option("epochs", "Passes over the training images.")] = None,
-    batch_size: Annotated[int | None, setting_option("batch_size", "Images per minibatch.")] = None,
+    epochs: Annotated[
+        int | None,
+        setting_option(
+            "epochs", "Passes over the training images; more for a folder of few images, for 300 iterations."
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        setting_option("batch_size", "Images per minibatch; at most a tenth of a folder's images by default."),
+    ] = None,
     learning_rate: Annotated[float | None, setting_option("learning_rate", "Step size of the optimizer.")] = None,
     lr_decay: Annotated[
         float | None,
@@ -122,31 +130,11 @@ def train(
     """
     require_matplotlib()
     if resume is None:
-        settings = settings_for(
-            data,
-            model=model,
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            lr_decay=lr_decay,
-            decay_every=decay_every,
-            schedule=schedule,
-            warmup=warmup,
-            optimizer=optimizer,
-            reg=reg,
-            label_smoothing=label_smoothing,
-            class_weights=class_weights,
-            augment=augment,
-            dtype=dtype,
-            backend=backend,
-            seed=seed,
-            num_train=num_train,
-            sampling=sampling,
-            patience=patience,
-            image_size=image_size,
-            on_nonfinite=on_nonfinite,
-            checkpoint_every=checkpoint_every,
-        )
+        names = {field.name for field in fields(Settings)} - {"data"}
+        options = {name: value for name, value in ctx.params.items() if name in names}
+        dataset = load_data(settings_for(data, **options))
+        count = len(dataset.y_train) if num_train is None else min(num_train, len(dataset.y_train))
+        settings = settings_for(data, count, **options)
     else:
         given = _options_given(ctx)
         _refuse_settings_beside_resume(given)
@@ -157,7 +145,7 @@ def train(
             remove_leftovers(resume)
             echo(f"{resume} is finished: nothing is left to train")
             raise typer.Exit
-    dataset = load_data(settings)
+        dataset = load_data(settings)
     with outlive_output(), _warnings_in_one_line():
         solver = build_solver(settings, dataset, print_every=print_every, preflight=preflight)
         folder = _train_and_save(resume or out, settings, solver, dataset, resume=resume is not None)
