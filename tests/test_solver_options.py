@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from tests.commands import call
-from tests.helpers import assert_copies, find_backend
+from tests.helpers import assert_array, assert_copies, find_backend
 from xpconv import Solver, ThreeLayerConvNet
+from xpconv.backend import to_host
 from xpconv.data.augment import parse_augmentation, random_crop
-from xpconv.errors import ArgumentError, ArgumentTypeError, CheckpointError
+from xpconv.errors import ArgumentError, ArgumentTypeError, CheckpointError, NonFiniteLossError
 from xpconv.random import draw_seed, spawn, state_of
+from xpconv.training._clip import clip_gradients
 from xpconv.training.optim import UPDATE_RULES
 from xpconv.training.schedules import cosine, step_decay, warmup
 
@@ -330,6 +332,8 @@ def test_resumed_training_is_the_same_to_the_bit(data, tmp_path, stop, spec):
         ({"schedule": cosine(17)}, r"schedule = cosine\(16, 0\.0\), but this one has cosine\(17, 0\.0\)"),
         ({"sampling": "replacement"}, "sampling = epoch, but this one has replacement"),
         ({"augment": parse_augmentation("flip")[1]}, "augment = crop-flip, but this one has flip"),
+        ({"clip_norm": 2.0}, r"clip_norm = None, but this one has 2\.0"),
+        ({"param_options": {"b*": {"weight_decay": 1}}}, r"param_options.b\* = None, but this one has some"),
     ],
 )
 def test_a_checkpoint_of_other_schedule_or_sampling_is_refused(data, tmp_path, change, message):
@@ -337,6 +341,126 @@ def test_a_checkpoint_of_other_schedule_or_sampling_is_refused(data, tmp_path, c
     make_solver(data, **options).save(tmp_path / "checkpoint.safetensors")
     with pytest.raises(CheckpointError, match=message):
         make_solver(data, **{**options, **change}).resume(tmp_path / "checkpoint.safetensors")
+
+
+# ---- options by parameter
+
+
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_patterns_give_parameters_options_of_their_own(data, scheduled):
+    """Later patterns replace options of earlier ones; the recorded learning rate is that of the other parameters."""
+    options = {"W*|b1": {"learning_rate": 0.5, "weight_decay": 0.25}, "b?": {"weight_decay": 0}}
+    change = {"schedule": cosine(16)} if scheduled else {"lr_decay": 0.5}
+    solver = make_solver(data, param_options=options, **change)
+    factors = [cosine(16)(step) if scheduled else 0.5 ** (step // 4) for step in range(16)]
+    seen = []
+    solver.train(lambda solver: seen.append({name: dict(c) for name, c in solver.optim_configs.items()}))
+    for step in (0, 2, 6):
+        for name, config in seen[step].items():
+            rate = 0.5 if name in ("W1", "W2", "W3", "b1") else 0.01
+            assert config == {"learning_rate": rate * factors[step], "weight_decay": 0.25 * (name[0] == "W")}
+    assert solver.learning_rate_history == [0.01 * factor for factor in factors]
+
+
+def test_a_pattern_trains_like_rules_called_with_its_options(data):
+    solver, plain = (
+        make_solver(data, update_rule="adamw", **options)
+        for options in ({"param_options": {"b*": {"weight_decay": 0}}}, {})
+    )
+
+    def update(grads, where):
+        for name, w in plain.model.params.items():
+            UPDATE_RULES["adamw"](w, grads[name], plain.optim_configs[name], in_place=True)
+
+    for name, config in plain.optim_configs.items():
+        config["weight_decay"] = 0 if name[0] == "b" else 0.01
+    plain._update = update
+    for training in (solver, plain):
+        training.train()
+    assert solver.loss_history == plain.loss_history
+
+
+@pytest.mark.parametrize(
+    ("param_options", "message"),
+    [
+        (
+            {"gamma*": {"weight_decay": 0}},
+            r"param_options has the pattern 'gamma\*', which matches no parameter; expected one that matches some of "
+            "W1, b1, W2, b2, W3, b3",
+        ),
+        ({"b*": {"lr": 1}}, r"param_options\['b\*'\] has 'lr'; expected options of sgd: learning_rate, weight_decay"),
+        ({"b*": {"weight_decay": -1}}, "weight_decay is -1; expected a finite number, 0 or more"),
+        ({"b*": 0}, r"param_options has 'b\*': 0; expected a pattern, such as 'b\*', and a dict of options"),
+        ("b*", r"param_options is 'b\*'; expected a dict of options by pattern"),
+    ],
+)
+def test_invalid_options_by_parameter_are_refused(data, param_options, message):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
+        make_solver(data, param_options=param_options)
+
+
+# ---- clipped gradients
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("clip_norm", [1e-3, 1.0, 5.0, 1e9])
+def test_gradients_are_clipped_as_in_torch(backend, clip_norm, dtype):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    grads = {"W": rng.standard_normal((4, 3)), "b": rng.standard_normal(3), "scalar": rng.standard_normal(())}
+    parameters = [torch.zeros(grad.shape, dtype=torch.float64) for grad in grads.values()]
+    for parameter, grad in zip(parameters, grads.values(), strict=True):
+        parameter.grad = torch.tensor(grad)
+    torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+    clipped = clip_gradients({name: backend.asarray(grad, dtype) for name, grad in grads.items()}, clip_norm)
+    for parameter, grad in zip(parameters, clipped.values(), strict=True):
+        assert_array(grad, parameter.grad.numpy(), backend, dtype)
+
+
+def test_training_clips_the_gradients_of_all_parameters_together(data, backend):
+    solver, plain = (make_solver(data, backend, clip_norm=clip_norm) for clip_norm in (0.1, None))
+    update = plain._update
+
+    def clip(grads, where):
+        norm = sum(float(np.sum(to_host(grad) ** 2)) for grad in grads.values()) ** 0.5
+        assert norm > 0.1
+        update({name: grad * (0.1 / (norm + 1e-6)) for name, grad in grads.items()}, where)
+
+    plain._update = clip
+    for training in (solver, plain):
+        training.train()
+    np.testing.assert_allclose(solver.loss_history, plain.loss_history, rtol=1e-10)
+
+
+@pytest.mark.parametrize("where", ["numpy", "array_api_strict:device1"])
+def test_clipping_an_infinite_gradient_does_not_hide_it(data, where):
+    for on_nonfinite in ("stop", "skip"):
+        solver = make_solver(data, find_backend(where), clip_norm=1.0, on_nonfinite=on_nonfinite)
+        plain = solver.model.loss
+
+        def loss(X, y=None, solver=solver, plain=plain):
+            result = plain(X, y)
+            if y is not None and solver.iteration == 5:
+                result[1]["b1"] = result[1]["b1"] * float("inf")
+            return result
+
+        solver.model.loss = loss
+        with np.errstate(all="ignore"):
+            if on_nonfinite == "stop":
+                with pytest.raises(NonFiniteLossError, match="the gradient of b1 stopped being finite at iteration 6"):
+                    solver.train()
+            else:
+                solver.train()
+                assert solver.skipped == 1
+                assert all(np.isfinite(to_host(w)).all() for w in solver.model.params.values())
+
+
+@pytest.mark.parametrize("clip_norm", [0, -1.0, float("nan"), float("inf"), True, "1"])
+def test_a_clip_norm_that_is_no_positive_number_is_refused(data, clip_norm):
+    message = f"clip_norm is {clip_norm!r}; expected a finite number above 0"
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
+        make_solver(data, clip_norm=clip_norm)
 
 
 # ---- the command line

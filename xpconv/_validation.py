@@ -17,6 +17,7 @@ __all__ = [
     "check_fraction",
     "check_nonnegative",
     "check_pair",
+    "check_positive",
     "check_probability",
     "is_integer",
 ]
@@ -93,6 +94,12 @@ def check_nonnegative(name: str, value: object) -> float:
     xpconv.errors.ArgumentError: reg is nan; expected a finite number, 0 or more
     """
     return _number(name, value, "a finite number, 0 or more", _is_finite_and_nonnegative)
+
+
+def check_positive(name: str, value: object) -> float:
+    """Return a finite number above 0 as a float."""
+    wanted = "a finite number above 0"
+    return _number(name, value, wanted, lambda value: _is_finite_and_nonnegative(value) and value > 0)
 
 
 def check_probability(name: str, value: object) -> float:

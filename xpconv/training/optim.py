@@ -4,7 +4,8 @@
 the option `where`, True or a boolean array () on the device, is False, the parameter and `config` are unchanged.
 """
 
-from collections.abc import Callable, Collection, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
+from fnmatch import fnmatchcase
 from functools import wraps
 from inspect import cleandoc
 from numbers import Real
@@ -28,6 +29,7 @@ __all__ = [
     "default_options",
     "lion",
     "muon",
+    "options_by_parameter",
     "rmsprop",
     "sgd",
     "sgd_momentum",
@@ -161,7 +163,9 @@ def check_writeable(name: str, a: Array) -> None:
         )
 
 
-def check_rule(update_rule: str | Callable[..., Any], config: Mapping[str, Any]) -> None:
+def check_rule(
+    update_rule: str | Callable[..., Any], config: Mapping[str, Any], *, argument: str = "optim_config"
+) -> None:
     """Raise an error if the update rule is unknown, has no option of a given name, or an option has an invalid value.
 
     Examples
@@ -178,11 +182,57 @@ def check_rule(update_rule: str | Callable[..., Any], config: Mapping[str, Any])
     known = UPDATE_RULES[update_rule].options  # type: ignore[attr-defined]
     if unknown := [name for name in config if name not in known]:
         raise ArgumentError(
-            f"optim_config has {', '.join(map(repr, unknown))}; expected options of {update_rule}: {', '.join(known)}"
+            f"{argument} has {', '.join(map(repr, unknown))}; expected options of {update_rule}: {', '.join(known)}"
         )
     for name in default_options(update_rule):
         if name in config:
             _option(name, config[name])
+
+
+def options_by_parameter(
+    names: Iterable[str],
+    update_rule: str | Callable[..., Any],
+    param_options: Mapping[str, Mapping[str, Any]] | None,
+) -> dict[str, dict[str, Any]]:
+    """Return the options that patterns give each parameter.
+
+    Parameters
+    ----------
+    names : iterable of str
+        The names of all parameters.
+    update_rule : str or callable
+    param_options : mapping of str to mapping
+        Options of the update rule by pattern: names of parameters, with ``*`` for any characters and ``?`` for one,
+        joined by ``|``. If several patterns match a parameter, options of later ones replace those of earlier ones.
+
+    Raises
+    ------
+    ArgumentError
+        If a pattern matches no parameter, or an option is unknown or has an invalid value.
+
+    Examples
+    --------
+    >>> options_by_parameter(["W1", "b1", "W2"], "sgd", {"b*|W2": {"weight_decay": 0}, "W2": {"learning_rate": 1}})
+    {'W1': {}, 'b1': {'weight_decay': 0}, 'W2': {'weight_decay': 0, 'learning_rate': 1}}
+    """
+    options: dict[str, dict[str, Any]] = {name: {} for name in names}
+    if not isinstance(param_options or {}, Mapping):
+        raise ArgumentTypeError(f"param_options is {param_options!r}; expected a dict of options by pattern")
+    for pattern, given in (param_options or {}).items():
+        if not isinstance(pattern, str) or not isinstance(given, Mapping):
+            raise ArgumentTypeError(
+                f"param_options has {pattern!r}: {given!r}; expected a pattern, such as 'b*', and a dict of options"
+            )
+        check_rule(update_rule, given, argument=f"param_options[{pattern!r}]")
+        matching = [name for name in options if any(fnmatchcase(name, part) for part in pattern.split("|"))]
+        if not matching:
+            raise ArgumentError(
+                f"param_options has the pattern {pattern!r}, which matches no parameter; expected one that matches "
+                f"some of {', '.join(options)}"
+            )
+        for name in matching:
+            options[name].update(given)
+    return options
 
 
 def default_options(update_rule: str | Callable[..., Any]) -> dict[str, float]:

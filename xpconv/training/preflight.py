@@ -17,8 +17,9 @@ from xpconv.errors import ArgumentError, PreflightError
 from xpconv.nn import Sequential
 from xpconv.random import as_random_stream, restore, state_of
 from xpconv.testing import check_gradient
+from xpconv.training._clip import clip_gradients
 from xpconv.training.metrics import accuracy, loss_of_equal_scores, take_rows
-from xpconv.training.optim import UPDATE_RULES, check_rule
+from xpconv.training.optim import UPDATE_RULES, check_rule, options_by_parameter
 from xpconv.training.schedules import Schedule, constant
 
 __all__ = ["PreflightFinding", "check_training"]
@@ -68,6 +69,8 @@ def check_training(
     batch_size: int = 100,
     update_rule: str | Callable[..., Any] | None = None,
     optim_config: Mapping[str, Any] | None = None,
+    param_options: Mapping[str, Mapping[str, Any]] | None = None,
+    clip_norm: float | None = None,
     schedule: Schedule | None = None,
     num_steps: int = FIRST_STEPS,
     on_finding: Callable[[PreflightFinding], object] | None = None,
@@ -92,7 +95,7 @@ def check_training(
     y : array (N,) of integers
     batch_size : int
         Images in a minibatch of the training.
-    update_rule, optim_config, schedule : optional
+    update_rule, optim_config, param_options, clip_norm, schedule : optional
         As for `xpconv.Solver`; without an update rule, the first steps are not checked.
     num_steps : int
         Steps of the training, over which the schedule is searched for its largest factor.
@@ -135,9 +138,11 @@ def check_training(
     ]
     if update_rule is not None:
         check_rule(update_rule, optim_config or {})
+        own_options = options_by_parameter(model.params, update_rule, param_options)
+        configs = {name: {**(optim_config or {}), **own} for name, own in own_options.items()}
         rule = UPDATE_RULES[update_rule] if isinstance(update_rule, str) else update_rule
         factors = _factors(schedule or constant, check_count("num_steps", num_steps))
-        checks.append(lambda subject: _first_steps(subject, batch_size, rule, optim_config or {}, factors))
+        checks.append(lambda subject: _first_steps(subject, batch_size, rule, configs, clip_norm, factors))
     for check in checks:
         with backend.current(), _unchanged_global_state():
             findings.append(check(subject))
@@ -338,19 +343,26 @@ def _factors(schedule: Schedule, num_steps: int) -> list[float]:
 
 
 def _first_steps(
-    subject: _Subject, batch_size: int, rule: Callable[..., Any], config: Mapping[str, Any], factors: list[float]
+    subject: _Subject,
+    batch_size: int,
+    rule: Callable[..., Any],
+    options: Mapping[str, Mapping[str, Any]],
+    clip_norm: float | None,
+    factors: list[float],
 ) -> PreflightFinding:
     """Train on the same images repeatedly; their loss must fall unless the step size is too large."""
     net, losses = subject.replica(), list[float]()
     X, y = subject.images(min(batch_size, 100))  # Few images, so that this check does not run out of memory.
-    configs = {name: dict(config) for name in net.params}
+    configs = {name: dict(own) for name, own in options.items()}
     with np.errstate(all="ignore"):
         for factor in factors:
             loss, grads = net.loss(X, y)
             losses.append(float(to_host(loss)))
+            if clip_norm is not None:
+                grads = clip_gradients({name: grads[name] for name in net.params}, clip_norm)
             for name, w in net.params.items():
-                if "learning_rate" in config:
-                    configs[name]["learning_rate"] = config["learning_rate"] * factor
+                if "learning_rate" in options[name]:
+                    configs[name]["learning_rate"] = options[name]["learning_rate"] * factor
                 net.params[name], configs[name] = rule(w, grads[name], configs[name])
     first, last = losses[0], losses[-1]
     largest = next((loss for loss in losses if not isfinite(loss)), max(losses))
@@ -358,7 +370,8 @@ def _first_steps(
     if largest <= growth * first:
         text = f"the loss goes from {first:.4g} to {last:.4g} in {FIRST_STEPS} steps"
         return PreflightFinding("first steps", True, text)
-    rate = f" (it is {float(config['learning_rate']):g})" if "learning_rate" in config else ""
+    rates = [float(own["learning_rate"]) for own in options.values() if "learning_rate" in own]
+    rate = f" (it is {max(rates):g})" if rates else ""
     text = f"the loss rises from {first:.4g} to {largest:.4g} within {FIRST_STEPS} steps"
     return PreflightFinding("first steps", False, f"{text}: take a tenth of the learning rate{rate}")
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, Self
 
 import numpy as np
 
-from xpconv._validation import check_choice, check_count
+from xpconv._validation import check_choice, check_count, check_positive
 from xpconv.backend import Array, backend_of, copy_arrays, on_its_device, to_host
 from xpconv.data import Batches, Dataset
 from xpconv.data._checks import check_split
@@ -24,6 +24,7 @@ from xpconv.io._safetensors import DESCRIPTION_ERRORS, ArraySpec, check_finite_a
 from xpconv.nn import Sequential
 from xpconv.random import RandomStream, Rng, draw_seed, restore, spawn, state_of
 from xpconv.training import metrics
+from xpconv.training._clip import clip_gradients
 from xpconv.training._monitor import TrainingMonitor
 from xpconv.training._nonfinite import check_finite, choose, describe_nonfinite, first_nonfinite, read_rows
 from xpconv.training._progress import Progress, show_progress
@@ -42,7 +43,7 @@ from xpconv.training._state import (
     unpack_memory,
 )
 from xpconv.training.checkpoint import read_checkpoint, write_checkpoint
-from xpconv.training.optim import UPDATE_RULES, check_rule, check_writeable, default_options
+from xpconv.training.optim import UPDATE_RULES, check_rule, check_writeable, default_options, options_by_parameter
 from xpconv.training.preflight import PreflightFinding, check_training
 from xpconv.training.schedules import Schedule, check_schedule, decay
 
@@ -67,6 +68,12 @@ class Solver:
         See `xpconv.training.optim`. A callable is a rule of your own, ``rule(w, dw, config) -> (next_w, config)``.
     optim_config : dict, optional
         Options of the update rule, such as ``learning_rate``.
+    param_options : dict of str to dict, optional
+        Options for the parameters whose names match a pattern, in place of those in `optim_config`. For example,
+        ``{"gamma*|beta*|b*": {"weight_decay": 0}}`` leaves norms and biases out of weight decay. If several patterns
+        match, options of later ones replace those of earlier ones.
+    clip_norm : float, optional
+        Before each step, scale the gradients so that their L2 norm, over all parameters together, is at most this.
     lr_decay : float
         Factor by which the learning rate is multiplied after each epoch.
     schedule : callable, optional
@@ -143,6 +150,8 @@ class Solver:
         *,
         update_rule: str | Callable[..., Any] = "sgd",
         optim_config: Mapping[str, Any] | None = None,
+        param_options: Mapping[str, Mapping[str, Any]] | None = None,
+        clip_norm: float | None = None,
         lr_decay: float = 1.0,
         batch_size: int = 100,
         num_epochs: int = 10,
@@ -161,6 +170,9 @@ class Solver:
         self.update_rule, self.optim_config, self.lr_decay = update_rule, dict(optim_config or {}), lr_decay
         self.schedule = schedule
         check_rule(update_rule, self.optim_config)
+        self._own_options = options_by_parameter(model.params, update_rule, param_options)
+        self.param_options = dict(param_options or {})
+        self.clip_norm = None if clip_norm is None else check_positive("clip_norm", clip_norm)
         check_schedule(schedule, lr_decay, self.optim_config)
         self.batch_size = check_count("batch_size", batch_size)
         self.num_epochs = check_count("num_epochs", num_epochs)
@@ -219,7 +231,8 @@ class Solver:
         self.best_params: dict[str, Array] = {}
         self.best_state: dict[str, Array] = {}
         self.optim_configs = {
-            name: {**default_options(self.update_rule), **self.optim_config} for name in self.model.params
+            name: {**default_options(self.update_rule), **self.optim_config, **self._own_options.get(name, {})}
+            for name in self.model.params
         }
         self._pending_rows: list[Any] = []
 
@@ -319,6 +332,8 @@ class Solver:
             batch_size=self.batch_size,
             update_rule=self.update_rule,
             optim_config=self.optim_config,
+            param_options=self.param_options,
+            clip_norm=self.clip_norm,
             schedule=self.schedule,
             num_steps=self.num_epochs * self._steps_per_epoch(),
             on_finding=_print_passed if self.verbose else None,
@@ -609,13 +624,14 @@ class Solver:
     def _configuration(self) -> dict[str, Any]:
         """Return the properties in which the saving and the loading Solver must agree, as plain data for JSON."""
         rule = self.update_rule
-        same = ("lr_decay", "batch_size", "num_train_samples", "num_val_samples", "sampling", "patience")
+        same = ("lr_decay", "batch_size", "num_train_samples", "num_val_samples", "sampling", "patience", "clip_norm")
         functions = {"augment": self.augment, "schedule": self.schedule}
         configuration = {  # the data first, since preprocessing is often computed from them
             **{name: description for name, (description, _) in self._data_descriptions().items()},
             "model": architecture(self.model),
             "update_rule": rule if isinstance(rule, str) else name_of(rule),
-            "optim_config": {key: to_plain(value) for key, value in self.optim_config.items() if not is_array(value)},
+            "optim_config": _without_arrays(self.optim_config),
+            "param_options": {pattern: _without_arrays(options) for pattern, options in self.param_options.items()},
             **{name: getattr(self, name) for name in same},
             **{name: None if function is None else name_of(function) for name, function in functions.items()},
         }
@@ -671,8 +687,9 @@ class Solver:
         """Compute the loss and gradients of one minibatch; if all are finite, update every parameter."""
         if self.schedule is not None:
             factor = self.schedule(self.iteration - self.round_start)
-            for config in self.optim_configs.values():
-                config["learning_rate"] = self.optim_config["learning_rate"] * factor
+            for name, config in self.optim_configs.items():
+                rate = self._own_options.get(name, {}).get("learning_rate", self.optim_config["learning_rate"])
+                config["learning_rate"] = rate * factor
         state_before = {**getattr(self.model, "state", {})}
         loss, grads = self.model.loss(X, y)
         self.iteration += 1
@@ -683,7 +700,12 @@ class Solver:
         if finite is False:
             self._read_losses()  # raises an error, unless such minibatches are skipped
         else:
-            self._update(grads, finite)
+            self._update(self._clipped(grads), finite)
+
+    def _clipped(self, grads: Mapping[str, Array]) -> Mapping[str, Array]:
+        if self.clip_norm is None:
+            return grads
+        return clip_gradients({name: grads[name] for name in self.model.params if name in grads}, self.clip_norm)
 
     def _check_finite(self, loss: Any, grads: Mapping[str, Array]) -> tuple[Any, Any]:
         """Return a row for `read_rows`, and whether to update: True, False or a boolean array () on the device."""
@@ -765,8 +787,13 @@ class Solver:
         )
 
     def _learning_rate(self) -> float | None:
-        """Return the learning rate of the latest step, or None if the rule has no such option."""
-        rate = next(iter(self.optim_configs.values())).get("learning_rate")
+        """Return the learning rate of the latest step, or None if the rule has no such option.
+
+        It is that of a parameter to which no pattern gives a rate of its own, if there is one.
+        """
+        own = self._own_options
+        configs = sorted(self.optim_configs, key=lambda name: "learning_rate" in own.get(name, {}))
+        rate = self.optim_configs[configs[0]].get("learning_rate")
         return None if rate is None else float(rate.item() if hasattr(rate, "item") else rate)
 
     @on_its_device
@@ -800,6 +827,11 @@ class Solver:
         # In training, allow NaN and infinity: the error for the next loss says more.
         in_training = self._batches is not None
         return metrics.accuracy(self.model, X, y, self.backend, batch_size, rows, allow_nonfinite=in_training)
+
+
+def _without_arrays(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options as plain data; arrays are compared as part of the memory."""
+    return {name: to_plain(value) for name, value in options.items() if not is_array(value)}
 
 
 def _print_passed(finding: PreflightFinding) -> None:
