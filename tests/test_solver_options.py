@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import signal
 import warnings
 
@@ -97,6 +98,22 @@ def test_a_training_whose_loss_is_a_sum_is_compared_with_the_sum_of_a_guess(data
     solver.model.loss_options = {"reduction": "sum"}
     solver.model.params["W3"] *= 5
     with pytest.warns(UserWarning, match=r"more than the 8\.789 \(8 ln 3\) of a guess"):
+        solver.train()
+
+
+def test_the_losses_of_a_guess_include_the_l2_term(data):
+    solver = make_solver(data, update_rule="adam", num_epochs=20)
+    solver.model.reg = 0.5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        solver.train()
+    assert solver.loss_history[-1] > np.log(3)
+    solver = make_solver(data, optim_config={"learning_rate": 0.0})
+    solver.model.params["W3"] *= 5
+    solver.model.reg = 0.5
+    penalty = 0.25 * sum(float(np.sum(w * w)) for name, w in solver.model.params.items() if name[0] == "W")
+    guess = re.escape(f"more than the {np.log(3) + penalty:.4g} (ln 3 + {penalty:.2g} for L2) of a guess: ")
+    with pytest.warns(UserWarning, match=guess):
         solver.train()
 
 

@@ -12,7 +12,7 @@ from xpconv.errors import ArgumentError, NonFiniteLossError
 from xpconv.layers._checks import check_labels, label_hint
 from xpconv.ops.update import ignore_underflow
 
-__all__ = ["accuracy", "checks_since_best", "loss_of_equal_scores", "probabilities", "take_rows"]
+__all__ = ["accuracy", "checks_since_best", "l2_penalty", "loss_of_equal_scores", "probabilities", "take_rows"]
 
 
 def accuracy(
@@ -144,6 +144,20 @@ def checks_since_best(accuracies: Sequence[float]) -> int:
     (2, 0)
     """
     return len(accuracies) - 1 - accuracies.index(max(accuracies)) if accuracies else 0
+
+
+def l2_penalty(model: Any) -> float:
+    """Return the L2 term of a model's loss, ``0.5 * reg * sum(W * W)`` over all weights W.
+
+    Examples
+    --------
+    >>> from xpconv import TwoLayerNet
+    >>> l2_penalty(TwoLayerNet(reg=0.0, rng=0))
+    0.0
+    """
+    weights = (to_host(w).astype(np.float64) for name, w in model.params.items() if name.startswith("W"))
+    reg = float(getattr(model, "reg", 0.0))
+    return 0.5 * reg * sum(float(np.sum(w * w)) for w in weights) if reg else 0.0
 
 
 def loss_of_equal_scores(loss: str, num_classes: int, num_samples: int = 1) -> tuple[float, str]:

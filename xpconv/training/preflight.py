@@ -18,7 +18,7 @@ from xpconv.nn import Sequential
 from xpconv.random import as_random_stream, restore, state_of
 from xpconv.testing import check_gradient
 from xpconv.training._clip import clip_gradients
-from xpconv.training.metrics import accuracy, loss_of_equal_scores, take_rows
+from xpconv.training.metrics import accuracy, l2_penalty, loss_of_equal_scores, take_rows
 from xpconv.training.optim import UPDATE_RULES, check_rule, options_by_parameter
 from xpconv.training.schedules import Schedule, constant
 
@@ -214,8 +214,7 @@ def _initial_loss(subject: _Subject) -> PreflightFinding:
     X, y = subject.images(100)
     scores = to_host(net.loss(X))
     found, classes = float(to_host(net.loss(X, y)[0])), scores.shape[1]
-    weights = [to_host(w).astype(np.float64) for name, w in subject.model.params.items() if name.startswith("W")]
-    penalty = 0.5 * float(getattr(net, "reg", 0.0)) * sum(float(np.sum(w * w)) for w in weights)
+    penalty = l2_penalty(subject.model)
     # The limit is generous: with He initialisation the scores of an untrained net differ by several units.
     loss_name = getattr(net, "loss_name", "softmax")
     summed = X.shape[0] if getattr(net, "loss_options", {}).get("reduction") == "sum" else 1

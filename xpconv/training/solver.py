@@ -374,8 +374,11 @@ class Solver:
         last = float(np.mean(losses[-max(len(losses) // 10, 1) :]))
         summed = self.batch_size if self.model.loss_options.get("reduction") == "sum" else 1
         limit, formula = metrics.loss_of_equal_scores(self.model.loss_name, self.model.num_classes, summed)
+        penalty = metrics.l2_penalty(self.model) if last > limit else 0.0
+        limit += penalty
         if last <= limit:
             return
+        formula += f" + {penalty:.2g} for L2" if penalty else ""
         rate = f"learning_rate (it was at most {max(self.learning_rate_history[self.round_start :]):g})"
         remedy = f"train for more epochs, or with another {rate}" if last < 2 * losses[0] else f"take a smaller {rate}"
         warnings.warn(
