@@ -684,9 +684,17 @@ class MinibatchAugmentation:
         self.__qualname__ = spec  # the name that a checkpoint records
         self._transforms, self._seed = transforms, seed
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the specification: transforms are functions of this module, some without a name."""
+        return _minibatch_augmentation, (self.__qualname__, self._seed)
+
     def __call__(self, minibatch: Minibatch, seed: int) -> Minibatch:
         """Return the changed minibatch; each transform gets a seed of its own, which `seed` determines."""
         seeds = split_seed(seed, len(self._transforms))
         for (word, number), transform_seed in zip(self._transforms, seeds, strict=True):
             minibatch = word.transform(minibatch, transform_seed, number, self._seed)
         return minibatch
+
+
+def _minibatch_augmentation(spec: str, seed: int) -> MinibatchAugmentation | None:
+    return parse_augmentation(spec, seed)[1]
