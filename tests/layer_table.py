@@ -203,6 +203,8 @@ ROWS = [
     Row("avg_pool", "padded", _images, {"kernel_size": 3, "stride": (2, 1), "padding": (1, 0)}),
     Row("avg_pool", "padded_far", _images, {"kernel_size": 3, "stride": 1, "padding": 2}),
     Row("global_avg_pool", "images", _images),
+    Row("pad_channels", "images", _images, {"channels": 7}),
+    Row("pad_channels", "none", _images, {"channels": 4}),
     Row("batchnorm", "flat", _flat_norm, {"train": True}, oracle=from_zero),
     Row("batchnorm", "images", {**_image_norm, "running": running(4)}, {"train": True, "momentum": 0.7, "eps": 1e-3}),
     Row("batchnorm", "evaluation", {**_image_norm, "running": running(4)}, {"train": False}),
@@ -302,6 +304,9 @@ class Torch:
     def global_avg_pool(self, x):
         return self.F.adaptive_avg_pool2d(x, 1).flatten(1)
 
+    def pad_channels(self, x, channels):
+        return self.F.pad(x, (0, 0, 0, 0, 0, channels - x.shape[1]))
+
     def batchnorm(self, x, gamma, beta, train, running=(None, None), momentum=0.9, eps=1e-5):
         mean, var = each(lambda a: a.clone(), running) if running[0] is not None else running
         return self.F.batch_norm(x, mean, var, gamma, beta, train, 1 - momentum, eps)
@@ -366,6 +371,10 @@ OBJECTS = {
     nn.MaxPool: Object(
         [nn.MaxPool(), nn.MaxPool((3, 2), 1, padding=1)],
         lambda t, a, shape: [t.MaxPool2d(a.kernel_size, a.stride, a.padding)],
+    ),
+    nn.PadChannels: Object(
+        [nn.PadChannels(6), nn.PadChannels(4)],
+        lambda t, a, shape: [t.ZeroPad3d((0, 0, 0, 0, 0, a.channels - shape[0]))],
     ),
     nn.Relu: Object([nn.Relu()], lambda t, a, shape: [t.ReLU()]),
     nn.Residual: Object(

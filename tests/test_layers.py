@@ -486,7 +486,7 @@ def test_inputs_on_two_devices_are_refused(row, here, there):
         row.forward(**moved, **row.options)
 
 
-@rows_but("avg_pool", "global_avg_pool", "softmax_loss", "svm_loss")
+@rows_but("avg_pool", "global_avg_pool", "pad_channels", "softmax_loss", "svm_loss")
 def test_gradient_on_another_device_is_refused(row):
     inputs, dout, *_ = row.expected("float64")
     _, cache = row.forward(**move(find_backend("array_api_strict"), inputs), **row.options)
@@ -609,6 +609,18 @@ BAD_SHAPES = {
     "conv padding name": (
         lambda: layers.conv_forward(images, filters, None, padding="valid"),
         "padding is 'valid'; expected 'same' or an int, a pair of ints (height, width) or two pairs of ints",
+    ),
+    "conv filters without axes": (
+        lambda: layers.conv_forward(images, zeros(), None),
+        "w has shape (); expected (F, 3, KH, KW)",
+    ),
+    "conv filters of too few axes": (
+        lambda: layers.conv_forward(images, zeros(3), None, groups=2),
+        "w has shape (3,); expected (F, C / groups, KH, KW)",
+    ),
+    "pad_channels to too few": (
+        lambda: layers.pad_channels_forward(images, channels=2),
+        "channels is 2; expected at least the 3 channels of x",
     ),
     "conv groups": (
         lambda: layers.conv_forward(images, filters, None, groups=2),

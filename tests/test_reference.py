@@ -36,6 +36,7 @@ CASES = {
     "avg_pool": ([X4], {"kernel_size": 2}),
     "avg_pool, pairs": ([X4], {"kernel_size": (3, 2), "stride": (1, 3), "padding": (1, 0)}),
     "global_avg_pool": ([X4], {}),
+    "pad_channels": ([X4], {"channels": 5}),
     "batchnorm, train": ([X2, draw(5, seed=1), draw(5, seed=2)], {"running": None, "train": True}),
     "batchnorm, eval": ([X2, draw(5, seed=1), draw(5, seed=2)], {"running": running(5), "train": False}),
     "batchnorm, images, train": ([X4, draw(3, seed=1), draw(3, seed=2)], {"running": running(3), "train": True}),

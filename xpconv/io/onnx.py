@@ -141,6 +141,12 @@ def _global_avg_pool(graph: Graph, layer: nn.GlobalAvgPool, x: str, shape: Shape
     return graph.add_node("Flatten", graph.add_node("GlobalAveragePool", x))
 
 
+def _pad_channels(graph: Graph, layer: nn.PadChannels, x: str, shape: Shape, params: dict[str, str]) -> str:
+    pads = np.zeros(2 * (1 + len(shape)), np.int64)  # before each axis, then after
+    pads[1 + len(shape) + 1] = layer.channels - shape[0]
+    return graph.add_node("Pad", x, graph.add_constant(pads))
+
+
 def _batch_norm(graph: Graph, layer: nn.BatchNorm, x: str, shape: Shape, params: dict[str, str]) -> str:
     inputs = (params[name] for name in ("gamma", "beta", "running_mean", "running_var"))
     return graph.add_node("BatchNormalization", x, *inputs, epsilon=layer.eps)
@@ -205,6 +211,7 @@ CONVERTERS: dict[type[Layer], Converter] = {
     nn.GroupNorm: _group_norm,
     nn.LayerNorm: _layer_norm,
     nn.MaxPool: _max_pool,
+    nn.PadChannels: _pad_channels,
     nn.Relu: _relu,
     nn.Residual: _residual,
 }

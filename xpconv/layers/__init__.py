@@ -1,8 +1,9 @@
 """Layers as pure functions: ``name_forward(x, ...) -> (out, cache)`` and ``name_backward(dout, cache)``."""
 
-from xpconv.layers import activation, affine, conv, dropout, loss, norm, pool
+from xpconv.layers import activation, affine, channels, conv, dropout, loss, norm, pool
 from xpconv.layers.activation import *
 from xpconv.layers.affine import *
+from xpconv.layers.channels import *
 from xpconv.layers.conv import *
 from xpconv.layers.dropout import *
 from xpconv.layers.loss import *
@@ -12,6 +13,7 @@ from xpconv.layers.pool import *
 __all__: list[str] = []
 __all__ += activation.__all__
 __all__ += affine.__all__
+__all__ += channels.__all__
 __all__ += conv.__all__
 __all__ += dropout.__all__
 __all__ += loss.__all__

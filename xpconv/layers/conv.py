@@ -115,11 +115,11 @@ def conv_forward(
     check_shape("x", x, ("N", "C", "H", "W"))
     groups = check_count("groups", groups)
     check_channels_first(x, (w.shape[1] * groups,) if len(w.shape) == 4 else ())
+    check_shape("w", w, ("F", "C / groups" if x.shape[1] % groups else x.shape[1] // groups, "KH", "KW"))
     if x.shape[1] % groups or w.shape[0] % groups:
         raise ArgumentError(
             f"groups is {groups}; expected a divisor of the {x.shape[1]} channels of x and the {w.shape[0]} filters"
         )
-    check_shape("w", w, ("F", x.shape[1] // groups, "KH", "KW"))
     if b is not None:
         check_shape("b", b, (w.shape[0],))
     window = make_window(tuple(w.shape[2:]), stride, padding, dilation)

@@ -294,6 +294,35 @@ def global_avg_pool_backward(dout: Array, cache: Cache) -> Array:
     return avg_pool_backward(dout[:, :, np.newaxis, np.newaxis], cache)
 
 
+def pad_channels_forward(x: Array, *, channels: int) -> Result:
+    """Append channels of zeros: x is (N, C, H, W), out is (N, channels, H, W).
+
+    Examples
+    --------
+    >>> pad_channels_forward(np.ones((1, 1, 1, 1)), channels=2)[0].tolist()
+    [[[[1.0]], [[0.0]]]]
+    """
+    N, C, H, W = x.shape
+    out = np.zeros((N, channels, H, W), x.dtype)
+    for index in np.ndindex(N, C, H, W):
+        out[index] = x[index]
+    return out, x.shape
+
+
+def pad_channels_backward(dout: Array, cache: Cache) -> Array:
+    """Return dx (N, C, H, W): the gradients of the channels that are not padding.
+
+    Examples
+    --------
+    >>> pad_channels_backward(np.ones((1, 2, 1, 1)), (1, 1, 1, 1)).tolist()
+    [[[[1.0]]]]
+    """
+    dx = np.zeros(cache, dout.dtype)
+    for index in np.ndindex(*cache):
+        dx[index] = dout[index]
+    return dx
+
+
 def batchnorm_forward(
     x: Array,
     gamma: Array,

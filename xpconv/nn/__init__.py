@@ -2,7 +2,7 @@
 
 from xpconv.nn import layers
 from xpconv.nn.layers import *
-from xpconv.nn.models import ConvNet, FullyConnectedNet, ThreeLayerConvNet, TwoLayerNet
+from xpconv.nn.models import ConvNet, FullyConnectedNet, ResNet, ResNet9, ThreeLayerConvNet, TwoLayerNet
 from xpconv.nn.preprocessing import Preprocessing
 from xpconv.nn.registry import register_layer
 from xpconv.nn.residual import Residual
@@ -12,6 +12,8 @@ __all__ = [
     "ConvNet",
     "FullyConnectedNet",
     "Preprocessing",
+    "ResNet",
+    "ResNet9",
     "Residual",
     "Sequential",
     "ThreeLayerConvNet",

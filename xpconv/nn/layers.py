@@ -33,6 +33,7 @@ __all__ = [
     "Layer",
     "LayerNorm",
     "MaxPool",
+    "PadChannels",
     "Relu",
 ]
 
@@ -426,6 +427,33 @@ class GlobalAvgPool(_WithoutParameters):
 
     def forward(self, x: Array, p: Arrays, *, train: bool, seed: int) -> tuple[Array, Any]:
         return F.global_avg_pool_forward(x)
+
+
+@dataclass(frozen=True)
+class PadChannels(_WithoutParameters):
+    """Append channels of zeros, up to `channels`; a shortcut without parameters needs it.
+
+    Examples
+    --------
+    >>> PadChannels(32).output_shape((16, 8, 8))
+    (32, 8, 8)
+    """
+
+    channels: int
+    _backward: ClassVar[Callable[..., Any]] = staticmethod(F.pad_channels_backward)
+
+    def __post_init__(self) -> None:
+        _store(self, channels=check_count("channels", self.channels))
+
+    def output_shape(self, shape: Shape) -> Shape:
+        if len(shape) != 3:
+            raise ArgumentError(f"samples have shape {shape}; expected images (C, H, W)")
+        if shape[0] > self.channels:
+            raise ArgumentError(f"channels is {self.channels}; expected at least the {shape[0]} channels of the input")
+        return (self.channels, *shape[1:])
+
+    def forward(self, x: Array, p: Arrays, *, train: bool, seed: int) -> tuple[Array, Any]:
+        return F.pad_channels_forward(x, channels=self.channels)
 
 
 @dataclass(frozen=True)

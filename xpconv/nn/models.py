@@ -1,14 +1,28 @@
-"""The networks of the CS231n assignment and a deeper ConvNet, each a list of layers."""
+"""The networks of the CS231n assignment, a deeper ConvNet, and residual nets, each a list of layers."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from xpconv._validation import check_count, is_integer
 from xpconv.errors import ArgumentError
-from xpconv.nn.layers import Affine, BatchNorm, Conv, Dropout, GlobalAvgPool, GroupNorm, Layer, LayerNorm, MaxPool, Relu
+from xpconv.nn.layers import (
+    Affine,
+    AvgPool,
+    BatchNorm,
+    Conv,
+    Dropout,
+    GlobalAvgPool,
+    GroupNorm,
+    Layer,
+    LayerNorm,
+    MaxPool,
+    PadChannels,
+    Relu,
+)
+from xpconv.nn.residual import Residual
 from xpconv.nn.sequential import Sequential
 
-__all__ = ["ConvNet", "FullyConnectedNet", "ThreeLayerConvNet", "TwoLayerNet"]
+__all__ = ["ConvNet", "FullyConnectedNet", "ResNet", "ResNet9", "ThreeLayerConvNet", "TwoLayerNet"]
 
 
 class FullyConnectedNet(Sequential):
@@ -141,7 +155,7 @@ class ThreeLayerConvNet(Sequential):
 
 
 class ConvNet(Sequential):
-    """``{conv - [norm] - relu | pool} x L - global average pool - affine - softmax``, with L stages.
+    """``{conv - [norm] - relu | pool} x L - global average pool - [dropout] - affine - softmax``, with L stages.
 
     Parameters
     ----------
@@ -153,7 +167,8 @@ class ConvNet(Sequential):
     normalization : {"batchnorm", "groupnorm", None}
         Group norm uses the largest number of groups, at most 8, that divides the number of filters.
     filter_size : int
-        Odd, so the convolutions keep the image's size.
+    keep_prob : float
+        Probability that dropout keeps a value; 1 adds no dropout layer.
     weight_scale : float or None
     **options
         As for `Sequential`.
@@ -173,6 +188,7 @@ class ConvNet(Sequential):
         num_classes: int = 10,
         normalization: str | None = "batchnorm",
         filter_size: int = 3,
+        keep_prob: float = 1.0,
         weight_scale: float | None = None,
         **options: Any,
     ) -> None:
@@ -181,19 +197,159 @@ class ConvNet(Sequential):
             if stage == "pool":
                 layers.append(MaxPool(2))
             elif is_integer(stage) and stage > 0:
-                groups = max(g for g in range(1, 9) if stage % g == 0)
-                norms = {None: [], "batchnorm": [BatchNorm()], "groupnorm": [GroupNorm(groups=groups)]}
-                norm: list[Layer] = list(_choose("normalization", normalization, norms))
-                # A bias before a norm has no effect: the norm subtracts the mean.
-                layers += [Conv(stage, filter_size, padding="same", bias=not norm), *norm, Relu()]
+                layers += _conv_norm_relu(stage, normalization, filter_size)
             else:
                 raise ArgumentError(f"stages[{position}] is {stage!r}; expected a number of filters or 'pool'")
+        dropout = [Dropout(keep_prob)] if keep_prob != 1 else []
         super().__init__(
-            [*layers, GlobalAvgPool(), Affine(num_classes)],
+            [*layers, GlobalAvgPool(), *dropout, Affine(num_classes)],
             input_shape=input_dim,
             weight_scale=weight_scale,
             **{"name": "ConvNet", **options},
         )
+
+
+class ResNet(Sequential):
+    """The residual net for CIFAR-10, of 6n + 2 layers with parameters (He et al., 2016, section 4.2).
+
+    ``conv - [norm] - relu - {block} x 3n - global average pool - [dropout] - affine - softmax``; a block is
+    ``relu(conv - [norm] - relu - conv - [norm] + shortcut)``. The first block of the second and of the third n blocks
+    halves the image and doubles the channels; its shortcut takes every second pixel and appends channels of zeros.
+
+    Parameters
+    ----------
+    depth : int
+        6n + 2: 20, 32, 44, 56, ...
+    width : int
+        Filters of the first n blocks; 16 in the paper.
+    input_dim : (int, int, int)
+        Channels, height and width of an image.
+    num_classes : int
+    normalization : {"batchnorm", "groupnorm", None}
+        As for `ConvNet`.
+    keep_prob : float
+        Probability that dropout keeps a value; 1 adds no dropout layer.
+    **options
+        As for `Sequential`.
+
+    References
+    ----------
+    He et al., "Deep Residual Learning for Image Recognition", 2016.
+
+    Examples
+    --------
+    >>> net = ResNet(20, rng=0)
+    >>> sum(w.size for w in net.params.values())
+    269722
+    """
+
+    def __init__(
+        self,
+        depth: int = 20,
+        width: int = 16,
+        *,
+        input_dim: Sequence[int] = (3, 32, 32),
+        num_classes: int = 10,
+        normalization: str | None = "batchnorm",
+        keep_prob: float = 1.0,
+        **options: Any,
+    ) -> None:
+        blocks, rest = divmod(check_count("depth", depth, 8) - 2, 6)
+        if rest:
+            raise ArgumentError(f"depth is {depth}; expected 6 n + 2, such as 20, 32, 44 or 56")
+        channels = check_count("width", width)
+        layers: list[Layer] = _conv_norm_relu(channels, normalization)
+        for stride in [1] * blocks + [2] + [1] * (blocks - 1) + [2] + [1] * (blocks - 1):
+            channels *= stride
+            body = [*_conv_norm_relu(channels, normalization, stride=stride), *_conv_norm(channels, normalization)]
+            shortcut = [AvgPool(1, stride), PadChannels(channels)] if stride > 1 else []
+            layers += [Residual(body, shortcut), Relu()]
+        dropout = [Dropout(keep_prob)] if keep_prob != 1 else []
+        super().__init__(
+            [*layers, GlobalAvgPool(), *dropout, Affine(num_classes)],
+            input_shape=input_dim,
+            **{"name": f"ResNet{depth}", **options},
+        )
+
+
+class ResNet9(Sequential):
+    """The fast net for CIFAR-10 with eight convolutions, of which four are in two residual blocks (Page, 2018).
+
+    With w filters, ``cnr(k)`` for ``conv - [norm] - relu`` and ``block(k)`` for ``x + cnr(k) - cnr(k)``:
+    ``cnr(w) - cnr(2w) - pool - block(2w) - cnr(4w) - pool - cnr(8w) - pool - block(8w) - global max pool - [dropout] -
+    affine - softmax``.
+
+    Parameters
+    ----------
+    width : int
+        Filters of the first convolution; 64 in the original.
+    input_dim : (int, int, int)
+        Channels, height and width of an image; at least 8 pixels each.
+    num_classes : int
+    normalization : {"batchnorm", "groupnorm", None}
+        As for `ConvNet`.
+    keep_prob : float
+        Probability that dropout keeps a value; 1 adds no dropout layer.
+    **options
+        As for `Sequential`.
+
+    References
+    ----------
+    Page, "How to Train Your ResNet", 2018.
+
+    Examples
+    --------
+    >>> net = ResNet9(width=16, rng=0)
+    >>> net.params["W8"].shape
+    (128, 128, 3, 3)
+    """
+
+    def __init__(
+        self,
+        width: int = 64,
+        *,
+        input_dim: Sequence[int] = (3, 32, 32),
+        num_classes: int = 10,
+        normalization: str | None = "batchnorm",
+        keep_prob: float = 1.0,
+        **options: Any,
+    ) -> None:
+        width = check_count("width", width)
+
+        def convs(*filters: int) -> list[Layer]:
+            return [layer for count in filters for layer in _conv_norm_relu(count, normalization)]
+
+        dropout = [Dropout(keep_prob)] if keep_prob != 1 else []
+        super().__init__(
+            [
+                *convs(width, 2 * width),
+                MaxPool(2),
+                Residual(convs(2 * width, 2 * width)),
+                *convs(4 * width),
+                MaxPool(2),
+                *convs(8 * width),
+                MaxPool(2),
+                Residual(convs(8 * width, 8 * width)),
+                MaxPool((input_dim[1] // 8, input_dim[2] // 8)),
+                *dropout,
+                Affine(num_classes),
+            ],
+            input_shape=input_dim,
+            **{"name": "ResNet9", **options},
+        )
+
+
+def _conv_norm(filters: int, normalization: str | None, filter_size: int = 3, stride: int = 1) -> list[Layer]:
+    """Return a convolution that pads images to keep their size, and its norm."""
+    groups = max(g for g in range(1, 9) if filters % g == 0)
+    norms = {None: [], "batchnorm": [BatchNorm()], "groupnorm": [GroupNorm(groups=groups)]}
+    norm: list[Layer] = list(_choose("normalization", normalization, norms))
+    # A bias before a norm has no effect: the norm subtracts the mean.
+    return [Conv(filters, filter_size, stride=stride, padding="same", bias=not norm), *norm]
+
+
+def _conv_norm_relu(filters: int, normalization: str | None, filter_size: int = 3, stride: int = 1) -> list[Layer]:
+    return [*_conv_norm(filters, normalization, filter_size, stride), Relu()]
 
 
 def _choose(name: str, value: str | None, choices: dict[str | None, Any]) -> Any:
