@@ -105,6 +105,10 @@ def arguments_of_adam_step(place, x, window):
     return *arrays, 0.9, 0.99, 0.1, 1e-8, 0.95
 
 
+def arguments_of_move_toward(place, x, window):
+    return place(x), place(draw(*x.shape, seed=2)), 0.25
+
+
 def arguments_of_for_each_tile(place, x, window):
     a = place(x)
 
@@ -162,6 +166,7 @@ ARGUMENTS = {
     "relu_backward": arguments_of_relu_backward,
     "adam_step": arguments_of_adam_step,
     "flush_denormals": arguments_of_flush_denormals,
+    "move_toward": arguments_of_move_toward,
     "update_running_stats": arguments_of_update_running_stats,
     "add_l2_penalty": arguments_of_add_l2_penalty,
     "largest_finite": arguments_of_largest_finite,
@@ -183,6 +188,7 @@ ARGUMENTS = {
 WRITTEN = {  # arguments that are written to
     "adam_step": slice(0, 4),
     "flush_denormals": slice(0, 1),
+    "move_toward": slice(0, 1),
     "add_l2_penalty": slice(2, 3),
     "for_each_tile": slice(0, 1),
     "for_each_block": slice(0, 1),

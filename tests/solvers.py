@@ -48,6 +48,7 @@ def results_of(solver):
         "best": solver.best_params,
         "best_state": solver.best_state,
         "health": solver.health_history,
+        **solver._averages.arrays,
         **{f"memory of {name}": config for name, config in solver.optim_configs.items()},
     }
     results = {f"{kind} {name}": value for kind, store in stores.items() for name, value in store.items()}

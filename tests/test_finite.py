@@ -144,7 +144,10 @@ def test_an_infinite_memory_of_the_rule_is_named(data, backend_name, on_nonfinit
 def test_a_skipped_iteration_changes_nothing(data, backend_name, rule, where):
     """Parameters, running statistics and the memory of the rule, with the step count of Adam, do not change."""
     solver, without = (
-        make_solver(data, backend=find_backend(backend_name), update_rule=rule, on_nonfinite="skip") for _ in range(2)
+        make_solver(
+            data, backend=find_backend(backend_name), update_rule=rule, on_nonfinite="skip", ema=0.9, lookahead=2
+        )
+        for _ in range(2)
     )
     make_nonfinite(solver, 4, np.nan, where)
     plain = without._step
@@ -163,7 +166,8 @@ def test_a_skipped_iteration_changes_nothing(data, backend_name, rule, where):
     without.train()
     assert (solver.skipped, without.skipped) == (1, 0)
     tolerance = {"rtol": 1e-12, "atol": 1e-14}
-    for store, other in zip(solver.current(), without.current(), strict=True):
+    averages = (training._averages.arrays.values() for training in (solver, without))
+    for store, other in [*zip(solver.current(), without.current(), strict=True), *zip(*averages, strict=True)]:
         for name, w in other.items():
             np.testing.assert_allclose(to_host(store[name]), to_host(w), **tolerance)
     for name, config in without.optim_configs.items():
@@ -175,7 +179,9 @@ def test_a_skipped_iteration_changes_nothing(data, backend_name, rule, where):
 @pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
 def test_finite_checks_do_not_wait_for_the_device(data, monkeypatch, on_nonfinite):
     backend = find_backend("array_api_strict:device1")
-    solver = make_solver(data, backend=backend, on_nonfinite=on_nonfinite, augment=None, clip_norm=0.1)
+    solver = make_solver(
+        data, backend=backend, on_nonfinite=on_nonfinite, augment=None, clip_norm=0.1, ema=0.9, lookahead=2
+    )
     batch = backend.asarray(data["X_train"][:7]), backend.asarray(data["y_train"][:7])
     solver._step(*batch)
     with monkeypatch.context() as patch, np.errstate(all="ignore"):

@@ -385,6 +385,10 @@ def test_elementwise_operations_equal_the_portable_versions(monkeypatch, dtype):
         for version, them in zip(VERSIONS["adam_step"], (expected, given), strict=True):
             version(*them, 0.9, 0.999, 0.01, 1e-8, decay)
         compare(tuple(given), tuple(expected), dtype)
+        rate = any_of(rng, 0.25, cupy.asarray(0.25, dtype))
+        VERSIONS["move_toward"][0](expected[0], expected[1], 0.25)
+        VERSIONS["move_toward"][1](given[0], given[1], rate)
+        compare(given[0], expected[0], dtype)
 
 
 @every_dtype

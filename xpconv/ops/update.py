@@ -9,7 +9,7 @@ import numpy as np
 from xpconv.backend import Array
 from xpconv.ops.dispatch import operation
 
-__all__ = ["adam_step", "flush_denormals", "ignore_underflow"]
+__all__ = ["adam_step", "flush_denormals", "ignore_underflow", "move_toward"]
 
 
 def ignore_underflow() -> AbstractContextManager[object]:
@@ -103,3 +103,24 @@ def adam_step(
     if decay != 1:
         w *= decay
     w -= step * m / (xp.sqrt(v) + epsilon)
+
+
+@operation
+def move_toward(a: Array, target: Array, rate: float | Array) -> None:
+    """Move an array toward a target in place: ``a += rate * (target - a)``.
+
+    Parameters
+    ----------
+    a, target : array of one shape
+    rate : float or array () on the device
+        0 to 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> a = np.zeros(2)
+    >>> move_toward(a, np.array([1.0, 4.0]), 0.25)
+    >>> a
+    array([0.25, 1.  ])
+    """
+    a += rate * (target - a)

@@ -6,8 +6,8 @@ The host runs ahead of the device: losses stay on the device until they are prin
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from typing import Any, NoReturn, Self
 
@@ -24,6 +24,7 @@ from xpconv.io._safetensors import DESCRIPTION_ERRORS, ArraySpec, check_finite_a
 from xpconv.nn import Sequential
 from xpconv.random import RandomStream, Rng, draw_seed, restore, spawn, state_of
 from xpconv.training import metrics
+from xpconv.training._averages import WeightAverages
 from xpconv.training._clip import clip_gradients
 from xpconv.training._monitor import TrainingMonitor
 from xpconv.training._nonfinite import check_finite, choose, describe_nonfinite, first_nonfinite, read_rows
@@ -83,6 +84,14 @@ class Solver:
         A batch size above the number of training images is lowered to it, with a warning.
     sampling : {"replacement", "epoch"}
         Draw each minibatch from all samples, as the course does, or use each sample at most once per epoch.
+    ema : float, optional
+        Keep an exponential moving average of the parameters and running statistics, with this decay above 0 and below
+        1. It is used for accuracy checks, and as best parameters; training goes on from the latest parameters. Step t,
+        counted from 0, decays it by ``min(ema, (1 + t) / (10 + t))``, so that it soon forgets the initial parameters.
+    lookahead : int, optional
+        After this number of steps (5 in the paper), move slow weights half-way to the parameters, which then go on from
+        there (Zhang et al., "Lookahead Optimizer: k steps forward, 1 step back", 2019). The slow weights are used for
+        accuracy checks, and as best parameters, unless `ema` is given too.
     patience : int, optional
         Stop after this number of epochs without a better validation accuracy.
     num_train_samples, num_val_samples : int or None
@@ -116,7 +125,8 @@ class Solver:
         Sequential, the fraction of each ReLU's units that were 0 for the whole minibatch (``dead_relu_1``).
     best_val_acc : float
     best_params, best_state : dict of str to array
-        Copies from the check with the best validation accuracy; `train` gives them to the model at its end.
+        Copies from the check with the best validation accuracy; `train` gives them to the model at its end. With `ema`
+        or `lookahead` these are averages.
     epoch, iteration : int
         Number of completed epochs and iterations.
     skipped : int
@@ -165,6 +175,8 @@ class Solver:
         schedule: Schedule | None = None,
         sampling: str = "replacement",
         patience: int | None = None,
+        ema: float | None = None,
+        lookahead: int | None = None,
         preflight: bool = False,
     ) -> None:
         self.update_rule, self.optim_config, self.lr_decay = update_rule, dict(optim_config or {}), lr_decay
@@ -194,6 +206,7 @@ class Solver:
 
         self.streams = self._spawn_streams(rng)
         self.sampler = SAMPLERS[sampling](self.streams["batches"], self.X_train.shape[0], self.batch_size)
+        self._averages = WeightAverages(ema, lookahead)
         self._prefetch = 2
         Solver._reset(self)  # Set private attributes even if a subclass overrides `_reset`.
         self._described: tuple[tuple[Array, ...], dict[str, Any]] | None = None  # the data and its descriptions
@@ -235,6 +248,10 @@ class Solver:
             for name in self.model.params
         }
         self._pending_rows: list[Any] = []
+        self._start_averages()
+
+    def _start_averages(self) -> None:
+        self._averages.start(self.model.params, getattr(self.model, "state", {}))
 
     @on_its_device
     def train(self, each_iteration: Callable[[Self], object] | None = None) -> None:
@@ -293,7 +310,8 @@ class Solver:
                         decay(self.optim_configs.values(), self.lr_decay)
                     if monitor is not None:
                         monitor.measure(X)
-                        self._check_accuracies(progress)
+                        with self._evaluated_weights():
+                            self._check_accuracies(progress)
                         monitor.append_to(self.health_history)
                     self.resumable = True
                     if each_iteration is not None:
@@ -350,6 +368,8 @@ class Solver:
             self._give_model(*self.current())
         self.interrupted = self._finished = False
         self._replaced = None, None
+        if self.iteration == self.round_start:
+            self._start_averages()
 
     def _out_of_patience(self) -> bool:
         """Return whether the last `patience` checks of this round brought no better validation accuracy."""
@@ -388,10 +408,14 @@ class Solver:
 
     def _swap_in_best(self) -> None:
         """Give the model copies of the best parameters, and keep the latest ones for `current`."""
-        if self.best_params and not (self.interrupted and self.epoch == 0):  # else the best are those of iteration 1
-            best = copy_arrays(self.best_params)
-            self._replaced = best, self.current()
-            self._give_model(best, copy_arrays(self.best_state))
+        latest = self.current()
+        best = self.best_params, self.best_state
+        if not self.best_params or (self.interrupted and self.epoch == 0):  # the best are those of iteration 1
+            best = self._averages.evaluated(*latest)
+        if best[0] is not latest[0]:
+            params = copy_arrays(best[0])
+            self._replaced = params, latest
+            self._give_model(params, copy_arrays(best[1]))
 
     def _give_model(self, params: dict[str, Array], state: dict[str, Array]) -> None:
         self.model.params = params
@@ -413,7 +437,8 @@ class Solver:
         -------
         dict
             ``arrays``: NumPy arrays in host memory by name, such as ``params.W1``, ``best_params.W1``,
-            ``memory.m.W1`` and ``loss_history``. ``description``: plain data for JSON.
+            ``ema_params.W1``, ``slow_params.W1``, ``memory.m.W1`` and ``loss_history``. ``description``: plain data for
+            JSON.
 
         Raises
         ------
@@ -447,6 +472,7 @@ class Solver:
         memory, memory_arrays = pack_memory(self.optim_configs, built_in_rule=isinstance(self.update_rule, str))
         params, state = self.current()
         stores = {"params": params, "state": state, "best_params": self.best_params, "best_state": self.best_state}
+        stores |= self._averages.arrays
         on_device = {f"{kind}.{name}": a for kind, store in stores.items() for name, a in store.items()} | memory_arrays
         arrays = {name: np.array(to_host(a)) for name, a in on_device.items()}
         for name, array in arrays.items():
@@ -560,6 +586,7 @@ class Solver:
         except DESCRIPTION_ERRORS as error:
             raise CheckpointError(f"{owner} does not describe a training ({printable(error)})") from error
         self._give_model(stores.pop("params"), stores.pop("state"))
+        self._averages.arrays = {kind: stores.pop(kind) for kind in self._averages.arrays}
         for name, value in (stores | attributes).items():
             setattr(self, name, value)
         self.interrupted, self.resumable, self._finished = False, True, False
@@ -605,7 +632,7 @@ class Solver:
         params, state = self.current()
         has_best = any(name.startswith("best_params.") for name in names)
         best = {"best_params": params, "best_state": state} if has_best else {"best_params": {}, "best_state": {}}
-        return {"params": params, "state": state, **best}
+        return {"params": params, "state": state, **best, **self._averages.arrays}
 
     def _parse_attributes(self, arrays: Mapping[str, Any], description: Mapping[str, Any]) -> dict[str, Any]:
         """Return the attributes that a state gives the Solver, besides the best parameters."""
@@ -636,6 +663,7 @@ class Solver:
             "optim_config": _without_arrays(self.optim_config),
             "param_options": {pattern: _without_arrays(options) for pattern, options in self.param_options.items()},
             **{name: getattr(self, name) for name in same},
+            **{name: getattr(self._averages, name) for name in ("ema", "lookahead")},
             **{name: None if function is None else name_of(function) for name, function in functions.items()},
         }
         plain: dict[str, Any] = json.loads(json.dumps(configuration, default=str))
@@ -704,6 +732,8 @@ class Solver:
             self._read_losses()  # raises an error, unless such minibatches are skipped
         else:
             self._update(self._clipped(grads), finite)
+            step = self.iteration - self.round_start - 1
+            self._averages.update(self.model.params, getattr(self.model, "state", {}), step, finite)
 
     def _clipped(self, grads: Mapping[str, Array]) -> Mapping[str, Array]:
         if self.clip_norm is None:
@@ -724,6 +754,20 @@ class Solver:
         elif where is True or to_host(where):
             for name, w in params.items():
                 params[name], configs[name] = rule(w, grads[name], configs[name])
+
+    @contextmanager
+    def _evaluated_weights(self) -> Iterator[None]:
+        """Let the model have the averages of its weights, if there are any, in this context."""
+        latest = self.model.params, getattr(self.model, "state", {})
+        evaluated = self._averages.evaluated(*latest)
+        if evaluated[0] is latest[0]:
+            yield
+            return
+        self._give_model(*evaluated)
+        try:
+            yield
+        finally:
+            self._give_model(*latest)
 
     def _check_accuracies(self, progress: Progress) -> None:
         """Measure both accuracies, and keep copies of the parameters if they are the best so far."""

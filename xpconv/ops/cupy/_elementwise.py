@@ -34,6 +34,7 @@ _adam_step = cupy.ElementwiseKernel(
     "m = beta1 * m + rest1 * dw; v = beta2 * v + rest2 * dw * dw; w = decay * w - step * m / (sqrt(v) + epsilon)",
     "xpconv_adam_step",
 )
+_move_toward = cupy.ElementwiseKernel("T target, T rate", "T a", "a += rate * (target - a)", "xpconv_move_toward")
 
 
 @accelerate("cupy")
@@ -76,6 +77,12 @@ def adam_step(
 ) -> None:
     """Update all three arrays in one kernel."""
     _adam_step(dw, beta1, 1 - beta1, beta2, 1 - beta2, step, epsilon, decay, w, m, v)
+
+
+@accelerate("cupy")
+def move_toward(a: Array, target: Array, rate: float | Array) -> None:
+    """Use one kernel."""
+    _move_toward(target, rate, a)
 
 
 @accelerate("cupy")

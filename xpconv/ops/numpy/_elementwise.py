@@ -61,6 +61,14 @@ def adam_step(
 
 
 @accelerate("numpy")
+def move_toward(a: Array, target: Array, rate: float) -> None:
+    """Keep the difference in a scratch array, which stays in the cache."""
+    difference = np.subtract(target, a, out=scratch("difference", a.shape, a.dtype))
+    difference *= rate
+    a += difference
+
+
+@accelerate("numpy")
 def softmax_cross_entropy(x: Array, y: Array) -> tuple[Array, Array]:
     """Use the memory of the gradient for the intermediate results."""
     N = len(x)
