@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import threading
 import warnings
 
 import numpy as np
@@ -16,7 +17,9 @@ from xpconv import load_model
 from xpconv.cli import _app
 from xpconv.cli._settings import settings_for
 from xpconv.data import folder, load_dataset, load_digits, load_folder, stratified_split
-from xpconv.errors import ArgumentError, DatasetError
+from xpconv.data.images import read_image
+from xpconv.errors import ArgumentError, ArgumentTypeError, DatasetError
+from xpconv.training.metrics import probabilities
 
 # ---- splits
 
@@ -131,8 +134,8 @@ def test_new_renamed_and_removed_files_move_no_other_image(tmp_path):
 
 
 @given(st.integers(3, 12), st.integers(0, 1000))
-def test_each_split_has_an_image_of_a_small_class(tmp_path_factory, count, seed):
-    files = [tmp_path_factory.getbasetemp() / "small" / f"{seed}-{i}.png" for i in range(count)]
+def test_each_split_has_an_image_of_a_small_class(count, seed):
+    files = [f"small/{seed}-{i}.png" for i in range(count)]
     parts = folder._split_by_name(files, (0.7, 0.15, 0.15), seed)
     assert len(parts) == 3
     assert all(parts)
@@ -187,10 +190,6 @@ def test_a_class_may_be_called_train(tmp_path):
     assert load_folder(tmp_path).class_names == ("plane", "train")
 
 
-def write_file(path, text):
-    path.write_text(text)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -206,11 +205,6 @@ def write_file(path, text):
             lambda f: write_images(f / "rare", range(2)),
             "{0}/rare has 2 images; expected 3 or more, at least one for each of train, val, test",
         ),
-        (
-            lambda f: write_file(f / "dark" / "notes.txt", "x"),
-            "cannot read the image {0}/dark/notes.txt: its format is none of BMP, GIF, ",
-        ),
-        (lambda f: (f / "dark" / "more").mkdir(), "cannot read the image {0}/dark/more: "),
         (
             lambda f: write_images(f / "train" / "cars", range(2)),
             "{0}/train has 1 subfolder of images (cars); expected",
@@ -228,11 +222,91 @@ def test_errors_about_folders_say_what_is_expected(tmp_path, change, message):
     assert str(caught.value).startswith(message.format(root))
 
 
-def test_a_truncated_image_is_named(flat):
-    whole = (flat / "dark" / "3.png").read_bytes()
-    (flat / "dark" / "3.png").write_bytes(whole[:-30])
-    with pytest.raises(DatasetError, match=r"cannot read the image .*dark/3\.png: "):
+def spoil(folder):
+    """Add files that are not images, and cut one image off."""
+    (folder / "light" / "notes.txt").write_text("x")
+    whole = (folder / "dark" / "3.png").read_bytes()
+    (folder / "dark" / "3.png").write_bytes(whole[:-30])
+
+
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_files_that_cannot_be_read_are_left_out_and_listed(flat, monkeypatch, threads):
+    monkeypatch.setenv("XPCONV_NUM_THREADS", threads)
+    before = load_folder(flat, (1, 2, 2))
+    spoil(flat)
+    with pytest.warns(
+        UserWarning, match=r"2 files of .* left out, such as the first: cannot read the image .*"
+    ) as caught:
+        data = load_folder(flat, (1, 2, 2))
+    assert [warning.filename for warning in caught] == [__file__]
+    assert sorted(line.rpartition("/")[2].partition(":")[0] for line in data.skipped) == ["3.png", "notes.txt"]
+    assert all(line.startswith(f"cannot read the image {flat}/") for line in data.skipped)
+    expected = split_of_each_level(before)
+    del expected[3]
+    assert split_of_each_level(data) == expected
+    for split in ("train", "val", "test"):
+        X, y = data.splits()[f"X_{split}"], data.splits()[f"y_{split}"]
+        np.testing.assert_array_equal(X[:, 0, 0, 0] >= 100, y == 1)
+    assert before.skipped == ()
+
+
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_strict_stops_at_a_file_that_cannot_be_read(flat, monkeypatch, threads):
+    monkeypatch.setenv("XPCONV_NUM_THREADS", threads)
+    load_folder(flat, (1, 2, 2), strict=True)
+    spoil(flat)
+    with pytest.raises(DatasetError, match=r"cannot read the image .*(dark/3\.png|light/notes\.txt): "):
+        load_folder(flat, strict=True)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("xpconv-images")]
+
+
+def test_a_class_without_a_readable_image_is_refused(flat):
+    for path in (flat / "dark").iterdir():
+        path.write_text("x")
+    with pytest.raises(DatasetError, match=r"no train image of dark can be read: the first error is: cannot read the"):
         load_folder(flat)
+
+
+def test_images_of_a_class_may_lie_in_further_subfolders(flat):
+    before = load_folder(flat, (1, 2, 2))
+    write_images(flat / "dark" / "more" / "deep", range(60, 70))
+    (flat / "dark" / "more" / "empty").mkdir()
+    (flat / "dark" / "more" / "round").symlink_to(flat / "dark")
+    data = load_folder(flat, (1, 2, 2))
+    assert data.class_names == ("dark", "light")
+    after = split_of_each_level(data)
+    assert sorted(after) == [*range(10), *range(60, 70), *range(100, 120)]
+    kept = {level: split for level, split in after.items() if not 60 <= level < 70}
+    assert sum(kept[level] != split for level, split in split_of_each_level(before).items()) <= 2  # a split was filled
+
+
+@pytest.mark.parametrize(("size", "shape"), [((30, 20), (4, 4)), ((20, 32), (5, 5)), ((21, 30), (6, 3))])
+def test_an_image_of_another_aspect_ratio_is_cropped_around_its_centre(tmp_path, size, shape):
+    pixels = np.random.default_rng(0).integers(0, 256, size[::-1], dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    (height, width), (H, W) = pixels.shape, shape
+    scale = min(height // H, width // W)  # pixels of the file in one of the result, down and across
+    top, left = (height - H * scale) // 2, (width - W * scale) // 2
+    blocks = pixels[top : top + H * scale, left : left + W * scale].reshape(H, scale, W, scale)
+    expected = blocks.mean(axis=(1, 3))
+    np.testing.assert_allclose(read_image(tmp_path / "image.png", (1, *shape))[0], expected, atol=0.51)
+    squashed = Image.fromarray(pixels).resize(shape[::-1], Image.Resampling.BOX)
+    np.testing.assert_array_equal(read_image(tmp_path / "image.png", (1, *shape), "squash")[0], squashed)
+
+
+def test_folders_are_cropped_unless_they_are_to_be_squashed(tmp_path):
+    edges = np.zeros((10, 30), np.uint8)
+    edges[:, 10:20] = 200
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            Image.fromarray(edges).save(tmp_path / name / f"{i}.png")
+    assert (load_folder(tmp_path, (1, 2, 2)).X_train == 200).all()
+    assert (load_folder(tmp_path, (1, 1, 3), resize="squash").X_train == [0, 200, 0]).all()
+    with pytest.raises(ArgumentError, match="resize is 'stretch'; expected crop or squash"):
+        load_folder(tmp_path, resize="stretch")
+    with pytest.raises(ArgumentTypeError, match="strict is 1; expected True or False"):
+        load_folder(tmp_path, strict=1)
 
 
 def test_splits_with_different_classes_are_refused(tmp_path):
@@ -367,6 +441,53 @@ def test_eval_warns_of_test_images_that_the_model_was_trained_on(digits_folder, 
     assert re.search(r"warning: the model was trained on \d+ of the \d+ test images, so the accuracy", result.stderr)
 
 
+@pytest.mark.parametrize("options", [(), ("--resize", "squash")])
+def test_eval_and_predict_fit_images_as_the_training_did(tmp_path, options):
+    """The classes differ in the outer thirds of the images, which a crop leaves out, and in the middle third."""
+    rng = np.random.default_rng(0)
+    for name, third in (("left", 0), ("right", 20)):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(40):
+            pixels = rng.integers(0, 50, (10, 30), dtype=np.uint8)
+            pixels[:, third : third + 10] += 150
+            pixels[:, 10 + third // 4 : 15 + third // 4] += 50
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
+    words = ("--data", tmp_path / "images", "--image-size", 12, "--epochs", 2, *options)
+    shown = run("train", *words, "--out", tmp_path / "run")
+    net = load_model(tmp_path / "run" / "model.safetensors", "numpy")
+    resize = options[1] if options else "crop"
+    assert net.preprocessing.resize == resize
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["settings"]["resize"] == resize
+    assert f"--resize {resize}" in config["command"]
+    assert run("eval", tmp_path / "run") == shown[-1:]
+    data = load_folder(tmp_path / "images", (3, 12, 12), resize=resize)
+    assert float(shown[-1].split()[-1]) == pytest.approx(
+        np.mean(net.loss(data.X_test).argmax(axis=1) == data.y_test), abs=1e-4
+    )
+    image = tmp_path / "images" / "left" / "0.png"
+    probability = probabilities(net, read_image(image, (3, 12, 12), resize)[None]).max()
+    assert run("predict", tmp_path / "run", image)[0].endswith(f"\t{probability:.4f}")
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_train_lists_the_files_that_it_left_out_at_its_end(flat, tmp_path, strict):
+    spoil(flat)
+    words = ["train", "--data", flat, "--image-size", 4, "--epochs", 1, "--out", tmp_path / "run"]
+    result = CliRunner().invoke(
+        _app.app, [str(word) for word in words + ["--strict"] * strict], env={"XP_BACKEND": None}
+    )
+    if strict:
+        assert result.exit_code == 1
+        assert "xpconv: error: cannot read the image " in result.stderr
+        return
+    assert result.exit_code == 0
+    assert "xpconv: warning: 2 files of " in result.stderr
+    *_, title, first, second = result.stdout.splitlines()
+    assert title == "left out 2 files that are not readable images:"
+    assert {line.rpartition("/")[2].partition(":")[0] for line in (first, second)} == {"3.png", "notes.txt"}
+
+
 def test_a_run_resumes_after_its_images_were_moved(digits_folder, tmp_path):
     words = ("--epochs", 2, "--batch-size", 10, "--image-size", 8)
     run("train", "--data", digits_folder, *words, "--out", tmp_path / "whole")
@@ -393,6 +514,7 @@ def test_control_characters_in_names_do_not_reach_the_terminal(flat, tmp_path, n
     else:
         (flat / name).mkdir()
     words = ["train", "--data", str(flat), "--out", str(tmp_path / "run")]
+    words += ["--strict", "--epochs", "1"]
     result = CliRunner().invoke(_app.app, words, env={"XP_BACKEND": None})
     assert result.exit_code == 1
     assert "red\\x1b[2J" in result.stderr

@@ -10,12 +10,20 @@ from typer.core import TyperGroup
 
 from xpconv._version import __version__
 from xpconv.cli._compare import differences, read_run, summary
-from xpconv.cli._evaluate import accuracy, check_fits, data_of_run, model_path, read_model, warn_of_training_images
+from xpconv.cli._evaluate import (
+    accuracy,
+    check_fits,
+    data_of_run,
+    model_path,
+    read_model,
+    resize_of,
+    warn_of_training_images,
+)
 from xpconv.cli._info import environment
 from xpconv.cli._options import BackendOption, ModelArgument, data_option, file_suffix, number_option
 from xpconv.cli._results import require_matplotlib
 from xpconv.cli._tables import echo, print_table
-from xpconv.cli._train import train
+from xpconv.cli._train import train, warnings_in_one_line
 from xpconv.data import load_dataset
 from xpconv.data.images import read_image
 from xpconv.errors import XpconvError, printable
@@ -93,7 +101,8 @@ def evaluate(
     Training does not see these images of the data set. If a folder has changed so that it does, eval says so.
     """
     net = read_model(model, backend)
-    dataset = load_dataset(data or data_of_run(model_path(model)), net.input_shape)
+    with warnings_in_one_line():
+        dataset = load_dataset(data or data_of_run(model_path(model)), net.input_shape, resize=resize_of(net))
     check_fits(net, dataset)
     warn_of_training_images(model_path(model), dataset)
     typer.echo(f"test accuracy: {accuracy(net, dataset.X_test, dataset.y_test):.4f}")
@@ -117,7 +126,7 @@ def predict(
     failed = False
     for path in images:
         try:
-            image = read_image(path, net.input_shape)
+            image = read_image(path, net.input_shape, resize_of(net))
         except XpconvError as error:
             _show_error(error)
             failed = True

@@ -19,7 +19,7 @@ from xpconv.io import load_model
 from xpconv.nn import Sequential
 from xpconv.training import metrics
 
-__all__ = ["accuracy", "check_fits", "data_of_run", "model_path", "read_model", "warn_of_training_images"]
+__all__ = ["accuracy", "check_fits", "data_of_run", "model_path", "read_model", "resize_of", "warn_of_training_images"]
 
 
 def accuracy(model: Sequential, X: np.ndarray, y: np.ndarray) -> float:
@@ -52,6 +52,11 @@ def read_model(path: Path, backend: str | Backend, images: Sequence[Path] = ()) 
             f"{path} is {file_kind(path)} but {swapped} is {file_kind(model_path(swapped))}: give the model first, as "
             f"in xpconv predict {shlex.quote(str(swapped))} {shlex.quote(str(path))}"
         ) from error
+
+
+def resize_of(model: Sequential) -> str:
+    """Return how a model wants image files of another aspect ratio to be fitted; an older one has squashed images."""
+    return (model.preprocessing and model.preprocessing.resize) or "squash"
 
 
 def check_fits(model: Sequential, dataset: Dataset) -> None:

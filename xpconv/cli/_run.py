@@ -34,14 +34,16 @@ def load_data(settings: Settings) -> Dataset:
     DatasetError
         If its files cannot be found or read.
     """
-    if settings.image_size is None:
-        return load_dataset(settings.data)
+    size = settings.image_size
+    options: dict[str, Any] = {"resize": settings.resize, "strict": settings.strict}
+    if size is None:
+        return load_dataset(settings.data, **options)
     if settings.data in DATASETS:
         raise ArgumentError(
-            f"image_size is {settings.image_size}, but the images of {settings.data} have a size of "
+            f"image_size is {size}, but the images of {settings.data} have a size of "
             "their own: use it with a folder of images, or leave it out"
         )
-    return load_dataset(settings.data, (3, settings.image_size, settings.image_size))
+    return load_dataset(settings.data, (3, size, size), **options)
 
 
 def build_solver(settings: Settings, dataset: Dataset, *, print_every: int = 100, preflight: bool = False) -> Solver:
@@ -124,7 +126,7 @@ def _build_model(settings: Settings, dataset: Dataset, X: np.ndarray, rng: np.ra
         dtype=settings.dtype,
         backend=settings.backend,
         rng=rng,
-        preprocessing=Preprocessing(mean, np.where(std > 0, std, 1.0)),
+        preprocessing=Preprocessing(mean, np.where(std > 0, std, 1.0), settings.resize),
         class_names=dataset.class_names,
     )
 

@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 from math import ceil
 from typing import Any
 
-from xpconv._validation import check_choice, check_count, check_nonnegative
+from xpconv._validation import check_choice, check_count, check_flag, check_nonnegative
 from xpconv.cli._nets import NETS
 from xpconv.data import DATASETS
+from xpconv.data.images import RESIZES
 from xpconv.data.sampling import SAMPLERS
 from xpconv.errors import ArgumentError, ArgumentTypeError, printable
 from xpconv.training.optim import UPDATE_RULES
@@ -22,6 +23,7 @@ CHOICES = {
     "dtype": ("float32", "float64"),
     "sampling": tuple(SAMPLERS),
     "on_nonfinite": ("stop", "skip"),
+    "resize": RESIZES,
 }
 """The words that a setting may be."""
 
@@ -97,6 +99,10 @@ class Settings:
         `xpconv.data.augment.parse_augmentation`.
     image_size : int, optional
         Height and width to which the images of a folder are resized.
+    resize : {"crop", "squash"}
+        As for `xpconv.data.images.read_image`; the model records it for image files that it is to predict.
+    strict : bool
+        Whether a file in a folder that is not a readable image is an error.
     schedule : {"step", "cosine", "constant"}
         How the learning rate changes; "step" multiplies it by `lr_decay` after each `decay_every` epochs.
     warmup : int
@@ -135,6 +141,8 @@ class Settings:
     num_train: int | None = None
     augment: str
     image_size: int | None = None
+    resize: str = "crop"
+    strict: bool = False
     schedule: str = "step"
     decay_every: int = 1
     warmup: int = 0
@@ -149,6 +157,7 @@ class Settings:
                 raise ArgumentTypeError(f"{name} is {value!r}; expected a string")
             if "\0" in value:
                 raise ArgumentError(f"{name} is {value!r}; expected a string without null characters")
+        check_flag("strict", self.strict)
         if self.class_weights is not None:
             parse_class_weights(self.class_weights)
         for name, words in CHOICES.items():
@@ -165,9 +174,9 @@ class Settings:
     def command(self) -> str:
         """Return the command that repeats the run."""
         words = (
-            f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
+            f"--{name.replace('_', '-')}" + ("" if value is True else f" {shlex.quote(str(value))}")
             for name, value in asdict(self).items()
-            if value is not None
+            if value is not None and value is not False
         )
         return " ".join(["xpconv train", *words])
 

@@ -30,7 +30,7 @@ from xpconv.errors import printable
 from xpconv.training._progress import outlive_output
 from xpconv.training.solver import Solver
 
-__all__ = ["train"]
+__all__ = ["train", "warnings_in_one_line"]
 
 
 def train(
@@ -102,6 +102,13 @@ def train(
     image_size: Annotated[
         int | None, setting_option("image_size", "Height and width to which images of a folder are resized.", "32")
     ] = None,
+    resize: Annotated[
+        str,
+        choice_option("resize", "Fit images of another aspect ratio by cropping their sides, or by squashing them."),
+    ] = Settings.resize,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at a file of a folder that is not a readable image.")
+    ] = Settings.strict,
     print_every: Annotated[int, number_option("Iterations between two printed losses.", 1)] = 100,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder for the results.", show_default="runs/<date>_<time>")
@@ -132,7 +139,8 @@ def train(
     if resume is None:
         names = {field.name for field in fields(Settings)} - {"data"}
         options = {name: value for name, value in ctx.params.items() if name in names}
-        dataset = load_data(settings_for(data, **options))
+        with warnings_in_one_line():
+            dataset = load_data(settings_for(data, **options))
         count = len(dataset.y_train) if num_train is None else min(num_train, len(dataset.y_train))
         settings = settings_for(data, count, **options)
     else:
@@ -145,13 +153,16 @@ def train(
             remove_leftovers(resume)
             echo(f"{resume} is finished: nothing is left to train")
             raise typer.Exit
-        dataset = load_data(settings)
-    with outlive_output(), _warnings_in_one_line():
+        with warnings_in_one_line():
+            dataset = load_data(settings)
+    with outlive_output(), warnings_in_one_line():
         solver = build_solver(settings, dataset, print_every=print_every, preflight=preflight)
         folder = _train_and_save(resume or out, settings, solver, dataset, resume=resume is not None)
         typer.echo(f"test accuracy: {accuracy(solver.model, dataset.X_test, dataset.y_test):.4f}")
         if solver.skipped:
             typer.echo(f"skipped {solver.skipped} iterations whose loss or gradients were not finite")
+        if dataset.skipped:
+            echo("\n".join([f"left out {len(dataset.skipped)} files that are not readable images:", *dataset.skipped]))
         if solver.interrupted:
             if solver.resumable:
                 echo(f"to resume: xpconv train --resume {shlex.quote(str(folder))}")
@@ -159,7 +170,7 @@ def train(
 
 
 @contextmanager
-def _warnings_in_one_line() -> Iterator[None]:
+def warnings_in_one_line() -> Iterator[None]:
     """Show each warning as one line on standard error, except those of overflows, which the Solver reports itself."""
 
     def show(message: object, *place: object, **more: object) -> None:

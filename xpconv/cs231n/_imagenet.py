@@ -84,7 +84,7 @@ def _read_split(
 def _read_images(paths: Sequence[Path], dtype: Any) -> np.ndarray:
     images = np.empty((len(paths), *TINY_IMAGE_SHAPE), dtype)
     for image, path in zip(images, paths, strict=True):
-        image[...] = read_image(path, TINY_IMAGE_SHAPE)
+        image[...] = read_image(path, TINY_IMAGE_SHAPE, resize="squash")
     return images
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from xpconv.data.batches import Batches
 from xpconv.data.cifar10 import load_cifar10
@@ -28,7 +29,7 @@ DATASETS: dict[str, Callable[[], Dataset]] = {"digits": load_digits, "cifar10": 
 """The function that loads each data set, by name."""
 
 
-def load_dataset(name: str, shape: Sequence[int] | None = None) -> Dataset:
+def load_dataset(name: str, shape: Sequence[int] | None = None, **options: Any) -> Dataset:
     """Load a data set by its name, or a folder of images by its path.
 
     Parameters
@@ -37,6 +38,8 @@ def load_dataset(name: str, shape: Sequence[int] | None = None) -> Dataset:
         ``digits``, ``cifar10`` or the path of a folder, as for `load_folder`.
     shape : (int, int, int), optional
         The shape to which a folder's images are resized, by default (3, 32, 32). Other data sets have fixed shapes.
+    **options
+        Further options of `load_folder`, which other data sets ignore.
 
     Raises
     ------
@@ -57,4 +60,4 @@ def load_dataset(name: str, shape: Sequence[int] | None = None) -> Dataset:
             f"data is {name!r}, and there is no such folder; expected one of {', '.join(DATASETS)}, or "
             "a folder with one subfolder of images for each class"
         )
-    return load_folder(name) if shape is None else load_folder(name, shape)
+    return load_folder(name, **options) if shape is None else load_folder(name, shape, **options)

@@ -21,6 +21,8 @@ class Dataset:
         Labels (N,), int64: indices into `class_names`.
     class_names : tuple of str
         One name for each class.
+    skipped : tuple of str
+        For each file that could not be read and was left out, a line with its name and the reason.
 
     Examples
     --------
@@ -37,6 +39,7 @@ class Dataset:
     X_test: np.ndarray
     y_test: np.ndarray
     class_names: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

@@ -5,13 +5,14 @@ import itertools
 import os
 import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from xpconv._validation import check_choice, check_flag
 from xpconv.data.dataset import Dataset
-from xpconv.data.images import check_image_shape, read_image
+from xpconv.data.images import RESIZES, check_image_shape, read_images, without_warnings
 from xpconv.data.splitting import leave_none_empty
 from xpconv.errors import DatasetError
 
@@ -28,11 +29,20 @@ SPLIT_NAMES = {  # names of folders, in lower case
 # Systems put these beside images, as they do names that start with a dot.
 SYSTEM_NAMES = {"$recycle.bin", "@eadir", "__macosx", "desktop.ini", "ehthumbs.db", "lost+found", "thumbs.db"}
 
-ClassFiles = dict[str, list[Path]]  # the image files of each class
+ClassFiles = dict[str, list[str]]  # the image files of each class, as paths from the folder that holds the classes
 
 
-def load_folder(path: str | os.PathLike[str], shape: Sequence[int] = SHAPE, seed: int = 0) -> Dataset:
+def load_folder(
+    path: str | os.PathLike[str],
+    shape: Sequence[int] = SHAPE,
+    seed: int = 0,
+    *,
+    resize: str = "crop",
+    strict: bool = False,
+) -> Dataset:
     """Return the images of a folder that has one subfolder for each class, named after the class.
+
+    The images of a class may lie in further subfolders of its folder.
 
     A hash of its name, its class and the seed determines the split of each image, so that new, renamed and removed
     files move no other image: about 70 % of a class are for training, 15 % for validation and 15 % for testing. In a
@@ -50,6 +60,11 @@ def load_folder(path: str | os.PathLike[str], shape: Sequence[int] = SHAPE, seed
         Channels (1 for grey, 3 for RGB), height and width to which `read_image` resizes every image.
     seed : int
         Determines which image goes to which split, whatever `shape` is.
+    resize : {"crop", "squash"}
+        As for `read_image`: crop images of another aspect ratio, or scale height and width independently.
+    strict : bool
+        Whether a file that is not a readable image raises an error. Otherwise it is left out with a warning, and
+        `Dataset.skipped` names it.
 
     Returns
     -------
@@ -60,9 +75,14 @@ def load_folder(path: str | os.PathLike[str], shape: Sequence[int] = SHAPE, seed
     ------
     DatasetError
         If the folder does not exist or has fewer than two classes, a class has too few images, the splits differ in
-        their classes, or a file is not a readable image.
+        their classes, or no image of a class or split is readable; if `strict`, at the first file that is not readable.
     ArgumentError, ArgumentTypeError
-        If `shape` is not the shape of an image.
+        If `shape` is not the shape of an image, or an option is out of range.
+
+    Warns
+    -----
+    UserWarning
+        If files are left out.
 
     Examples
     --------
@@ -78,6 +98,8 @@ def load_folder(path: str | os.PathLike[str], shape: Sequence[int] = SHAPE, seed
     (('blue', 'red'), (31, 3, 32, 32), (4, 3, 32, 32), (5, 3, 32, 32))
     """
     shape = check_image_shape(shape)
+    check_choice("resize", resize, RESIZES)
+    check_flag("strict", strict)
     folders = _split_folders(Path(path))
     files = {split: _class_files(folder) for split, folder in folders.items()}
     class_names = tuple(files["train"])
@@ -94,9 +116,20 @@ def load_folder(path: str | os.PathLike[str], shape: Sequence[int] = SHAPE, seed
                 f"{folders[split]} and {folders['train']} differ in {differing}; expected the same classes in both"
             )
     _check_class_sizes(files, folders["train"])
-    paths, labels = _assign_splits(files, seed)
-    images = {f"X_{split}": _read_images(split_paths, shape) for split, split_paths in paths.items()}
-    return Dataset(str(path), **images, **{f"y_{split}": y for split, y in labels.items()}, class_names=class_names)
+    splits, skipped = dict[str, np.ndarray](), list[str]()
+    for split, entries in _assign_splits(files, seed).items():
+        paths = [os.path.join(folders.get(split, folders["train"]), file) for file, _ in entries]
+        X, errors = _read_split(paths, shape, resize, strict)
+        y = np.delete(np.array([label for _, label in entries], np.int64), [*errors])
+        _check_readable(split, y, class_names, errors)
+        splits |= {f"X_{split}": X, f"y_{split}": y}
+        skipped += [str(error) for error in errors.values()]
+    if skipped:
+        warnings.warn(
+            f"{len(skipped)} file{'s' * (len(skipped) != 1)} of {path} left out, such as the first: {skipped[0]}",
+            stacklevel=2,
+        )
+    return Dataset(str(path), **splits, class_names=class_names, skipped=tuple(skipped))
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
@@ -124,22 +157,38 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 def _subfolders(path: Path) -> list[Path]:
     """Return the subfolders in alphabetical order."""
-    return [entry for entry in _entries(path) if entry.is_dir()]
+    return [path / entry.name for entry in _entries(path) if entry.is_dir()]
 
 
-def _entries(path: Path) -> list[Path]:
+def _entries(path: str | Path) -> list[os.DirEntry[str]]:
     """Return what people put into a folder, in alphabetical order."""
-    return sorted(
-        entry
-        for entry in path.iterdir()
-        if not entry.name.startswith(".") and entry.name.lower() not in SYSTEM_NAMES and entry.name != "Icon\r"
-    )
+    with os.scandir(path) as entries:
+        kept = [
+            entry
+            for entry in entries
+            if not entry.name.startswith(".") and entry.name.lower() not in SYSTEM_NAMES and entry.name != "Icon\r"
+        ]
+    return sorted(kept, key=lambda entry: entry.name)
+
+
+def _files_below(folder: str, name: str, parents: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
+    """Yield the paths of all files below a subfolder; `parents` are the folders around it, for links that go round."""
+    place = os.path.join(folder, name)
+    status = os.stat(place)
+    if (identity := (status.st_dev, status.st_ino)) in parents:
+        return
+    for entry in _entries(place):
+        path = f"{name}/{entry.name}"
+        if entry.is_dir():
+            yield from _files_below(folder, path, parents | {identity})
+        else:
+            yield path
 
 
 def _class_files(folder: Path) -> ClassFiles:
-    """Return the files in the subfolder of each class."""
+    """Return the files below the subfolder of each class."""
     try:
-        classes = {subfolder.name: _entries(subfolder) for subfolder in _subfolders(folder)}
+        classes = {subfolder.name: [*_files_below(str(folder), subfolder.name)] for subfolder in _subfolders(folder)}
     except OSError as error:
         raise DatasetError(
             f"cannot read the folder {error.filename} ({error.strerror}); expected a folder with "
@@ -164,11 +213,11 @@ def _check_class_sizes(files: dict[str, ClassFiles], train_folder: Path) -> None
             )
 
 
-def _assign_splits(files: dict[str, ClassFiles], seed: int) -> tuple[dict[str, list[Path]], dict[str, np.ndarray]]:
-    """Return the files and the labels of every split; splits without a folder are taken from the training images."""
+def _assign_splits(files: dict[str, ClassFiles], seed: int) -> dict[str, list[tuple[str, int]]]:
+    """Return each split's files with their labels; splits without a folder are taken from the training images."""
     missing = [split for split in FRACTIONS if split not in files]
     fractions = [1 - sum(FRACTIONS[split] for split in missing), *(FRACTIONS[split] for split in missing)]
-    assigned: dict[str, list[tuple[Path, int]]] = {split: [] for split in FRACTIONS}
+    assigned: dict[str, list[tuple[str, int]]] = {split: [] for split in FRACTIONS}
     for split, classes in files.items():
         for label, class_files in enumerate(classes.values()):
             parts = _split_by_name(class_files, fractions, seed) if split == "train" else [class_files]
@@ -176,11 +225,10 @@ def _assign_splits(files: dict[str, ClassFiles], seed: int) -> tuple[dict[str, l
                 assigned[name] += [(file, label) for file in part]
     for split in ("train", *missing):
         assigned[split].sort(key=lambda entry: _position(entry[0], seed))  # mixes the classes
-    paths = {split: [file for file, _ in entries] for split, entries in assigned.items()}
-    return paths, {split: np.array([label for _, label in entries], np.int64) for split, entries in assigned.items()}
+    return assigned
 
 
-def _split_by_name(files: list[Path], fractions: Sequence[float], seed: int) -> list[list[Path]]:
+def _split_by_name(files: list[str], fractions: Sequence[float], seed: int) -> list[list[str]]:
     """Split the files of a class by the positions of their names, at least one to each split."""
     files = sorted(files, key=lambda file: _position(file, seed))
     positions = [_position(file, seed) for file in files]
@@ -188,14 +236,36 @@ def _split_by_name(files: list[Path], fractions: Sequence[float], seed: int) -> 
     return [files[start:end] for start, end in itertools.pairwise([0, *cuts, len(files)])]
 
 
-def _position(file: Path, seed: int) -> float:
-    """Return a number from 0 to 1 that depends on nothing but the class, the name and the seed."""
-    name = unicodedata.normalize("NFC", f"{seed}/{file.parent.name}/{file.name}")  # macOS decomposes accents
+def _position(file: str, seed: int) -> float:
+    """Return a number from 0 to 1 that depends on nothing but the class, the name in its folder and the seed."""
+    name = unicodedata.normalize("NFC", f"{seed}/{file}")  # macOS decomposes accents
     return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:6], "big") / (1 << 48)
 
 
-def _read_images(paths: list[Path], shape: Sequence[int]) -> np.ndarray:
-    images = np.empty((len(paths), *shape), np.uint8)
-    for image, path in zip(images, paths, strict=True):
-        image[...] = read_image(path, shape)
-    return images
+def _read_split(
+    paths: Sequence[str], shape: tuple[int, int, int], resize: str, strict: bool
+) -> tuple[np.ndarray, dict[int, DatasetError]]:
+    """Return the images of a split, and the errors of files that cannot be read, by their numbers in `paths`."""
+    images, errors = np.empty((len(paths), *shape), np.uint8), dict[int, DatasetError]()
+
+    def store(i: int, image: np.ndarray | DatasetError) -> None:
+        if not isinstance(image, DatasetError):
+            images[i] = image
+        elif strict or isinstance(image.__cause__, ImportError):
+            raise image
+        else:
+            errors[i] = image
+
+    with without_warnings():
+        read_images(paths, shape, resize, store)
+    return np.delete(images, [*errors], axis=0) if errors else images, errors
+
+
+def _check_readable(split: str, y: np.ndarray, class_names: tuple[str, ...], errors: dict[int, DatasetError]) -> None:
+    """Check that leaving unreadable files out left images: of each class for training, of any class in other splits."""
+    empty = np.flatnonzero(np.bincount(y, minlength=len(class_names)) == 0)
+    if errors and (len(y) == 0 or (split == "train" and len(empty))):
+        names = ", ".join(class_names[label] for label in empty.tolist())
+        raise DatasetError(
+            f"no {split} image of {names} can be read: the first error is: {next(iter(errors.values()))}"
+        )

@@ -2,17 +2,24 @@
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from math import isqrt
 from typing import Any
 
 import numpy as np
 
-from xpconv._validation import check_count
+from xpconv._validation import check_choice, check_count
 from xpconv.data._file_kind import file_kind
 from xpconv.errors import ArgumentError, DatasetError, import_failure
+from xpconv.ops.numpy._workers import num_threads
 
-__all__ = ["check_image_shape", "read_image"]
+__all__ = ["RESIZES", "check_image_shape", "read_image", "read_images", "without_warnings"]
+
+RESIZES = ("crop", "squash")
+"""How an image of another aspect ratio is fitted to a shape: its centre is cropped, or all of it is squashed."""
 
 MODES = {1: "L", 3: "RGB"}
 MAX_PIXELS = 1 << 25  # decoded and converted, they take about 600 MB
@@ -25,11 +32,11 @@ TOO_MANY_PIXELS = (
 )
 
 
-def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray:
+def read_image(path: str | os.PathLike[str], shape: Sequence[int], resize: str = "crop") -> np.ndarray:
     """Read an image file as pixels from 0 to 255, converted to a model's number of channels and size.
 
-    Each pixel is the average of the area that it covers in the file; height and width are scaled independently. An
-    image whose EXIF data gives an orientation is turned upright first. Transparent pixels are shown on white.
+    Each pixel is the average of the area that it covers in the file. An image whose EXIF data gives an orientation is
+    turned upright first. Transparent pixels are shown on white.
 
     Parameters
     ----------
@@ -38,6 +45,9 @@ def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray
         At most 2**25 pixels; a JPEG may have more, since it is decoded at a fraction of its size then.
     shape : (int, int, int)
         Channels (1 for grey, 3 for RGB), height and width.
+    resize : {"crop", "squash"}
+        If the image has another aspect ratio: take the largest part around its centre that has this one, or scale
+        height and width independently.
 
     Returns
     -------
@@ -50,7 +60,7 @@ def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray
         If Pillow is not installed, or the file is missing, damaged, too large to be decompressed safely, or has more
         than 8 bits per channel.
     ArgumentError, ArgumentTypeError
-        If `shape` is not the shape of an image.
+        If `shape` is not the shape of an image, or `resize` is unknown.
 
     Examples
     --------
@@ -63,7 +73,83 @@ def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray
     ...     read_image(path, (3, 2, 2))[:, 0, 0]
     array([255,   0,   0], dtype=uint8)
     """
-    channels, height, width = check_image_shape(shape)
+    shape = check_image_shape(shape)
+    check_choice("resize", resize, RESIZES)
+    with without_warnings():
+        return _read(path, shape, resize)
+
+
+def read_images(
+    paths: Sequence[str], shape: Sequence[int], resize: str, store: Callable[[int, np.ndarray | DatasetError], object]
+) -> None:
+    """Read image files by several threads, and call ``store(i, image)`` in this thread for each one, in order.
+
+    Few images wait to be stored, so the memory does not grow with their number. No thread is left afterwards.
+
+    Parameters
+    ----------
+    paths : sequence of str
+    shape, resize
+        As for `read_image`.
+    store : callable
+        For a file that cannot be read it gets the error in place of the image. If `store` raises an error, no more
+        files are read.
+
+    Examples
+    --------
+    >>> read_images(["no/such/file.png"], (3, 8, 8), "crop", print)
+    0 cannot read the image no/such/file.png: No such file or directory
+    """
+    shape = check_image_shape(shape)
+    check_choice("resize", resize, RESIZES)
+
+    def read(path: str) -> np.ndarray | DatasetError:
+        try:
+            return _read(path, shape, resize)
+        except DatasetError as error:
+            return error
+
+    threads = min(num_threads(), len(paths))
+    if threads <= 1:
+        for i, path in enumerate(paths):
+            store(i, read(path))
+        return
+    waiting: deque[Future[np.ndarray | DatasetError]] = deque()
+    with ThreadPoolExecutor(threads, "xpconv-images") as pool:
+        try:
+            for i, path in enumerate(paths):
+                waiting.append(pool.submit(read, path))
+                if len(waiting) == 4 * threads:
+                    store(i + 1 - len(waiting), waiting.popleft().result())
+            while waiting:
+                store(len(paths) - len(waiting), waiting.popleft().result())
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Silence Pillow's warnings of unusual files, and refuse images with too many pixels.
+
+    The filters of warnings belong to the whole process, so background threads must not use this.
+
+    Examples
+    --------
+    >>> with without_warnings():
+    ...     warnings.warn("corrupt EXIF data")
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with suppress(Exception):  # without Pillow, reading an image says what is missing
+            from PIL import Image
+
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def _read(path: str | os.PathLike[str], shape: tuple[int, int, int], resize: str) -> np.ndarray:
+    """Read an image file as `read_image` does, in any thread."""
+    channels, height, width = shape
     if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for its other end
         raise DatasetError(f"cannot read the image {os.fspath(path)}: it is not a file")
     try:
@@ -71,13 +157,10 @@ def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray
     except Exception as error:  # an incompatible library may raise anything
         raise DatasetError(import_failure("reading images needs Pillow", error)) from error
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as file:
-                _check_8_bit(file)
-                _limit_pixels(file, max(height, width))
-                image = _on_white(ImageOps.exif_transpose(file)).convert(MODES[channels])
+        with Image.open(path, formats=FORMATS) as file:
+            _check_8_bit(file)
+            _limit_pixels(file, max(height, width))
+            image = _on_white(ImageOps.exif_transpose(file)).convert(MODES[channels])
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DatasetError(f"cannot read the image {os.fspath(path)}: {TOO_MANY_PIXELS}") from error
     except UnidentifiedImageError as error:
@@ -90,8 +173,17 @@ def read_image(path: str | os.PathLike[str], shape: Sequence[int]) -> np.ndarray
         raise DatasetError(f"cannot read the image {os.fspath(path)}: {error.strerror or error}") from error
     except Exception as error:  # a damaged image may raise anything
         raise DatasetError(f"cannot read the image {os.fspath(path)}: {error}") from error
-    pixels = np.asarray(image.resize((width, height), Image.Resampling.BOX))
+    box = _centre(image.size, width / height) if resize == "crop" else None
+    pixels = np.asarray(image.resize((width, height), Image.Resampling.BOX, box=box))
     return pixels.reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def _centre(size: tuple[int, int], aspect_ratio: float) -> tuple[float, float, float, float]:
+    """Return the largest box (left, top, right, bottom) in the centre that has an aspect ratio, width over height."""
+    width, height = size
+    cut_width, cut_height = min(width, height * aspect_ratio), min(height, width / aspect_ratio)
+    left, top = (width - cut_width) / 2, (height - cut_height) / 2
+    return left, top, left + cut_width, top + cut_height
 
 
 def check_image_shape(shape: Sequence[int]) -> tuple[int, int, int]:

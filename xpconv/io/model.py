@@ -59,7 +59,8 @@ def save_model(model: Sequential, path: str | os.PathLike[str]) -> None:
     if model.preprocessing is not None:
         stores["preprocessing"] = {"mean": model.preprocessing.mean, "std": model.preprocessing.std}
     arrays = {f"{kind}.{name}": to_host(a) for kind, store in stores.items() for name, a in store.items()}
-    description, specs = model.config(), {name: ArraySpec(a.shape, a.dtype.name) for name, a in arrays.items()}
+    description = {**model.config(), **_image_files(model)}
+    specs = {name: ArraySpec(a.shape, a.dtype.name) for name, a in arrays.items()}
     try:
         check_registered(model.layers)
         expected = _expected_specs("the model", description, specs)
@@ -108,15 +109,28 @@ def load_model(path: str | os.PathLike[str], backend: str | Backend | None = Non
     except DESCRIPTION_ERRORS as error:
         raise CheckpointError(f"{file.path} does not describe a model ({printable(error)})") from error
     arrays = file.read(expected)
-    model = Sequential.from_config(file.description, backend)
+    config, resize = _split_description(file.description)
+    model = Sequential.from_config(config, backend)
     model.params = {name: backend.asarray(arrays[f"params.{name}"]) for name in model.params}
     model.state = {name: backend.asarray(arrays[f"state.{name}"]) for name in model.state}
     if "preprocessing.mean" in expected:
         try:
-            model.preprocessing = Preprocessing(arrays["preprocessing.mean"], arrays["preprocessing.std"])
+            model.preprocessing = Preprocessing(arrays["preprocessing.mean"], arrays["preprocessing.std"], resize)
         except ArgumentError as error:
             raise CheckpointError(f"{file.path} has no usable preprocessing: {error}") from error
     return model
+
+
+def _image_files(model: Sequential) -> dict[str, str]:
+    """Return what a model's file says of image files, besides the model's `config`."""
+    resize = model.preprocessing and model.preprocessing.resize
+    return {"resize": resize} if resize else {}
+
+
+def _split_description(description: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """Return the `config` of a model, and how image files are fitted to its input shape."""
+    config = {name: value for name, value in description.items() if name != "resize"}
+    return config, description.get("resize")
 
 
 class _SpecModel(Sequential):
@@ -133,6 +147,10 @@ class _SpecModel(Sequential):
 
 def _expected_specs(owner: str, description: Mapping[str, Any], specs: Mapping[str, ArraySpec]) -> dict[str, ArraySpec]:
     """Return the specs of a described model's arrays; the actual `specs` give the shapes of its preprocessing."""
+    given = description
+    description, resize = _split_description(given)
+    if "resize" in given and (resize not in ("crop", "squash") or "preprocessing.mean" not in specs):
+        raise ValueError(f"resize is {resize!r}")
     model = _SpecModel(**arguments_of(description))
     # JSON tells 1 from 1.0 and from true, which are equal in Python.
     same = json.dumps(model.config(), sort_keys=True) == json.dumps(description, sort_keys=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import array_api_compat
 
+from xpconv._validation import check_choice
 from xpconv.backend import Array, Backend
 from xpconv.errors import ArgumentError, ArgumentTypeError
 
@@ -22,6 +23,9 @@ class Preprocessing:
     mean, std : number or array
         Broadcast against one sample: a whole mean image (C, H, W), one value a channel (C, 1, 1) or one value (). Both
         must be finite, and `std` above 0; a model checks them when it gets them.
+    resize : {"crop", "squash"}, optional
+        How `xpconv.data.images.read_image` is to fit image files to the input shape. The model does not use it, but
+        its file keeps it.
 
     Examples
     --------
@@ -33,6 +37,7 @@ class Preprocessing:
 
     mean: Array
     std: Array
+    resize: str | None = None
 
 
 def fits_samples(shape: tuple[int, ...], input_shape: tuple[int, ...]) -> bool:
@@ -65,10 +70,11 @@ def on_device(value: Preprocessing, backend: Backend, dtype: str, input_shape: t
     """
     if not isinstance(value, Preprocessing):
         raise ArgumentTypeError(f"preprocessing is {value!r}; expected a Preprocessing(mean, std) or None")
+    if value.resize is not None:
+        check_choice("preprocessing.resize", value.resize, ("crop", "squash"))
     with backend.current():
-        return Preprocessing(
-            *(_checked(name, getattr(value, name), backend, dtype, input_shape) for name in ("mean", "std"))
-        )
+        mean, std = (_checked(name, getattr(value, name), backend, dtype, input_shape) for name in ("mean", "std"))
+    return Preprocessing(mean, std, value.resize)
 
 
 def _checked(name: str, value: Any, backend: Backend, dtype: str, input_shape: tuple[int, ...]) -> Array:
