@@ -16,7 +16,7 @@ from xpconv.layers import reference
 from xpconv.ops.random_bits import keep_mask
 
 NOT_DIFFERENTIABLE = ("running", "y")
-ELEMENTWISE = ("relu", "dropout")  # layers that accept an empty batch
+ELEMENTWISE = ("relu", "leaky_relu", "gelu", "silu", "dropout")  # layers that accept an empty batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +110,10 @@ def ties(*shape):
     return lambda rng: rng.integers(0, 2, shape).astype(np.float64)
 
 
+def spread(*shape):
+    return lambda rng: rng.uniform(-10, 10, shape)
+
+
 # ---- oracles for layers whose loop version has another name or other arguments
 
 
@@ -146,6 +150,17 @@ ROWS = [
     Row("affine", "no_bias", {"x": (4, 6), "w": (6, 3), "b": None}),
     Row("relu", "flat", {"x": (4, 6)}),
     Row("relu", "images", _images),
+    Row("leaky_relu", "flat", {"x": (4, 6)}),
+    Row("leaky_relu", "images", _images, {"negative_slope": 0.3}),
+    Row("leaky_relu", "ties", {"x": ties(4, 6)}, {"negative_slope": 2}, kinks=True),
+    Row("gelu", "flat", {"x": (4, 6)}),
+    Row("gelu", "images", _images, {"approximate": "none"}),
+    Row("gelu", "wide", {"x": spread(4, 9)}),
+    Row("gelu", "tanh", _images, {"approximate": "tanh"}),
+    Row("gelu", "tanh_wide", {"x": spread(4, 9)}, {"approximate": "tanh"}),
+    Row("silu", "flat", {"x": (4, 6)}),
+    Row("silu", "images", _images),
+    Row("silu", "wide", {"x": spread(4, 9)}),
     Row("conv", "plain", _conv),
     Row("conv", "same_size", _conv, {"padding": 1}),
     Row("conv", "same", {**_conv, "w": (4, 2, 3, 5)}, {"padding": "same"}),
@@ -280,6 +295,15 @@ class Torch:
     def relu(self, x):
         return self.F.relu(x)
 
+    def leaky_relu(self, x, negative_slope=0.01):
+        return self.F.leaky_relu(x, negative_slope)
+
+    def gelu(self, x, approximate="none"):
+        return self.F.gelu(x, approximate=approximate)
+
+    def silu(self, x):
+        return self.F.silu(x)
+
     def conv(self, x, w, b, stride=1, padding=0, dilation=1, groups=1, algorithm=None):
         x, padding = self.pad(x, padding, 0)
         return self.F.conv2d(x, w, b, as_pair(stride), padding, as_pair(dilation), groups)
@@ -363,11 +387,13 @@ OBJECTS = {
         ],
     ),
     nn.Dropout: Object([nn.Dropout()], lambda t, a, shape: [t.Dropout(1 - a.keep_prob)]),
+    nn.Gelu: Object([nn.Gelu(), nn.Gelu("tanh")], lambda t, a, shape: [t.GELU(a.approximate)]),
     nn.GlobalAvgPool: Object([nn.GlobalAvgPool()], lambda t, a, shape: [t.AdaptiveAvgPool2d(1), t.Flatten()]),
     nn.GroupNorm: Object(
         [nn.GroupNorm(), nn.GroupNorm(groups=2, eps=1e-2)], lambda t, a, shape: [t.GroupNorm(a.groups, shape[0], a.eps)]
     ),
     nn.LayerNorm: Object([nn.LayerNorm(), nn.LayerNorm(eps=1e-2)], lambda t, a, shape: [t.LayerNorm(shape, a.eps)]),
+    nn.LeakyRelu: Object([nn.LeakyRelu(), nn.LeakyRelu(0.2)], lambda t, a, shape: [t.LeakyReLU(a.negative_slope)]),
     nn.MaxPool: Object(
         [nn.MaxPool(), nn.MaxPool((3, 2), 1, padding=1)],
         lambda t, a, shape: [t.MaxPool2d(a.kernel_size, a.stride, a.padding)],
@@ -377,6 +403,7 @@ OBJECTS = {
         lambda t, a, shape: [t.ZeroPad3d((0, 0, 0, 0, 0, a.channels - shape[0]))],
     ),
     nn.Relu: Object([nn.Relu()], lambda t, a, shape: [t.ReLU()]),
+    nn.Silu: Object([nn.Silu()], lambda t, a, shape: [t.SiLU()]),
     nn.Residual: Object(
         [
             nn.Residual([nn.Conv(4, padding=1), nn.Relu(), nn.Residual([nn.BatchNorm()])]),

@@ -84,6 +84,22 @@ def arguments_of_relu_backward(place, x, window):
     return place(x), place(draw(*x.shape, seed=2) > 0, bool)
 
 
+def arguments_of_leaky_relu(place, x, window):
+    return place(x), window.stride[0] / 4
+
+
+def arguments_of_leaky_relu_backward(place, x, window):
+    return place(x), place(draw(*x.shape, seed=2) > 0, bool), window.stride[0] / 4
+
+
+def arguments_of_gated(place, x, window):
+    return place(4 * x), ("normal", "normal-tanh", "logistic", "normal")[window.stride[0] - 1]
+
+
+def arguments_of_gated_backward(place, x, window):
+    return place(x), place(draw(*x.shape, seed=2))
+
+
 def arguments_of_update_running_stats(place, x, window):
     arrays = [place(draw(x.shape[1], seed=seed)) for seed in range(4)]
     num_batches = None if window.stride[0] % 2 else place(np.full(1, float(window.stride[1])))
@@ -164,6 +180,10 @@ ARGUMENTS = {
     "add": arguments_of_add,
     "relu": arguments_of_relu,
     "relu_backward": arguments_of_relu_backward,
+    "leaky_relu": arguments_of_leaky_relu,
+    "leaky_relu_backward": arguments_of_leaky_relu_backward,
+    "gated": arguments_of_gated,
+    "gated_backward": arguments_of_gated_backward,
     "adam_step": arguments_of_adam_step,
     "flush_denormals": arguments_of_flush_denormals,
     "move_toward": arguments_of_move_toward,

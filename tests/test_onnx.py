@@ -135,7 +135,17 @@ LAYERS = {kind: st.sampled_from(each.examples) for kind, each in OBJECTS.items()
     nn.GroupNorm: st.builds(nn.GroupNorm, st.sampled_from([1, 2, 4]), eps=st.sampled_from([1e-5, 1e-2])),
     nn.MaxPool: pools(nn.MaxPool),
 }
-FLAT = (nn.Affine, nn.BatchNorm, nn.Dropout, nn.GroupNorm, nn.LayerNorm, nn.Relu)
+FLAT = (
+    nn.Affine,
+    nn.BatchNorm,
+    nn.Dropout,
+    nn.Gelu,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.LeakyRelu,
+    nn.Relu,
+    nn.Silu,
+)
 """The layers that also take samples of one axis."""
 
 

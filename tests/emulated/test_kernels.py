@@ -375,6 +375,13 @@ def test_elementwise_operations_equal_the_portable_versions(monkeypatch, dtype):
         x = place(rng, draw(rng, *shape), dtype)
         (_, mask), _ = check("relu", [x], {}, dtype, tolerance=0)
         check("relu_backward", [place(rng, draw(rng, *shape), dtype), mask], {}, dtype, tolerance=0)
+        slope = any_of(rng, 0.0, 0.25, 2.0)
+        (_, mask), _ = check("leaky_relu", [x, slope], {}, dtype, tolerance=0)
+        check("leaky_relu_backward", [place(rng, draw(rng, *shape), dtype), mask, slope], {}, dtype, tolerance=0)
+        for gate in ("normal", "normal-tanh", "logistic"):
+            check(
+                "gated", [place(rng, any_of(rng, 1, 5, 1e30) * draw(rng, *shape), dtype), gate], {}, dtype, scale=[1, 1]
+            )
         stats = [place(rng, draw(rng, 5), dtype) for _ in range(4)]
         for momentum, num_batches in product((0.0, 0.9, 1.0), (None, 0, 1, 1000)):
             count = None if num_batches is None else place(rng, np.full(1, float(num_batches)), dtype)

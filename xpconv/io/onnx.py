@@ -20,6 +20,7 @@ from xpconv.ops.windows import Window
 __all__ = ["CONVERTERS", "Converter", "Graph", "require_onnx", "to_onnx"]
 
 OPSET = 17  # the first (2022) with LayerNormalization; older runtimes cannot read later opsets
+GELU_OPSET = 20  # the first (2023) with Gelu
 MAX_WEIGHT_BYTES = 2**31 - 2**20  # a protobuf message must be smaller than 2 GiB; 1 MiB is left for the graph
 
 
@@ -90,6 +91,11 @@ def require_onnx() -> None:
 class Graph:
     """An ONNX graph under construction, whose values are referred to by name.
 
+    Attributes
+    ----------
+    opset : int
+        The version of ONNX's operators. A converter raises it if its operators need a later one.
+
     Examples
     --------
     >>> graph = Graph()
@@ -100,6 +106,7 @@ class Graph:
     def __init__(self) -> None:
         self.nodes: list[Any] = []
         self.constants: dict[str, np.ndarray] = {}
+        self.opset = OPSET
 
     def add_node(self, operator: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
         """Add an operator and return the name of its output."""
@@ -172,6 +179,19 @@ def _relu(graph: Graph, layer: nn.Relu, x: str, shape: Shape, params: dict[str, 
     return graph.add_node("Relu", x)
 
 
+def _leaky_relu(graph: Graph, layer: nn.LeakyRelu, x: str, shape: Shape, params: dict[str, str]) -> str:
+    return graph.add_node("LeakyRelu", x, alpha=layer.negative_slope)
+
+
+def _gelu(graph: Graph, layer: nn.Gelu, x: str, shape: Shape, params: dict[str, str]) -> str:
+    graph.opset = max(graph.opset, GELU_OPSET)
+    return graph.add_node("Gelu", x, approximate=layer.approximate)
+
+
+def _silu(graph: Graph, layer: nn.Silu, x: str, shape: Shape, params: dict[str, str]) -> str:
+    return graph.add_node("Mul", x, graph.add_node("Sigmoid", x))
+
+
 def _dropout(graph: Graph, layer: nn.Dropout, x: str, shape: Shape, params: dict[str, str]) -> str:
     return x
 
@@ -207,12 +227,15 @@ CONVERTERS: dict[type[Layer], Converter] = {
     nn.BatchNorm: _batch_norm,
     nn.Conv: _conv,
     nn.Dropout: _dropout,
+    nn.Gelu: _gelu,
     nn.GlobalAvgPool: _global_avg_pool,
     nn.GroupNorm: _group_norm,
     nn.LayerNorm: _layer_norm,
+    nn.LeakyRelu: _leaky_relu,
     nn.MaxPool: _max_pool,
     nn.PadChannels: _pad_channels,
     nn.Relu: _relu,
+    nn.Silu: _silu,
     nn.Residual: _residual,
 }
 """The converter of each layer type, ``converter(graph, layer, x, shape, params) -> output``.
@@ -261,7 +284,7 @@ def _model_proto(model: Sequential) -> Any:
         [helper.make_tensor_value_info("scores", onnx.TensorProto.FLOAT, ["N", model.num_classes])],
         [numpy_helper.from_array(values, name) for name, values in graph.constants.items() if name in used],
     )
-    opset = helper.make_opsetid("", OPSET)
+    opset = helper.make_opsetid("", graph.opset)
     proto = helper.make_model(
         graph_proto,
         opset_imports=[opset],

@@ -10,6 +10,7 @@ Source: the loop exercises of the Stanford CS231n assignments.
 """
 
 from collections.abc import Sequence
+from math import erf, exp, pi, sqrt, tanh
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -90,6 +91,110 @@ def relu_backward(dout: Array, cache: Cache) -> Array:
     dx = np.zeros_like(x)
     for index in np.ndindex(x.shape):
         dx[index] = dout[index] if x[index] > 0 else 0
+    return dx
+
+
+def leaky_relu_forward(x: Array, *, negative_slope: float = 0.01) -> Result:
+    """Compute x where it is positive and ``negative_slope * x`` elsewhere.
+
+    Examples
+    --------
+    >>> leaky_relu_forward(np.array([-1.0, 0.0, 2.0]), negative_slope=0.1)[0].tolist()
+    [-0.1, 0.0, 2.0]
+    """
+    out = x.copy()
+    for index in np.ndindex(x.shape):
+        out[index] = x[index] if x[index] > 0 else negative_slope * x[index]
+    return out, (x, negative_slope)
+
+
+def leaky_relu_backward(dout: Array, cache: Cache) -> Array:
+    """Return dx, which is dout where ``x > 0`` and ``negative_slope * dout`` elsewhere.
+
+    Examples
+    --------
+    >>> _, cache = leaky_relu_forward(np.array([-1.0, 2.0]), negative_slope=0.1)
+    >>> leaky_relu_backward(np.ones(2), cache).tolist()
+    [0.1, 1.0]
+    """
+    x, negative_slope = cache
+    dx = np.zeros_like(x)
+    for index in np.ndindex(x.shape):
+        dx[index] = dout[index] if x[index] > 0 else negative_slope * dout[index]
+    return dx
+
+
+def gelu_forward(x: Array, *, approximate: str = "none") -> Result:
+    """Compute ``x * P(x)`` with the normal distribution function P, by erf or approximated by tanh.
+
+    Source: Hendrycks and Gimpel, "Gaussian Error Linear Units (GELUs)", 2016.
+
+    Examples
+    --------
+    >>> gelu_forward(np.array([-1.0, 0.0, 2.0]))[0].round(4).tolist()
+    [-0.1587, 0.0, 1.9545]
+    """
+    out = x.copy()
+    for index in np.ndindex(x.shape):
+        v = float(x[index])
+        if approximate == "none":
+            P = (1 + erf(v / sqrt(2))) / 2
+        else:
+            P = (1 + tanh(sqrt(2 / pi) * (v + 0.044715 * v**3))) / 2
+        out[index] = v * P
+    return out, (x, approximate)
+
+
+def gelu_backward(dout: Array, cache: Cache) -> Array:
+    """Return dx, which is ``dout * (P(x) + x * P'(x))``.
+
+    Examples
+    --------
+    >>> _, cache = gelu_forward(np.array([-1.0, 0.0, 2.0]))
+    >>> gelu_backward(np.ones(3), cache).round(4).tolist()
+    [-0.0833, 0.5, 1.0852]
+    """
+    x, approximate = cache
+    dx = np.zeros_like(x)
+    for index in np.ndindex(x.shape):
+        v = float(x[index])
+        if approximate == "none":
+            P, slope = (1 + erf(v / sqrt(2))) / 2, exp(-v * v / 2) / sqrt(2 * pi)
+        else:
+            t = tanh(sqrt(2 / pi) * (v + 0.044715 * v**3))
+            P, slope = (1 + t) / 2, (1 - t * t) / 2 * sqrt(2 / pi) * (1 + 3 * 0.044715 * v * v)
+        dx[index] = dout[index] * (P + v * slope)
+    return dx
+
+
+def silu_forward(x: Array) -> Result:
+    """Compute ``x / (1 + exp(-x))``.
+
+    Examples
+    --------
+    >>> silu_forward(np.array([-1.0, 0.0, 2.0]))[0].round(4).tolist()
+    [-0.2689, 0.0, 1.7616]
+    """
+    out = x.copy()
+    for index in np.ndindex(x.shape):
+        out[index] = x[index] * _sigmoid(float(x[index]))
+    return out, (x,)
+
+
+def silu_backward(dout: Array, cache: Cache) -> Array:
+    """Return dx, which is ``dout * s * (1 + x * (1 - s))`` with ``s = 1 / (1 + exp(-x))``.
+
+    Examples
+    --------
+    >>> _, cache = silu_forward(np.array([-1.0, 0.0, 2.0]))
+    >>> silu_backward(np.ones(3), cache).round(4).tolist()
+    [0.0723, 0.5, 1.0908]
+    """
+    (x,) = cache
+    dx = np.zeros_like(x)
+    for index in np.ndindex(x.shape):
+        s = _sigmoid(float(x[index]))
+        dx[index] = dout[index] * s * (1 + x[index] * (1 - s))
     return dx
 
 
@@ -559,6 +664,10 @@ def svm_loss(x: Array, y: Array) -> tuple[float, Array]:
                 dx[n, c] += 1 / N
                 dx[n, y[n]] -= 1 / N
     return loss, dx
+
+
+def _sigmoid(v: float) -> float:
+    return (1 + tanh(v / 2)) / 2
 
 
 def _moments(values: Array) -> tuple[Any, Any]:

@@ -12,6 +12,7 @@ from xpconv._validation import (
     check_eps,
     check_flag,
     check_fraction,
+    check_nonnegative,
     check_pair,
     check_probability,
     is_integer,
@@ -28,13 +29,16 @@ __all__ = [
     "BatchNorm",
     "Conv",
     "Dropout",
+    "Gelu",
     "GlobalAvgPool",
     "GroupNorm",
     "Layer",
     "LayerNorm",
+    "LeakyRelu",
     "MaxPool",
     "PadChannels",
     "Relu",
+    "Silu",
 ]
 
 Shape = tuple[int, ...]
@@ -303,6 +307,65 @@ class Relu(_WithoutParameters):
 
     def forward(self, x: Array, p: Arrays, *, train: bool, seed: int) -> tuple[Array, Any]:
         return F.relu_forward(x)
+
+
+@dataclass(frozen=True)
+class LeakyRelu(_WithoutParameters):
+    """``x`` where it is positive and ``negative_slope * x`` elsewhere.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> LeakyRelu(0.1).forward(np.asarray([-1.0, 2.0]), {}, train=True, seed=0)[0]
+    array([-0.1,  2. ])
+    """
+
+    negative_slope: float = 0.01
+    _backward: ClassVar[Callable[..., Any]] = staticmethod(F.leaky_relu_backward)
+
+    def __post_init__(self) -> None:
+        _store(self, negative_slope=check_nonnegative("negative_slope", self.negative_slope))
+
+    def forward(self, x: Array, p: Arrays, *, train: bool, seed: int) -> tuple[Array, Any]:
+        return F.leaky_relu_forward(x, negative_slope=self.negative_slope)
+
+
+@dataclass(frozen=True)
+class Gelu(_WithoutParameters):
+    """``x * P(x)`` with the normal distribution function P, exact or with ``approximate="tanh"``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Gelu().forward(np.asarray([-1.0, 2.0]), {}, train=True, seed=0)[0].round(4)
+    array([-0.1587,  1.9545])
+    """
+
+    approximate: str = "none"
+    _backward: ClassVar[Callable[..., Any]] = staticmethod(F.gelu_backward)
+
+    def __post_init__(self) -> None:
+        check_choice("approximate", self.approximate, ("none", "tanh"))
+
+    def forward(self, x: Array, p: Arrays, *, train: bool, seed: int) -> tuple[Array, Any]:
+        return F.gelu_forward(x, approximate=self.approximate)
+
+
+@dataclass(frozen=True)
+class Silu(_WithoutParameters):
+    """``x / (1 + exp(-x))``, also called swish.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Silu().forward(np.asarray([-1.0, 2.0]), {}, train=True, seed=0)[0].round(4)
+    array([-0.2689,  1.7616])
+    """
+
+    _backward: ClassVar[Callable[..., Any]] = staticmethod(F.silu_backward)
+
+    def forward(self, x: Array, p: Arrays, *, train: bool, seed: int) -> tuple[Array, Any]:
+        return F.silu_forward(x)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ do not check their arguments; `xpconv.layers` does.
 """
 
 from xpconv.ops.conv import convolve, convolve_backward
-from xpconv.ops.elementwise import add, relu, relu_backward
+from xpconv.ops.elementwise import add, gated, gated_backward, leaky_relu, leaky_relu_backward, relu, relu_backward
 from xpconv.ops.finite import largest_finite
 from xpconv.ops.loss import add_l2_penalty, cross_entropy, softmax, softmax_cross_entropy
 from xpconv.ops.norm import normalise, normalise_backward, update_running_stats
@@ -23,8 +23,12 @@ __all__ = [
     "cross_entropy",
     "flush_denormals",
     "fold",
+    "gated",
+    "gated_backward",
     "keep_mask",
     "largest_finite",
+    "leaky_relu",
+    "leaky_relu_backward",
     "max_pool",
     "max_pool_backward",
     "move_toward",

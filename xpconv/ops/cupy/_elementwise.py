@@ -1,17 +1,43 @@
 """Elementwise operations on CuPy arrays with any strides."""
 
-from math import log
+from math import log, pi, sqrt
 
 import cupy
 
 from xpconv.ops.cupy._launch import Array
 from xpconv.ops.dispatch import accelerate
+from xpconv.ops.elementwise import TANH_GATE
 from xpconv.ops.update import flush_threshold
 
 _relu = cupy.ElementwiseKernel(
     "T x", "T out, bool mask", "mask = x > 0; out = mask || x != x ? x : T(0)", "xpconv_relu"
 )
 _relu_backward = cupy.ElementwiseKernel("T dout, bool mask", "T dx", "dx = mask ? dout : T(0)", "xpconv_relu_backward")
+_leaky_relu = cupy.ElementwiseKernel(
+    "T x, T slope", "T out, bool mask", "mask = x > 0; out = mask ? x : slope * x", "xpconv_leaky_relu"
+)
+_leaky_relu_backward = cupy.ElementwiseKernel(
+    "T dout, bool mask, T slope", "T dx", "dx = mask ? dout : slope * dout", "xpconv_leaky_relu_backward"
+)
+_normal, _logistic = (
+    cupy.ElementwiseKernel(
+        "T x, T a, T b",
+        "T out, T derivative",
+        f"const T t = fmin(abs(x), T(750)); {tail}; const T P = x > 0 ? 1 - tail : tail;"
+        "out = x * P; derivative = P + x * density",
+        f"xpconv_gated_{name}",
+    )
+    for name, tail in {
+        "normal": "const T tail = erfc(a * t) / 2, density = b * exp(-t * t / 2)",
+        "logistic": "const T power = exp(-t * (a + b * t * t)), tail = power / (1 + power);"
+        "const T density = (a + 3 * b * t * t) * tail / (1 + power)",
+    }.items()
+)
+_GATES = {
+    "normal": (_normal, 1 / sqrt(2), 1 / sqrt(2 * pi)),
+    "normal-tanh": (_logistic, TANH_GATE[0], TANH_GATE[0] * TANH_GATE[1]),
+    "logistic": (_logistic, 1.0, 0.0),
+}
 _update_running_stats = cupy.ElementwiseKernel(
     "T mean, T var, T batch_mean, T batch_var, T weight, T rest",
     "T next_mean, T next_var",
@@ -48,6 +74,27 @@ def relu(x: Array) -> tuple[Array, Array]:
 def relu_backward(dout: Array, mask: Array) -> Array:
     """Use one kernel."""
     return _relu_backward(dout, mask)
+
+
+@accelerate("cupy")
+def leaky_relu(x: Array, negative_slope: float) -> tuple[Array, Array]:
+    """Write both results in one kernel."""
+    out, mask = _leaky_relu(x, negative_slope)
+    return out, mask
+
+
+@accelerate("cupy")
+def leaky_relu_backward(dout: Array, mask: Array, negative_slope: float) -> Array:
+    """Use one kernel."""
+    return _leaky_relu_backward(dout, mask, negative_slope)
+
+
+@accelerate("cupy")
+def gated(x: Array, gate: str) -> tuple[Array, Array]:
+    """Write both results in one kernel."""
+    kernel, a, b = _GATES[gate]
+    out, derivative = kernel(x, a, b)
+    return out, derivative
 
 
 @accelerate("cupy")

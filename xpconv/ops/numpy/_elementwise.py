@@ -1,13 +1,18 @@
 """Elementwise operations and losses on NumPy."""
 
+from collections.abc import Callable
+from math import pi, sqrt
+
 import numpy as np
 
 from xpconv.ops.dispatch import accelerate
+from xpconv.ops.elementwise import MILLS, TANH_GATE
 from xpconv.ops.numpy._scratch import scratch
 from xpconv.ops.numpy._tiles import map_tiles
 from xpconv.ops.update import flush_threshold
 
 Array = np.ndarray
+_GATED_VALUES = 1 << 15  # of each array in a block of `gated`, whose four arrays fit in L2 in float32
 
 
 def write_where(mask: Array, values: Array, out: Array) -> None:
@@ -125,3 +130,141 @@ def relu_backward(dout: Array, mask: Array) -> Array:
 
     map_tiles(dx, dout, mask, function=tile, axis=0)
     return dx
+
+
+@accelerate("numpy")
+def leaky_relu(x: Array, negative_slope: float) -> tuple[Array, Array]:
+    """Write both results while the input is in the cache."""
+    out, mask = np.empty(x.shape, x.dtype), np.empty(x.shape, bool)
+
+    def tile(out: Array, mask: Array, x: Array) -> tuple[()]:
+        np.greater(x, 0, out=mask)
+        _scale_negative(x, mask, negative_slope, out)
+        return ()
+
+    map_tiles(out, mask, x, function=tile, axis=0)
+    return out, mask
+
+
+@accelerate("numpy")
+def leaky_relu_backward(dout: Array, mask: Array, negative_slope: float) -> Array:
+    """Multiply by 1 or by the slope, whichever the mask selects."""
+    dx = np.empty(dout.shape, dout.dtype)
+
+    def tile(dx: Array, dout: Array, mask: Array) -> tuple[()]:
+        _scale_negative(dout, mask, negative_slope, dx)
+        return ()
+
+    map_tiles(dx, dout, mask, function=tile, axis=0)
+    return dx
+
+
+def _scale_negative(values: Array, mask: Array, negative_slope: float, out: Array) -> None:
+    """Write ``where(mask, values, negative_slope * values)`` to `out`.
+
+    The mask selects the bit patterns of the factors by integer arithmetic; np.where is slow for random masks.
+    """
+    bits = out.view(f"i{out.itemsize}")
+    low, high = np.array([negative_slope, 1], out.dtype).view(bits.dtype)
+    np.multiply(mask, high - low, out=bits)
+    bits += low
+    out *= values
+
+
+@accelerate("numpy")
+def gated(x: Array, gate: str) -> tuple[Array, Array]:
+    """Compute both results in blocks that stay in the cache."""
+    out, derivative = np.empty(x.shape, x.dtype), np.empty(x.shape, x.dtype)
+
+    def tile(out: Array, derivative: Array, x: Array) -> tuple[()]:
+        arrays = out.reshape(-1), derivative.reshape(-1), x.reshape(-1)
+        with np.errstate(over="ignore"):  # exp(inf) makes P 0, and exp(-inf) makes the density 0.
+            for start in range(0, out.size, _GATED_VALUES):
+                _gate_block(gate, *(a[start : start + _GATED_VALUES] for a in arrays))
+        return ()
+
+    map_tiles(out, derivative, x, function=tile, axis=0)
+    return out, derivative
+
+
+@accelerate("numpy")
+def gated_backward(dout: Array, derivative: Array) -> Array:
+    """Multiply on all threads."""
+    dx = np.empty(dout.shape, dout.dtype)
+
+    def tile(dx: Array, dout: Array, derivative: Array) -> tuple[()]:
+        np.multiply(dout, derivative, out=dx)
+        return ()
+
+    map_tiles(dx, dout, derivative, function=tile, axis=0)
+    return dx
+
+
+def _gate_block(gate: str, out: Array, derivative: Array, x: Array) -> None:
+    """Write the results of `gated` for a block."""
+    P, density = scratch("gate", x.shape, x.dtype), derivative
+    _GATES[gate](x, P, density, out)
+    np.multiply(x, P, out=out)
+    density *= x
+    np.add(P, density, out=derivative)
+
+
+def _normal(x: Array, P: Array, density: Array, r: Array) -> None:
+    """Write the distribution function and the density of the normal distribution; `r` is scratch memory."""
+    k, (*others, last) = MILLS[x.dtype.name]
+    v = density
+    np.abs(x, out=r)
+    r += k
+    np.divide(1, r, out=r)
+    np.subtract(r, 0.5 / k, out=v)
+    np.multiply(v, last, out=P)
+    for coefficient in others[:0:-1]:
+        P += coefficient
+        P *= v
+    P += others[0]
+    P *= r
+    np.multiply(x, x, out=density)
+    density *= -0.5
+    np.exp(density, out=density)
+    P *= density  # the tail
+    density *= 1 / sqrt(2 * pi)
+    np.subtract(0.5, P, out=P)
+    bits, sign = f"i{x.itemsize}", -(1 << 8 * x.itemsize - 1)
+    np.bitwise_and(x.view(bits), sign, out=r.view(bits))
+    np.bitwise_xor(P.view(bits), r.view(bits), out=P.view(bits))  # Change the sign where x is negative.
+    P += 0.5
+
+
+def _tanh(x: Array, P: Array, density: Array, power: Array) -> None:
+    """Write the distribution function and the density of the approximation by tanh; `power` is scratch memory."""
+    a, b = TANH_GATE
+    np.clip(x, -750, 750, out=density)  # Without this, an infinite square would make the density NaN.
+    density *= density
+    np.multiply(density, -a * b, out=power)
+    power -= a
+    power *= x
+    np.exp(power, out=P)
+    P += 1
+    np.divide(1, P, out=P)
+    np.subtract(1, P, out=power)
+    power *= P
+    density *= 3 * a * b
+    density += a
+    density *= power
+
+
+def _logistic(x: Array, P: Array, density: Array, power: Array) -> None:
+    """Write the distribution function and the density of the logistic distribution; `power` is scratch memory."""
+    np.negative(x, out=density)
+    np.exp(density, out=P)
+    P += 1
+    np.divide(1, P, out=P)
+    np.subtract(1, P, out=density)
+    density *= P
+
+
+_GATES: dict[str, Callable[[Array, Array, Array, Array], None]] = {
+    "normal": _normal,
+    "normal-tanh": _tanh,
+    "logistic": _logistic,
+}
