@@ -7,7 +7,7 @@ from xpconv.backend import to_host
 from xpconv.data.augment import parse_augmentation
 from xpconv.nn import Affine, BatchNorm, Conv, Dropout, Relu, Sequential
 
-HISTORIES = ("loss_history", "learning_rate_history", "train_acc_history", "val_acc_history")
+HISTORIES = ("loss_history", "learning_rate_history", "train_acc_history", "val_acc_history", "val_loss_history")
 
 
 def make_solver(data, *, backend="numpy", dtype="float64", filters=3, **options):

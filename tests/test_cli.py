@@ -90,7 +90,16 @@ def test_pictures_are_pngs_of_a_readable_size(bare):
 def test_metrics_have_one_row_per_iteration_and_accuracies_where_they_were_checked(bare):
     rows, config = rows_of(bare.folder), config_of(bare.folder)
     health = ["update_ratio_W1", "update_ratio_W2", "update_ratio_W3", "dead_relu_1", "dead_relu_2"]
-    assert list(rows[0]) == ["iteration", "epoch", "loss", "learning_rate", "train_accuracy", "val_accuracy", *health]
+    assert list(rows[0]) == [
+        "iteration",
+        "epoch",
+        "loss",
+        "learning_rate",
+        "train_accuracy",
+        "val_accuracy",
+        "val_loss",
+        *health,
+    ]
     assert all(bool(row[name]) == bool(row["val_accuracy"]) for row in rows for name in health)
     assert [int(row["iteration"]) for row in rows] == list(range(1, config["iterations"] + 1))
     per_epoch = config["iterations"] // config["settings"]["epochs"]

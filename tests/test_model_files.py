@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from tests.nets import IMAGE, NETS
 from xpconv import Preprocessing, Sequential, load_model, nn, save_model
 from xpconv.errors import CheckpointError
-from xpconv.io._safetensors import ArrayFile, write_arrays
+from xpconv.io._safetensors import VERSION, ArrayFile, write_arrays
 
 
 @pytest.fixture(params=NETS, ids=lambda name: name.replace(" ", "-"))
@@ -54,7 +54,7 @@ def test_the_file_contains_the_architecture(tmp_path):
     metadata = json.loads(header[8 : 8 + size])["__metadata__"]
     document = json.loads(metadata["xpconv"])
     config = document["description"]
-    assert (document["format"], document["version"]) == ("xpconv-model", 2)
+    assert (document["format"], document["version"]) == ("xpconv-model", VERSION)
     assert list(metadata) == ["xpconv"]
     assert config["name"] == "ConvNet"
     assert config["dtype"] == "float32"
@@ -221,16 +221,20 @@ def test_equal_models_give_equal_bytes(tmp_path):
 
 
 def test_files_of_another_format_or_version_are_refused(saved, monkeypatch):
-    monkeypatch.setattr("xpconv.io._safetensors.VERSION", 1)
-    with pytest.raises(CheckpointError, match="has format 'xpconv-model', version 2; expected 'xpconv-model', ver"):
-        load_model(saved)
-    monkeypatch.setattr("xpconv.io._safetensors.VERSION", 3)
+    monkeypatch.setattr("xpconv.io._safetensors.VERSION", VERSION - 1)
     with pytest.raises(
-        CheckpointError, match=r"was written by an older version of xpconv.*version 3\): train again, or"
+        CheckpointError, match=f"has format 'xpconv-model', version {VERSION}; expected 'xpconv-model', ver"
+    ):
+        load_model(saved)
+    monkeypatch.setattr("xpconv.io._safetensors.VERSION", VERSION + 1)
+    with pytest.raises(
+        CheckpointError, match=rf"was written by an older version of xpconv.*version {VERSION + 1}\): train again, or"
     ):
         load_model(saved)
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="has format 'other', version 2; expected 'xpconv-model', version 2"):
+    with pytest.raises(
+        CheckpointError, match=f"has format 'other', version {VERSION}; expected 'xpconv-model', version"
+    ):
         load_model(rewritten(saved, file_format="other"))
     save_file({"x": np.zeros(3)}, saved)
     with pytest.raises(CheckpointError, match="it has no metadata of xpconv"):

@@ -461,11 +461,11 @@ def test_a_malformed_checkpoint_is_refused_and_changes_nothing(data, saved, chan
 def test_a_model_is_not_read_as_a_checkpoint_or_the_reverse(data, saved, tmp_path):
     from xpconv import load_model, save_model
 
-    with pytest.raises(CheckpointError, match="has format 'xpconv-checkpoint', version 2; expected 'xpconv-model'"):
+    with pytest.raises(CheckpointError, match=r"has format 'xpconv-checkpoint', version \d+; expected 'xpconv-model'"):
         load_model(saved)
     solver = make_solver(data)
     save_model(solver.model, tmp_path / "model")
-    with pytest.raises(CheckpointError, match="has format 'xpconv-model', version 2; expected 'xpconv-checkpoint'"):
+    with pytest.raises(CheckpointError, match=r"has format 'xpconv-model', version \d+; expected 'xpconv-checkpoint'"):
         solver.resume(tmp_path / "model")
 
 

@@ -1,5 +1,7 @@
 """The Solver: equal runs on every backend, no hidden waits, no loss of results when a run ends early."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,7 @@ from xpconv import FullyConnectedNet, Solver, ThreeLayerConvNet, TwoLayerNet
 from xpconv.backend import Backend
 from xpconv.data import load_digits
 from xpconv.errors import ArgumentError, ArgumentTypeError, NonFiniteLossError
-from xpconv.training.metrics import accuracy, probabilities
+from xpconv.training.metrics import Evaluation, accuracy, probabilities
 from xpconv.training.optim import sgd
 
 
@@ -123,16 +125,13 @@ def test_best_parameters_are_restored_with_their_running_statistics(data):
     solver = Solver(net, data, optim_config={"learning_rate": 1e-2}, num_epochs=3, batch_size=10, verbose=False, rng=0)
     kept = {}
 
-    def check(progress, plain=solver._check_accuracies):
-        if len(solver.val_acc_history) == 1:  # make the second check the best
-            solver.best_val_acc = -1.0
-            plain(progress)
-            solver.best_val_acc = 2.0
-            kept.update({k: v.copy() for k, v in {**net.params, **net.state}.items()})
-        else:
-            plain(progress)
+    def evaluate(X, y, num_samples):
+        if len(solver.val_acc_history) != 1:
+            return Evaluation(0.5, 1.0)
+        kept.update({k: v.copy() for k, v in {**net.params, **net.state}.items()})
+        return Evaluation(0.9, 1.0)
 
-    solver._check_accuracies = check
+    solver.evaluate = evaluate
     solver.train()
     assert kept
     for name, value in {**net.params, **net.state}.items():
@@ -147,7 +146,7 @@ def test_best_parameters_are_copies(data):
     assert solver.check_accuracy(data["X_val"], data["y_val"]) == solver.best_val_acc
 
 
-def test_the_log_has_the_courses_lines(data, capsys):
+def test_the_log_has_the_courses_lines_and_the_validation_loss(data, capsys):
     Solver(make_net(), data, batch_size=20, num_epochs=2, print_every=2, rng=0).train()
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" loss: ")[0].split(" train acc")[0] for line in lines] == [
@@ -159,6 +158,7 @@ def test_the_log_has_the_courses_lines(data, capsys):
         "(Epoch 2 / 2)",
     ]
     assert all(len(line.rpartition(".")[2]) == 6 for line in lines)
+    assert re.fullmatch(r"\(Epoch 0 / 2\) train acc: 0\.\d{6}; val_acc: 0\.\d{6}; val_loss: \d\.\d{6}", lines[1])
 
 
 def test_a_terminal_shows_a_progress_bar(data, monkeypatch, capsys):

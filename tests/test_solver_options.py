@@ -5,18 +5,21 @@ import json
 import re
 import signal
 import warnings
+from math import inf
 
 import numpy as np
 import pytest
 
 from tests.commands import call
 from tests.helpers import assert_array, assert_copies, find_backend
-from xpconv import Solver, ThreeLayerConvNet
+from xpconv import FullyConnectedNet, Solver, ThreeLayerConvNet
 from xpconv.backend import to_host
+from xpconv.data import load_digits
 from xpconv.data.augment import parse_augmentation, random_crop
 from xpconv.errors import ArgumentError, ArgumentTypeError, CheckpointError, NonFiniteLossError
 from xpconv.random import draw_seed, spawn, state_of
 from xpconv.training._clip import clip_gradients
+from xpconv.training.metrics import Evaluation
 from xpconv.training.optim import UPDATE_RULES
 from xpconv.training.schedules import cosine, step_decay, warmup
 
@@ -186,17 +189,17 @@ def test_a_schedule_requires_a_learning_rate_and_no_lr_decay(data, options):
 # ---- patience
 
 
-def with_accuracies(solver, accuracies):
-    """Make the checks return these validation accuracies."""
-    found = iter(accuracies)
-    solver.check_accuracy = lambda X, y, num_samples=None: next(found) if X is solver.X_val else 0.0
+def with_checks(solver, accuracies, losses=None):
+    """Make the checks return these validation accuracies and losses."""
+    found = iter(zip(accuracies, losses or [1.0] * len(accuracies), strict=True))
+    solver.evaluate = lambda X, y, num_samples: Evaluation(*next(found))
     return solver
 
 
 @pytest.mark.parametrize(("patience", "epochs"), [(None, 9), (1, 2), (2, 5), (3, 9)])
 def test_training_ends_after_patience_epochs_without_a_better_accuracy(data, patience, epochs):
     accuracies = [0.1, 0.5, 0.5, 0.6, 0.2, 0.6, 0.7, 0.1, 0.1, 0.1]
-    solver = with_accuracies(make_solver(data, num_epochs=9, patience=patience), accuracies)
+    solver = with_checks(make_solver(data, num_epochs=9, patience=patience), accuracies)
     solver.train()
     assert solver.epoch == epochs
     assert solver.best_val_acc == max(accuracies[: epochs + 1])
@@ -204,8 +207,68 @@ def test_training_ends_after_patience_epochs_without_a_better_accuracy(data, pat
     assert_copies(solver.model.params, solver.best_params)
 
 
+@pytest.mark.parametrize(("patience_on", "epochs", "best"), [("accuracy", 5, 3), ("loss", 3, 1)])
+def test_patience_and_the_best_parameters_are_those_of_accuracy_or_loss(data, patience_on, epochs, best):
+    accuracies, losses = [0.1, 0.2, 0.3, 0.9, 0.3, 0.4, 0.5], [2.0, 0.7, 0.8, 0.9, 0.6, 0.5, 0.4]
+    solver, kept = make_solver(data, num_epochs=6, patience=2, patience_on=patience_on), {}
+    with_checks(solver, accuracies, losses)
+    solver.train(lambda solver: kept.update({solver.iteration: {k: w.copy() for k, w in solver.model.params.items()}}))
+    assert solver.epoch == epochs
+    assert solver.best_val_acc == accuracies[best]
+    for name, w in solver.model.params.items():
+        np.testing.assert_array_equal(w, kept[4 * best][name])
+
+
+@pytest.mark.parametrize("losses", [[inf, 2.0, 1.0], [inf, inf, inf]])
+def test_an_infinite_validation_loss_is_never_better(data, losses):
+    solver = with_checks(make_solver(data, num_epochs=2, patience_on="loss"), [0.1, 0.2, 0.3], losses)
+    solver.train()
+    assert solver.best_val_acc == (0.3 if losses[-1] < inf else 0.1)
+
+
+def test_the_check_after_the_first_iteration_does_not_count_for_patience(data):
+    """An untrained net may be lucky; training still gets `patience` epochs after the first."""
+    solver = with_checks(make_solver(data, num_epochs=9, patience=2), [0.9, 0.1, 0.2, 0.1, 0.1, 0.3])
+    solver.train()
+    assert solver.epoch == 4
+    assert solver.best_val_acc == 0.9
+
+
+def test_patience_counts_from_the_first_check_if_an_epoch_is_one_iteration(data):
+    solver = with_checks(make_solver(data, num_epochs=9, patience=2, batch_size=48), [0.9, 0.1, 0.2])
+    solver.train()
+    assert solver.epoch == 3
+
+
+def test_batch_norm_after_a_few_iterations_outlasts_patience():
+    """With averages that start from zeros, no check of the first epochs was better than that of the untrained net."""
+    digits = load_digits()
+    net = FullyConnectedNet([50], input_dim=64, normalization="batchnorm", weight_scale=None, rng=0, backend="numpy")
+    data = {**digits.splits(), "X_train": digits.X_train[:30], "y_train": digits.y_train[:30]}
+    data |= {"X_val": data["X_train"], "y_val": data["y_train"]}
+    options = {"update_rule": "adam", "optim_config": {"learning_rate": 0.01}, "verbose": False, "rng": 0}
+    solver = Solver(net, data, batch_size=30, sampling="epoch", num_epochs=5, patience=3, **options)
+    solver.train()
+    assert solver.epoch == 5
+    assert solver.best_val_acc > 0.9
+
+
+def test_validation_loss_is_the_cross_entropy_of_the_validation_samples_alone(data, backend):
+    solver = make_solver(data, backend=backend, num_epochs=2, num_val_samples=None)
+    solver.model.reg = 10.0
+    solver.train()
+    assert len(solver.val_loss_history) == len(solver.val_acc_history) == 3
+    params, state = solver.current()
+    solver.model.params, solver.model.state = params, state
+    scores = to_host(solver.model.loss(data["X_val"]))
+    probs = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    expected = -np.log(probs[np.arange(len(probs)), data["y_val"]]).mean()
+    np.testing.assert_allclose(solver.val_loss_history[-1], expected, rtol=1e-12)
+    assert solver.evaluate(data["X_val"], data["y_val"]).accuracy == solver.val_acc_history[-1]
+
+
 def test_the_first_of_tied_accuracies_is_the_best(data):
-    solver, kept = with_accuracies(make_solver(data), [0.5, 0.7, 0.7, 0.6, 0.6]), []
+    solver, kept = with_checks(make_solver(data), [0.5, 0.7, 0.7, 0.6, 0.6]), []
     solver.train(
         lambda solver: solver.iteration == 4 and kept.append({k: w.copy() for k, w in solver.model.params.items()})
     )
@@ -224,7 +287,7 @@ def test_all_samples_are_taken_in_order_if_as_many_are_wanted(data):
 
 
 def test_training_that_ran_out_of_patience_does_not_continue(data):
-    solver = with_accuracies(make_solver(data, patience=1), [0.5, 0.4])
+    solver = with_checks(make_solver(data, patience=1), [0.5, 0.4, 0.3])
     solver.train()
     losses = list(solver.loss_history)
     solver.train()
@@ -519,15 +582,19 @@ def test_command_with_every_option_is_reproducible(tmp_path):
         "1",
         "--patience",
         "1",
+        "--patience-on",
+        "loss",
     ]
     first, config = train(tmp_path / "a", *words)
     second, _ = train(tmp_path / "b", *words)
     assert first == second
-    assert {name: config["settings"][name] for name in ("sampling", "schedule", "warmup", "patience", "augment")} == {
+    names = ("sampling", "schedule", "warmup", "patience", "patience_on", "augment")
+    assert {name: config["settings"][name] for name in names} == {
         "sampling": "epoch",
         "schedule": "cosine",
         "warmup": 1,
         "patience": 1,
+        "patience_on": "loss",
         "augment": "reflect-cutout2-brightness-mixup0.4",
     }
     assert " ".join(words[:2]) in config["command"]
@@ -602,7 +669,7 @@ def test_torch_parameters_that_require_gradients_are_refused_by_name(data):
 
 def test_patience_starts_over_in_another_round(data):
     """The first check of a round does not count as an epoch without a better accuracy."""
-    solver = with_accuracies(make_solver(data, patience=1, num_epochs=2), [0.5, 0.6, 0.7, 0.1, 0.2, 0.3])
+    solver = with_checks(make_solver(data, patience=1, num_epochs=2), [0.5, 0.6, 0.7, 0.1, 0.2, 0.3])
     for iterations in (8, 16):
         solver.train()
         assert solver.iteration == iterations

@@ -13,7 +13,7 @@ from PIL import Image
 
 from xpconv.backend import get_backend
 from xpconv.errors import ArgumentError, XpconvError
-from xpconv.viz import save_comparison, save_curves, save_filters, visualize_grid
+from xpconv.viz import _curves, save_comparison, save_curves, save_filters, visualize_grid
 from xpconv.viz._figure import import_figure
 
 GAP = (70, 130, 180)  # steelblue
@@ -138,6 +138,19 @@ def test_curves_take_lists_and_arrays_on_any_device(tmp_path, convert):
     path = tmp_path / "curves.png"
     save_curves(make_history(convert([2.3, 2.0, 1.5, 1.6]), convert([0.1, 0.5]), convert([0.1, 0.4])), path)
     assert not is_grey(pixels(path))
+
+
+def test_validation_losses_are_drawn_at_the_iterations_of_their_checks(monkeypatch, tmp_path):
+    figures = []
+    monkeypatch.setattr(_curves, "write_figure", lambda figure, path: figures.append(figure))
+    history = make_history([2.0] * 25, [0.1, 0.4, 0.5], [0.1, 0.4, 0.5]) | {"val_loss_history": [2.3, 1.9, 3.5]}
+    for options in ({"iterations_per_epoch": 10}, {}):
+        save_curves(history | options, tmp_path / "curves.png")
+    for figure, checked in zip(figures, ([1, 10, 20], [1, 12, 24]), strict=True):
+        (axes,) = (axes for axes in figure.axes if axes.get_title() == "Loss")
+        (line,) = (line for line in axes.lines if line.get_label() == "validation")
+        assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == (checked, [2.3, 1.9, 3.5])
+        assert axes.get_ylim()[1] > 3.5
 
 
 @pytest.mark.parametrize("losses", [[], [2.3], [2.3, math.nan, math.inf]])

@@ -94,24 +94,30 @@ def _histories_by_epoch(solver: Solver) -> dict[str, Any]:
         **vars(solver),
         "train_acc_history": first + solver.train_acc_history,
         "val_acc_history": first + solver.val_acc_history,
+        "val_loss_history": first + solver.val_loss_history,
+        "iterations_per_epoch": _iterations_per_epoch(solver),
         "health_history": {name: first + values for name, values in solver.health_history.items()},
     }
 
 
 def _metrics_table(solver: Solver) -> str:
-    """Return CSV with a row for each iteration, and accuracies and health where they were checked."""
+    """Return CSV with a row for each iteration, and accuracies, validation loss and health where they were checked."""
     per_epoch = _iterations_per_epoch(solver)
     checked = sorted({1, *range(per_epoch, solver.iteration + 1, per_epoch)})
-    health = list(solver.health_history)
-    checks = zip(solver.train_acc_history, solver.val_acc_history, *solver.health_history.values(), strict=False)
-    measured = dict(zip(checked, checks, strict=False))
+    checks = {
+        "train_accuracy": solver.train_acc_history,
+        "val_accuracy": solver.val_acc_history,
+        "val_loss": solver.val_loss_history,
+        **solver.health_history,
+    }
+    measured = dict(zip(checked, zip(*checks.values(), strict=False), strict=False))
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["iteration", "epoch", "loss", "learning_rate", "train_accuracy", "val_accuracy", *health])
+    table.writerow(["iteration", "epoch", "loss", "learning_rate", *checks])
     steps = zip(solver.loss_history, solver.learning_rate_history, strict=False)
     for iteration, (loss, learning_rate) in enumerate(steps, start=1):
         epoch = (iteration - 1) // per_epoch + 1
-        table.writerow([iteration, epoch, loss, learning_rate, *measured.get(iteration, [""] * (2 + len(health)))])
+        table.writerow([iteration, epoch, loss, learning_rate, *measured.get(iteration, [""] * len(checks))])
     return text.getvalue()
 
 

@@ -81,6 +81,7 @@ def build_solver(settings: Settings, dataset: Dataset, *, print_every: int = 100
         schedule=_schedule(settings, max(len(y) // settings.batch_size, 1)),
         sampling=settings.sampling,
         patience=settings.patience,
+        patience_on=settings.patience_on,
         batch_size=settings.batch_size,
         num_epochs=settings.epochs,
         print_every=print_every,

@@ -21,6 +21,7 @@ CHOICES = {
     "schedule": ("step", "cosine", "constant"),
     "optimizer": tuple(UPDATE_RULES),
     "dtype": ("float32", "float64"),
+    "patience_on": ("accuracy", "loss"),
     "sampling": tuple(SAMPLERS),
     "on_nonfinite": ("stop", "skip"),
     "resize": RESIZES,
@@ -107,7 +108,7 @@ class Settings:
         How the learning rate changes; "step" multiplies it by `lr_decay` after each `decay_every` epochs.
     warmup : int
         Epochs over which the learning rate rises from near 0.
-    sampling, patience, on_nonfinite
+    sampling, patience, patience_on, on_nonfinite
         As for `Solver`.
     checkpoint_every : int, optional
         Iterations between two checkpoints.
@@ -148,6 +149,7 @@ class Settings:
     warmup: int = 0
     sampling: str = "replacement"
     patience: int | None = None
+    patience_on: str = "accuracy"
     on_nonfinite: str = "stop"
     checkpoint_every: int | None = None
 

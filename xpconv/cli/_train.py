@@ -97,8 +97,18 @@ def train(
     ] = Settings.sampling,
     patience: Annotated[
         int | None,
-        setting_option("patience", "Stop after this many epochs without a better validation accuracy.", "never"),
+        setting_option(
+            "patience", "Stop after this many epochs without a better check, as --patience-on says.", "never"
+        ),
     ] = None,
+    patience_on: Annotated[
+        str,
+        choice_option(
+            "patience_on",
+            "What makes a check better, and its model the one to save: a higher validation accuracy or a "
+            "lower validation loss.",
+        ),
+    ] = Settings.patience_on,
     image_size: Annotated[
         int | None, setting_option("image_size", "Height and width to which images of a folder are resized.", "32")
     ] = None,

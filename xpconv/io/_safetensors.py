@@ -29,7 +29,7 @@ __all__ = [
     "write_arrays",
 ]
 
-VERSION = 2  # of the description; raise it if an older description would be refused
+VERSION = 3  # of the description; raise it if an older description would be refused
 METADATA_KEY = "xpconv"
 MAX_HEADER_BYTES = 1 << 23  # a net of a thousand layers needs 1 MB
 DTYPES = {

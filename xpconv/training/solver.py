@@ -50,13 +50,25 @@ from xpconv.training.schedules import Schedule, check_schedule, decay
 
 __all__ = ["Solver"]
 
-HISTORIES = ("loss_history", "learning_rate_history", "train_acc_history", "val_acc_history")
+STEP_HISTORIES = ("loss_history", "learning_rate_history")
+CHECK_HISTORIES = ("train_acc_history", "val_acc_history", "val_loss_history")
+HISTORIES = (*STEP_HISTORIES, *CHECK_HISTORIES)
 DATA = ("X_train", "y_train", "X_val", "y_val")
+CONFIGURATION = (  # options in which a training and its continuation agree, besides those that are not plain data
+    "lr_decay",
+    "batch_size",
+    "num_train_samples",
+    "num_val_samples",
+    "sampling",
+    "patience",
+    "patience_on",
+    "clip_norm",
+)
 COUNTS = ("epoch", "iteration", "skipped", "round_start", "round_checks")
 
 
 class Solver:
-    """Train a model on minibatches, and check its accuracy after each epoch.
+    """Train a model on minibatches, and check its accuracy and validation loss after each epoch.
 
     Parameters
     ----------
@@ -93,7 +105,9 @@ class Solver:
         there (Zhang et al., "Lookahead Optimizer: k steps forward, 1 step back", 2019). The slow weights are used for
         accuracy checks, and as best parameters, unless `ema` is given too.
     patience : int, optional
-        Stop after this number of epochs without a better validation accuracy.
+        Stop after this number of epochs without a better validation accuracy or loss.
+    patience_on : {"accuracy", "loss"}
+        What makes a check better than others: a higher validation accuracy or a lower validation loss.
     num_train_samples, num_val_samples : int or None
         Number of samples to draw for each check of the accuracy; None uses all.
     print_every : int
@@ -120,13 +134,16 @@ class Solver:
         One value per iteration.
     train_acc_history, val_acc_history : list of float
         One value per check: after the first iteration and after each epoch.
+    val_loss_history : list of float
+        Mean cross-entropy of the validation samples per check, without the penalty or label smoothing.
     health_history : dict of str to list of float
         Per check, the norm of the last update of W1 over the norm of W1 (``update_ratio_W1``, and so on), and, for a
         Sequential, the fraction of each ReLU's units that were 0 for the whole minibatch (``dead_relu_1``).
     best_val_acc : float
+        Validation accuracy of the best check.
     best_params, best_state : dict of str to array
-        Copies from the check with the best validation accuracy; `train` gives them to the model at its end. With `ema`
-        or `lookahead` these are averages.
+        Copies from the best check, as `patience_on` says; `train` gives them to the model at its end. With `ema` or
+        `lookahead` these are averages.
     epoch, iteration : int
         Number of completed epochs and iterations.
     skipped : int
@@ -175,6 +192,7 @@ class Solver:
         schedule: Schedule | None = None,
         sampling: str = "replacement",
         patience: int | None = None,
+        patience_on: str = "accuracy",
         ema: float | None = None,
         lookahead: int | None = None,
         preflight: bool = False,
@@ -192,9 +210,10 @@ class Solver:
         self.num_train_samples = _optional_count("num_train_samples", num_train_samples)
         self.num_val_samples = _optional_count("num_val_samples", num_val_samples)
         self.print_every = check_count("print_every", print_every)
+        check_choice("patience_on", patience_on, ("accuracy", "loss"))
         check_choice("sampling", sampling, SAMPLERS)
         check_choice("on_nonfinite", on_nonfinite, ("stop", "skip"))
-        self.sampling, self.on_nonfinite = sampling, on_nonfinite
+        self.patience_on, self.sampling, self.on_nonfinite = patience_on, sampling, on_nonfinite
         self.augment, self.preflight, self.verbose = augment, preflight, verbose
 
         self.model = model
@@ -239,6 +258,7 @@ class Solver:
         self._batches: Batches | None = None
         self.loss_history, self.learning_rate_history = list[float](), list[float]()
         self.train_acc_history, self.val_acc_history = list[float](), list[float]()
+        self.val_loss_history: list[float] = []
         self.health_history: dict[str, list[float]] = {}
         self.best_val_acc = 0.0
         self.best_params: dict[str, Array] = {}
@@ -372,9 +392,14 @@ class Solver:
             self._start_averages()
 
     def _out_of_patience(self) -> bool:
-        """Return whether the last `patience` checks of this round brought no better validation accuracy."""
-        accuracies = self.val_acc_history[self.round_checks :]
-        return self.patience is not None and metrics.checks_since_best(accuracies) >= self.patience
+        """Return whether the last `patience` epochs of this round brought no better check."""
+        before_epoch_ended = self._steps_per_epoch() > 1  # the check after the first iteration of the round
+        merits = self._merits()[self.round_checks + before_epoch_ended :]
+        return self.patience is not None and metrics.checks_since_best(merits) >= self.patience
+
+    def _merits(self) -> list[float]:
+        """Return a number for each check; the check with the highest is the best."""
+        return self.val_acc_history if self.patience_on == "accuracy" else [-loss for loss in self.val_loss_history]
 
     def _report_step(self, step: int, total: int, progress: Progress) -> None:
         """Record the learning rate of a step and show its loss."""
@@ -609,7 +634,7 @@ class Solver:
             raise ValueError(f"counts are {counts}, not all 0 or more")
         specs = {name: array_spec(a) for name, a in arrays.items()}
         check_specs(owner, specs, self._expected_specs(specs, description))
-        maybe_nonfinite = {*HISTORIES[:2], *(f"health.{name}" for name in description["health"])}
+        maybe_nonfinite = {*STEP_HISTORIES, "val_loss_history", *(f"health.{name}" for name in description["health"])}
         check_finite_arrays(owner, {name: a for name, a in arrays.items() if name not in maybe_nonfinite})
 
     def _expected_specs(self, specs: Mapping[str, ArraySpec], description: Mapping[str, Any]) -> dict[str, ArraySpec]:
@@ -622,7 +647,7 @@ class Solver:
                 built_in_rule = isinstance(self.update_rule, str)
                 expected[name] = expected[f"params.{parameter}"] if built_in_rule else specs[name]
         iterations, checks = (description["iteration"],), specs["train_acc_history"].shape
-        shapes = dict(zip(HISTORIES, (iterations, iterations, checks, checks), strict=True))
+        shapes = dict.fromkeys(STEP_HISTORIES, iterations) | dict.fromkeys(CHECK_HISTORIES, checks)
         shapes |= {f"health.{name}": checks for name in description["health"]}
         expected |= {f"checksums.{name}": array_spec(sums) for name, (_, sums) in self._data_descriptions().items()}
         return expected | {name: ArraySpec(shape, "float64") for name, shape in shapes.items()}
@@ -654,7 +679,6 @@ class Solver:
     def _configuration(self) -> dict[str, Any]:
         """Return the properties in which the saving and the loading Solver must agree, as plain data for JSON."""
         rule = self.update_rule
-        same = ("lr_decay", "batch_size", "num_train_samples", "num_val_samples", "sampling", "patience", "clip_norm")
         functions = {"augment": self.augment, "schedule": self.schedule}
         configuration = {  # the data first, since preprocessing is often computed from them
             **{name: description for name, (description, _) in self._data_descriptions().items()},
@@ -662,7 +686,7 @@ class Solver:
             "update_rule": rule if isinstance(rule, str) else name_of(rule),
             "optim_config": _without_arrays(self.optim_config),
             "param_options": {pattern: _without_arrays(options) for pattern, options in self.param_options.items()},
-            **{name: getattr(self, name) for name in same},
+            **{name: getattr(self, name) for name in CONFIGURATION},
             **{name: getattr(self._averages, name) for name in ("ema", "lookahead")},
             **{name: None if function is None else name_of(function) for name, function in functions.items()},
         }
@@ -770,20 +794,25 @@ class Solver:
             self._give_model(*latest)
 
     def _check_accuracies(self, progress: Progress) -> None:
-        """Measure both accuracies, and keep copies of the parameters if they are the best so far."""
+        """Measure accuracies and validation loss, and keep copies of the parameters if they are the best so far."""
         self._read_losses()
         self._check_memory()
         train_acc = self.check_accuracy(self.X_train, self.y_train, num_samples=self.num_train_samples)
-        val_acc = self.check_accuracy(self.X_val, self.y_val, num_samples=self.num_val_samples)
-        self.train_acc_history.append(train_acc)
-        self.val_acc_history.append(val_acc)
+        val_acc, val_loss = self.evaluate(self.X_val, self.y_val, num_samples=self.num_val_samples)
+        for history, value in zip(CHECK_HISTORIES, (train_acc, val_acc, val_loss), strict=True):
+            getattr(self, history).append(value)
         self._save_checkpoint()
         epoch = self.epoch - self.round_start // self._steps_per_epoch()
-        progress.line(f"(Epoch {epoch} / {self.num_epochs}) train acc: {train_acc:f}; val_acc: {val_acc:f}")
-        if val_acc > self.best_val_acc or not self.best_params:
+        progress.line(f"(Epoch {epoch} / {self.num_epochs}) {self._describe_check()}")
+        if metrics.checks_since_best(self._merits()) == 0 or not self.best_params:
             self.best_val_acc = val_acc
             self.best_params = copy_arrays(self.model.params)
             self.best_state = copy_arrays(getattr(self.model, "state", {}))
+
+    def _describe_check(self) -> str:
+        """Return the results of the last check for its line; the course's Solver has no loss there."""
+        train_acc, val_acc, val_loss = (getattr(self, history)[-1] for history in CHECK_HISTORIES)
+        return f"train acc: {train_acc:f}; val_acc: {val_acc:f}; val_loss: {val_loss:f}"
 
     def _save_checkpoint(self) -> None:
         """Do nothing; the course's Solver overrides this method and saves the model after each accuracy check."""
@@ -847,6 +876,19 @@ class Solver:
     def check_accuracy(self, X: Array, y: Array, num_samples: int | None = None, batch_size: int = 100) -> float:
         """Return the fraction of samples whose highest score is that of their label.
 
+        Parameters and errors are those of `evaluate`.
+
+        Returns
+        -------
+        float
+            0 to 1.
+        """
+        return self._evaluate(X, y, num_samples, batch_size).accuracy
+
+    @on_its_device
+    def evaluate(self, X: Array, y: Array, num_samples: int | None = None, batch_size: int = 100) -> metrics.Evaluation:
+        """Return the accuracy and the mean cross-entropy of samples, as `xpconv.training.metrics.evaluate` does.
+
         Parameters
         ----------
         X : array (N, ...)
@@ -858,8 +900,8 @@ class Solver:
 
         Returns
         -------
-        float
-            0 to 1.
+        Evaluation
+            The ``accuracy``, 0 to 1, and the ``loss``.
 
         Raises
         ------
@@ -868,12 +910,15 @@ class Solver:
         NonFiniteLossError
             If the highest score of a sample is NaN or infinite.
         """
+        return self._evaluate(X, y, num_samples, batch_size)
+
+    def _evaluate(self, X: Array, y: Array, num_samples: int | None, batch_size: int) -> metrics.Evaluation:
         X, rows = X if hasattr(X, "shape") else np.asarray(X), None
         if num_samples is not None and check_count("num_samples", num_samples) < X.shape[0]:
             rows = self.streams["checks"].choice(X.shape[0], num_samples)
         # In training, allow NaN and infinity: the error for the next loss says more.
         in_training = self._batches is not None
-        return metrics.accuracy(self.model, X, y, self.backend, batch_size, rows, allow_nonfinite=in_training)
+        return metrics.evaluate(self.model, X, y, self.backend, batch_size, rows, allow_nonfinite=in_training)
 
 
 def _without_arrays(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,9 +27,10 @@ def save_curves(history: Mapping[str, Any], path: str | os.PathLike[str]) -> Non
     ----------
     history : mapping
         ``loss_history``, one value for each iteration, and ``train_acc_history`` and ``val_acc_history``, one value
-        for each epoch from 0. Optional are ``learning_rate_history``, one value for each iteration, and
-        ``health_history``, the dict of a `Solver`. Each history is an array or a sequence of numbers; it may be
-        empty or contain NaN.
+        for each epoch from 0. Optional are ``val_loss_history``, one value for each epoch from 0,
+        ``learning_rate_history``, one value for each iteration, and ``health_history``, the dict of a `Solver`. Each
+        history is an array or a sequence of numbers; it may be empty or contain NaN. ``iterations_per_epoch`` is
+        needed only if a run with a validation loss ended within an epoch.
     path : str or path
         Where to write.
 
@@ -58,7 +59,8 @@ def save_curves(history: Mapping[str, Any], path: str | os.PathLike[str]) -> Non
         rows[titles[0], titles[-1]] = 1.5  # one title twice is one wide panel
     figure = new_figure((10, 8 if health else 5))
     panels = figure.subplot_mosaic([list(row) for row in rows], height_ratios=list(rows.values()))
-    _draw_losses(panels["loss"], losses, BLUE)
+    val_losses = as_host_array(history.get("val_loss_history", ()))
+    _draw_losses(panels["loss"], losses, val_losses, history.get("iterations_per_epoch"))
     _draw_accuracies(panels["accuracy"], train, BLUE, "o", "training")
     _draw_accuracies(panels["accuracy"], val, ORANGE, "s", "validation")
     panels["accuracy"].set(title="Accuracy", xlabel="epoch", ylabel="accuracy")
@@ -131,14 +133,23 @@ def _legend_label(name: str) -> str:
     return f" {label}" if label.startswith("_") else label
 
 
-def _draw_losses(axes: Any, losses: np.ndarray, color: str) -> None:
-    """Draw each loss as a thin line, and their moving average; losses far above the average may be cut off."""
+def _draw_losses(axes: Any, losses: np.ndarray, val_losses: np.ndarray, iterations_per_epoch: int | None) -> None:
+    """Draw each loss as a thin line, their moving average, and the validation losses.
+
+    Losses far above the averages and the validation losses from epoch 1 on may be cut off.
+    """
     iterations = np.arange(1, len(losses) + 1)
     averages, first = _moving_average(losses)
-    axes.plot(iterations, losses, color=color, linewidth=0.6, alpha=0.4, label="each minibatch")
-    axes.plot(iterations[first : first + len(averages)], averages, color=color, linewidth=1.8, label="moving average")
+    axes.plot(iterations, losses, color=BLUE, linewidth=0.6, alpha=0.4, label="each minibatch")
+    axes.plot(iterations[first : first + len(averages)], averages, color=BLUE, linewidth=1.8, label="moving average")
+    if len(val_losses):
+        per_epoch = iterations_per_epoch or len(losses) // max(len(val_losses) - 1, 1)
+        checked = np.maximum(per_epoch * np.arange(len(val_losses)), 1)  # that of epoch 0 comes after an iteration
+        marker = "s" if len(val_losses) <= 30 else ""
+        axes.plot(checked, val_losses, color=ORANGE, marker=marker, markersize=4, label="validation")
     axes.set(title="Loss", xlabel="iteration", ylabel="loss")
-    finite = averages[np.isfinite(averages)]
+    shown = np.concatenate([averages, val_losses[1:]])
+    finite = shown[np.isfinite(shown)]
     if finite.size and finite.max() > 0:
         axes.set_ylim(top=min(axes.get_ylim()[1], 1.5 * finite.max()))
 
