@@ -386,7 +386,7 @@ def test_digits_as_uint8_are_learned_in_float32():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"update_rule": "adamw"}, "update_rule is 'adamw'; expected one of sgd, sgd_momentum, rmsprop, adam"),
+        ({"update_rule": "adagrad"}, "update_rule is 'adagrad'; expected one of sgd, sgd_momentum, sgd_nesterov, rms"),
         ({"batch_size": 0}, "batch_size is 0; expected an int, 1 or more"),
         ({"num_epochs": 1.5}, "num_epochs is 1.5; expected an int, 1 or more"),
         ({"print_every": 0}, "print_every is 0; expected an int, 1 or more"),
