@@ -270,7 +270,10 @@ def test_training_continues_when_its_output_pipe_closes(tmp_path):
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(FILES)
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+
+
+@needs_dev_full
 @pytest.mark.parametrize(
     ("redirection", "out", "err"),
     [
@@ -319,6 +322,38 @@ def test_a_solver_trains_without_a_terminal_to_print_to(monkeypatch, stream):
     assert solver.interrupted
     solver.train()
     assert solver.iteration == len(solver.loss_history) == 2 * (len(digits.y_train) // 100)
+
+
+@pytest.mark.parametrize("stream", [None, SimpleNamespace(write=lambda text: None), SimpleNamespace(closed=True)])
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--version"], 0),
+        (["--help"], 0),
+        (["eval", "nothing"], 1),
+        (["train", "--nothing"], 2),
+        (["eval", "--help"], 0),
+    ],
+)
+def test_commands_run_without_a_terminal_to_print_to(monkeypatch, stream, words, code):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, stream)
+    with pytest.raises(SystemExit) as ended:
+        _app.app(words)
+    assert ended.value.code == code
+    assert sys.stdout is sys.stderr is stream
+
+
+@pytest.mark.parametrize("redirection", [pytest.param(">/dev/full", marks=needs_dev_full), "2>&-"])
+@pytest.mark.parametrize("words", ["--version", "--help", "eval --help", "eval nothing"])
+def test_output_that_cannot_be_written_ends_a_command_in_one_line_or_in_silence(redirection, words):
+    command = f"{shlex.quote(sys.executable)} -m xpconv {words} {redirection}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=plain_environment(), check=False)
+    full, fails = "full" in redirection, words == "eval nothing"
+    error = "there is no file nothing" if fails else "[Errno 28] No space left on device"
+    assert done.stderr == (f"xpconv: error: {error}\n" if full else "")
+    assert done.returncode == (full or fails)
+    assert bool(done.stdout) is not (full or fails)
 
 
 @pytest.mark.parametrize("stream", [None, STREAMS["a logger without isatty"]])

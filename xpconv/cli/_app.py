@@ -1,6 +1,8 @@
 """The application: its commands, and how their errors are shown."""
 
 import signal
+import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +29,7 @@ from xpconv.cli._train import train, warnings_in_one_line
 from xpconv.data import load_dataset
 from xpconv.data.images import read_image
 from xpconv.errors import XpconvError, printable
+from xpconv.training._progress import writable
 from xpconv.training._signals import terminate_as_interrupt
 from xpconv.training.metrics import probabilities
 from xpconv.viz import save_comparison
@@ -36,6 +39,15 @@ __all__ = ["app"]
 
 class _Commands(TyperGroup):
     """The commands; errors that a user can cause are shown in one line."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        out, err = map(writable, (sys.stdout, sys.stderr))
+        with redirect_stdout(out), redirect_stderr(err):
+            try:
+                return super().main(*args, **options)
+            except OSError as error:  # help or the version cannot be written
+                _show_error(error)
+                raise SystemExit(1) from error
 
     def invoke(self, ctx: Any) -> Any:
         with terminate_as_interrupt() as terminated:

@@ -2,7 +2,6 @@
 
 import base64
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from xpconv.backend import Backend
 from xpconv.cli._run_folder import CONFIG, MODEL, read_config
+from xpconv.cli._tables import echo
 from xpconv.data import Dataset
 from xpconv.data._file_kind import MODEL as MODEL_KIND
 from xpconv.data._file_kind import file_kind, is_picture
@@ -88,8 +88,8 @@ def warn_of_training_images(model_path: Path, dataset: Dataset) -> None:
     known = {digests[start : start + DIGEST_BYTES] for start in range(0, len(digests), DIGEST_BYTES)}
     count = sum(digest in known for digest in image_digests(dataset.X_test))
     if count:
-        print(
+        echo(
             f"xpconv: warning: the model was trained on {count} of the {len(dataset.y_test)} test images, so the "
             "accuracy on new images may be lower: remove duplicates, or put the images back as they were",
-            file=sys.stderr,
+            error=True,
         )

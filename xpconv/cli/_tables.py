@@ -11,7 +11,9 @@ __all__ = ["echo", "print_table"]
 
 def echo(text: object, *, error: bool = False) -> None:
     """Print a text, to the standard error stream if it is an error, with control characters in names escaped."""
-    print(printable_lines(text), file=sys.stderr if error else sys.stdout, flush=True)
+    stream = sys.stderr if error else sys.stdout
+    if stream is not None:  # print takes None for standard output
+        print(printable_lines(text), file=stream, flush=True)
 
 
 def print_table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppres
 from io import StringIO
 from typing import Any
 
-__all__ = ["Progress", "outlive_output", "rich_can_draw", "show_progress"]
+__all__ = ["Progress", "outlive_output", "rich_can_draw", "show_progress", "writable"]
 
 
 class Progress:
@@ -134,6 +134,22 @@ def outlive_output() -> Iterator[None]:
                 print(f"xpconv: some output was lost ({error}); the training itself went on", file=left, flush=True)
             for stream in (out, err):
                 stream.discard()
+
+
+def writable(stream: Any) -> Any:
+    """Return a stream that print and typer can write to: None for a closed file, which discards the output.
+
+    A stream without `flush`, such as a logger in the place of standard output, gets one.
+
+    Examples
+    --------
+    >>> stream = StringIO()
+    >>> stream.close()
+    >>> writable(stream)
+    """
+    if getattr(stream, "closed", False):
+        return None
+    return stream if stream is None or hasattr(stream, "flush") else _LastingStream(stream)
 
 
 class _LastingStream:
