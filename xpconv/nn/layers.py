@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, MISSING, Field, dataclass, field, fields
 from math import prod
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, NamedTuple
 
 from xpconv import layers as F
 from xpconv._validation import (
@@ -36,6 +36,7 @@ __all__ = [
     "LayerNorm",
     "LeakyRelu",
     "MaxPool",
+    "Normal",
     "PadChannels",
     "Relu",
     "Silu",
@@ -44,7 +45,32 @@ __all__ = [
 Shape = tuple[int, ...]
 Size = int | Sequence[int]
 Arrays = dict[str, Any]  # arrays by name
-Initial = float | Literal["normal"]
+
+
+class Normal(NamedTuple):
+    """Initial values of weights: a normal distribution with standard deviation ``sqrt(2 / fan_in)``.
+
+    The ``weight_scale`` of a model replaces this standard deviation.
+
+    Attributes
+    ----------
+    fan_in : float
+        How many inputs an output depends on.
+
+    References
+    ----------
+    He et al., "Delving Deep into Rectifiers", 2015.
+
+    Examples
+    --------
+    >>> Conv(16, bias=False).parameters((3, 8, 8))
+    {'W': ((16, 3, 3, 3), Normal(fan_in=27))}
+    """
+
+    fan_in: float
+
+
+Initial = float | Normal
 Parameters = dict[str, tuple[Shape, Initial]]
 
 
@@ -119,7 +145,7 @@ class Layer:
         return shape
 
     def parameters(self, shape: Shape) -> Parameters:
-        """Return each parameter's shape and initial value: a number, or "normal" for values that the model draws.
+        """Return each parameter's shape and initial value: a number, or `Normal` for values that the model draws.
 
         Parameters
         ----------
@@ -181,7 +207,7 @@ class Affine(Layer):
     Examples
     --------
     >>> Affine(10).output_shape((3, 8, 8)), Affine(10).parameters((3, 8, 8))["W"]
-    ((10,), ((192, 10), 'normal'))
+    ((10,), ((192, 10), Normal(fan_in=192)))
     """
 
     units: int
@@ -196,7 +222,7 @@ class Affine(Layer):
         return (self.units,)
 
     def parameters(self, shape: Shape) -> Parameters:
-        return _weights((prod(shape), self.units), self.units, self.bias)
+        return _weights((prod(shape), self.units), prod(shape), self.units, self.bias)
 
     def forward(self, x: Array, p: Arrays, *, train: bool, seed: int) -> tuple[Array, Any]:
         return F.affine_forward(x, p["W"], p.get("b"))
@@ -217,7 +243,7 @@ class Conv(Layer):
     >>> Conv(16, padding="same").output_shape((3, 8, 8)), Conv(16, 5, stride=2).output_shape((3, 8, 8))
     ((16, 8, 8), (16, 2, 2))
     >>> Conv(16, bias=False).parameters((3, 8, 8))
-    {'W': ((16, 3, 3, 3), 'normal')}
+    {'W': ((16, 3, 3, 3), Normal(fan_in=27))}
     """
 
     filters: int
@@ -262,7 +288,8 @@ class Conv(Layer):
     def parameters(self, shape: Shape) -> Parameters:
         if shape[0] % self.groups:
             raise ArgumentError(f"groups is {self.groups}; expected a divisor of the {shape[0]} channels of the input")
-        return _weights((self.filters, shape[0] // self.groups, *self.window.kernel_size), self.filters, self.bias)
+        window = shape[0] // self.groups, *self.window.kernel_size
+        return _weights((self.filters, *window), prod(window), self.filters, self.bias)
 
     def forward(self, x: Array, p: Arrays, *, train: bool, seed: int) -> tuple[Array, Any]:
         return F.conv_forward(
@@ -649,5 +676,6 @@ def _check_padding(padding: Padding) -> Padding:
     return (top, left) if is_integer(padding[0]) else ((top, bottom), (left, right))
 
 
-def _weights(shape: Shape, units: int, bias: bool) -> Parameters:
-    return {"W": (shape, "normal"), "b": ((units,), 0.0)} if bias else {"W": (shape, "normal")}
+def _weights(shape: Shape, fan_in: float, units: int, bias: bool) -> Parameters:
+    weights: Parameters = {"W": (shape, Normal(fan_in))}
+    return {**weights, "b": ((units,), 0.0)} if bias else weights

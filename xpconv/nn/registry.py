@@ -13,7 +13,9 @@ from xpconv.nn.residual import Residual
 __all__ = ["register_layer"]
 
 _LAYER_TYPES: dict[str, type[Layer]] = {
-    kind.__name__: kind for kind in (*(getattr(layer_objects, name) for name in layer_objects.__all__), Residual)
+    kind.__name__: kind
+    for kind in (*(getattr(layer_objects, name) for name in layer_objects.__all__), Residual)
+    if issubclass(kind, Layer)
 }
 _LayerType = TypeVar("_LayerType", bound=type[Layer])
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from math import prod, sqrt
+from math import sqrt
 from types import MappingProxyType
 from typing import Any
 
@@ -15,7 +15,7 @@ from xpconv.errors import ArgumentError, ArgumentTypeError, OutOfMemoryError, Xp
 from xpconv.nn._chain import NamedLayer, flatten, is_trained, map_layers, nodes
 from xpconv.nn._losses import LOSSES, check_loss_options, loss_and_gradient, loss_arguments
 from xpconv.nn._summary import summary
-from xpconv.nn.layers import Affine, Arrays, Initial, Layer, Shape
+from xpconv.nn.layers import Affine, Arrays, Initial, Layer, Normal, Shape
 from xpconv.nn.preprocessing import Preprocessing, on_device
 from xpconv.nn.registry import layer_config, layers_of
 from xpconv.ops.tiling import workspace_bytes
@@ -178,11 +178,10 @@ class Sequential:
                 raise ArgumentError(f"{argument} has {text!r}; expected printable text")
 
     def _initial(self, shape: Shape, value: Initial, stream: RandomStream) -> Array:
-        if value != "normal":
+        if not isinstance(value, Normal):
             dtype = self.backend.dtype(self.dtype)
             return self.backend.xp.full(shape, value, dtype=dtype, device=self.backend.device)
-        fan_in = shape[0] if len(shape) == 2 else prod(shape[1:])
-        scale = sqrt(2 / fan_in) if self.weight_scale is None else self.weight_scale
+        scale = sqrt(2 / value.fan_in) if self.weight_scale is None else self.weight_scale
         return self.backend.asarray(stream.standard_normal(shape) * scale, dtype=self.dtype)
 
     @property
