@@ -218,6 +218,8 @@ ROWS = [
     Row("avg_pool", "padded", _images, {"kernel_size": 3, "stride": (2, 1), "padding": (1, 0)}),
     Row("avg_pool", "padded_far", _images, {"kernel_size": 3, "stride": 1, "padding": 2}),
     Row("global_avg_pool", "images", _images),
+    Row("global_max_pool", "images", _images),
+    Row("global_max_pool", "ties", {"x": ties(3, 4, 6, 5)}, kinks=True),
     Row("pad_channels", "images", _images, {"channels": 7}),
     Row("pad_channels", "none", _images, {"channels": 4}),
     Row("batchnorm", "flat", _flat_norm, {"train": True}, oracle=from_zero),
@@ -328,6 +330,9 @@ class Torch:
     def global_avg_pool(self, x):
         return self.F.adaptive_avg_pool2d(x, 1).flatten(1)
 
+    def global_max_pool(self, x):
+        return self.F.adaptive_max_pool2d(x, 1).flatten(1)
+
     def pad_channels(self, x, channels):
         return self.F.pad(x, (0, 0, 0, 0, 0, channels - x.shape[1]))
 
@@ -389,6 +394,7 @@ OBJECTS = {
     nn.Dropout: Object([nn.Dropout()], lambda t, a, shape: [t.Dropout(1 - a.keep_prob)]),
     nn.Gelu: Object([nn.Gelu(), nn.Gelu("tanh")], lambda t, a, shape: [t.GELU(a.approximate)]),
     nn.GlobalAvgPool: Object([nn.GlobalAvgPool()], lambda t, a, shape: [t.AdaptiveAvgPool2d(1), t.Flatten()]),
+    nn.GlobalMaxPool: Object([nn.GlobalMaxPool()], lambda t, a, shape: [t.AdaptiveMaxPool2d(1), t.Flatten()]),
     nn.GroupNorm: Object(
         [nn.GroupNorm(), nn.GroupNorm(groups=2, eps=1e-2)], lambda t, a, shape: [t.GroupNorm(a.groups, shape[0], a.eps)]
     ),

@@ -228,6 +228,13 @@ def test_a_converter_does_not_apply_to_subclasses(tmp_path):
 # ---- the file
 
 
+def test_only_gelu_needs_a_later_opset(tmp_path):
+    for layer, opset in ((nn.Silu(), 17), (nn.Gelu(), 20)):
+        net = Sequential([nn.Affine(4), layer], input_shape=(6,), rng=0, backend="numpy")
+        export.to_onnx(net, tmp_path / "net.onnx")
+        assert [entry.version for entry in onnx.load(tmp_path / "net.onnx").opset_import] == [opset]
+
+
 def test_the_file_names_its_input_output_and_classes(tmp_path):
     names = ("cat", "größer", "a, b", "3", "4")
     net = NETS["three layers"](rng=0, backend="numpy", class_names=names)

@@ -119,6 +119,18 @@ def global_average_pool(attributes, x):
     return [layers.global_avg_pool_forward(x)[0][:, :, None, None]]
 
 
+def global_max_pool(attributes, x):
+    return [layers.global_max_pool_forward(x)[0][:, :, None, None]]
+
+
+def leaky_relu(attributes, x):
+    return [layers.leaky_relu_forward(x, negative_slope=attributes.get("alpha", 0.01))[0]]
+
+
+def gelu(attributes, x):
+    return [layers.gelu_forward(x, approximate=attributes.get("approximate", b"none").decode())[0]]
+
+
 def batch_normalization(attributes, x, gamma, beta, mean, var):
     train = bool(attributes.get("training_mode", 0))
     options = {"train": train, "momentum": attributes.get("momentum", 0.9), "eps": attributes.get("epsilon", 1e-5)}
@@ -228,11 +240,14 @@ TRANSLATIONS = {
     "MaxPool": max_pool,
     "AveragePool": average_pool,
     "GlobalAveragePool": global_average_pool,
+    "GlobalMaxPool": global_max_pool,
     "BatchNormalization": batch_normalization,
     "GroupNormalization": group_normalization,
     "InstanceNormalization": instance_normalization,
     "LayerNormalization": layer_normalization,
     "Relu": relu,
+    "LeakyRelu": leaky_relu,
+    "Gelu": gelu,
     "Gemm": gemm,
     "SoftmaxCrossEntropyLoss": softmax_cross_entropy_loss,
     "Adam": adam,

@@ -27,6 +27,10 @@ X2, X4, X5 = draw(4, 5), draw(2, 3, 5, 6), draw(2, 4, 3, 2, 2)
 CASES = {
     "affine": ([draw(3, 2, 4), draw(8, 5, seed=1), draw(5, seed=2)], {}),
     "relu": ([X2], {}),
+    "leaky_relu": ([X2], {"negative_slope": 0.3}),
+    "gelu": ([X2], {}),
+    "gelu, tanh": ([X2], {"approximate": "tanh"}),
+    "silu": ([X2], {}),
     "conv": ([draw(4, 3, 5, 5), draw(2, 3, 3, 3, seed=1), draw(2, seed=2)], {"padding": 1}),
     "conv, pairs": ([X4, draw(2, 3, 2, 3, seed=1), draw(2, seed=2)], {"stride": (2, 3), "padding": (1, 2)}),
     "conv, strides that do not tile": ([X4, draw(2, 3, 2, 2, seed=1), draw(2, seed=2)], {"stride": 2}),
@@ -36,6 +40,7 @@ CASES = {
     "avg_pool": ([X4], {"kernel_size": 2}),
     "avg_pool, pairs": ([X4], {"kernel_size": (3, 2), "stride": (1, 3), "padding": (1, 0)}),
     "global_avg_pool": ([X4], {}),
+    "global_max_pool": ([X4], {}),
     "pad_channels": ([X4], {"channels": 5}),
     "batchnorm, train": ([X2, draw(5, seed=1), draw(5, seed=2)], {"running": None, "train": True}),
     "batchnorm, eval": ([X2, draw(5, seed=1), draw(5, seed=2)], {"running": running(5), "train": False}),

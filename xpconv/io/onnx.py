@@ -154,6 +154,10 @@ def _pad_channels(graph: Graph, layer: nn.PadChannels, x: str, shape: Shape, par
     return graph.add_node("Pad", x, graph.add_constant(pads))
 
 
+def _global_max_pool(graph: Graph, layer: nn.GlobalMaxPool, x: str, shape: Shape, params: dict[str, str]) -> str:
+    return graph.add_node("Flatten", graph.add_node("GlobalMaxPool", x))
+
+
 def _batch_norm(graph: Graph, layer: nn.BatchNorm, x: str, shape: Shape, params: dict[str, str]) -> str:
     inputs = (params[name] for name in ("gamma", "beta", "running_mean", "running_var"))
     return graph.add_node("BatchNormalization", x, *inputs, epsilon=layer.eps)
@@ -229,6 +233,7 @@ CONVERTERS: dict[type[Layer], Converter] = {
     nn.Dropout: _dropout,
     nn.Gelu: _gelu,
     nn.GlobalAvgPool: _global_avg_pool,
+    nn.GlobalMaxPool: _global_max_pool,
     nn.GroupNorm: _group_norm,
     nn.LayerNorm: _layer_norm,
     nn.LeakyRelu: _leaky_relu,

@@ -32,7 +32,7 @@ def to_torch_state_dict(model: Sequential, names: Sequence[str] | None = None) -
 
     Without `names` the result fits a ``torch.nn.Sequential`` of the same layers in the same order; its names are
     ``0.weight``, ``0.bias``, ``1.running_mean`` and so on. Two kinds of layer correspond to two modules each: an affine
-    layer on images to ``Flatten(), Linear(D, M)``, and a global average pool to ``AdaptiveAvgPool2d(1), Flatten()``. A
+    layer on images to ``Flatten(), Linear(D, M)``, and a global pool to ``AdaptiveAvgPool2d(1), Flatten()``. A
     `Residual` corresponds to a module whose attributes ``body`` and ``shortcut`` are ``torch.nn.Sequential``: its names
     are ``3.body.0.weight`` and so on.
 
@@ -194,7 +194,9 @@ def _module_names(layers: Sequence[nn.Layer], shape: Shape, path: str = "") -> l
                 names += _module_names(inner, shape, f"{path}{module}.{branch}.")
         elif layer.parameters(shape) or layer.state(shape):
             names.append(f"{path}{module}")
-        module += 2 if isinstance(layer, nn.GlobalAvgPool) else 1  # PyTorch needs a Flatten after the pool
+        module += (
+            2 if isinstance(layer, nn.GlobalAvgPool | nn.GlobalMaxPool) else 1
+        )  # PyTorch needs a Flatten after the pool
         shape = layer.output_shape(shape)
     return names
 

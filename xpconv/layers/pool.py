@@ -28,11 +28,14 @@ from xpconv.ops.windows import Pair, Sides, Window, add_windows, pad, views
 __all__ = [
     "AvgPoolCache",
     "GlobalAvgPoolCache",
+    "GlobalMaxPoolCache",
     "MaxPoolCache",
     "avg_pool_backward",
     "avg_pool_forward",
     "global_avg_pool_backward",
     "global_avg_pool_forward",
+    "global_max_pool_backward",
+    "global_max_pool_forward",
     "max_pool_backward",
     "max_pool_forward",
 ]
@@ -81,6 +84,21 @@ class GlobalAvgPoolCache(NamedTuple):
     (2, 3, 4, 4)
     """
 
+    shape: tuple[int, ...]
+
+
+class GlobalMaxPoolCache(NamedTuple):
+    """What the backward pass of global max pooling needs: `argmax` counts pixels row by row.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> out, cache = global_max_pool_forward(np.asarray([[[[1.0, 2.0], [4.0, 3.0]]]]))
+    >>> cache.argmax.item(), cache.shape
+    (2, (1, 1, 2, 2))
+    """
+
+    argmax: Array
     shape: tuple[int, ...]
 
 
@@ -312,6 +330,69 @@ def global_avg_pool_backward(dout: Array, cache: GlobalAvgPoolCache) -> Array:
     check_gradient_shape(dout, (N, C))
     gradient = xp.reshape(dout / (H * W), (N, C, 1, 1))
     return gradient + xp.zeros((1, 1, H, W), dtype=dout.dtype, device=array_api_compat.device(dout))
+
+
+def global_max_pool_forward(x: Array) -> tuple[Array, GlobalMaxPoolCache]:
+    """Take the maximum of each channel: ``out[n, c] = max(x[n, c])``.
+
+    Parameters
+    ----------
+    x : array (N, C, H, W)
+        Images.
+
+    Returns
+    -------
+    out : array (N, C)
+    cache : GlobalMaxPoolCache
+        For `global_max_pool_backward`.
+
+    References
+    ----------
+    Oquab et al., "Is Object Localization for Free?", 2015.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> global_max_pool_forward(np.reshape(np.arange(8.0), (1, 2, 2, 2)))[0]
+    array([[3., 7.]])
+    """
+    xp = check_arrays(x=x)
+    check_shape("x", x, ("N", "C", "H", "W"))
+    channels = xp.reshape(x, (*x.shape[:2], -1))
+    return xp.max(channels, axis=2), GlobalMaxPoolCache(xp.argmax(channels, axis=2), tuple(x.shape))
+
+
+def global_max_pool_backward(dout: Array, cache: GlobalMaxPoolCache) -> Array:
+    """Pass each gradient to the maximum of its channel, the first one if several are equal.
+
+    Parameters
+    ----------
+    dout : array (N, C)
+        Gradient of the loss with respect to the layer's output.
+    cache : GlobalMaxPoolCache
+        From `global_max_pool_forward`.
+
+    Returns
+    -------
+    dx : array (N, C, H, W)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> out, cache = global_max_pool_forward(np.zeros((1, 1, 2, 2)))
+    >>> global_max_pool_backward(np.ones((1, 1)), cache)
+    array([[[[1., 0.],
+             [0., 0.]]]])
+    """
+    check_cache(cache, GlobalMaxPoolCache)
+    xp = check_arrays(dout=dout)
+    array_namespace(dout=dout, argmax=cache.argmax)
+    N, C, H, W = cache.shape
+    check_gradient_shape(dout, (N, C))
+    device = array_api_compat.device(dout)
+    pixels = xp.arange(H * W, dtype=cache.argmax.dtype, device=device)
+    zero = xp.zeros((), dtype=dout.dtype, device=device)
+    return xp.reshape(xp.where(pixels == cache.argmax[:, :, None], dout[:, :, None], zero), cache.shape)
 
 
 def fit_to_images(window: Window, shape: Sequence[int], ceil_mode: bool) -> Window:

@@ -428,6 +428,30 @@ def pad_channels_backward(dout: Array, cache: Cache) -> Array:
     return dx
 
 
+def global_max_pool_forward(x: Array) -> Result:
+    """Take the maximum of each channel of each image: x is (N, C, H, W), out is (N, C).
+
+    Examples
+    --------
+    >>> global_max_pool_forward(np.array([[[[1.0, 2.0], [4.0, 3.0]]]]))[0].tolist()
+    [[4.0]]
+    """
+    out, cache = max_pool_forward(x, kernel_size=x.shape[2:])
+    return out[:, :, 0, 0], cache
+
+
+def global_max_pool_backward(dout: Array, cache: Cache) -> Array:
+    """Return dx (N, C, H, W): each gradient of dout (N, C) goes to the first maximum of its channel.
+
+    Examples
+    --------
+    >>> _, cache = global_max_pool_forward(np.array([[[[1.0, 2.0], [4.0, 4.0]]]]))
+    >>> global_max_pool_backward(np.ones((1, 1)), cache).tolist()
+    [[[[0.0, 0.0], [1.0, 0.0]]]]
+    """
+    return max_pool_backward(dout[:, :, np.newaxis, np.newaxis], cache)
+
+
 def batchnorm_forward(
     x: Array,
     gamma: Array,

@@ -31,6 +31,7 @@ __all__ = [
     "Dropout",
     "Gelu",
     "GlobalAvgPool",
+    "GlobalMaxPool",
     "GroupNorm",
     "Layer",
     "LayerNorm",
@@ -517,6 +518,25 @@ class GlobalAvgPool(_WithoutParameters):
 
     def forward(self, x: Array, p: Arrays, *, train: bool, seed: int) -> tuple[Array, Any]:
         return F.global_avg_pool_forward(x)
+
+
+@dataclass(frozen=True)
+class GlobalMaxPool(_WithoutParameters):
+    """The maximum of each channel.
+
+    Examples
+    --------
+    >>> GlobalMaxPool().output_shape((16, 8, 8))
+    (16,)
+    """
+
+    _backward: ClassVar[Callable[..., Any]] = staticmethod(F.global_max_pool_backward)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return shape[:1]
+
+    def forward(self, x: Array, p: Arrays, *, train: bool, seed: int) -> tuple[Array, Any]:
+        return F.global_max_pool_forward(x)
 
 
 @dataclass(frozen=True)
