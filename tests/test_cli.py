@@ -31,6 +31,7 @@ from xpconv.data import DATASETS, load_digits
 from xpconv.data.images import read_image
 from xpconv.errors import ArgumentError
 from xpconv.training._progress import show_progress
+from xpconv.training.metrics import MirrorAveraged, accuracy, classification_report, probabilities
 from xpconv.training.solver import Solver
 
 
@@ -522,6 +523,38 @@ def test_signal_ends_the_real_command_with_its_files_saved(tmp_path):
 
 def test_eval_gives_the_accuracy_that_training_printed(bare):
     assert succeed("eval", bare.model) == bare.shown.splitlines(keepends=True)[-1]
+
+
+def test_eval_shows_precision_recall_and_f1_of_each_class(bare):
+    header, *rows, last = succeed("eval", bare.model, "--per-class").splitlines()
+    assert last == bare.shown.splitlines()[-1]
+    assert header.split("\t") == ["class", "precision", "recall", "F1", "support"]
+    digits = load_digits()
+    probs = probabilities(xpconv.load_model(bare.model), digits.X_test)
+    report = classification_report(digits.y_test, probs, digits.class_names)
+    assert [tuple(row.split("\t")) for row in rows] == report.rows()
+    assert len(rows) == 11
+
+
+def test_eval_and_predict_average_over_the_mirror_image(bare, tmp_path):
+    digits, net = load_digits(), MirrorAveraged(xpconv.load_model(bare.model))
+    result = call("eval", bare.model, "--tta", "flip")
+    expected = accuracy(net, digits.X_test, digits.y_test, net.model.backend)
+    assert result.stdout == f"test accuracy: {expected:.4f}\n"
+    assert "xpconv: warning: tta is flip, but mirroring changes the class of some digits" in result.stderr
+    Image.fromarray(digits.X_test[0, 0].astype(np.uint8)).save(tmp_path / "digit.png")
+    image = read_image(tmp_path / "digit.png", net.model.input_shape)
+    probability = probabilities(net, image[None]).max()
+    assert (
+        succeed("predict", bare.model, tmp_path / "digit.png", "--tta", "flip").split("\t")[-1]
+        == f"{probability:.4f}\n"
+    )
+
+
+def test_an_unknown_test_time_augmentation_is_refused(bare):
+    result = call("eval", bare.model, "--tta", "mirror")
+    assert result.exit_code == 2
+    assert "'mirror' is not one of none, flip." in result.stderr
 
 
 def test_eval_takes_the_data_set_from_the_config_beside_the_model(tmp_path):

@@ -17,12 +17,13 @@ from xpconv.cli._evaluate import (
     check_fits,
     data_of_run,
     model_path,
+    probabilities,
     read_model,
     resize_of,
     warn_of_training_images,
 )
 from xpconv.cli._info import environment
-from xpconv.cli._options import BackendOption, ModelArgument, data_option, file_suffix, number_option
+from xpconv.cli._options import BackendOption, ModelArgument, TtaOption, data_option, file_suffix, number_option
 from xpconv.cli._results import require_matplotlib
 from xpconv.cli._tables import echo, print_table
 from xpconv.cli._train import train, warnings_in_one_line
@@ -31,7 +32,7 @@ from xpconv.data.images import read_image
 from xpconv.errors import XpconvError, printable
 from xpconv.training._progress import writable
 from xpconv.training._signals import terminate_as_interrupt
-from xpconv.training.metrics import probabilities
+from xpconv.training.metrics import classification_report
 from xpconv.viz import save_comparison
 
 __all__ = ["app"]
@@ -106,6 +107,10 @@ def evaluate(
     data: Annotated[
         str | None, data_option("Data set of the test images, by default the one in config.json beside the model.")
     ] = None,
+    per_class: Annotated[
+        bool, typer.Option("--per-class", help="Also print precision, recall and F1 of each class.")
+    ] = False,
+    tta: TtaOption = "none",
     backend: BackendOption = "numpy",
 ) -> None:
     """Print the accuracy of a model on test images.
@@ -117,7 +122,15 @@ def evaluate(
         dataset = load_dataset(data or data_of_run(model_path(model)), net.input_shape, resize=resize_of(net))
     check_fits(net, dataset)
     warn_of_training_images(model_path(model), dataset)
-    typer.echo(f"test accuracy: {accuracy(net, dataset.X_test, dataset.y_test):.4f}")
+    if tta == "flip" and dataset.name == "digits":
+        echo("xpconv: warning: tta is flip, but mirroring changes the class of some digits: leave it out", error=True)
+    if not per_class:
+        typer.echo(f"test accuracy: {accuracy(net, dataset.X_test, dataset.y_test, tta):.4f}")
+        return
+    probs = probabilities(net, dataset.X_test, tta)
+    report = classification_report(dataset.y_test, probs, dataset.class_names)
+    print_table(report.rows(), report.HEADER)
+    typer.echo(f"test accuracy: {report.accuracy:.4f}")
 
 
 @app.command(epilog="Example: xpconv predict runs/first/model.safetensors seven.png eight.jpg")
@@ -128,6 +141,7 @@ def predict(
         bool,
         typer.Option("--invert", help="Swap dark and light first: the digits are light strokes on a dark ground."),
     ] = False,
+    tta: TtaOption = "none",
     backend: BackendOption = "numpy",
 ) -> None:
     """Predict the classes of image files.
@@ -143,8 +157,7 @@ def predict(
             _show_error(error)
             failed = True
             continue
-        with np.errstate(all="ignore"):  # scores that are NaN are an error
-            probs = probabilities(net, (255 - image if invert else image)[None])[0]
+        probs = probabilities(net, (255 - image if invert else image)[None], tta)[0]
         best = int(np.argmax(probs))
         name = net.class_names[best] if net.class_names else str(best)
         typer.echo("\t".join([printable(path, max_length=10_000), printable(name), f"{probs[best]:.4f}"]))

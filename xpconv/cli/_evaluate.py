@@ -18,14 +18,35 @@ from xpconv.errors import ArgumentError, CheckpointError
 from xpconv.io import load_model
 from xpconv.nn import Sequential
 from xpconv.training import metrics
+from xpconv.training.metrics import MirrorAveraged
 
-__all__ = ["accuracy", "check_fits", "data_of_run", "model_path", "read_model", "resize_of", "warn_of_training_images"]
+__all__ = [
+    "accuracy",
+    "check_fits",
+    "data_of_run",
+    "model_path",
+    "probabilities",
+    "read_model",
+    "resize_of",
+    "warn_of_training_images",
+]
 
 
-def accuracy(model: Sequential, X: np.ndarray, y: np.ndarray) -> float:
+def accuracy(model: Sequential, X: np.ndarray, y: np.ndarray, tta: str = "none") -> float:
     """Return the fraction of samples whose highest score is their label's, 0 to 1."""
     with np.errstate(all="ignore"):  # scores that are NaN are an error
-        return metrics.accuracy(model, X, y, model.backend, batch_size=500)
+        return metrics.accuracy(_averaged(model, tta), X, y, model.backend, batch_size=500)
+
+
+def probabilities(model: Sequential, X: np.ndarray, tta: str = "none") -> np.ndarray:
+    """Return the probability of each class for images."""
+    with np.errstate(all="ignore"):  # scores that are NaN are an error
+        return metrics.probabilities(_averaged(model, tta), X)
+
+
+def _averaged(model: Sequential, tta: str) -> Sequential | MirrorAveraged:
+    """Return a model with a test-time augmentation."""
+    return MirrorAveraged(model) if tta == "flip" else model
 
 
 def model_path(path: Path) -> Path:

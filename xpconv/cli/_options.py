@@ -18,6 +18,7 @@ from xpconv.errors import ArgumentError
 __all__ = [
     "BackendOption",
     "ModelArgument",
+    "TtaOption",
     "augment_option",
     "choice_option",
     "class_weights_option",
@@ -96,6 +97,24 @@ def _check_data(value: str | None) -> str | None:
     if not os.path.isdir(value):
         raise typer.BadParameter(f"{value!r} is none of {', '.join(DATASETS)}, and there is no such folder.")
     return os.path.abspath(value)
+
+
+def _check_tta(value: str) -> str:
+    if value not in TEST_TIME_AUGMENTATIONS:
+        raise typer.BadParameter(f"{value!r} is not one of {', '.join(TEST_TIME_AUGMENTATIONS)}.")
+    return value
+
+
+TEST_TIME_AUGMENTATIONS = ("none", "flip")
+TtaOption = Annotated[
+    str,
+    typer.Option(
+        metavar="|".join(TEST_TIME_AUGMENTATIONS),
+        callback=_check_tta,
+        autocompletion=_completion(TEST_TIME_AUGMENTATIONS),
+        help="Test-time augmentation: average the scores of each image and its mirror image (flip).",
+    ),
+]
 
 
 def augment_option(text: str) -> Any:

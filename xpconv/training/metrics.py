@@ -1,6 +1,7 @@
-"""Accuracy and probabilities of a model, computed in batches."""
+"""Accuracy, loss and probabilities of a model, computed in batches, and their summaries by class."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from math import inf, log
 from typing import Any, NamedTuple
 
@@ -8,15 +9,19 @@ import numpy as np
 
 from xpconv._validation import check_count
 from xpconv.backend import Array, Backend, backend_of, to_host
-from xpconv.errors import ArgumentError, NonFiniteLossError
+from xpconv.errors import ArgumentError, ArgumentTypeError, NonFiniteLossError
 from xpconv.layers import softmax_loss
 from xpconv.layers._checks import check_labels, label_hint
 from xpconv.ops.update import ignore_underflow
 
 __all__ = [
+    "ClassificationReport",
     "Evaluation",
+    "MirrorAveraged",
     "accuracy",
     "checks_since_best",
+    "classification_report",
+    "confusion_matrix",
     "evaluate",
     "l2_penalty",
     "loss_of_equal_scores",
@@ -185,6 +190,208 @@ def take_rows(a: Array, rows: np.ndarray) -> Array:
     """
     backend = backend_of(a)
     return backend.xp.take(a, backend.asarray(rows), axis=0)
+
+
+class MirrorAveraged:
+    """A model whose scores are the mean of a model's scores for each image and for its mirror image.
+
+    It has ``loss(X)`` for scores, so it can take a model's place in `evaluate`, `accuracy` and `probabilities`. Since
+    scores are averaged, its probabilities are the geometric means of both probabilities, normalised.
+
+    Parameters
+    ----------
+    model : object
+        Its ``loss(X)`` returns scores (N, C) of images (N, C, H, W).
+
+    Examples
+    --------
+    >>> from xpconv.nn import ConvNet
+    >>> net = ConvNet([4], input_dim=(1, 4, 4), num_classes=3, rng=0)
+    >>> image = np.arange(16.0).reshape(1, 1, 4, 4)
+    >>> probs = [probabilities(MirrorAveraged(net), X) for X in (image, np.flip(image, axis=-1))]
+    >>> np.allclose(*probs)
+    True
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def loss(self, X: Array) -> Array:
+        """Return the averaged scores (N, C) of images (N, C, H, W), of any array library.
+
+        Raises
+        ------
+        ArgumentError
+            If `X` are not images.
+        """
+        X = _samples(X)
+        if len(X.shape) != 4:
+            raise ArgumentError(f"X has shape {tuple(X.shape)}; expected images (N, C, H, W), which can be mirrored")
+        return (_scores(self.model, X) + _scores(self.model, backend_of(X).xp.flip(X, axis=-1))) / 2
+
+
+def confusion_matrix(y_true: Array, y_pred: Array, num_classes: int | None = None) -> np.ndarray:
+    """Count how often samples of each class were predicted to be of each class.
+
+    Parameters
+    ----------
+    y_true : array (N,) of integers
+        Labels.
+    y_pred : array (N,) of integers, or array (N, C)
+        Predicted classes, or scores or probabilities, the highest of which are the prediction.
+    num_classes : int, optional
+        C; by default that of the scores, or else one more than the largest label or prediction.
+
+    Returns
+    -------
+    numpy.ndarray (C, C) of int64
+        Row i and column j has the number of samples of class i that were predicted to be of class j.
+
+    Raises
+    ------
+    ArgumentError
+        If there are no samples, the shapes do not match, a label or prediction is out of range, or a score is NaN.
+    ArgumentTypeError
+        If labels or predictions are not integers.
+
+    Examples
+    --------
+    >>> confusion_matrix([0, 0, 1, 2], [0, 1, 1, 2])
+    array([[1, 1, 0],
+           [0, 1, 0],
+           [0, 0, 1]])
+    """
+    true, predicted = to_host(y_true), to_host(y_pred)
+    if predicted.ndim == 2:
+        predicted, num_classes = _highest(predicted, num_classes)
+    if true.shape != predicted.shape or true.ndim != 1 or not true.size:
+        raise ArgumentError(
+            f"y_true has shape {true.shape} and y_pred {to_host(y_pred).shape}; expected labels (N,), N at least 1, "
+            "and as many predictions (N,) or rows of scores (N, C)"
+        )
+    labels = {"y_true": true, "y_pred": predicted}
+    for name, a in labels.items():
+        if a.dtype.kind not in "iu":
+            raise ArgumentTypeError(f"{name} has dtype {a.dtype}; expected integers: pass {name}.astype(int)")
+    largest = max(int(a.max()) for a in labels.values())
+    C = largest + 1 if num_classes is None else check_count("num_classes", num_classes)
+    for name, a in labels.items():
+        if a.min() < 0 or a.max() >= C:
+            raise ArgumentError(f"{name} has labels from {a.min()} to {a.max()}; expected 0 to {C - 1}")
+    cells = true.astype(np.int64) * C + predicted.astype(np.int64)
+    return np.bincount(cells, minlength=C * C).reshape(C, C)
+
+
+def _highest(scores: np.ndarray, num_classes: int | None) -> tuple[np.ndarray, int]:
+    """Return the class with the highest score of each row, and the number of classes."""
+    C = scores.shape[1]
+    if num_classes not in (None, C) or not C:
+        expected = "at least one" if num_classes is None else num_classes
+        raise ArgumentError(f"y_pred has scores of {C} classes; expected {expected}")
+    if np.isnan(scores).any():
+        raise ArgumentError(f"y_pred has NaN in {np.isnan(scores).any(axis=1).sum()} rows; expected scores")
+    return scores.argmax(axis=1), C
+
+
+@dataclass(frozen=True, eq=False)
+class ClassificationReport:
+    """Precision, recall, F1 and support of each class, as `classification_report` returns them.
+
+    ``str(report)`` is a table, whose last row has the mean over classes (macro average) and all samples.
+
+    Parameters
+    ----------
+    class_names : tuple of str
+    precision : array (C,)
+        Fraction of the predictions of a class that are right; 0 if there are none.
+    recall : array (C,)
+        Fraction of the samples of a class that are predicted to be of it; 0 if there are none.
+    f1 : array (C,)
+        Harmonic mean of precision and recall; 0 if both are 0.
+    support : array (C,) of int64
+        Number of samples of each class.
+    accuracy : float
+
+    Examples
+    --------
+    >>> report = classification_report([0, 0, 1, 1], [0, 1, 1, 1], ["cat", "dog"])
+    >>> report.rows()[1]
+    ('dog', '0.6667', '1.0000', '0.8000', '2')
+    """
+
+    class_names: tuple[str, ...]
+    precision: np.ndarray
+    recall: np.ndarray
+    f1: np.ndarray
+    support: np.ndarray
+    accuracy: float
+
+    HEADER = ("class", "precision", "recall", "F1", "support")
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Return the rows of the table as text, without its header."""
+        numbers = np.stack([self.precision, self.recall, self.f1], axis=1)
+        names = (*self.class_names, "mean")
+        counts = (*self.support.tolist(), int(self.support.sum()))
+        return [
+            (name, *(f"{value:.4f}" for value in values), str(count))
+            for name, values, count in zip(names, [*numbers, numbers.mean(axis=0)], counts, strict=True)
+        ]
+
+    def __str__(self) -> str:
+        rows = [self.HEADER, *self.rows()]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join(
+            "  ".join([name.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(cells, widths[1:], strict=True))])
+            for name, *cells in rows
+        )
+
+
+def classification_report(y_true: Array, y_pred: Array, class_names: Sequence[str] = ()) -> ClassificationReport:
+    """Return precision, recall, F1 and support of each class.
+
+    ``precision = hits / predicted``, ``recall = hits / support``, ``F1 = 2 * hits / (predicted + support)``; each is 0
+    where its divisor is.
+
+    Parameters
+    ----------
+    y_true, y_pred : array
+        As for `confusion_matrix`.
+    class_names : sequence of str, optional
+        One name for each class; by default the numbers.
+
+    Returns
+    -------
+    ClassificationReport
+        A table if printed.
+
+    Raises
+    ------
+    ArgumentError, ArgumentTypeError
+        As for `confusion_matrix`, whose number of classes is that of `class_names`.
+
+    Examples
+    --------
+    >>> print(classification_report([0, 0, 1, 1], [0, 1, 1, 1], ["cat", "dog"]))
+    class  precision  recall      F1  support
+    cat       1.0000  0.5000  0.6667        2
+    dog       0.6667  1.0000  0.8000        2
+    mean      0.8333  0.7500  0.7333        4
+    """
+    counts = confusion_matrix(y_true, y_pred, len(class_names) or None)
+    hits, support, predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
+
+    def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+        return part / np.maximum(whole, 1)
+
+    return ClassificationReport(
+        tuple(map(str, class_names or range(len(counts)))),
+        precision=ratio(hits, predicted),
+        recall=ratio(hits, support),
+        f1=ratio(2 * hits, predicted + support),
+        support=support,
+        accuracy=float(hits.sum() / support.sum()),
+    )
 
 
 def checks_since_best(values: Sequence[float]) -> int:
