@@ -368,7 +368,10 @@ def test_tables_are_printed_without_a_terminal(monkeypatch, stream):
     [
         ("model", "nonsense", "model is 'nonsense'; expected three-layer or fc or convnet"),
         ("sampling", "all", "sampling is 'all'; expected replacement or epoch"),
-        ("schedule", "nonsense", "schedule is 'nonsense'; expected step or cosine or constant"),
+        ("schedule", "nonsense", "schedule is 'nonsense'; expected step or cosine or one-cycle or constant"),
+        ("ema", 1.5, "ema is 1.5; expected a finite number, from 0 to 1"),
+        ("lookahead", 0, "lookahead is 0; expected an int, 1 or more"),
+        ("clip_norm", -1, "clip_norm is -1; expected a finite number, 0 or more"),
         ("batch_size", 0, "batch_size is 0; expected an int, 1 or more"),
         ("num_train", "5", "num_train is '5'; expected an int, 1 or more"),
         ("checkpoint_every", 0, "checkpoint_every is 0; expected an int, 1 or more"),
@@ -378,7 +381,7 @@ def test_tables_are_printed_without_a_terminal(monkeypatch, stream):
         ("label_smoothing", 1.5, "label_smoothing is 1.5; expected a finite number, from 0 to 1"),
         ("class_weights", "1,a", "class_weights is '1,a'; expected balanced, or a number for each class"),
         ("class_weights", 3, "class_weights is 3; expected balanced, or a number for each class"),
-        ("warmup", "a", "warmup is 'a'; expected an int, 0 or more"),
+        ("warmup", "a", "warmup is 'a'; expected a finite number, 0 or more"),
         ("learning_rate", None, "learning_rate is None; expected a finite number, 0 or more"),
     ],
 )
@@ -873,9 +876,9 @@ def completions(line, shell="zsh", **environment):
 @pytest.mark.parametrize(
     ("shell", "expected"),
     [
-        ("bash", "sgd\nsgd_momentum\n"),
-        ("fish", "sgd\nsgd_momentum\n"),
-        ("zsh", '_arguments \'*: :(("sgd"\n"sgd_momentum"))\'\n'),
+        ("bash", "sgd\nsgd_momentum\nsgd_nesterov\n"),
+        ("fish", "sgd\nsgd_momentum\nsgd_nesterov\n"),
+        ("zsh", '_arguments \'*: :(("sgd"\n"sgd_momentum"\n"sgd_nesterov"))\'\n'),
     ],
 )
 def test_each_shell_completes_words(shell, expected):
@@ -983,9 +986,8 @@ def test_starting_loads_nothing_that_only_training_needs():
 
 
 def test_the_fields_other_names_of_options_are_taken(tmp_path):
-    succeed(*SHORT, "--lr", "0.01", "--weight-decay", "0.5", "--epochs", 1, "--out", tmp_path / "run")
-    settings = config_of(tmp_path / "run")["settings"]
-    assert (settings["learning_rate"], settings["reg"]) == (0.01, 0.5)
+    succeed(*SHORT, "--lr", "0.01", "--epochs", 1, "--out", tmp_path / "run")
+    assert config_of(tmp_path / "run")["settings"]["learning_rate"] == 0.01
 
 
 def test_options_of_the_loss_are_saved_with_the_model(tmp_path):
@@ -1005,8 +1007,8 @@ def test_options_of_the_loss_are_saved_with_the_model(tmp_path):
 def test_help_tells_integers_from_numbers():
     shown = succeed("train", "--help")
     kinds = dict(re.findall(r"--([a-z-]+)(?:, --[a-z-]+)* (INTEGER|NUMBER)", shown))
-    assert (kinds["warmup"], kinds["batch-size"], kinds["print-every"]) == ("INTEGER",) * 3
-    assert (kinds["learning-rate"], kinds["reg"], kinds["lr-decay"]) == ("NUMBER",) * 3
+    assert (kinds["lookahead"], kinds["batch-size"], kinds["print-every"]) == ("INTEGER",) * 3
+    assert (kinds["learning-rate"], kinds["weight-decay"], kinds["warmup"]) == ("NUMBER",) * 3
 
 
 def test_the_folder_of_a_run_stands_for_its_model(tmp_path, bare):

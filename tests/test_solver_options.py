@@ -12,16 +12,18 @@ import pytest
 
 from tests.commands import call
 from tests.helpers import assert_array, assert_copies, find_backend
-from xpconv import FullyConnectedNet, Solver, ThreeLayerConvNet
+from xpconv import FullyConnectedNet, Solver, ThreeLayerConvNet, load_model
 from xpconv.backend import to_host
-from xpconv.data import load_digits
+from xpconv.cli._run import build_solver
+from xpconv.cli._settings import settings_for
+from xpconv.data import load_dataset, load_digits
 from xpconv.data.augment import parse_augmentation, random_crop
 from xpconv.errors import ArgumentError, ArgumentTypeError, CheckpointError, NonFiniteLossError
 from xpconv.random import draw_seed, spawn, state_of
 from xpconv.training._clip import clip_gradients
 from xpconv.training.metrics import Evaluation
 from xpconv.training.optim import UPDATE_RULES
-from xpconv.training.schedules import cosine, step_decay, warmup
+from xpconv.training.schedules import cosine, one_cycle, step_decay, warmup
 
 
 def make_data(n=48, seed=0):
@@ -563,6 +565,9 @@ def train(folder, *words):
         ),
         (["--schedule", "constant"], [1] * 12),
         (["--schedule", "cosine"], [(1 + np.cos(np.pi * step / 12)) / 2 for step in range(12)]),
+        (["--schedule", "one-cycle"], [one_cycle(12)(step) for step in range(12)]),
+        (["--schedule", "constant", "--warmup", "0.5"], [0.5, *11 * [1]]),
+        (["--schedule", "constant", "--warmup", "1.5"], [*np.arange(1, 7) / 6, *6 * [1]]),
     ],
 )
 def test_command_follows_the_schedule_and_writes_learning_rates(tmp_path, words, factors):
@@ -610,6 +615,50 @@ def test_a_flip_of_digits_warns_that_it_changes_classes(tmp_path, augment):
         f"xpconv: warning: augment has {word}, but mirroring changes the class of some digits, such as 2 and 5: leave "
         "it out" in result.stderr
     )
+
+
+def solver_of(*words):
+    """Return the Solver that the command line makes with these options, beside --num-train 200."""
+    settings = settings_for("digits", num_train=200, **dict(zip(words[::2], words[1::2], strict=True)))
+    return build_solver(settings, load_dataset("digits")), settings
+
+
+def test_command_decays_weights_but_not_norms_and_biases():
+    solver, settings = solver_of("optimizer", "adamw", "weight_decay", 0.25)
+    decays = {name: config["weight_decay"] for name, config in solver.optim_configs.items()}
+    assert decays == {name: 0.25 if name[0] == "W" else 0 for name in solver.model.params}
+    assert settings.reg == 0
+    assert solver_of("optimizer", "adam")[1].reg == 1e-3
+    assert solver_of("optimizer", "adamw")[1].reg == 0
+    assert solver_of("optimizer", "adamw")[0].optim_configs["W1"]["weight_decay"] == 0.01
+    assert solver_of("optimizer", "adamw", "reg", 0.5)[1].reg == 0.5
+    assert solver_of("optimizer", "adamw", "weight_decay", 0.0)[1].reg == 1e-3
+
+
+def test_command_takes_momentum_only_for_rules_that_have_it():
+    for rule in ("sgd_momentum", "sgd_nesterov", "muon"):
+        solver, _ = solver_of("optimizer", rule, "momentum", 0.5)
+        assert {config["momentum"] for config in solver.optim_configs.values()} == {0.5}
+    with pytest.raises(
+        ArgumentError,
+        match=r"momentum is 0\.5, but adam has no such option: leave it out, or take one of sgd_momentum, sgd_",
+    ):
+        solver_of("optimizer", "adam", "momentum", 0.5)
+
+
+def test_command_evaluates_and_saves_the_averages(tmp_path):
+    words = ["--ema", "0.9", "--lookahead", "3", "--clip-norm", "0.5", "--optimizer", "lion", "--weight-decay", "0.1"]
+    _, config = train(tmp_path / "run", *words)
+    names = ("ema", "lookahead", "clip_norm", "weight_decay", "reg")
+    assert [config["settings"][name] for name in names] == [0.9, 3, 0.5, 0.1, 0]
+    averaged, _ = solver_of(
+        *("ema", 0.9, "lookahead", 3, "clip_norm", 0.5, "optimizer", "lion", "weight_decay", 0.1),
+        *("epochs", 3, "augment", "none"),
+    )
+    averaged.train()
+    saved = load_model(tmp_path / "run" / "model.safetensors", "numpy")
+    for name, w in averaged.best_params.items():
+        np.testing.assert_array_equal(saved.params[name], w)
 
 
 def test_an_array_as_learning_rate_decays_once_per_epoch_in_a_copy(data):

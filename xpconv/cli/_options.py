@@ -41,7 +41,7 @@ def choice_option(setting: str, text: str) -> Any:
     return typer.Option(metavar="|".join(choices), callback=check, autocompletion=_completion(choices), help=text)
 
 
-ALIASES = {"learning_rate": ["--lr"], "reg": ["--weight-decay"]}
+ALIASES = {"learning_rate": ["--lr"]}
 """Other names of options, which the field uses."""
 
 

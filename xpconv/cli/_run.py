@@ -11,14 +11,15 @@ import numpy as np
 from xpconv.cli._nets import MIN_IMAGE_SIZE, NETS
 from xpconv.cli._results import save_config
 from xpconv.cli._run_folder import CHECKPOINTS, MODEL
-from xpconv.cli._settings import Settings, parse_class_weights
+from xpconv.cli._settings import Settings, decays_weights, parse_class_weights
 from xpconv.cli._tables import echo
 from xpconv.data import DATASETS, Dataset, balanced_class_weights, load_dataset
 from xpconv.data.augment import mirroring_words, parse_augmentation
 from xpconv.errors import ArgumentError, CheckpointError
 from xpconv.nn import Preprocessing, Sequential
 from xpconv.training.checkpoint import CheckpointFolder
-from xpconv.training.schedules import Schedule, constant, cosine, step_decay, warmup
+from xpconv.training.optim import UPDATE_RULES, default_options
+from xpconv.training.schedules import Schedule, constant, cosine, one_cycle, step_decay, warmup
 from xpconv.training.solver import Solver
 
 __all__ = ["build_solver", "build_untrained_model", "load_data", "remove_checkpoints", "train_with_checkpoints"]
@@ -77,7 +78,11 @@ def build_solver(settings: Settings, dataset: Dataset, *, print_every: int = 100
         model,
         {**dataset.splits(), "X_train": X, "y_train": y},
         update_rule=settings.optimizer,
-        optim_config={"learning_rate": settings.learning_rate},
+        optim_config=_optim_config(settings),
+        param_options=_param_options(settings),
+        clip_norm=settings.clip_norm,
+        ema=settings.ema,
+        lookahead=settings.lookahead,
         schedule=_schedule(settings, max(len(y) // settings.batch_size, 1)),
         sampling=settings.sampling,
         patience=settings.patience,
@@ -90,6 +95,25 @@ def build_solver(settings: Settings, dataset: Dataset, *, print_every: int = 100
         rng=rng,
         preflight=preflight,
     )
+
+
+def _optim_config(settings: Settings) -> dict[str, float]:
+    """Return the options of the update rule that the settings give; the others have the rule's defaults."""
+    known = default_options(settings.optimizer)
+    if settings.momentum is not None and "momentum" not in known:
+        rules = ", ".join(name for name in UPDATE_RULES if "momentum" in default_options(name))
+        raise ArgumentError(
+            f"momentum is {settings.momentum}, but {settings.optimizer} has no such option: leave it out, or take one "
+            f"of {rules}"
+        )
+    options = {name: getattr(settings, name) for name in ("learning_rate", "momentum", "weight_decay")}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _param_options(settings: Settings) -> dict[str, dict[str, float]] | None:
+    """Leave norms and biases out of weight decay."""
+    decays = decays_weights(settings.optimizer, settings.weight_decay)
+    return {"gamma*|beta*|b*": {"weight_decay": 0}} if decays else None
 
 
 def _loss_options(settings: Settings, y: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
@@ -107,7 +131,9 @@ def _schedule(settings: Settings, iterations_per_epoch: int) -> Schedule:
         schedule = step_decay(settings.decay_every * iterations_per_epoch, settings.lr_decay)
     elif settings.schedule == "cosine":
         schedule = cosine(settings.epochs * iterations_per_epoch)
-    return warmup(settings.warmup * iterations_per_epoch, schedule)
+    elif settings.schedule == "one-cycle":
+        schedule = one_cycle(settings.epochs * iterations_per_epoch)
+    return warmup(round(settings.warmup * iterations_per_epoch), schedule)
 
 
 def _build_model(settings: Settings, dataset: Dataset, X: np.ndarray, rng: np.random.Generator) -> Sequential:

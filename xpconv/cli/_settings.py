@@ -12,13 +12,23 @@ from xpconv.data import DATASETS
 from xpconv.data.images import RESIZES
 from xpconv.data.sampling import SAMPLERS
 from xpconv.errors import ArgumentError, ArgumentTypeError, printable
-from xpconv.training.optim import UPDATE_RULES
+from xpconv.training.optim import UPDATE_RULES, default_options
 
-__all__ = ["CHOICES", "DEFAULTS", "MAXIMUMS", "MINIMUMS", "REALS", "Settings", "parse_class_weights", "settings_for"]
+__all__ = [
+    "CHOICES",
+    "DEFAULTS",
+    "MAXIMUMS",
+    "MINIMUMS",
+    "REALS",
+    "Settings",
+    "decays_weights",
+    "parse_class_weights",
+    "settings_for",
+]
 
 CHOICES = {
     "model": tuple(NETS),
-    "schedule": ("step", "cosine", "constant"),
+    "schedule": ("step", "cosine", "one-cycle", "constant"),
     "optimizer": tuple(UPDATE_RULES),
     "dtype": ("float32", "float64"),
     "patience_on": ("accuracy", "loss"),
@@ -36,6 +46,11 @@ MINIMUMS = {
     "decay_every": 1,
     "warmup": 0,
     "reg": 0,
+    "momentum": 0,
+    "weight_decay": 0,
+    "clip_norm": 0,
+    "ema": 0,
+    "lookahead": 1,
     "label_smoothing": 0,
     "seed": 0,
     "num_train": 1,
@@ -45,16 +60,37 @@ MINIMUMS = {
 }
 """The least value of each setting that is a number."""
 
-MAXIMUMS = {"label_smoothing": 1}
+MAXIMUMS = {"label_smoothing": 1, "momentum": 1, "ema": 1}
 """The greatest value of each real setting that has one."""
 
 MOST = 2**31 - 1
 """The greatest value of each setting that is an integer, except the seed."""
 
-REALS = ("learning_rate", "lr_decay", "reg", "label_smoothing")
+REALS = (
+    "learning_rate",
+    "lr_decay",
+    "warmup",
+    "reg",
+    "momentum",
+    "weight_decay",
+    "clip_norm",
+    "ema",
+    "label_smoothing",
+)
 """The settings that are real numbers; the others in MINIMUMS are integers."""
 
-OPTIONAL = ("num_train", "image_size", "patience", "checkpoint_every")
+OPTIONAL = (
+    "num_train",
+    "image_size",
+    "patience",
+    "checkpoint_every",
+    "momentum",
+    "weight_decay",
+    "clip_norm",
+    "ema",
+    "lookahead",
+)
+"""The settings that are numbers or None."""
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {"epochs": 8, "batch_size": 50, "learning_rate": 1e-3, "lr_decay": 0.85, "reg": 1e-3, "augment": "shift"},
@@ -86,6 +122,10 @@ class Settings:
     epochs, batch_size, learning_rate, lr_decay, reg
         As for `Solver` and `Sequential`; DEFAULTS has good values for each data set.
     optimizer : {"sgd", "sgd_momentum", "sgd_nesterov", "rmsprop", "adam", "adamw", "lion", "muon"}
+    momentum, weight_decay : float, optional
+        Options of the optimizer. Norms and biases are not decayed.
+    clip_norm, ema, lookahead
+        As for `Solver`.
     label_smoothing : float
         As for `softmax_loss`.
     class_weights : str, optional
@@ -104,10 +144,10 @@ class Settings:
         As for `xpconv.data.images.read_image`; the model records it for image files that it is to predict.
     strict : bool
         Whether a file in a folder that is not a readable image is an error.
-    schedule : {"step", "cosine", "constant"}
+    schedule : {"step", "cosine", "one-cycle", "constant"}
         How the learning rate changes; "step" multiplies it by `lr_decay` after each `decay_every` epochs.
-    warmup : int
-        Epochs over which the learning rate rises from near 0.
+    warmup : float
+        Epochs, or a fraction of one, over which the learning rate rises from near 0.
     sampling, patience, patience_on, on_nonfinite
         As for `Solver`.
     checkpoint_every : int, optional
@@ -134,6 +174,11 @@ class Settings:
     lr_decay: float
     optimizer: str = "adam"
     reg: float
+    momentum: float | None = None
+    weight_decay: float | None = None
+    clip_norm: float | None = None
+    ema: float | None = None
+    lookahead: int | None = None
     label_smoothing: float = 0.0
     class_weights: str | None = None
     dtype: str = "float32"
@@ -146,7 +191,7 @@ class Settings:
     strict: bool = False
     schedule: str = "step"
     decay_every: int = 1
-    warmup: int = 0
+    warmup: float = 0
     sampling: str = "replacement"
     patience: int | None = None
     patience_on: str = "accuracy"
@@ -166,9 +211,11 @@ class Settings:
             check_choice(name, getattr(self, name), words)
         for name, minimum in MINIMUMS.items():
             value = getattr(self, name)
+            if value is None and name in OPTIONAL:
+                continue
             if name in REALS:
                 _check_number(name, value, minimum, MAXIMUMS.get(name, sys.float_info.max))
-            elif value is not None or name not in OPTIONAL:
+            else:
                 check_count(name, value, minimum)
                 if value > MOST and name != "seed":
                     raise ArgumentError(f"{name} is {printable(value, 40)}; expected an int, at most {MOST}")
@@ -187,6 +234,17 @@ def _check_number(name: str, value: object, minimum: float, maximum: float) -> N
     if isinstance(value, bool) or not isinstance(value, int | float) or not minimum <= value <= maximum:
         wanted = f"from {minimum} to {maximum}" if name in MAXIMUMS else f"{minimum} or more"
         raise ArgumentError(f"{name} is {printable(repr(value), 40)}; expected a finite number, {wanted}")
+
+
+def decays_weights(optimizer: str, weight_decay: float | None) -> bool:
+    """Return whether an optimizer decays the weights, as the setting or its own default says.
+
+    Examples
+    --------
+    >>> decays_weights("adamw", None), decays_weights("adam", None), decays_weights("adam", 0.1)
+    (True, False, True)
+    """
+    return (default_options(optimizer)["weight_decay"] if weight_decay is None else weight_decay) > 0
 
 
 def parse_class_weights(text: str) -> list[float] | None:
@@ -213,7 +271,7 @@ def settings_for(data: str, num_images: int | None = None, **options: Any) -> Se
 
     If the number of a folder's training images is known, the default batch size is at most a tenth of it (but not below
     4), and the default epochs are enough for 300 iterations, over which the learning rate falls as far as it would over
-    the usual number of epochs.
+    the usual number of epochs. With weight decay, the default of the L2 penalty is 0.
 
     Parameters
     ----------
@@ -235,6 +293,9 @@ def settings_for(data: str, num_images: int | None = None, **options: Any) -> Se
     """
     defaults = DEFAULTS[data if data in DATASETS else "a folder"]
     given = {name: value for name, value in options.items() if value is not None}
+    optimizer = given.get("optimizer", Settings.optimizer)
+    if optimizer in UPDATE_RULES and decays_weights(optimizer, given.get("weight_decay")):
+        defaults = {**defaults, "reg": 0.0}
     if data not in DATASETS and num_images is not None:
         defaults = _for_few_images(defaults, given, num_images)
     return Settings(data=data, **{**defaults, **given})

@@ -58,13 +58,48 @@ def train(
         int, setting_option("decay_every", "If --schedule is step: epochs between changes of the learning rate.")
     ] = Settings.decay_every,
     schedule: Annotated[
-        str, choice_option("schedule", "How the learning rate falls: in steps, along half a cosine to 0, or not.")
+        str,
+        choice_option(
+            "schedule",
+            "How the learning rate changes: it falls in steps, or along half a cosine to 0; it rises for 30% of the "
+            "iterations, then falls (one-cycle); or it stays constant.",
+        ),
     ] = Settings.schedule,
     warmup: Annotated[
-        int, setting_option("warmup", "Epochs over which the learning rate rises from near 0.")
+        float,
+        setting_option("warmup", "Epochs over which the learning rate rises from near 0; 0.5 is half an epoch."),
     ] = Settings.warmup,
     optimizer: Annotated[str, choice_option("optimizer", "Update rule of the parameters.")] = Settings.optimizer,
-    reg: Annotated[float | None, setting_option("reg", "Strength of the L2 penalty on weights.")] = None,
+    momentum: Annotated[
+        float | None,
+        setting_option("momentum", "Momentum of sgd_momentum, sgd_nesterov or muon.", "that of the optimizer"),
+    ] = None,
+    reg: Annotated[
+        float | None, setting_option("reg", "Strength of the L2 penalty on weights; 0 by default with weight decay.")
+    ] = None,
+    weight_decay: Annotated[
+        float | None,
+        setting_option(
+            "weight_decay",
+            "Weight decay of the optimizer: decoupled in adamw, lion and muon. Norms and biases are not decayed.",
+            "0.01 for adamw, else 0",
+        ),
+    ] = None,
+    clip_norm: Annotated[
+        float | None, setting_option("clip_norm", "Largest L2 norm of all gradients together.", "no limit")
+    ] = None,
+    ema: Annotated[
+        float | None,
+        setting_option("ema", "Evaluate and save a moving average of the weights with this decay.", "no average"),
+    ] = None,
+    lookahead: Annotated[
+        int | None,
+        setting_option(
+            "lookahead",
+            "Iterations between two moves of slow weights, which are evaluated and saved.",
+            "no slow weights",
+        ),
+    ] = None,
     label_smoothing: Annotated[
         float, setting_option("label_smoothing", "Part of each label that the loss spreads over all classes.")
     ] = Settings.label_smoothing,

@@ -5,10 +5,10 @@ from functools import partial
 from math import cos, pi
 from typing import Any, TypeAlias
 
-from xpconv._validation import check_count, check_nonnegative
+from xpconv._validation import check_choice, check_count, check_fraction, check_nonnegative
 from xpconv.errors import ArgumentError
 
-__all__ = ["Schedule", "check_schedule", "constant", "cosine", "decay", "step_decay", "warmup"]
+__all__ = ["Schedule", "check_schedule", "constant", "cosine", "decay", "one_cycle", "step_decay", "warmup"]
 
 Schedule: TypeAlias = Callable[[int], float]
 
@@ -87,6 +87,61 @@ def cosine(total: int, final: float = 0.0) -> Schedule:
 
 def _cosine(total: int, final: float, step: int) -> float:
     return final + (1 - final) * (1 + cos(pi * min(step, total) / total)) / 2
+
+
+def one_cycle(
+    total: int, *, peak: float = 0.3, start: float = 0.04, final: float = 4e-6, shape: str = "cosine"
+) -> Schedule:
+    """Raise the learning rate from `start` to its full value, then lower it to `final`, as PyTorch's OneCycleLR does.
+
+    Step ``peak * total - 1`` has the full learning rate, and step ``total - 1`` the final one. The momentum stays as it
+    is.
+
+    Parameters
+    ----------
+    total : int
+        Steps of the training, 1 or more; afterwards the factor stays at `final`.
+    peak : float
+        Fraction of the steps until the full learning rate is reached, 0 to 1.
+    start, final : float
+        The first and the last factor, 0 to 1. The defaults are those of PyTorch.
+    shape : {"cosine", "linear"}
+        Rise and fall along half a cosine each, or linearly.
+
+    Raises
+    ------
+    ArgumentError
+        If an argument is out of range.
+
+    References
+    ----------
+    Smith and Topin, "Super-Convergence: Very Fast Training of Neural Networks Using Large Learning Rates", 2018.
+
+    Examples
+    --------
+    >>> schedule = one_cycle(8, peak=0.5, start=0.1, final=0.0, shape="linear")
+    >>> [round(schedule(step), 3) for step in range(9)]
+    [0.1, 0.4, 0.7, 1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
+    """
+    total = check_count("total", total)
+    peak, start, final = (
+        check_fraction(name, value) for name, value in (("peak", peak), ("start", start), ("final", final))
+    )
+    check_choice("shape", shape, ("cosine", "linear"))
+    name = f"one_cycle({total}, peak={peak}, start={start}, final={final}, shape={shape!r})"
+    return _named(name, _one_cycle, total, peak, start, final, shape == "cosine")
+
+
+def _one_cycle(total: int, peak: float, start: float, final: float, cosine: bool, step: int) -> float:
+    last = total - 1
+    step, top = min(step, last), max(peak * total - 1, 0.0)
+    if step < top:
+        before, after, fraction = start, 1.0, step / top
+    else:
+        before, after, fraction = 1.0, final, (step - top) / (last - top) if last > top else 0.0
+    if cosine:
+        fraction = (1 - cos(pi * fraction)) / 2
+    return before + (after - before) * fraction
 
 
 def warmup(steps: int, then: Schedule = constant) -> Schedule:
