@@ -383,6 +383,7 @@ def test_tables_are_printed_without_a_terminal(monkeypatch, stream):
         ("class_weights", 3, "class_weights is 3; expected balanced, or a number for each class"),
         ("warmup", "a", "warmup is 'a'; expected a finite number, 0 or more"),
         ("learning_rate", None, "learning_rate is None; expected a finite number, 0 or more"),
+        ("momentum", 0.9, "this version of xpconv does not know momentum): start a new run with --out"),
     ],
 )
 def test_unusable_settings_of_a_resumed_run_are_named(tmp_path, setting, value, message):
@@ -453,7 +454,8 @@ def test_resume_does_not_change_a_finished_run(tmp_path):
     succeed(*SHORT, "--out", run)
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     (run / ".lock").touch()  # as if it had been killed at its very end
-    assert f"{run} is finished: nothing is left to train" in succeed("train", "--resume", run)
+    for given in (run, run / "model.safetensors", run / "config.json"):
+        assert f"{run} is finished: nothing is left to train" in succeed("train", "--resume", given)
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
     refused = call(*SHORT, "--out", run).stderr
     assert "choose another folder or move that run away" in refused

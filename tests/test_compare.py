@@ -105,6 +105,7 @@ def test_command_draws_runs_of_different_lengths_and_prints_a_row_each(tmp_path,
     assert last == "wrote comparison.png"
     with Image.open("comparison.png") as picture:
         assert picture.format == "PNG"
+    assert compare("sgd/config.json", "adam/metrics.csv").exit_code == 0
 
 
 def test_command_names_a_folder_that_holds_no_run(tmp_path):

@@ -149,7 +149,10 @@ def test_hidden_entries_and_files_beside_the_classes_are_ignored(flat):
     assert load_folder(flat, (1, 2, 2)).class_names == ("dark", "light")
 
 
-@pytest.mark.parametrize("name", ["__MACOSX", "Thumbs.db", "thumbs.db", "desktop.ini", "@eaDir", "Icon\r", "._0.png"])
+@pytest.mark.parametrize(
+    "name",
+    ["__MACOSX", "Thumbs.db", "thumbs.db", "desktop.ini", "@eaDir", "Icon\r", "._0.png", "System Volume Information"],
+)
 def test_what_systems_add_to_folders_is_ignored(flat, name):
     expected = load_folder(flat, (1, 2, 2))
     (flat / name).mkdir()

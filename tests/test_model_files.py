@@ -205,6 +205,8 @@ def test_a_header_of_impossible_length_is_refused_unread(saved, length):
         (lambda path: np.save(path, np.ones(3)), r"an array file of NumPy \(.npy\)"),
         (lambda path: pickle.dump({"a": 1}, path), "a Python pickle"),
         (lambda path: path.write(b"\xff\xd8\xff\xe0" + bytes(100)), "a JPEG picture"),
+        (lambda path: path.write(b'{\n\t"settings": {"data": "digits"}}'), "a text file"),
+        (lambda path: None, "an empty file"),
     ],
 )
 def test_a_file_of_another_kind_is_named(tmp_path, write, kind):

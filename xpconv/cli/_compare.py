@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from xpconv.cli._run_folder import CONFIG, read_config
+from xpconv.cli._run_folder import CONFIG, read_config, run_of
 from xpconv.errors import ArgumentError, printable
 
 __all__ = ["Run", "differences", "read_run", "summary"]
@@ -40,7 +40,7 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read the settings and the metrics of a run.
+    """Read the settings and the metrics of a run, given by its folder or a file in it.
 
     Raises
     ------
@@ -53,6 +53,7 @@ def read_run(folder: Path) -> Run:
     Traceback (most recent call last):
     xpconv.errors.ArgumentError: no/such/run is not the folder of a run (...): expected one that xpconv train wrote...
     """
+    folder = run_of(folder)
     try:
         config = read_config(folder / CONFIG)
         settings = dict(config["settings"])

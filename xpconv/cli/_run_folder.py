@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ __all__ = [
     "read_settings",
     "remove_leftovers",
     "run_folder",
+    "run_of",
 ]
 
 MODEL = "model.safetensors"
@@ -111,6 +112,17 @@ def _remove_if_only_settings(folder: Path) -> None:
         folder.rmdir()
 
 
+def run_of(path: Path) -> Path:
+    """Return the folder of a run that is given by its folder or by one of the files that `train` wrote in it.
+
+    Examples
+    --------
+    >>> run_of(Path("runs/first"))
+    PosixPath('runs/first')
+    """
+    return path.parent if path.name in FILES and path.is_file() else path
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Return the configuration in a ``config.json``.
 
@@ -139,8 +151,11 @@ def read_settings(folder: Path, checkpoint_every: int | None = None) -> Settings
         If the folder holds no settings, or unusable ones.
     """
     try:
-        settings = Settings(**read_config(folder / CONFIG)["settings"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        values = read_config(folder / CONFIG)["settings"]
+        if unknown := values.keys() - {option.name for option in fields(Settings)}:
+            raise ValueError(f"this version of xpconv does not know {', '.join(sorted(unknown))}")
+        settings = Settings(**values)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArgumentError(
             f"resume is {folder}, which holds no settings of a run in {CONFIG} ({printable(error)}): start a new run "
             "with --out"

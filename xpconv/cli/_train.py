@@ -22,7 +22,7 @@ from xpconv.cli._options import (
 )
 from xpconv.cli._results import require_matplotlib, save_results
 from xpconv.cli._run import build_solver, build_untrained_model, load_data, remove_checkpoints, train_with_checkpoints
-from xpconv.cli._run_folder import is_finished, read_settings, remove_leftovers, run_folder
+from xpconv.cli._run_folder import is_finished, read_settings, remove_leftovers, run_folder, run_of
 from xpconv.cli._settings import Settings, settings_for
 from xpconv.cli._tables import echo
 from xpconv.data import DATASETS, Dataset
@@ -191,6 +191,7 @@ def train(
     else:
         given = _options_given(ctx)
         _refuse_settings_beside_resume(given)
+        resume = run_of(resume)
         settings = read_settings(resume, checkpoint_every)
         if "data" in given:
             settings = _with_moved_images(settings, data)

@@ -40,12 +40,15 @@ def file_kind(path: str | os.PathLike[str]) -> str:
     """
     try:
         with Path(path).open("rb") as file:
-            start = file.read(9)
+            start = file.read(64)
     except OSError:
         return ""
-    if start[4:] == b"\0\0\0\0{":  # the length of a header below 4 GiB, and its first byte
+    if not start:
+        return "an empty file"
+    if start[4:9] == b"\0\0\0\0{":  # the length of a header below 4 GiB, and its first byte
         return MODEL
-    return next((kind for magic, kind in KINDS.items() if start.startswith(magic)), "")
+    text = start.isascii() and start.decode().translate(dict.fromkeys(b"\t\n\r")).isprintable()
+    return next((kind for magic, kind in KINDS.items() if start.startswith(magic)), "a text file" if text else "")
 
 
 def is_picture(path: str | os.PathLike[str]) -> bool:

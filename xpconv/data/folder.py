@@ -27,7 +27,16 @@ SPLIT_NAMES = {  # names of folders, in lower case
 }
 
 # Systems put these beside images, as they do names that start with a dot.
-SYSTEM_NAMES = {"$recycle.bin", "@eadir", "__macosx", "desktop.ini", "ehthumbs.db", "lost+found", "thumbs.db"}
+SYSTEM_NAMES = {
+    "$recycle.bin",
+    "@eadir",
+    "__macosx",
+    "desktop.ini",
+    "ehthumbs.db",
+    "lost+found",
+    "system volume information",
+    "thumbs.db",
+}
 
 ClassFiles = dict[str, list[str]]  # the image files of each class, as paths from the folder that holds the classes
 
