@@ -6,6 +6,7 @@ from typing import Any
 from xpconv._validation import check_nonnegative
 from xpconv.backend import Array
 from xpconv.cs231n._adapt import plain_number
+from xpconv.cs231n.classifiers._files import load_if_available, pickle_advice
 from xpconv.errors import CheckpointError
 from xpconv.io import load_model, save_model
 from xpconv.nn import Sequential
@@ -55,27 +56,21 @@ class CourseNet(Sequential):
         CheckpointError
             If the file is damaged, belongs to a net of other sizes, or is a pickle, which could run any code.
         """
-        name = os.fspath(fname)
-        if not os.path.exists(fname):
-            print(f"{name} not available.")
-            return False
-        if _starts_with_numpy_magic(fname):
-            raise CheckpointError(
-                f"{name} is a pickle of Python objects, which can run any code when it is read: if you trust it, set "
-                f"params to np.load({name!r}, allow_pickle=True).item() and call save"
-            )
-        net = load_model(fname, self.backend)
+        return load_if_available(fname, self._load)
+
+    def _load(self, name: str) -> None:
+        if _starts_with_numpy_magic(name):
+            raise CheckpointError(f"{name} is {pickle_advice(name, 'params')}")
+        net = load_model(name, self.backend)
         state = {key: a for key, a in net.state.items() if not key.startswith("num_batches")}
         for own, loaded in ((self.params, net.params), (self.state, state)):
             _check_same_shapes(name, own, loaded)
         self.params, self.state = net.params, state
-        print(f"{name} loaded.")
-        return True
 
 
-def _starts_with_numpy_magic(fname: str | os.PathLike[str]) -> bool:
+def _starts_with_numpy_magic(name: str) -> bool:
     try:
-        with open(fname, "rb") as file:
+        with open(name, "rb") as file:
             return file.read(len(NUMPY_MAGIC)) == NUMPY_MAGIC
     except OSError:  # load_model says why it cannot be read
         return False

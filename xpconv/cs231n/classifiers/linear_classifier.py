@@ -9,6 +9,7 @@ import numpy as np
 from xpconv._validation import check_count, check_nonnegative
 from xpconv.cs231n._adapt import cast_floats, plain_number
 from xpconv.cs231n.classifiers._checks import check_samples
+from xpconv.cs231n.classifiers._files import load_if_available, pickle_advice
 from xpconv.cs231n.classifiers.linear_svm import svm_loss_naive, svm_loss_vectorized
 from xpconv.cs231n.classifiers.softmax import softmax_loss_naive, softmax_loss_vectorized
 from xpconv.errors import ArgumentError, CheckpointError
@@ -143,13 +144,7 @@ class LinearClassifier(ABC):
         CheckpointError
             If the file has no matrix of finite weights, or is a pickle, which could run any code.
         """
-        name = os.fspath(fname)
-        if not os.path.exists(fname):
-            print(f"{name} not available.")
-            return False
-        self.W = _read_weights(name)
-        print(f"{name} loaded.")
-        return True
+        return load_if_available(fname, lambda name: setattr(self, "W", _read_weights(name)))
 
 
 class LinearSVM(LinearClassifier):
@@ -188,10 +183,8 @@ def _read_weights(name: str) -> np.ndarray:
     try:
         W = np.load(name, allow_pickle=False)
     except Exception as error:  # a damaged file may raise anything
-        raise CheckpointError(
-            f"cannot read weights from {name}: it is damaged, or a pickle of Python objects, which can run any code "
-            f'when it is read: if you trust it, set W to np.load({name!r}, allow_pickle=True).item()["W"] and call save'
-        ) from error
+        advice = pickle_advice(name, "W", '["W"]')
+        raise CheckpointError(f"cannot read weights from {name}: it is damaged, or {advice}") from error
     if not isinstance(W, np.ndarray) or W.ndim != 2 or W.dtype.kind != "f" or not np.isfinite(W).all():
         raise CheckpointError(f"{name} has no matrix of finite weights; expected a file of LinearClassifier.save")
     return W

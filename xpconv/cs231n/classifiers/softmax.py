@@ -37,27 +37,7 @@ def softmax_loss_vectorized(W: np.ndarray, X: np.ndarray, y: np.ndarray, reg: fl
 
     ``loss = mean over n of -log(p[n, y[n]]) + reg * sum(W * W)`` with ``p = softmax(X @ W)``
 
-    Parameters
-    ----------
-    W : array (D, C)
-        Weights.
-    X : array (N, D)
-        Samples.
-    y : array (N,) of integers
-        Labels, 0 to C - 1.
-    reg : float
-        Weight of the regularisation, half of it if `xpconv.cs231n.edition` is 2016 or less.
-
-    Returns
-    -------
-    loss : float
-    dW : array (D, C)
-        In the dtype of `W`, or float64 if `W` has integers.
-
-    Raises
-    ------
-    ArgumentError
-        If the shapes do not match, a label is out of range, or `reg` is negative or not finite.
+    Arguments, results and errors are those of `svm_loss_vectorized`.
 
     Examples
     --------
