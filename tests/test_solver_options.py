@@ -481,6 +481,60 @@ def test_invalid_options_by_parameter_are_refused(data, param_options, message):
         make_solver(data, param_options=param_options)
 
 
+# ---- frozen layers
+
+
+@pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
+def test_frozen_layers_are_not_trained(data, backend, on_nonfinite):
+    solver = make_solver(
+        data, backend, update_rule="adamw", on_nonfinite=on_nonfinite, clip_norm=1.0, ema=0.5, lookahead=2
+    )
+    solver.model.freeze("conv1")
+    before = {name: to_host(w).copy() for name, w in solver.model.params.items()}
+    solver.train()
+    latest = solver.current()[0]
+    changed = {name for name, w in before.items() if not np.array_equal(w, to_host(latest[name]))}
+    assert changed == {"W2", "b2", "W3", "b3"}
+
+
+@pytest.mark.parametrize("where", ["numpy", "array_api_strict:device1"])
+def test_layers_may_be_unfrozen_during_training(data, where):
+    solver = make_solver(data, find_backend(where))
+    solver.model.freeze("*")
+    solver.model.unfreeze("affine2")
+    solver.train(lambda solver: solver.iteration == 6 and solver.model.unfreeze("*"))
+    assert len(solver.loss_history) == 16
+    plain = solver.model.loss
+
+    def loss(X, y=None):
+        result = plain(X, y)
+        if y is not None:
+            result[1]["W3"] = result[1]["W3"] * float("nan")
+        return result
+
+    solver.model.loss = loss
+    with np.errstate(all="ignore"), pytest.raises(NonFiniteLossError, match="the gradient of W3 stopped being finite"):
+        solver.train()
+
+
+def test_a_net_whose_layers_are_all_frozen_is_refused(data):
+    solver = make_solver(data)
+    solver.model.freeze("*")
+    with pytest.raises(ArgumentError, match="all layers of the model are frozen: unfreeze those to train"):
+        solver.train()
+
+
+def test_a_model_of_ones_own_must_return_all_gradients(data):
+    class Net:
+        params = {"W": np.zeros((16, 3)), "b": np.zeros(3)}  # noqa: RUF012
+
+        def loss(self, X, y=None):
+            return X.reshape(len(X), -1) @ self.params["W"] if y is None else (0.5, {"W": np.ones((16, 3))})
+
+    with pytest.raises(ArgumentError, match="the model's loss returned no gradient for b; expected one for each"):
+        Solver(Net(), data, batch_size=12, verbose=False).train()
+
+
 # ---- clipped gradients
 
 

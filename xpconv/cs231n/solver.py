@@ -141,17 +141,11 @@ class Solver(solver.Solver):
         if fast is None:
             super()._update(grads, where)
             return
-        for name, w in self.model.params.items():
-            fast(w, grads[name], self.optim_configs[name], in_place=True)
+        for name, grad in grads.items():
+            fast(self.model.params[name], grad, self.optim_configs[name], in_place=True)
 
     def _check_finite(self, loss: Any, grads: Mapping[str, Array]) -> tuple[Any, bool]:
         """Let a loss that is not finite pass; `_read_losses` warns of it."""
-        missing = [name for name in self.model.params if name not in grads]
-        if missing:
-            raise ArgumentError(
-                f"the model's loss returned no gradient for {', '.join(missing)}; "
-                "expected one for each of its params, under the same name"
-            )
         return loss, True
 
     def _check_memory(self) -> None:

@@ -230,8 +230,15 @@ def _initial_loss(subject: _Subject) -> PreflightFinding:
     return PreflightFinding("initial loss", not cause, text + cause)
 
 
+def _unfrozen(net: Any) -> Any:
+    """Train all layers: also those that the training keeps frozen must have right gradients."""
+    if isinstance(net, Sequential):
+        net.unfreeze("*")
+    return net
+
+
 def _overfitting(subject: _Subject) -> PreflightFinding:
-    net, configs = subject.replica(), {name: {"learning_rate": 3e-3} for name in subject.model.params}
+    net, configs = _unfrozen(subject.replica()), {name: {"learning_rate": 3e-3} for name in subject.model.params}
     if hasattr(net, "reg"):
         net.reg = 0.0
     count = min(OVERFIT_IMAGES, subject.X.shape[0])
@@ -252,7 +259,7 @@ def _overfitting(subject: _Subject) -> PreflightFinding:
 
 def _gradients(subject: _Subject) -> PreflightFinding:
     """Check parameters one by one, which shows in which layer the gradients become wrong."""
-    net, backend = subject.replica("float64", seed=0), subject.backend
+    net, backend = _unfrozen(subject.replica("float64", seed=0)), subject.backend
     X, y = subject.images(GRADIENT_IMAGES)
     point = _without_zeros(net.params, backend)
 
@@ -358,11 +365,13 @@ def _first_steps(
             loss, grads = net.loss(X, y)
             losses.append(float(to_host(loss)))
             if clip_norm is not None:
-                grads = clip_gradients({name: grads[name] for name in net.params}, clip_norm)
-            for name, w in net.params.items():
+                grads = clip_gradients({name: grads[name] for name in net.params if name in grads}, clip_norm)
+            for name in net.params:
+                if name not in grads:  # in a frozen layer
+                    continue
                 if "learning_rate" in options[name]:
                     configs[name]["learning_rate"] = options[name]["learning_rate"] * factor
-                net.params[name], configs[name] = rule(w, grads[name], configs[name])
+                net.params[name], configs[name] = rule(net.params[name], grads[name], configs[name])
     first, last = losses[0], losses[-1]
     largest = next((loss for loss in losses if not isfinite(loss)), max(losses))
     growth = MAX_PASSING_GROWTH if last < RECOVERED_LOSS * first else MAX_LOSS_GROWTH

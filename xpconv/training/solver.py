@@ -19,7 +19,7 @@ from xpconv.data import Batches, Dataset
 from xpconv.data._checks import check_split
 from xpconv.data.augment import Minibatch
 from xpconv.data.sampling import SAMPLERS
-from xpconv.errors import CheckpointError, NonFiniteLossError, printable
+from xpconv.errors import ArgumentError, CheckpointError, NonFiniteLossError, printable
 from xpconv.io._safetensors import DESCRIPTION_ERRORS, ArraySpec, check_finite_arrays, check_specs
 from xpconv.nn import Sequential
 from xpconv.random import RandomStream, Rng, draw_seed, restore, spawn, state_of
@@ -268,6 +268,7 @@ class Solver:
             for name in self.model.params
         }
         self._pending_rows: list[Any] = []
+        self._gradient_names: list[str] = []
         self._start_averages()
 
     def _start_averages(self) -> None:
@@ -747,6 +748,7 @@ class Solver:
                 config["learning_rate"] = rate * factor
         state_before = {**getattr(self.model, "state", {})}
         loss, grads = self.model.loss(X, y)
+        grads = self._own_gradients(grads)
         self.iteration += 1
         row, finite = self._check_finite(loss, grads)
         self._pending_rows.append(row)
@@ -755,29 +757,41 @@ class Solver:
         if finite is False:
             self._read_losses()  # raises an error, unless such minibatches are skipped
         else:
-            self._update(self._clipped(grads), finite)
+            self._update(grads if self.clip_norm is None else clip_gradients(grads, self.clip_norm), finite)
             step = self.iteration - self.round_start - 1
             self._averages.update(self.model.params, getattr(self.model, "state", {}), step, finite)
 
-    def _clipped(self, grads: Mapping[str, Array]) -> Mapping[str, Array]:
-        if self.clip_norm is None:
-            return grads
-        return clip_gradients({name: grads[name] for name in self.model.params if name in grads}, self.clip_norm)
+    def _own_gradients(self, grads: Mapping[str, Array]) -> dict[str, Array]:
+        """Return the gradients of the parameters, in their order; those of the frozen layers of a net are missing."""
+        own = {name: grads[name] for name in self.model.params if name in grads}
+        missing = [name for name in self.model.params if name not in grads]
+        if missing and not isinstance(self.model, Sequential):
+            raise ArgumentError(
+                f"the model's loss returned no gradient for {', '.join(missing)}; "
+                "expected one for each of its params, under the same name"
+            )
+        if not own:
+            raise ArgumentError(
+                "all layers of the model are frozen: unfreeze those to train, as in model.unfreeze('*')"
+            )
+        if list(own) != self._gradient_names:
+            self._read_losses()  # the pending rows have the gradients that were computed until now
+            self._gradient_names = list(own)
+        return own
 
     def _check_finite(self, loss: Any, grads: Mapping[str, Array]) -> tuple[Any, Any]:
         """Return a row for `read_rows`, and whether to update: True, False or a boolean array () on the device."""
-        own_grads = {name: grads[name] for name in self.model.params}
-        return check_finite(loss, own_grads, per_gradient=self.on_nonfinite == "stop")
+        return check_finite(loss, grads, per_gradient=self.on_nonfinite == "stop")
 
     def _update(self, grads: Mapping[str, Array], where: Array | bool) -> None:
-        """Update every parameter, unless `where`, True or a boolean array () on the device, is False."""
+        """Update each parameter, unless `where`, True or a boolean array () on the device, is False."""
         rule, params, configs = self.update_rule, self.model.params, self.optim_configs
         if isinstance(rule, str):
-            for name, w in params.items():
-                UPDATE_RULES[rule](w, grads[name], configs[name], in_place=True, where=where)
+            for name, grad in grads.items():
+                UPDATE_RULES[rule](params[name], grad, configs[name], in_place=True, where=where)
         elif where is True or to_host(where):
-            for name, w in params.items():
-                params[name], configs[name] = rule(w, grads[name], configs[name])
+            for name, grad in grads.items():
+                params[name], configs[name] = rule(params[name], grad, configs[name])
 
     @contextmanager
     def _evaluated_weights(self) -> Iterator[None]:
@@ -832,7 +846,9 @@ class Solver:
             self.skipped += len(bad)
         elif bad:
             first = bad[0]
-            self._raise_nonfinite(describe_nonfinite(losses[first], iteration + first, self.model.params, pairs[first]))
+            self._raise_nonfinite(
+                describe_nonfinite(losses[first], iteration + first, self._gradient_names, pairs[first])
+            )
 
     def _check_memory(self) -> None:
         """Raise an error if a built-in rule's memory is no longer finite, since its parameter would never move again.
