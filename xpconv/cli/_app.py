@@ -23,11 +23,20 @@ from xpconv.cli._evaluate import (
     warn_of_training_images,
 )
 from xpconv.cli._info import environment
-from xpconv.cli._options import BackendOption, ModelArgument, TtaOption, data_option, file_suffix, number_option
+from xpconv.cli._options import (
+    BackendOption,
+    ModelArgument,
+    TtaOption,
+    data_option,
+    file_suffix,
+    max_memory_option,
+    number_option,
+)
 from xpconv.cli._results import require_matplotlib
 from xpconv.cli._tables import echo, print_table
 from xpconv.cli._train import train, warnings_in_one_line
 from xpconv.data import load_dataset
+from xpconv.data.folder import MAX_MEMORY
 from xpconv.data.images import read_image
 from xpconv.errors import XpconvError, printable
 from xpconv.training._progress import writable
@@ -112,6 +121,7 @@ def evaluate(
     ] = False,
     tta: TtaOption = "none",
     backend: BackendOption = "numpy",
+    max_memory: Annotated[int, max_memory_option()] = MAX_MEMORY,
 ) -> None:
     """Print the accuracy of a model on test images.
 
@@ -119,7 +129,9 @@ def evaluate(
     """
     net = read_model(model, backend)
     with warnings_in_one_line():
-        dataset = load_dataset(data or data_of_run(model_path(model)), net.input_shape, resize=resize_of(net))
+        dataset = load_dataset(
+            data or data_of_run(model_path(model)), net.input_shape, resize=resize_of(net), max_memory=max_memory
+        )
     check_fits(net, dataset)
     warn_of_training_images(model_path(model), dataset)
     if tta == "flip" and dataset.name == "digits":

@@ -24,6 +24,7 @@ __all__ = [
     "class_weights_option",
     "data_option",
     "file_suffix",
+    "max_memory_option",
     "number_option",
     "setting_option",
 ]
@@ -64,6 +65,14 @@ def number_option(
     """Return an option that takes a number from `minimum` on; a `default` that is a string is for the help only."""
     metavar = "NUMBER" if real else "INTEGER"
     return typer.Option(*names, metavar=metavar, min=minimum, max=maximum, help=text, show_default=default)
+
+
+def max_memory_option() -> Any:
+    """Return the option of the memory that a folder's images may take."""
+    return number_option(
+        "MiB of memory for the images of a folder; more images are decoded while they are used, with the same results.",
+        0,
+    )
 
 
 def _defaults(setting: str) -> str:

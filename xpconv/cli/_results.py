@@ -152,7 +152,7 @@ def _training_digests(settings: Settings, dataset: Dataset) -> str | None:
     """Return digests of the training images, by which eval finds them among test images; None for a fixed data set."""
     if settings.data in DATASETS:
         return None
-    return base64.b64encode(b"".join(image_digests(dataset.X_train[: settings.num_train]))).decode()
+    return base64.b64encode(b"".join(image_digests(dataset.X_train)[: settings.num_train])).decode()
 
 
 def _version(package: str) -> str | None:

@@ -14,7 +14,10 @@ from xpconv.cli._run_folder import CHECKPOINTS, MODEL
 from xpconv.cli._settings import Settings, decays_weights, parse_class_weights
 from xpconv.cli._tables import echo
 from xpconv.data import DATASETS, Dataset, balanced_class_weights, load_dataset
+from xpconv.data._fingerprint import channel_statistics
 from xpconv.data.augment import mirroring_words, parse_augmentation
+from xpconv.data.folder import MAX_MEMORY
+from xpconv.data.rows import Rows
 from xpconv.errors import ArgumentError, CheckpointError
 from xpconv.nn import Preprocessing, Sequential
 from xpconv.training.checkpoint import CheckpointFolder
@@ -25,8 +28,8 @@ from xpconv.training.solver import Solver
 __all__ = ["build_solver", "build_untrained_model", "load_data", "remove_checkpoints", "train_with_checkpoints"]
 
 
-def load_data(settings: Settings) -> Dataset:
-    """Return the data set that the settings name.
+def load_data(settings: Settings, max_memory: int = MAX_MEMORY) -> Dataset:
+    """Return the data set that the settings name; `max_memory` is as for `load_folder`.
 
     Raises
     ------
@@ -36,7 +39,7 @@ def load_data(settings: Settings) -> Dataset:
         If its files cannot be found or read.
     """
     size = settings.image_size
-    options: dict[str, Any] = {"resize": settings.resize, "strict": settings.strict}
+    options: dict[str, Any] = {"resize": settings.resize, "strict": settings.strict, "max_memory": max_memory}
     if size is None:
         return load_dataset(settings.data, **options)
     if settings.data in DATASETS:
@@ -70,7 +73,7 @@ def build_solver(settings: Settings, dataset: Dataset, *, print_every: int = 100
             "leave it out",
             stacklevel=2,
         )
-    X, y = extend(dataset.X_train[:count], dataset.y_train[:count])
+    X, y = extend(_first(dataset.X_train, count), dataset.y_train[:count])
     rng = np.random.default_rng(settings.seed)
     model = _build_model(settings, dataset, X, rng)
     model.loss_options = _loss_options(settings, y, dataset.class_names)
@@ -125,6 +128,10 @@ def _loss_options(settings: Settings, y: np.ndarray, class_names: Sequence[str])
     return options
 
 
+def _first(X: Any, count: int) -> Any:
+    return X.select(np.arange(count)) if isinstance(X, Rows) else X[:count]
+
+
 def _schedule(settings: Settings, iterations_per_epoch: int) -> Schedule:
     schedule: Schedule = constant
     if settings.schedule == "step":
@@ -138,8 +145,7 @@ def _schedule(settings: Settings, iterations_per_epoch: int) -> Schedule:
 
 def _build_model(settings: Settings, dataset: Dataset, X: np.ndarray, rng: np.random.Generator) -> Sequential:
     """Return the untrained model, which normalises each channel by the mean and standard deviation of `X`."""
-    channels = np.moveaxis(X, 1, 0).reshape(X.shape[1], -1)
-    mean, std = channels.mean(axis=1)[:, None, None], channels.std(axis=1)[:, None, None]
+    mean, std = (values[:, None, None] for values in channel_statistics(X))
     height, width = dataset.input_shape[1:]
     if settings.model != "fc" and min(height, width) < MIN_IMAGE_SIZE:
         raise ArgumentError(

@@ -17,6 +17,7 @@ from xpconv.cli._options import (
     choice_option,
     class_weights_option,
     data_option,
+    max_memory_option,
     number_option,
     setting_option,
 )
@@ -26,6 +27,7 @@ from xpconv.cli._run_folder import is_finished, read_settings, remove_leftovers,
 from xpconv.cli._settings import Settings, settings_for
 from xpconv.cli._tables import echo
 from xpconv.data import DATASETS, Dataset
+from xpconv.data.folder import MAX_MEMORY
 from xpconv.errors import printable
 from xpconv.training._progress import outlive_output
 from xpconv.training.solver import Solver
@@ -154,6 +156,7 @@ def train(
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at a file of a folder that is not a readable image.")
     ] = Settings.strict,
+    max_memory: Annotated[int, max_memory_option()] = MAX_MEMORY,
     print_every: Annotated[int, number_option("Iterations between two printed losses.", 1)] = 100,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder for the results.", show_default="runs/<date>_<time>")
@@ -185,7 +188,7 @@ def train(
         names = {field.name for field in fields(Settings)} - {"data"}
         options = {name: value for name, value in ctx.params.items() if name in names}
         with warnings_in_one_line():
-            dataset = load_data(settings_for(data, **options))
+            dataset = load_data(settings_for(data, **options), max_memory)
         count = len(dataset.y_train) if num_train is None else min(num_train, len(dataset.y_train))
         settings = settings_for(data, count, **options)
     else:
@@ -200,7 +203,7 @@ def train(
             echo(f"{resume} is finished: nothing is left to train")
             raise typer.Exit
         with warnings_in_one_line():
-            dataset = load_data(settings)
+            dataset = load_data(settings, max_memory)
     with outlive_output(), warnings_in_one_line():
         solver = build_solver(settings, dataset, print_every=print_every, preflight=preflight)
         folder = _train_and_save(resume or out, settings, solver, dataset, resume=resume is not None)
@@ -235,7 +238,7 @@ def _options_given(ctx: typer.Context) -> list[str]:
 
 
 def _refuse_settings_beside_resume(given: list[str]) -> None:
-    allowed = ("resume", "print_every", "checkpoint_every", "data")
+    allowed = ("resume", "print_every", "checkpoint_every", "data", "max_memory")
     if others := [f"--{name.replace('_', '-')}" for name in given if name not in allowed]:
         raise typer.BadParameter(f"--resume takes the settings of its run: leave out {', '.join(others)}.")
 

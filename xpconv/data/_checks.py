@@ -1,11 +1,12 @@
 """Check a data set's splits once, so that layers need not wait for the device to check values."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from xpconv.backend import Array, backend_of, to_host
+from xpconv.data.rows import Rows, as_rows, blocks_of
 from xpconv.errors import ArgumentError, ArgumentTypeError
 from xpconv.layers._checks import label_hint
 
@@ -20,7 +21,7 @@ def check_split(
     Parameters
     ----------
     splits : mapping of str to array
-        ``X_<split>`` (N, ...) and ``y_<split>`` (N,).
+        ``X_<split>`` (N, ...), which `as_rows` may turn to Rows, and ``y_<split>`` (N,).
     split : str
         The name of the split, such as ``train``.
     num_classes : int, optional
@@ -48,7 +49,7 @@ def check_split(
     for name in (f"X_{split}", f"y_{split}"):
         if name not in splits:
             raise ArgumentError(f"data has no {name!r}; expected X_train, y_train, X_val and y_val")
-    X, y = (_as_array(name, splits[name]) for name in (f"X_{split}", f"y_{split}"))
+    X, y = _as_array(f"X_{split}", as_rows(splits[f"X_{split}"])), _as_array(f"y_{split}", splits[f"y_{split}"])
     if X.shape[0] == 0 or tuple(y.shape) != (X.shape[0],):
         raise ArgumentError(
             f"X_{split} has shape {tuple(X.shape)} and y_{split} {tuple(y.shape)}; expected "
@@ -83,10 +84,19 @@ def _check_labels(name: str, y: Array, num_classes: Any) -> None:
         raise ArgumentError(f"{name} has labels from {labels.min()} to {labels.max()}; expected {expected}")
 
 
-def _check_finite(name: str, X: Array) -> None:
-    xp = backend_of(X).xp
-    if xp.isdtype(X.dtype, "real floating") and not bool(to_host(xp.all(xp.isfinite(X)))):
-        first = int(np.argmin(np.isfinite(to_host(X)).reshape(X.shape[0], -1).all(axis=1)))
-        raise ArgumentError(
-            f"{name}[{first}] has NaN or infinite values; expected finite images: remove or repair such samples first"
-        )
+def _check_finite(name: str, X: Any) -> None:
+    if isinstance(X, np.ndarray | Rows):
+        blocks: Iterable[np.ndarray] = blocks_of(X) if X.dtype.kind == "f" else ()
+    else:
+        xp = backend_of(X).xp
+        finite = not xp.isdtype(X.dtype, "real floating") or bool(to_host(xp.all(xp.isfinite(X))))
+        blocks = () if finite else (to_host(X),)
+    start = 0
+    for block in blocks:
+        finite_rows = np.isfinite(block).reshape(len(block), -1).all(axis=1)
+        if not finite_rows.all():
+            raise ArgumentError(
+                f"{name}[{start + int(np.argmin(finite_rows))}] has NaN or infinite values; expected finite images: "
+                "remove or repair such samples first"
+            )
+        start += len(block)

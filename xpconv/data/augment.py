@@ -13,6 +13,7 @@ import numpy as np
 
 from xpconv._validation import check_count, check_fraction, check_nonnegative
 from xpconv.backend import Array
+from xpconv.data.rows import Rows
 from xpconv.errors import ArgumentError, ArgumentTypeError
 from xpconv.ops.random_bits import hash_numbers, keep_mask, random_integers
 from xpconv.ops.windows import pad
@@ -623,6 +624,11 @@ def parse_augmentation(spec: str, seed: int = 0) -> tuple[Expansion, "MinibatchA
     transforms = [(TRANSFORMS[name], number) for name, number in words if name in TRANSFORMS]
 
     def expand(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if expansions and isinstance(X, Rows):
+            raise ArgumentError(
+                f"augment is {spec!r}, but copies cannot be added to images that are read as they are needed: take "
+                "crop in place of shift and flip in place of mirror, or allow more memory (--max-memory)"
+            )
         for expansion in expansions:
             X, y = expansion(X, y)
         return X, y

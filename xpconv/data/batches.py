@@ -9,6 +9,7 @@ import numpy as np
 
 from xpconv._validation import check_count
 from xpconv.backend import Array, Backend, to_host
+from xpconv.data.rows import Rows, as_rows
 from xpconv.errors import ArgumentError
 
 __all__ = ["Batches"]
@@ -17,13 +18,14 @@ __all__ = ["Batches"]
 class Batches:
     """Endless minibatches on a backend's device, in the order in which they were drawn.
 
-    One background thread gathers rows of host arrays and moves them to the device. Other arrays stay on the device,
-    and only the indices of the rows move.
+    One background thread gathers rows of host arrays and moves them to the device; of memory-mapped arrays and other
+    objects with a length and ``[indices]`` it reads only these rows. Other arrays stay on the device, and only the
+    indices of the rows move.
 
     Parameters
     ----------
-    X : Array
-        Images or features (N, ...); minibatches have the same dtype.
+    X : Array, Rows or object
+        Images or features (N, ...), or an object that `as_rows` takes; minibatches have the same dtype.
     y : Array
         Labels (N,).
     sampler : callable
@@ -61,11 +63,12 @@ class Batches:
     def __init__(
         self, X: Array, y: Array, sampler: Callable[[], np.ndarray], backend: Backend, *, prefetch: int = 2
     ) -> None:
+        X = as_rows(X)
         if X.shape[0] != y.shape[0]:
             raise ArgumentError(f"X has {X.shape[0]} rows but y has {y.shape[0]}: give each row one label")
-        self._on_host, self._stream = isinstance(X, np.ndarray), backend.stream()
-        convert = to_host if self._on_host else backend.asarray
-        self._arrays = convert(X), convert(y)
+        self._on_host, self._stream = isinstance(X, np.ndarray | Rows), backend.stream()
+        convert: Callable[[Any], Any] = to_host if self._on_host else backend.asarray
+        self._arrays: tuple[Any, Any] = X if isinstance(X, Rows) else convert(X), convert(y)
         self._sampler, self._backend, self._prefetch = sampler, backend, check_count("prefetch", prefetch, 0)
         self.rows = np.empty(0, np.int64)
         # Minibatches in preparation, each with its rows and the sampler's state from before it was drawn.

@@ -1,6 +1,7 @@
 """The type of every data set in xpconv."""
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -9,14 +10,14 @@ __all__ = ["Dataset"]
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Labelled images as NumPy arrays, in three splits: training, validation and test.
+    """Labelled images in three splits: training, validation and test.
 
     Parameters
     ----------
     name : str
         Such as ``digits``.
-    X_train, X_val, X_test : numpy.ndarray
-        Images (N, C, H, W), uint8 or float32.
+    X_train, X_val, X_test : numpy.ndarray or Rows
+        Images (N, C, H, W), uint8 or float32; in `Rows` they are read when they are needed.
     y_train, y_val, y_test : numpy.ndarray
         Labels (N,), int64: indices into `class_names`.
     class_names : tuple of str
@@ -32,11 +33,11 @@ class Dataset:
     """
 
     name: str
-    X_train: np.ndarray
+    X_train: Any
     y_train: np.ndarray
-    X_val: np.ndarray
+    X_val: Any
     y_val: np.ndarray
-    X_test: np.ndarray
+    X_test: Any
     y_test: np.ndarray
     class_names: tuple[str, ...]
     skipped: tuple[str, ...] = ()
@@ -47,7 +48,7 @@ class Dataset:
         channels, height, width = self.X_train.shape[1:]
         return channels, height, width
 
-    def splits(self) -> dict[str, np.ndarray]:
-        """Return the six arrays by name, the form of data that a Solver takes."""
+    def splits(self) -> dict[str, Any]:
+        """Return images and labels by name, the form of data that a Solver takes."""
         names = (field.name for field in fields(self))
         return {name: getattr(self, name) for name in names if name.startswith(("X_", "y_"))}

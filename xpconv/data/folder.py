@@ -5,20 +5,24 @@ import itertools
 import os
 import unicodedata
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from xpconv._validation import check_choice, check_flag
+from xpconv._validation import check_choice, check_count, check_flag
+from xpconv.data._fingerprint import channel_sums, image_digests, row_checksums
 from xpconv.data.dataset import Dataset
-from xpconv.data.images import RESIZES, check_image_shape, read_images, without_warnings
+from xpconv.data.images import RESIZES, ImageFiles, check_image_shape, read_images, without_warnings
 from xpconv.data.splitting import leave_none_empty
 from xpconv.errors import DatasetError
 
 __all__ = ["load_folder"]
 
 SHAPE = (3, 32, 32)
+MAX_MEMORY = 256  # MiB of images
 FRACTIONS = {"train": 0.7, "val": 0.15, "test": 0.15}
 SPLIT_NAMES = {  # names of folders, in lower case
     **dict.fromkeys(("train", "training"), "train"),
@@ -48,6 +52,7 @@ def load_folder(
     *,
     resize: str = "crop",
     strict: bool = False,
+    max_memory: int = MAX_MEMORY,
 ) -> Dataset:
     """Return the images of a folder that has one subfolder for each class, named after the class.
 
@@ -74,11 +79,14 @@ def load_folder(
     strict : bool
         Whether a file that is not a readable image raises an error. Otherwise it is left out with a warning, and
         `Dataset.skipped` names it.
+    max_memory : int
+        The most memory that decoded images may take, in MiB. If all images would take more, they are read once to check
+        them, and then decoded again whenever they are needed, as `ImageFiles`; minibatches have the same bits.
 
     Returns
     -------
     Dataset
-        Images are uint8, classes are in alphabetical order, and the name is `path`.
+        Images are uint8, as arrays or `ImageFiles`, classes are in alphabetical order, and the name is `path`.
 
     Raises
     ------
@@ -125,10 +133,13 @@ def load_folder(
                 f"{folders[split]} and {folders['train']} differ in {differing}; expected the same classes in both"
             )
     _check_class_sizes(files, folders["train"])
-    splits, skipped = dict[str, np.ndarray](), list[str]()
-    for split, entries in _assign_splits(files, seed).items():
+    assigned = _assign_splits(files, seed)
+    num_bytes = sum(map(len, assigned.values())) * prod(shape)
+    read = _read_all if num_bytes <= check_count("max_memory", max_memory, 0) * 2**20 else _check_all
+    splits, skipped = dict[str, Any](), list[str]()
+    for split, entries in assigned.items():
         paths = [os.path.join(folders.get(split, folders["train"]), file) for file, _ in entries]
-        X, errors = _read_split(paths, shape, resize, strict)
+        X, errors = read(paths, shape, resize, strict)
         y = np.delete(np.array([label for _, label in entries], np.int64), [*errors])
         _check_readable(split, y, class_names, errors)
         splits |= {f"X_{split}": X, f"y_{split}": y}
@@ -251,15 +262,44 @@ def _position(file: str, seed: int) -> float:
     return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:6], "big") / (1 << 48)
 
 
-def _read_split(
-    paths: Sequence[str], shape: tuple[int, int, int], resize: str, strict: bool
+def _read_all(
+    paths: list[str], shape: tuple[int, int, int], resize: str, strict: bool
 ) -> tuple[np.ndarray, dict[int, DatasetError]]:
     """Return the images of a split, and the errors of files that cannot be read, by their numbers in `paths`."""
-    images, errors = np.empty((len(paths), *shape), np.uint8), dict[int, DatasetError]()
+    images = np.empty((len(paths), *shape), np.uint8)
+    errors = _read_each(paths, shape, resize, strict, images.__setitem__)
+    return np.delete(images, [*errors], axis=0) if errors else images, errors
+
+
+def _check_all(
+    paths: list[str], shape: tuple[int, int, int], resize: str, strict: bool
+) -> tuple[ImageFiles, dict[int, DatasetError]]:
+    """Return what `_read_all` returns, without keeping the images in memory."""
+    sums = np.empty((len(paths), shape[0], 2), np.int64)
+    checksums, digests = np.empty(len(paths), np.uint32), list[bytes]()
+
+    def note(i: int, image: np.ndarray) -> None:
+        checksums[i], sums[i] = row_checksums(image[None])[0], channel_sums(image[None])[0]
+        digests.extend(image_digests(image[None]))
+
+    errors = _read_each(paths, shape, resize, strict, note)
+    kept = np.delete(np.arange(len(paths)), [*errors])
+    return ImageFiles([paths[i] for i in kept], shape, resize, checksums[kept], digests, sums[kept]), errors
+
+
+def _read_each(
+    paths: list[str],
+    shape: tuple[int, int, int],
+    resize: str,
+    strict: bool,
+    note: Callable[[int, np.ndarray], object],
+) -> dict[int, DatasetError]:
+    """Call `note` with the number and the pixels of each image, and return the errors of the others."""
+    errors = dict[int, DatasetError]()
 
     def store(i: int, image: np.ndarray | DatasetError) -> None:
         if not isinstance(image, DatasetError):
-            images[i] = image
+            note(i, image)
         elif strict or isinstance(image.__cause__, ImportError):
             raise image
         else:
@@ -267,7 +307,7 @@ def _read_split(
 
     with without_warnings():
         read_images(paths, shape, resize, store)
-    return np.delete(images, [*errors], axis=0) if errors else images, errors
+    return errors
 
 
 def _check_readable(split: str, y: np.ndarray, class_names: tuple[str, ...], errors: dict[int, DatasetError]) -> None:

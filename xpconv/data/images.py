@@ -8,15 +8,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from math import isqrt
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
 from xpconv._validation import check_choice, check_count
 from xpconv.data._file_kind import file_kind
+from xpconv.data.rows import Rows
 from xpconv.errors import ArgumentError, DatasetError, import_failure
 from xpconv.ops.numpy._workers import num_threads
 
-__all__ = ["RESIZES", "check_image_shape", "read_image", "read_images", "without_warnings"]
+__all__ = ["RESIZES", "ImageFiles", "check_image_shape", "read_image", "read_images", "without_warnings"]
 
 RESIZES = ("crop", "squash")
 """How an image of another aspect ratio is fitted to a shape: its centre is cropped, or all of it is squashed."""
@@ -125,6 +127,71 @@ def read_images(
                 store(len(paths) - len(waiting), waiting.popleft().result())
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+class ImageFiles(Rows):
+    """The images of files, decoded by several threads each time they are needed.
+
+    Threads live only while images are decoded. A copy of an image whose file has changed is not returned: training
+    again with the same seed would not give the same net.
+
+    Parameters
+    ----------
+    paths : sequence of str
+    shape, resize
+        As for `read_image`.
+    row_checksums : array (N,) of uint32
+        The CRC-32 of each image, by which files that have changed are found.
+    image_digests : sequence of bytes
+        As `xpconv.data._fingerprint.image_digests` returns them.
+    channel_sums : array (N, C, 2) of int64
+        The sums of the pixels and of their squares for each channel of each image.
+
+    Examples
+    --------
+    >>> ImageFiles([], (3, 32, 32), "crop", np.zeros(0, np.uint32), [], np.zeros((0, 3, 2), np.int64)).shape
+    (0, 3, 32, 32)
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        shape: Sequence[int],
+        resize: str,
+        row_checksums: np.ndarray,
+        image_digests: Sequence[bytes],
+        channel_sums: np.ndarray,
+    ) -> None:
+        super().__init__((len(paths), *shape), np.dtype(np.uint8))
+        self.paths, self.resize = paths, resize
+        self.row_checksums, self.image_digests, self.channel_sums = row_checksums, image_digests, channel_sums
+
+    def read(self, numbers: np.ndarray) -> np.ndarray:
+        """Return the images of some numbers; an error names the file."""
+        paths, images = [self.paths[n] for n in numbers], np.empty((len(numbers), *self.shape[1:]), np.uint8)
+
+        def store(i: int, image: np.ndarray | DatasetError) -> None:
+            if isinstance(image, DatasetError):
+                raise image
+            images[i] = image
+            if crc32(images[i].data) != self.row_checksums[numbers[i]]:
+                raise DatasetError(
+                    f"the image {paths[i]} has changed while it was in use: start the command again to use the new one"
+                )
+
+        read_images(paths, self.shape[1:], self.resize, store)
+        return images
+
+    def select(self, numbers: np.ndarray) -> "ImageFiles":
+        """Return the images of some numbers, without reading them."""
+        return ImageFiles(
+            [self.paths[n] for n in numbers],
+            self.shape[1:],
+            self.resize,
+            self.row_checksums[numbers],
+            [self.image_digests[n] for n in numbers],
+            self.channel_sums[numbers],
+        )
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import numpy as np
 
 from xpconv.backend import Array, Backend, to_host
 from xpconv.data._fingerprint import fingerprint, row_checksums
+from xpconv.data.rows import Rows
 from xpconv.errors import CheckpointError, printable
 from xpconv.io._safetensors import DTYPES, ArraySpec
 from xpconv.nn import Sequential
@@ -39,7 +40,7 @@ def is_array(value: Any) -> bool:
     return bool(array_api_compat.is_array_api_obj(value)) and not isinstance(value, np.generic)
 
 
-def array_spec(a: Array) -> ArraySpec:
+def array_spec(a: Array | Rows) -> ArraySpec:
     """Return the shape and the dtype of an array of any library.
 
     Examples
@@ -47,7 +48,8 @@ def array_spec(a: Array) -> ArraySpec:
     >>> array_spec(np.ones((2, 3)))
     ArraySpec(shape=(2, 3), dtype='float64')
     """
-    return ArraySpec(tuple(a.shape), to_host(a).dtype.name)
+    dtype = a.dtype if isinstance(a, Rows) else to_host(a).dtype
+    return ArraySpec(tuple(a.shape), dtype.name)
 
 
 def name_of(function: Callable[..., Any]) -> str:
@@ -117,7 +119,7 @@ def describe_difference(where: str, saved: Any, own: Any) -> str:
     )
 
 
-def describe_data(a: Array) -> tuple[dict[str, Any], np.ndarray]:
+def describe_data(a: Array | Rows) -> tuple[dict[str, Any], np.ndarray]:
     """Return what identifies an array of images or labels, as data for JSON, and its `row_checksums`.
 
     Examples

@@ -9,6 +9,7 @@ import numpy as np
 
 from xpconv._validation import check_count
 from xpconv.backend import Array, Backend, backend_of, to_host
+from xpconv.data.rows import Rows, as_rows
 from xpconv.errors import ArgumentError, ArgumentTypeError, NonFiniteLossError
 from xpconv.layers import softmax_loss
 from xpconv.layers._checks import check_labels, label_hint
@@ -152,6 +153,7 @@ def evaluate(
 
 
 def _samples(X: Array) -> Array:
+    X = as_rows(X)
     X = X if hasattr(X, "shape") else np.asarray(X)
     if not X.shape or X.shape[0] == 0:
         raise ArgumentError(f"X has shape {tuple(X.shape)}; expected (N, ...) with N at least 1")
@@ -180,14 +182,16 @@ def _nonfinite_text(count: int, N: int) -> str:
     )
 
 
-def take_rows(a: Array, rows: np.ndarray) -> Array:
-    """Return some rows of an array, on its device.
+def take_rows(a: Any, rows: np.ndarray) -> Any:
+    """Return some rows of an array, on its device; of Rows they are read later.
 
     Examples
     --------
     >>> take_rows(np.array([1.5, 2.5, 3.5]), np.array([2, 0]))
     array([3.5, 1.5])
     """
+    if isinstance(a, Rows):
+        return a.select(rows)
     backend = backend_of(a)
     return backend.xp.take(a, backend.asarray(rows), axis=0)
 

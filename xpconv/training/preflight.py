@@ -195,7 +195,7 @@ class _Subject:
     def images(self, count: int) -> tuple[Array, Array]:
         """Return `count` evenly spaced images and their labels. Images repeat if there are fewer than `count`."""
         rows = np.arange(count) * max(self.X.shape[0] // count, 1) % self.X.shape[0]
-        return self.backend.asarray(take_rows(self.X, rows)), self.backend.asarray(take_rows(self.y, rows))
+        return self.backend.asarray(take_rows(self.X, rows)[:count, ...]), self.backend.asarray(take_rows(self.y, rows))
 
 
 @contextmanager

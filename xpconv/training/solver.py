@@ -18,6 +18,7 @@ from xpconv.backend import Array, backend_of, copy_arrays, on_its_device, to_hos
 from xpconv.data import Batches, Dataset
 from xpconv.data._checks import check_split
 from xpconv.data.augment import Minibatch
+from xpconv.data.rows import as_rows
 from xpconv.data.sampling import SAMPLERS
 from xpconv.errors import ArgumentError, CheckpointError, NonFiniteLossError, printable
 from xpconv.io._safetensors import DESCRIPTION_ERRORS, ArraySpec, check_finite_arrays, check_specs
@@ -929,6 +930,7 @@ class Solver:
         return self._evaluate(X, y, num_samples, batch_size)
 
     def _evaluate(self, X: Array, y: Array, num_samples: int | None, batch_size: int) -> metrics.Evaluation:
+        X = as_rows(X)
         X, rows = X if hasattr(X, "shape") else np.asarray(X), None
         if num_samples is not None and check_count("num_samples", num_samples) < X.shape[0]:
             rows = self.streams["checks"].choice(X.shape[0], num_samples)

@@ -8,6 +8,7 @@ import numpy as np
 
 from xpconv._validation import check_count
 from xpconv.backend import Array, to_host
+from xpconv.data.rows import Rows
 from xpconv.errors import ArgumentError
 from xpconv.viz._figure import as_host_array, new_figure, write_figure
 
@@ -123,7 +124,8 @@ def save_mistakes(
     ...     os.listdir(folder)
     ['mistakes.png']
     """
-    X, y, probs = to_host(X), np.asarray(as_host_array(y), np.int64), np.asarray(to_host(probabilities))
+    X = X if isinstance(X, Rows) else to_host(X)
+    y, probs = np.asarray(as_host_array(y), np.int64), np.asarray(to_host(probabilities))
     if X.ndim != 4 or X.shape[1] not in (1, 3) or probs.shape != (len(X), len(class_names)) or y.shape != (len(X),):
         raise ArgumentError(
             f"X has shape {X.shape}, y {y.shape} and probabilities {probs.shape}; expected images "
