@@ -61,7 +61,7 @@ class Rows(ABC):
         if isinstance(index, slice):
             index = np.arange(*index.indices(len(self)))
         numbers = np.asarray(index)
-        if numbers.dtype.kind not in "iu" or numbers.ndim > 1:
+        if isinstance(index, tuple) or numbers.dtype.kind not in "iu" or numbers.ndim > 1:
             raise ArgumentError(f"the index is {index!r}; expected an integer, a slice or an array (M,) of integers")
         if numbers.size and not (numbers.min() >= 0 and numbers.max() < len(self)):
             raise IndexError(f"index {numbers.max()} is out of bounds for {len(self)} samples")
@@ -130,8 +130,9 @@ def as_rows(value: Any) -> Any:
     >>> as_rows([1, 2]), as_rows(np.ones(2))
     ([1, 2], array([1., 1.]))
     """
-    other = Rows | list | tuple | str | bytes | range | Mapping
-    if isinstance(value, other) or array_api_compat.is_array_api_obj(value) or hasattr(value, "iloc"):  # of pandas
+    if isinstance(value, (Rows, list, tuple, str, bytes, range, Mapping)) or array_api_compat.is_array_api_obj(value):
+        return value
+    if hasattr(value, "iloc"):  # tables of pandas are columns
         return value
     readable = hasattr(value, "__len__") and hasattr(value, "__getitem__") and len(value)
     return SourceRows(value) if readable else value

@@ -77,7 +77,8 @@ class Solver:
         ``loss(X)`` returns scores (N, C), ``loss(X, y)`` the loss and a dict of gradients, as for `Sequential`.
     data : mapping of str to array, or Dataset
         ``X_train`` (N, ...), ``y_train`` (N,), ``X_val``, ``y_val``: in host memory or on the model's device. Images
-        may be uint8.
+        may be uint8. Images larger than memory may be memory-mapped arrays, `xpconv.data.rows.Rows`, or objects with a
+        length and ``[indices]``, which are read by minibatches.
     update_rule : {"sgd", "sgd_momentum", "sgd_nesterov", "rmsprop", "adam", "adamw", "lion", "muon"} or callable
         See `xpconv.training.optim`. A callable is a rule of your own, ``rule(w, dw, config) -> (next_w, config)``.
     optim_config : dict, optional
