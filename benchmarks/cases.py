@@ -52,10 +52,20 @@ class Case:
         return values * np.dtype(self.dtype).itemsize
 
 
-def _conv(name: str, x: tuple[int, ...], w: tuple[int, ...], stride: int, padding: int, **options: Any) -> Case:
-    side = 1 + (x[2] + 2 * padding - w[2]) // stride
+def _conv(
+    name: str,
+    x: tuple[int, ...],
+    w: tuple[int, ...],
+    stride: int,
+    padding: int,
+    dilation: int = 1,
+    groups: int = 1,
+    **options: Any,
+) -> Case:
+    side = 1 + (x[2] + 2 * padding - dilation * (w[2] - 1) - 1) // stride
     shapes = {"x": x, "w": w, "b": w[:1], "dout": (x[0], w[0], side, side)}
-    return Case(name, "conv", shapes, {"stride": stride, "padding": padding}, **options)
+    window = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    return Case(name, "conv", shapes, window, **options)
 
 
 def _pool(name: str, x: tuple[int, ...], kernel_size: int, stride: int, **options: Any) -> Case:
@@ -80,6 +90,9 @@ CASES = [
     _conv("c128", (128, 128, 16, 16), (256, 128, 3, 3), 1, 1),
     _conv("down", _IMAGES, (128, 64, 3, 3), 2, 1),
     _conv("pointwise", _IMAGES, (256, 64, 1, 1), 1, 0),
+    _conv("depthwise 3x3", _IMAGES, (64, 1, 3, 3), 1, 1, groups=64),
+    _conv("dilated 3x3", _IMAGES, (64, 64, 3, 3), 1, 2, dilation=2),
+    _conv("grouped 3x3", _IMAGES, (64, 8, 3, 3), 1, 1, groups=8),
     _pool("course pool", (100, 3, 32, 32), 2, 2, dtype="float64", small=True),
     _pool("max pool 2x2/2", _IMAGES, 2, 2),
     _pool("max pool 3x3/2", _IMAGES, 3, 2),

@@ -24,9 +24,10 @@ def arguments_of_max_pool_backward(place, x, window):
 
 
 def filters_for(x, window):
-    """Return a number of groups and filters: as many groups as channels where the stride across is even."""
-    groups = 1 if window.stride[1] % 2 else x.shape[1]
-    return groups, draw(3 * groups, x.shape[1] // groups, *window.kernel_size, seed=2).astype(x.dtype)
+    """Return a number of groups, which is 1, C or C / 2, and filters for them."""
+    C = x.shape[1]
+    groups = (1, C, C // 2 if C % 2 == 0 else 1)[(window.stride[1] + window.kernel_size[0]) % 3]
+    return groups, draw(3 * groups, C // groups, *window.kernel_size, seed=2).astype(x.dtype)
 
 
 def arguments_of_convolve(place, x, window):

@@ -427,16 +427,52 @@ def test_dropout_keeps_everything_at_probability_one(backend):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_conv_gives_the_same_bits_for_any_number_of_threads(dtype, monkeypatch):
-    rng = np.random.default_rng(0)
-    x, w, b = (rng.standard_normal(shape).astype(dtype) for shape in ((37, 8, 16, 16), (16, 8, 3, 3), (16,)))
+@pytest.mark.parametrize("options", [{}, {"groups": 2}, {"groups": 8}, {"dilation": 2}], ids=str)
+def test_conv_gives_the_same_bits_for_any_number_of_threads(options, dtype, monkeypatch):
+    rng, channels = np.random.default_rng(0), 8 // options.get("groups", 1)
+    x, w, b = (rng.standard_normal(shape).astype(dtype) for shape in ((37, 8, 16, 16), (16, channels, 3, 3), (16,)))
     results = []
     for threads in ("1", "2", "4"):
         monkeypatch.setenv("XPCONV_NUM_THREADS", threads)
-        out, cache = layers.conv_forward(x, w, b, padding=1)
+        out, cache = layers.conv_forward(x, w, b, padding=1, **options)
         results.append((out, *layers.conv_backward(np.sin(out), cache)))
     assert same_bits(results[0], results[1])
     assert same_bits(results[0], results[2])
+
+
+@few_examples
+@given(
+    geometry=geometries(),
+    dilation=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    sizes=st.sampled_from([(1, 4, 1), (3, 4, 2), (2, 3, 3), (2, 32, 1), (5, 4, 4)]),
+    filters=small,
+)
+def test_fast_convolutions_of_groups_and_with_dilation_equal_the_portable_ones(geometry, dilation, sizes, filters):
+    (N, C, groups), (image, kernel_size, stride, padding) = sizes, geometry
+    image = tuple(size + (k - 1) * (d - 1) for size, k, d in zip(image, kernel_size, dilation, strict=True))
+    rng, results = np.random.default_rng(0), []
+    x, w = (rng.standard_normal(shape) for shape in ((N, C, *image), (groups * filters, C // groups, *kernel_size)))
+    for accelerated in ("1", "0"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XPCONV_ACCELERATE", accelerated)
+            out, cache = layers.conv_forward(
+                x, w, None, stride=stride, padding=padding, dilation=dilation, groups=groups
+            )
+            results.append([out, *layers.conv_backward(np.cos(out), cache)[:2]])
+    for fast, plain in zip(*results, strict=True):
+        assert_array(fast, plain, find_backend("numpy"), "float64")
+
+
+def test_wide_dilated_convolutions_use_winograd():
+    rng, error = np.random.default_rng(0), []
+    x, w = (rng.standard_normal(shape) for shape in ((2, 32, 19, 21), (24, 32, 3, 3)))
+    expected, _ = layers.conv_forward(x, w, None, padding=3, dilation=(3, 2))
+    for algorithm in ("auto", "im2col"):
+        out, _ = layers.conv_forward(
+            x.astype("float32"), w.astype("float32"), None, padding=3, dilation=(3, 2), algorithm=algorithm
+        )
+        error.append(np.abs(out - expected).max())
+    assert error[1] < error[0] < 1e-3
 
 
 def test_conv_cache_holds_the_inputs_themselves(backend):

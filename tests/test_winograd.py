@@ -29,7 +29,7 @@ def window(padding):
 def test_winograd_equals_im2col(N, C, F, H, W, padding, bias):
     x, w = draw(N, C, H, W).astype("float32"), draw(F, C, 3, 3, seed=1).astype("float32")
     b = draw(F, seed=2).astype("float32") if bias else None
-    assert winograd.is_applicable(x, w, window(padding), 1)
+    assert winograd.is_applicable(x, w, window(padding))
     results = []
     for algorithm in ("auto", "im2col"):
         out, cache = layers.conv_forward(x, w, b, padding=padding, algorithm=algorithm)
@@ -51,16 +51,15 @@ def test_the_formula_for_one_block_gives_its_convolution():
 def test_winograd_is_used_only_for_float32_3x3_stride_1_and_many_channels():
     x, w = np.zeros((2, 64, 8, 8), np.float32), np.zeros((64, 64, 3, 3), np.float32)
     plain = window((1, 1))
-    assert winograd.is_applicable(x, w, plain, 1)
-    assert not winograd.is_applicable(x.astype("float64"), w.astype("float64"), plain, 1)
-    assert not winograd.is_applicable(x, w, plain._replace(stride=(2, 2)), 1)
-    assert not winograd.is_applicable(x, w, plain._replace(dilation=(1, 2)), 1)
-    assert not winograd.is_applicable(x, w, plain._replace(padding=((1, 1), (1, 2))), 1)
-    assert not winograd.is_applicable(x, w, window((3, 3)), 1)
-    assert not winograd.is_applicable(x, np.zeros((64, 64, 5, 5), np.float32), Window((5, 5)), 1)
-    assert not winograd.is_applicable(x, w[:, :32], plain, 2)
-    assert winograd.is_applicable(x[:, :32], w[:, :32], plain, 1)
-    assert not winograd.is_applicable(x[:, :16], w[:, :16], plain, 1)
+    assert winograd.is_applicable(x, w, plain)
+    assert not winograd.is_applicable(x.astype("float64"), w.astype("float64"), plain)
+    assert not winograd.is_applicable(x, w, plain._replace(stride=(2, 2)))
+    assert not winograd.is_applicable(x, w, plain._replace(dilation=(1, 2)))
+    assert not winograd.is_applicable(x, w, plain._replace(padding=((1, 1), (1, 2))))
+    assert not winograd.is_applicable(x, w, window((3, 3)))
+    assert not winograd.is_applicable(x, np.zeros((64, 64, 5, 5), np.float32), Window((5, 5)))
+    assert winograd.is_applicable(x[:, :32], w[:, :32], plain)
+    assert not winograd.is_applicable(x[:, :16], w[:, :16], plain)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ output; m images in a tile, Q values of q.
 """
 
 import sys
+from collections.abc import Iterator
 from functools import lru_cache
 from math import prod
 
@@ -47,6 +48,8 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from xpconv.ops.dispatch import accelerate, portable
+from xpconv.ops.numpy import _depthwise as depthwise
+from xpconv.ops.numpy import _dilated as dilated
 from xpconv.ops.numpy import _winograd as winograd
 from xpconv.ops.numpy._scratch import scratch
 from xpconv.ops.numpy._tiles import for_each_tile, sum_over_tiles
@@ -148,19 +151,84 @@ def _both_sides(window: Window) -> Pair:
 
 @accelerate("numpy")
 def convolve(x: Array, w: Array, b: Array | None, window: Window, groups: int, algorithm: str) -> Array:
+    """Convolve each group by itself, or all at once if they have one channel each."""
+    if not _is_fast(window, w, groups):
+        slow: Array = portable("convolve")(x, w, b, window, groups, algorithm)
+        return slow
+    out = np.empty((len(x), len(w), *window.output_size(x.shape[2:])), x.dtype)
+    if _is_depthwise(w, groups):
+        depthwise.convolve(x, w, b, window, out)
+    else:
+        for channels, filters in _groups(w, groups):
+            bias = None if b is None else b[filters]
+            _convolve_group(x[:, channels], w[filters], bias, window, algorithm, out[:, filters])
+    return out
+
+
+@accelerate("numpy")
+def convolve_backward(
+    dout: Array, x: Array, w: Array, window: Window, groups: int, algorithm: str, need_dx: bool
+) -> tuple[Array | None, Array, Array]:
+    """Compute the gradients of each group by itself, or of all at once if they have one channel each."""
+    if not _is_fast(window, w, groups):
+        slow: tuple[Array | None, Array, Array] = portable("convolve_backward")(
+            dout, x, w, window, groups, algorithm, need_dx
+        )
+        return slow
+    dx = np.empty(x.shape, x.dtype) if need_dx else None
+    if _is_depthwise(w, groups):
+        return dx, *depthwise.convolve_backward(dout, x, w, window, dx)
+    gradients = [
+        _convolve_group_backward(
+            dout[:, filters], x[:, channels], w[filters], window, algorithm, None if dx is None else dx[:, channels]
+        )
+        for channels, filters in _groups(w, groups)
+    ]
+    dw, db = (np.concatenate(parts) if groups > 1 else parts[0] for parts in zip(*gradients, strict=True))
+    return dx, dw, db
+
+
+def _is_fast(window: Window, w: Array, groups: int) -> bool:
+    """Return whether there is a fast version: for windows with stride and dilation, only that for single channels."""
+    return (1, 1) in (window.stride, window.dilation) or _is_depthwise(w, groups)
+
+
+def _is_depthwise(w: Array, groups: int) -> bool:
+    return groups > 1 and w.shape[1] == 1
+
+
+def _groups(w: Array, groups: int) -> Iterator[tuple[slice, slice]]:
+    """Yield the channels and the filters of each group."""
+    F, C = w.shape[0] // groups, w.shape[1]
+    return ((slice(g * C, (g + 1) * C), slice(g * F, (g + 1) * F)) for g in range(groups))
+
+
+def _convolve_group(x: Array, w: Array, b: Array | None, window: Window, algorithm: str, out: Array) -> None:
+    """Convolve images with filters that see all their channels, by the fastest algorithm."""
+    if window.dilation != (1, 1):
+        dilated.convolve(x, w, b, window, algorithm, out)
+    elif algorithm == "auto" and winograd.is_applicable(x, w, window):
+        winograd.convolve(x, w, b, _both_sides(window), out)
+    else:
+        _convolve_lines(x, w, b, window, out)
+
+
+def _convolve_group_backward(
+    dout: Array, x: Array, w: Array, window: Window, algorithm: str, dx: Array | None
+) -> tuple[Array, Array]:
+    """Write dx unless it is None, and return dw and db."""
+    if window.dilation != (1, 1):
+        return dilated.convolve_backward(dout, x, w, window, algorithm, dx)
+    if algorithm == "auto" and winograd.is_applicable(x, w, window):
+        return winograd.convolve_backward(dout, x, w, _both_sides(window), dx)
+    return _convolve_lines_backward(dout, x, w, window, dx)
+
+
+def _convolve_lines(x: Array, w: Array, b: Array | None, window: Window, out: Array) -> None:
     """Multiply the filters by every section of a tile."""
-    if algorithm == "auto" and winograd.is_applicable(x, w, window, groups):
-        return winograd.convolve(x, w, b, _both_sides(window))
-    if groups > 1 or window.dilation != (
-        1,
-        1,
-    ):  # The rows that a window covers are not neighbours, or its channels not all.
-        out: Array = portable("convolve")(x, w, b, window, groups, algorithm)
-        return out
-    F, output = w.shape[0], window.output_size(x.shape[2:])
-    x = _flatten_for_1x1(x, window)
-    OH, OW = window.output_size(x.shape[2:])
-    out = np.empty((len(x), F, OH, OW), x.dtype)
+    F = w.shape[0]
+    x, out = (_flatten_for_1x1(a, window) for a in (x, out))
+    OH = out.shape[2]
     filters = w.transpose(0, 2, 1, 3).reshape(F, -1)  # (F, KH * C * KW)
 
     def task(tile: slice) -> None:
@@ -174,29 +242,21 @@ def convolve(x: Array, w: Array, b: Array | None, window: Window, groups: int, a
             target[...] = y
 
     for_each_tile(x, task, len(x), _Lines(x[:1].shape, window).image_bytes(x.itemsize))
-    return out.reshape(len(x), F, *output)
 
 
-@accelerate("numpy")
-def convolve_backward(
-    dout: Array, x: Array, w: Array, window: Window, groups: int, algorithm: str, need_dx: bool
-) -> tuple[Array | None, Array, Array]:
+def _convolve_lines_backward(dout: Array, x: Array, w: Array, window: Window, dx: Array | None) -> tuple[Array, Array]:
     """Compute dw from sections or slices, and dx by convolving dout or by folding the gradient of the columns."""
-    if algorithm == "auto" and winograd.is_applicable(x, w, window, groups):
-        return winograd.convolve_backward(dout, x, w, _both_sides(window), need_dx)
-    if groups > 1 or window.dilation != (1, 1):
-        gradients: tuple[Array | None, Array, Array] = portable("convolve_backward")(
-            dout, x, w, window, groups, algorithm, need_dx
-        )
-        return gradients
-    (F, C, KH, KW), shape = w.shape, x.shape
-    x, dout = (_flatten_for_1x1(a, window) for a in (x, dout))
-    OH = dout.shape[2]
+    F, C, KH, KW = w.shape
     # At stride 1, dx is the convolution of dout with the filters rotated by 180 degrees, C and F exchanged.
     (top, bottom), (left, right) = window.padding
     within_window = max(top, bottom) < KH and max(left, right) < KW
-    dx_by_convolution = need_dx and window.stride == (1, 1) and within_window and 2 * C >= F
-    dx = np.empty(x.shape, x.dtype) if need_dx and not dx_by_convolution else None
+    if dx is not None and window.stride == (1, 1) and within_window and 2 * C >= F:
+        rotated = w[:, :, ::-1, ::-1].transpose(1, 0, 2, 3)
+        full = (KH - 1 - top, KH - 1 - bottom), (KW - 1 - left, KW - 1 - right)
+        _convolve_lines(dout, rotated, None, window._replace(padding=full), dx)
+        dx = None
+    x, dout = (_flatten_for_1x1(a, window) for a in (x, dout))
+    OH, dx = dout.shape[2], None if dx is None else _flatten_for_1x1(dx, window)
     filters = w.transpose(2, 1, 3, 0).reshape(-1, F)  # (KH * C * KW, F)
 
     def task(tile: slice) -> tuple[Array, Array]:
@@ -215,9 +275,4 @@ def convolve_backward(
 
     image_bytes = _Lines(x[:1].shape, window).image_bytes(x.itemsize, columns=dx is not None)
     dw, db = sum_over_tiles(x, task, len(x), image_bytes)
-    if dx_by_convolution:
-        rotated = w[:, :, ::-1, ::-1].transpose(1, 0, 2, 3)
-        full = (KH - 1 - top, KH - 1 - bottom), (KW - 1 - left, KW - 1 - right)
-        dx = convolve(dout, rotated, None, window._replace(padding=full), 1, algorithm)
-    dw = np.ascontiguousarray(dw.reshape(KH, C, KW, F).transpose(3, 1, 0, 2))
-    return dx if dx is None else dx.reshape(shape), dw, db
+    return np.ascontiguousarray(dw.reshape(KH, C, KW, F).transpose(3, 1, 0, 2)), db

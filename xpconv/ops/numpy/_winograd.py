@@ -68,7 +68,7 @@ _A = np.asarray([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [
 _TRANSFORMS = {"input": _B, "output": _A.T}  # The output uses the adjoint, so that both turn pixels into points.
 
 
-def is_applicable(x: Array, w: Array, window: Window, groups: int) -> bool:
+def is_applicable(x: Array, w: Array, window: Window) -> bool:
     """Return whether Winograd's algorithm is exact enough and faster: float32, 3x3, stride 1, many channels.
 
     Its rounding errors are too large for float64. With few channels, the 36 matrix products are too small to be fast.
@@ -78,7 +78,6 @@ def is_applicable(x: Array, w: Array, window: Window, groups: int) -> bool:
         and window.kernel_size == (3, 3)
         and window.stride == window.dilation == (1, 1)
         and all(before == after <= 2 for before, after in window.padding)
-        and groups == 1
         and min(w.shape[:2]) >= 24
     )
 
@@ -186,10 +185,9 @@ def _image_bytes(x: Array, w: Array) -> int:
     return int(36 / 16 * x[0, 0].size * sum(w.shape[:2]) * x.itemsize) // 2
 
 
-def convolve(x: Array, w: Array, b: Array | None, padding: Pair) -> Array:
+def convolve(x: Array, w: Array, b: Array | None, padding: Pair, out: Array) -> None:
     """Transform images and filters, multiply, and transform the products to the output."""
     (N, _, H, W), F = x.shape, w.shape[0]
-    out = np.empty((N, F, H + 2 * padding[0] - 2, W + 2 * padding[1] - 2), x.dtype)
     filters = _filters(w).transpose(0, 1, 3, 2)  # (6, 6, C, F)
 
     def task(tile: slice) -> None:
@@ -201,16 +199,12 @@ def convolve(x: Array, w: Array, b: Array | None, padding: Pair) -> Array:
         outputs.backward(product, out[tile])
 
     for_each_tile(x, task, N, _image_bytes(x, w))
-    return out
 
 
-def convolve_backward(
-    dout: Array, x: Array, w: Array, padding: Pair, need_dx: bool
-) -> tuple[Array | None, Array, Array]:
-    """Apply the adjoint of each step of `convolve`, in reverse order."""
+def convolve_backward(dout: Array, x: Array, w: Array, padding: Pair, dx: Array | None) -> tuple[Array, Array]:
+    """Apply the adjoint of each step of `convolve` in reverse order; write dx unless it is None, return dw and db."""
     (F, C), (H, W) = w.shape[:2], x.shape[2:]
     filters = _filters(w)
-    dx = np.empty(x.shape, x.dtype) if need_dx else None
 
     def task(tile: slice) -> tuple[Array, Array]:
         inputs, outputs = _transforms(tile.stop - tile.start, (H, W), padding)
@@ -225,4 +219,4 @@ def convolve_backward(
         return dw, dout[tile].sum(axis=(0, 2, 3))
 
     dw, db = sum_over_tiles(x, task, x.shape[0], _image_bytes(x, w))
-    return dx, np.ascontiguousarray(dw.reshape(3, 3, F, C).transpose(2, 3, 0, 1)), db
+    return np.ascontiguousarray(dw.reshape(3, 3, F, C).transpose(2, 3, 0, 1)), db
