@@ -273,6 +273,27 @@ def test_a_loss_that_does_not_recover_fails(digits):
     assert largest > 10 * first
 
 
+def test_frozen_layers_options_by_parameter_and_clipping_are_those_of_the_training(digits):
+    net, seen = make_net("two-layer", rng=0), {}
+
+    def rule(w, dw, config):
+        seen.setdefault(config["name"], []).append(float(np.sum(dw**2)))
+        return w - 0.01 * dw, config
+
+    net.freeze("affine1")
+    check_training(
+        net,
+        digits.X_train,
+        digits.y_train,
+        update_rule=rule,
+        param_options={name: {"name": name} for name in net.params},
+        clip_norm=1e-3,
+    )
+    assert set(seen) == {"W2", "b2"}
+    np.testing.assert_allclose(np.sqrt(np.add(seen["W2"], seen["b2"])), 1e-3, rtol=0.01)
+    assert [layer.trainable for layer in net.layers] == [False, True, True]
+
+
 class Planned:
     """A model whose losses are given."""
 
@@ -298,7 +319,7 @@ class Planned:
 def test_the_first_steps_may_not_throw_the_loss_too_far(losses, text):
     model, X, y = Planned([*losses[:1] * 18, *losses[1:]]), np.zeros((20, 1)), np.zeros(20, np.int64)
     subject = SimpleNamespace(replica=lambda: model, images=lambda count: (X[:count], y[:count]))
-    found = preflight._first_steps(subject, 20, lambda w, dw, config: (w, config), {}, [1.0] * 20)
+    found = preflight._first_steps(subject, 20, lambda w, dw, config: (w, config), {"W1": {}}, None, [1.0] * 20)
     assert found.text == text
     assert found.passed == ("goes" in text)
 
