@@ -113,7 +113,11 @@ def other_values(draw, backend, value):
     """Draw something else for an argument, which may still be right."""
     if isinstance(value, tuple) and isinstance(value[0], np.ndarray):
         parts = [draw(other_values(backend, a)) if draw(st.booleans()) else contiguous(backend, a) for a in value]
-        make = draw(st.sampled_from([tuple, RunningStats._make, lambda parts: parts[:1], lambda parts: [*parts, None]]))
+        make = draw(
+            st.sampled_from(
+                [tuple, lambda parts: RunningStats(*parts), lambda parts: parts[:1], lambda parts: [*parts, None]]
+            )
+        )
         return make(parts)
     if isinstance(value, np.ndarray) and draw(st.integers(0, 3)):
         return draw(other_arrays(backend, value))
