@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from xpconv.backend import LIBRARIES, get_backend
+from xpconv.cli._nets import CONVNET_LAYERS, parse_layers
 from xpconv.cli._settings import CHOICES, DEFAULTS, MAXIMUMS, MINIMUMS, REALS, parse_class_weights
 from xpconv.cli._tables import echo
 from xpconv.data import DATASETS
@@ -24,22 +25,29 @@ __all__ = [
     "class_weights_option",
     "data_option",
     "file_suffix",
+    "layers_option",
     "max_memory_option",
     "number_option",
     "setting_option",
 ]
 
 
-def choice_option(setting: str, text: str) -> Any:
-    """Return an option that takes one of the CHOICES of a setting."""
+def choice_option(setting: str, text: str, default: str | bool = True) -> Any:
+    """Return an option that takes one of the CHOICES of a setting; a `default` that is a string is for the help."""
     choices = CHOICES[setting]
 
-    def check(value: str) -> str:
-        if value not in choices:
+    def check(value: str | None) -> str | None:
+        if value is not None and value not in choices:
             raise typer.BadParameter(f"{value!r} is not one of {', '.join(choices)}.")
         return value
 
-    return typer.Option(metavar="|".join(choices), callback=check, autocompletion=_completion(choices), help=text)
+    return typer.Option(
+        metavar="|".join(choices),
+        callback=check,
+        autocompletion=_completion(choices),
+        show_default=default,
+        help=text,
+    )
 
 
 ALIASES = {"learning_rate": ["--lr"]}
@@ -60,7 +68,7 @@ def number_option(
     default: str | bool = True,
     *names: str,
     real: bool = False,
-    maximum: int | None = None,
+    maximum: float | None = None,
 ) -> Any:
     """Return an option that takes a number from `minimum` on; a `default` that is a string is for the help only."""
     metavar = "NUMBER" if real else "INTEGER"
@@ -154,6 +162,19 @@ def class_weights_option(text: str) -> Any:
         show_default="1 for each class",
         help=text,
     )
+
+
+def layers_option(text: str) -> Any:
+    """Return an option that takes the stages of a convnet."""
+    return typer.Option(metavar="LIST", callback=_check_layers, show_default=CONVNET_LAYERS, help=text)
+
+
+def _check_layers(value: str | None) -> str | None:
+    try:
+        parse_layers(CONVNET_LAYERS if value is None else value)
+    except ArgumentError as error:
+        raise typer.BadParameter(str(error)) from error
+    return value
 
 
 def _check_class_weights(value: str | None) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from xpconv.cli._nets import MIN_IMAGE_SIZE, NETS
+from xpconv.cli._nets import build_net
 from xpconv.cli._results import save_config
 from xpconv.cli._run_folder import CHECKPOINTS, MODEL
 from xpconv.cli._settings import Settings, decays_weights, parse_class_weights
@@ -19,6 +19,7 @@ from xpconv.data.augment import mirroring_words, parse_augmentation
 from xpconv.data.folder import MAX_MEMORY
 from xpconv.data.rows import Rows
 from xpconv.errors import ArgumentError, CheckpointError
+from xpconv.io.model import load_model
 from xpconv.nn import Preprocessing, Sequential
 from xpconv.training.checkpoint import CheckpointFolder
 from xpconv.training.optim import UPDATE_RULES, default_options
@@ -145,16 +146,14 @@ def _schedule(settings: Settings, iterations_per_epoch: int) -> Schedule:
 
 def _build_model(settings: Settings, dataset: Dataset, X: np.ndarray, rng: np.random.Generator) -> Sequential:
     """Return the untrained model, which normalises each channel by the mean and standard deviation of `X`."""
+    if settings.init is not None:
+        return _trained_model(settings, dataset, rng)
     mean, std = (values[:, None, None] for values in channel_statistics(X))
-    height, width = dataset.input_shape[1:]
-    if settings.model != "fc" and min(height, width) < MIN_IMAGE_SIZE:
-        raise ArgumentError(
-            f"images of {dataset.name} have {height}x{width} pixels; expected {MIN_IMAGE_SIZE}x{MIN_IMAGE_SIZE} or "
-            f"more, which the pooling of {settings.model} needs: take a larger image_size, or the model fc"
-        )
-    return NETS[settings.model](
+    return build_net(
+        settings.model,
         dataset.input_shape,
         len(dataset.class_names),
+        {name: getattr(settings, name) for name in ("layers", "norm", "width", "dropout")},
         reg=settings.reg,
         dtype=settings.dtype,
         backend=settings.backend,
@@ -162,6 +161,26 @@ def _build_model(settings: Settings, dataset: Dataset, X: np.ndarray, rng: np.ra
         preprocessing=Preprocessing(mean, np.where(std > 0, std, 1.0), settings.resize),
         class_names=dataset.class_names,
     )
+
+
+def _trained_model(settings: Settings, dataset: Dataset, rng: np.random.Generator) -> Sequential:
+    """Return the model that `init` names, with a new last layer if the classes are others, and with frozen layers."""
+    model = load_model(settings.init or "", settings.backend)
+    if model.input_shape != tuple(dataset.input_shape):
+        raise ArgumentError(
+            f"init is {settings.init}, a model for images of shape {model.input_shape}, but those of {dataset.name} "
+            f"have {tuple(dataset.input_shape)}: take a model for such images, or for a folder another image_size"
+        )
+    if model.dtype != settings.dtype:
+        raise ArgumentError(
+            f"dtype is {settings.dtype}, but the model of init has {model.dtype}: take --dtype {model.dtype}"
+        )
+    model.reg = settings.reg
+    if model.class_names != tuple(dataset.class_names):
+        model.replace_head(len(dataset.class_names), class_names=dataset.class_names, rng=rng)
+    if settings.freeze is not None:
+        model.freeze(settings.freeze)
+    return model
 
 
 def build_untrained_model(settings: Settings, dataset: Dataset) -> Sequential:

@@ -2,12 +2,13 @@
 
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from math import ceil
 from typing import Any
 
 from xpconv._validation import check_choice, check_count, check_flag, check_nonnegative
-from xpconv.cli._nets import NETS
+from xpconv.cli._nets import NETS, NORMS, parse_layers
 from xpconv.data import DATASETS
 from xpconv.data.images import RESIZES
 from xpconv.data.sampling import SAMPLERS
@@ -28,6 +29,7 @@ __all__ = [
 
 CHOICES = {
     "model": tuple(NETS),
+    "norm": tuple(NORMS),
     "schedule": ("step", "cosine", "one-cycle", "constant"),
     "optimizer": tuple(UPDATE_RULES),
     "dtype": ("float32", "float64"),
@@ -39,6 +41,8 @@ CHOICES = {
 """The words that a setting may be."""
 
 MINIMUMS = {
+    "width": 1,
+    "dropout": 0,
     "epochs": 1,
     "batch_size": 1,
     "learning_rate": 0,
@@ -60,37 +64,24 @@ MINIMUMS = {
 }
 """The least value of each setting that is a number."""
 
-MAXIMUMS = {"label_smoothing": 1, "momentum": 1, "ema": 1}
+MAXIMUMS = {"dropout": 0.99, "label_smoothing": 1, "momentum": 1, "ema": 1}
 """The greatest value of each real setting that has one."""
 
 MOST = 2**31 - 1
 """The greatest value of each setting that is an integer, except the seed."""
 
 REALS = (
-    "learning_rate",
-    "lr_decay",
-    "warmup",
-    "reg",
-    "momentum",
-    "weight_decay",
-    "clip_norm",
-    "ema",
-    "label_smoothing",
+    *("learning_rate", "lr_decay", "warmup", "reg", "momentum", "weight_decay", "clip_norm", "ema"),
+    *("label_smoothing", "dropout"),
 )
 """The settings that are real numbers; the others in MINIMUMS are integers."""
 
 OPTIONAL = (
-    "num_train",
-    "image_size",
-    "patience",
-    "checkpoint_every",
-    "momentum",
-    "weight_decay",
-    "clip_norm",
-    "ema",
-    "lookahead",
+    *("layers", "norm", "width", "dropout", "init", "freeze", "class_weights"),
+    *("num_train", "image_size", "patience", "checkpoint_every"),
+    *("momentum", "weight_decay", "clip_norm", "ema", "lookahead"),
 )
-"""The settings that are numbers or None."""
+"""The settings that may be None."""
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {"epochs": 8, "batch_size": 50, "learning_rate": 1e-3, "lr_decay": 0.85, "reg": 1e-3, "augment": "shift"},
@@ -118,7 +109,19 @@ class Settings:
     ----------
     data : {"digits", "cifar10"} or str
         Any other string is the path of a folder of images.
-    model : {"three-layer", "fc", "convnet"}
+    model : {"three-layer", "fc", "convnet", "resnet9", "resnet20", "resnet32", "resnet44", "resnet56"}
+    layers : str, optional
+        Stages of a convnet: numbers of filters and "pool", as in "32,32,pool,64".
+    norm : {"batch", "group", "none"}, optional
+        Norm after each convolution.
+    width : int, optional
+        Filters of the first convolution of a residual net.
+    dropout : float, optional
+        Probability that dropout before the last layer (in fc, after each hidden layer) drops a value.
+    init : str, optional
+        A model file to start from; it takes the place of `model` and its options.
+    freeze : str, optional
+        Pattern of the names of layers in `init` that are not trained, as for `Sequential.freeze`.
     epochs, batch_size, learning_rate, lr_decay, reg
         As for `Solver` and `Sequential`; DEFAULTS has good values for each data set.
     optimizer : {"sgd", "sgd_momentum", "sgd_nesterov", "rmsprop", "adam", "adamw", "lion", "muon"}
@@ -168,6 +171,12 @@ class Settings:
 
     data: str
     model: str = "three-layer"
+    layers: str | None = None
+    norm: str | None = None
+    width: int | None = None
+    dropout: float | None = None
+    init: str | None = None
+    freeze: str | None = None
     epochs: int
     batch_size: int
     learning_rate: float
@@ -199,35 +208,39 @@ class Settings:
     checkpoint_every: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("data", "augment", "backend"):
-            if not isinstance(value := getattr(self, name), str):
-                raise ArgumentTypeError(f"{name} is {value!r}; expected a string")
-            if "\0" in value:
-                raise ArgumentError(f"{name} is {value!r}; expected a string without null characters")
-        check_flag("strict", self.strict)
-        if self.class_weights is not None:
-            parse_class_weights(self.class_weights)
-        for name, words in CHOICES.items():
-            check_choice(name, getattr(self, name), words)
-        for name, minimum in MINIMUMS.items():
-            value = getattr(self, name)
-            if value is None and name in OPTIONAL:
-                continue
-            if name in REALS:
-                _check_number(name, value, minimum, MAXIMUMS.get(name, sys.float_info.max))
-            else:
-                check_count(name, value, minimum)
-                if value > MOST and name != "seed":
-                    raise ArgumentError(f"{name} is {printable(value, 40)}; expected an int, at most {MOST}")
+        for name, value in asdict(self).items():
+            if value is not None or name not in OPTIONAL:
+                _check_setting(name, value)
+        if self.freeze is not None and self.init is None:
+            raise ArgumentError(f"freeze is {printable(self.freeze)!r}, but there is no trained model: set init, too")
 
     def command(self) -> str:
         """Return the command that repeats the run."""
         words = (
             f"--{name.replace('_', '-')}" + ("" if value is True else f" {shlex.quote(str(value))}")
             for name, value in asdict(self).items()
-            if value is not None and value is not False
+            if value is not None and value is not False and not (name == "model" and self.init)
         )
         return " ".join(["xpconv train", *words])
+
+
+def _check_setting(name: str, value: Any) -> None:
+    if name in CHOICES:
+        check_choice(name, value, CHOICES[name])
+    elif name in REALS:
+        _check_number(name, value, MINIMUMS[name], MAXIMUMS.get(name, sys.float_info.max))
+    elif name in MINIMUMS:
+        check_count(name, value, MINIMUMS[name])
+        if value > MOST and name != "seed":
+            raise ArgumentError(f"{name} is {printable(value, 40)}; expected an int, at most {MOST}")
+    elif name == "strict":
+        check_flag(name, value)
+    elif not isinstance(value, str):
+        raise ArgumentTypeError(f"{name} is {value!r}; expected a string")
+    elif "\0" in value:
+        raise ArgumentError(f"{name} is {value!r}; expected a string without null characters")
+    if name in PARSERS:
+        PARSERS[name](value)
 
 
 def _check_number(name: str, value: object, minimum: float, maximum: float) -> None:
@@ -264,6 +277,10 @@ def parse_class_weights(text: str) -> list[float] | None:
             f"class_weights is {printable(repr(text), 40)}; expected balanced, or a number for each class, 0 or more, "
             "as in 1,2.5,1"
         ) from None
+
+
+PARSERS: dict[str, Callable[[str], object]] = {"layers": parse_layers, "class_weights": parse_class_weights}
+"""The functions that read a setting's text, and raise an error if they cannot."""
 
 
 def settings_for(data: str, num_images: int | None = None, **options: Any) -> Settings:

@@ -3,10 +3,12 @@
 import sys
 from collections.abc import Sequence
 
+from xpconv.backend import to_host
 from xpconv.errors import printable, printable_lines
+from xpconv.nn import Sequential
 from xpconv.training._progress import rich_can_draw
 
-__all__ = ["echo", "print_table"]
+__all__ = ["echo", "print_net", "print_table"]
 
 
 def echo(text: object, *, error: bool = False) -> None:
@@ -14,6 +16,18 @@ def echo(text: object, *, error: bool = False) -> None:
     stream = sys.stderr if error else sys.stdout
     if stream is not None:  # print takes None for standard output
         print(printable_lines(text), file=stream, flush=True)
+
+
+def print_net(net: Sequential) -> None:
+    """Print a net's table of layers and its preprocessing."""
+    echo(net.summary())
+    if (first := net.preprocessing) is not None:
+        mean, std = (to_host(a).ravel() for a in (first.mean, first.std))
+        if mean.size <= 3:
+            texts = [", ".join(f"{value:.4g}" for value in values) for values in (mean, std)]
+            echo(f"preprocessing: subtract {texts[0]} and divide by {texts[1]}")
+        else:
+            echo("preprocessing: subtract a mean image and divide by its standard deviations")
 
 
 def print_table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> None:

@@ -1,5 +1,6 @@
 """``xpconv train``."""
 
+import os
 import shlex
 import warnings
 from collections.abc import Iterator
@@ -10,13 +11,14 @@ from typing import Annotated
 
 import typer
 
-from xpconv.cli._evaluate import accuracy
+from xpconv.cli._evaluate import accuracy, model_path
 from xpconv.cli._options import (
     BackendOption,
     augment_option,
     choice_option,
     class_weights_option,
     data_option,
+    layers_option,
     max_memory_option,
     number_option,
     setting_option,
@@ -25,7 +27,7 @@ from xpconv.cli._results import require_matplotlib, save_results
 from xpconv.cli._run import build_solver, build_untrained_model, load_data, remove_checkpoints, train_with_checkpoints
 from xpconv.cli._run_folder import is_finished, read_settings, remove_leftovers, run_folder, run_of
 from xpconv.cli._settings import Settings, settings_for
-from xpconv.cli._tables import echo
+from xpconv.cli._tables import echo, print_net
 from xpconv.data import DATASETS, Dataset
 from xpconv.data.folder import MAX_MEMORY
 from xpconv.errors import printable
@@ -41,6 +43,36 @@ def train(
         str, data_option("Images to train on; DIR is a folder of images with one subfolder per class.")
     ] = "digits",
     model: Annotated[str, choice_option("model", "Architecture of the net.")] = Settings.model,
+    layers: Annotated[
+        str | None, layers_option("If --model is convnet: the filters of its convolutions, and pool for poolings.")
+    ] = None,
+    norm: Annotated[
+        str | None,
+        choice_option("norm", "Norm after each convolution (in fc, hidden layer).", "batch; none in three-layer"),
+    ] = None,
+    width: Annotated[
+        int | None,
+        setting_option("width", "If --model is a resnet: filters of its first convolution.", "16; 64 in resnet9"),
+    ] = None,
+    dropout: Annotated[
+        float | None, setting_option("dropout", "Probability that a value before the last layer is dropped.", "0")
+    ] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Start from this model.safetensors, or its folder; for other classes its last layer is replaced.",
+            show_default=False,
+        ),
+    ] = None,
+    freeze: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="With --init: do not train these layers, as in conv*|batchnorm*; the table of layers has their names.",
+            show_default=False,
+        ),
+    ] = None,
     epochs: Annotated[
         int | None,
         setting_option(
@@ -185,8 +217,10 @@ def train(
     """
     require_matplotlib()
     if resume is None:
+        _refuse_a_net_beside_init(_options_given(ctx))
         names = {field.name for field in fields(Settings)} - {"data"}
         options = {name: value for name, value in ctx.params.items() if name in names}
+        options["init"] = None if init is None else os.path.abspath(model_path(init))
         with warnings_in_one_line():
             dataset = load_data(settings_for(data, **options), max_memory)
         count = len(dataset.y_train) if num_train is None else min(num_train, len(dataset.y_train))
@@ -206,6 +240,7 @@ def train(
             dataset = load_data(settings, max_memory)
     with outlive_output(), warnings_in_one_line():
         solver = build_solver(settings, dataset, print_every=print_every, preflight=preflight)
+        print_net(solver.model)
         folder = _train_and_save(resume or out, settings, solver, dataset, resume=resume is not None)
         typer.echo(f"test accuracy: {accuracy(solver.model, dataset.X_test, dataset.y_test):.4f}")
         if solver.skipped:
@@ -241,6 +276,14 @@ def _refuse_settings_beside_resume(given: list[str]) -> None:
     allowed = ("resume", "print_every", "checkpoint_every", "data", "max_memory")
     if others := [f"--{name.replace('_', '-')}" for name in given if name not in allowed]:
         raise typer.BadParameter(f"--resume takes the settings of its run: leave out {', '.join(others)}.")
+
+
+def _refuse_a_net_beside_init(given: list[str]) -> None:
+    others = [f"--{name}" for name in ("model", "layers", "norm", "width", "dropout") if name in given]
+    if "init" in given and others:
+        raise typer.BadParameter(f"--init has a net of its own: leave out {', '.join(others)}.")
+    if "freeze" in given and "init" not in given:
+        raise typer.BadParameter("--freeze keeps layers of a trained model: pass that model with --init.")
 
 
 def _with_moved_images(settings: Settings, data: str) -> Settings:

@@ -29,7 +29,7 @@ class Sequential:
 
     Parameters
     ----------
-    layers : sequence of Layer
+    layers : sequence of Layer, list or Sequential
         The last layer returns the class scores. A list inside it counts as its layers; so does a Sequential, whose
         parameters and state the model copies.
     input_shape : tuple of int
@@ -85,7 +85,7 @@ class Sequential:
 
     def __init__(
         self,
-        layers: Sequence[Layer],
+        layers: Sequence[Any],
         *,
         input_shape: Sequence[int],
         name: str = "Sequential",
