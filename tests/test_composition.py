@@ -12,6 +12,7 @@ from xpconv.backend import to_host
 from xpconv.errors import ArgumentError, ArgumentTypeError, CheckpointError
 from xpconv.io.model import load_model, save_model
 from xpconv.nn import ConvNet, Residual, Sequential, TwoLayerNet, register_layer
+from xpconv.training import Solver
 
 RNG = np.random.default_rng
 
@@ -385,3 +386,27 @@ def test_types_that_cannot_be_registered_are_refused():
         ArgumentError, match=r"Relu of tests.test_composition has the name of a layer of xpconv.nn.layers"
     ):
         register_layer(Relu)
+
+
+# ---- training
+
+
+def test_training_changes_only_what_is_not_frozen():
+    net, (X, y) = residual_net(reg=0.1), batch(12)
+    net.freeze("*")
+    net.unfreeze("residual1|affine1")
+    before = {key: w.copy() for key, w in {**net.params, **net.state}.items()}
+    data = {"X_train": X, "y_train": y, "X_val": X, "y_val": y}
+    options = {"update_rule": "adam", "batch_size": 4, "num_epochs": 2, "verbose": False, "rng": 0}
+    Solver(net, data, preflight=True, **options).train()
+    kept = {"W1", "beta1", "gamma1", "num_batches1", "running_mean1", "running_var1"}
+    changed = {key for key, w in {**net.params, **net.state}.items() if not np.array_equal(w, before[key])}
+    assert changed == before.keys() - kept
+
+
+def test_a_net_whose_layers_are_all_frozen_is_not_trained():
+    net, (X, y) = residual_net(), batch(12)
+    net.freeze("*")
+    solver = Solver(net, {"X_train": X, "y_train": y, "X_val": X, "y_val": y}, batch_size=4, verbose=False)
+    with pytest.raises(ArgumentError, match=r"gradients of nothing; expected one of .* unfreeze the last one"):
+        solver.train()

@@ -115,7 +115,7 @@ def other_values(draw, backend, value):
         parts = [draw(other_values(backend, a)) if draw(st.booleans()) else contiguous(backend, a) for a in value]
         make = draw(
             st.sampled_from(
-                [tuple, lambda parts: RunningStats(*parts), lambda parts: parts[:1], lambda parts: [*parts, None]]
+                [tuple, lambda parts: RunningStats(*parts), lambda parts: parts[:1], lambda parts: [*parts, None, None]]
             )
         )
         return make(parts)
