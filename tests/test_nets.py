@@ -387,6 +387,23 @@ def test_initial_weights_of_a_convolution_count_its_window():
     assert np.std(net.params["W1"]) == pytest.approx(np.sqrt(2 / (8 * 3 * 5)), rel=0.05)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_net_for_images_whose_channels_are_last_warns(channels):
+    hint = re.escape(
+        f"{(8, 8, channels)}, which means 8 channels of 8 by {channels} pixels: if the channels are last, "
+    )
+    with pytest.warns(UserWarning, match=hint + re.escape(f"pass {(channels, 8, 8)}, and images as xp.moveaxis")):
+        Sequential([nn.Conv(4, padding="same"), nn.Affine(3)], input_shape=(8, 8, channels), rng=0)
+    with pytest.raises(ArgumentError, match=r"or more padding \(images are \(C, H, W\), here \(8, 8, 1\)\)$"):
+        layers.max_pool_forward(np.ones((2, 8, 8, 1)), kernel_size=2)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (8, 8, 8), (8, 6, 3), (4, 4, 3), (3, 3, 3)])
+def test_a_net_for_other_shapes_does_not_warn_of_channels(shape):
+    Sequential([nn.Conv(4, padding="same"), nn.Affine(3)], input_shape=shape, rng=0)
+    Sequential([nn.Affine(3)], input_shape=(8, 8, 3), rng=0)
+
+
 def test_preprocessing_must_be_a_preprocessing():
     with pytest.raises(ArgumentTypeError, match=r"preprocessing is \(128, 64\); expected a Preprocessing\(mean, std\)"):
         TwoLayerNet(input_dim=4, preprocessing=(128, 64))

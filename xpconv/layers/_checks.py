@@ -146,7 +146,7 @@ def window_output(shape: Sequence[int], window: Window) -> Pair:
         if extent > size + sum(sides):
             raise ArgumentError(
                 f"the window's {axis} is {extent} but the padded image's is {size + sum(sides)}: "
-                "take a smaller window or more padding"
+                f"take a smaller window or more padding (images are (C, H, W), here {tuple(shape[-3:])})"
             )
     if prod(window.padded_size(image)) > MOST_PIXELS:
         raise ArgumentError(

@@ -1,6 +1,7 @@
 """Sequential: a network as a list of layers, with its parameters and its loss."""
 
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -115,6 +116,7 @@ class Sequential:
         self.layer_keys = self._build(stream)
         self.loss_options = loss_options
         self._check_names()
+        _warn_of_channels_last(self.input_shape, self.layers)
         self.seed_stream: RandomStream = stream if rng is None else spawn(stream, 1)[0]
         for position, (_, source) in enumerate(pairs):
             if source is not None:
@@ -643,6 +645,19 @@ def _with_sources(layers: Any) -> Iterator[tuple[Any, tuple[Sequential, int] | N
 def arguments_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of `Sequential` for the data of `config`."""
     return {**config, "layers": layers_of("layers", config["layers"])}
+
+
+def _warn_of_channels_last(input_shape: Shape, layers: Sequence[Layer]) -> None:
+    """Warn if the sizes are those of square images whose channels are last, and layers use windows of pixels."""
+    if len(input_shape) != 3 or not any(hasattr(layer, "window") for layer in layers):
+        return
+    C, H, W = input_shape
+    if C == H > 4 and W in (1, 3):
+        warnings.warn(
+            f"input_shape is {input_shape}, which means {C} channels of {H} by {W} pixels: if the channels are last, "
+            f"pass {(W, C, H)}, and images as xp.moveaxis(X, -1, 1)",
+            stacklevel=3,
+        )
 
 
 def _layout_hint(given: Shape, input_shape: Shape) -> str:
