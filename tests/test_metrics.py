@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from xpconv import ConvNet
@@ -24,7 +24,6 @@ LABELS = st.integers(2, 5).flatmap(
 )
 
 
-@settings(deadline=None)
 @given(LABELS)
 def test_confusion_matrix_and_report_are_those_of_scikit_learn(drawn):
     C, pairs = drawn
