@@ -141,6 +141,7 @@ from_zero = (
 
 _images = {"x": (3, 4, 6, 5)}
 _conv = {"x": (3, 2, 6, 5), "w": (4, 2, 3, 3), "b": (4,)}
+_conv_transpose = {"x": (3, 2, 4, 3), "w": (2, 4, 3, 3), "b": (4,)}
 _flat_norm = {"x": (5, 4), "gamma": (4,), "beta": (4,)}
 _image_norm = {"x": (3, 4, 3, 2), "gamma": (4,), "beta": (4,)}
 
@@ -187,6 +188,19 @@ ROWS = [
     Row("conv", "grouped", {"x": (3, 6, 6, 5), "w": (4, 3, 3, 3), "b": (4,)}, {"groups": 2, "padding": 1}),
     Row("conv", "depthwise", {"x": (9, 4, 6, 5), "w": (4, 1, 3, 3), "b": (4,)}, {"groups": 4, "stride": 2}),
     Row("conv", "depthwise_twice", {"x": (2, 3, 6, 5), "w": (6, 1, 3, 2), "b": None}, {"groups": 3, "dilation": 2}),
+    Row("conv_transpose", "plain", _conv_transpose),
+    Row("conv_transpose", "no_bias", {**_conv_transpose, "b": None}, {"padding": 1}),
+    Row("conv_transpose", "strided", _conv_transpose, {"stride": 2, "padding": 1}),
+    Row("conv_transpose", "output_padding", _conv_transpose, {"stride": (3, 2), "output_padding": (2, 1)}),
+    Row("conv_transpose", "rectangular", {**_conv_transpose, "w": (2, 4, 2, 4)}, {"stride": (1, 3), "padding": (0, 2)}),
+    Row("conv_transpose", "padding_beyond_window", {**_conv_transpose, "w": (2, 4, 1, 2)}, {"padding": 1, "stride": 2}),
+    Row("conv_transpose", "stride_beyond_window", {**_conv_transpose, "w": (2, 4, 1, 2)}, {"stride": 3}),
+    Row("conv_transpose", "padded_on_some_sides", _conv_transpose, {"padding": ((2, 0), (0, 1)), "stride": (1, 2)}),
+    Row("conv_transpose", "same", _conv_transpose, {"padding": "same"}),
+    Row("conv_transpose", "dilated", {**_conv_transpose, "w": (2, 4, 3, 2)}, {"dilation": (2, 3), "padding": 1}),
+    Row("conv_transpose", "larger_batch", {**_conv_transpose, "x": (21, 2, 4, 3)}, {"stride": 2}),
+    Row("conv_transpose", "grouped", {"x": (3, 4, 4, 3), "w": (4, 3, 3, 3), "b": (6,)}, {"groups": 2, "stride": 2}),
+    Row("conv_transpose", "depthwise", {"x": (3, 4, 4, 3), "w": (4, 1, 3, 2), "b": (4,)}, {"groups": 4}),
     Row("max_pool", "tiling", {"x": (3, 4, 6, 4)}, {"kernel_size": 2}),
     Row("max_pool", "not_tiling", _images, {"kernel_size": 2}),
     Row("max_pool", "overlapping", _images, {"kernel_size": 3, "stride": 1}),
@@ -310,6 +324,16 @@ class Torch:
         x, padding = self.pad(x, padding, 0)
         return self.F.conv2d(x, w, b, as_pair(stride), padding, as_pair(dilation), groups)
 
+    def conv_transpose(self, x, w, b, stride=1, padding=0, output_padding=0, dilation=1, groups=1):
+        pairs = map(as_pair, (stride, 0, output_padding))
+        out = self.F.conv_transpose2d(x, w, b, *pairs, groups, as_pair(dilation))
+        (top, bottom), (left, right) = (
+            padding
+            if isinstance(padding, tuple) and isinstance(padding[0], tuple)
+            else ((pixels, pixels) for pixels in as_pair(padding))
+        )
+        return out[:, :, top : out.shape[2] - bottom, left : out.shape[3] - right]
+
     def max_pool(self, x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False):
         x, padding = self.pad(x, padding, -np.inf)
         kernel_size, dilation, stride = as_pair(kernel_size), as_pair(dilation), stride and as_pair(stride)
@@ -388,6 +412,17 @@ OBJECTS = {
         lambda t, a, shape: [
             t.Conv2d(
                 shape[0], a.filters, a.kernel_size, a.stride, [before for before, _ in a.window.padding], bias=a.bias
+            )
+        ],
+    ),
+    nn.ConvTranspose: Object(
+        [
+            nn.ConvTranspose(3, (3, 4), stride=2, padding=1, output_padding=1),
+            nn.ConvTranspose(4, 2, stride=(1, 3), dilation=2, groups=2, bias=False),
+        ],
+        lambda t, a, shape: [
+            t.ConvTranspose2d(
+                shape[0], a.filters, a.kernel_size, a.stride, a.padding, a.output_padding, a.groups, a.bias, a.dilation
             )
         ],
     ),

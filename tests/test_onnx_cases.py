@@ -18,6 +18,7 @@ onnx = pytest.importorskip("onnx")
 
 THREE_DIMENSIONAL = "images have two dimensions"
 LEFT_OUT = {
+    "test_convtranspose_3d": THREE_DIMENSIONAL,
     "test_maxpool_3d_default": THREE_DIMENSIONAL,
     "test_maxpool_3d_dilations": THREE_DIMENSIONAL,
     "test_maxpool_3d_dilations_use_ref_impl": THREE_DIMENSIONAL,
@@ -75,6 +76,26 @@ def split(total, *, lower):
 @with_two_dimensions
 def conv(attributes, x, w, b=None):
     return [layers.conv_forward(x, w, b, **window_options(attributes, x, w.shape[2:]))[0]]
+
+
+@with_two_dimensions
+def conv_transpose(attributes, x, w, b=None):
+    """Choose the padding for a given output shape, or for "SAME", where it is that of the images times the stride."""
+    options = window_options(attributes, x, w.shape[2:])
+    stride, dilation, extra = options["stride"], options["dilation"], attributes.get("output_padding", (0, 0))
+    auto_pad = attributes.get("auto_pad", b"NOTSET").decode()
+    same = [size * s for size, s in zip(x.shape[2:], stride, strict=True)] if auto_pad.startswith("SAME") else None
+    if shape := attributes.get("output_shape", same):
+        totals = [
+            (size - 1) * s + 1 + (k - 1) * d + more - wanted
+            for size, s, k, d, more, wanted in zip(
+                x.shape[2:], stride, w.shape[2:], dilation, extra, shape, strict=True
+            )
+        ]
+        extra = tuple(more + max(-total, 0) for more, total in zip(extra, totals, strict=True))
+        options["padding"] = tuple(split(max(total, 0), lower=auto_pad != "SAME_UPPER") for total in totals)
+    groups = attributes.get("group", 1)
+    return [layers.conv_transpose_forward(x, w, b, output_padding=extra, groups=groups, **options)[0]]
 
 
 @with_two_dimensions
@@ -237,6 +258,7 @@ def momentum(attributes, rate, w, dw, velocity):
 
 TRANSLATIONS = {
     "Conv": conv,
+    "ConvTranspose": conv_transpose,
     "MaxPool": max_pool,
     "AveragePool": average_pool,
     "GlobalAveragePool": global_average_pool,

@@ -34,6 +34,7 @@ CASES = {
     "conv": ([draw(4, 3, 5, 5), draw(2, 3, 3, 3, seed=1), draw(2, seed=2)], {"padding": 1}),
     "conv, pairs": ([X4, draw(2, 3, 2, 3, seed=1), draw(2, seed=2)], {"stride": (2, 3), "padding": (1, 2)}),
     "conv, strides that do not tile": ([X4, draw(2, 3, 2, 2, seed=1), draw(2, seed=2)], {"stride": 2}),
+    "conv_transpose": ([X4, draw(3, 2, 3, 2, seed=1), draw(2, seed=2)], {"stride": 2, "padding": 1}),
     "max_pool": ([X4], {"kernel_size": 2}),
     "max_pool, overlapping": ([X4], {"kernel_size": 3, "stride": 1}),
     "max_pool, pairs": ([X4], {"kernel_size": (3, 2), "stride": (2, 1), "padding": (1, 1)}),

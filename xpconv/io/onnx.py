@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from xpconv import nn
+from xpconv._validation import check_pair
 from xpconv._version import __version__
 from xpconv.backend import to_host
 from xpconv.errors import ArgumentError, ArgumentTypeError, XpconvError, import_failure
@@ -134,6 +135,12 @@ def _conv(graph: Graph, layer: nn.Conv, x: str, shape: Shape, params: dict[str, 
     return graph.add_node("Conv", x, *params.values(), group=layer.groups, **_window_attributes(layer.window))
 
 
+def _conv_transpose(graph: Graph, layer: nn.ConvTranspose, x: str, shape: Shape, params: dict[str, str]) -> str:
+    options = _window_attributes(layer.window)
+    options |= {"group": layer.groups, "output_padding": check_pair("output_padding", layer.output_padding, 0)}
+    return graph.add_node("ConvTranspose", x, *params.values(), **options)
+
+
 def _max_pool(graph: Graph, layer: nn.MaxPool, x: str, shape: Shape, params: dict[str, str]) -> str:
     return graph.add_node("MaxPool", x, ceil_mode=int(layer.ceil_mode), **_window_attributes(layer.window))
 
@@ -230,6 +237,7 @@ CONVERTERS: dict[type[Layer], Converter] = {
     nn.AvgPool: _avg_pool,
     nn.BatchNorm: _batch_norm,
     nn.Conv: _conv,
+    nn.ConvTranspose: _conv_transpose,
     nn.Dropout: _dropout,
     nn.Gelu: _gelu,
     nn.GlobalAvgPool: _global_avg_pool,

@@ -263,6 +263,81 @@ def conv_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array | None
     return _crop(dpadded, x, sides), dw, None if b is None else db.astype(b.dtype)
 
 
+def conv_transpose_forward(
+    x: Array,
+    w: Array,
+    b: Array | None,
+    *,
+    stride: Pair = 1,
+    padding: Padding = 0,
+    output_padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+) -> Result:
+    """Add each pixel of x (N, C, H, W) times the filters w (C, F / groups, KH, KW) to its window; b is (F,) or None.
+
+    ``window of padded out at (i, j) += x[n, c, i, j] * w[c]``, over the output channels of the group of channel c. Each
+    side of the output has OH = ``(H - 1) * sh + (KH - 1) * dh + 1 - top - bottom + output_padding`` pixels.
+
+    Examples
+    --------
+    >>> conv_transpose_forward(np.array([[[[1.0, 2.0]]]]), np.ones((1, 1, 1, 3)), None, stride=2)[0].tolist()
+    [[[[1.0, 1.0, 3.0, 2.0, 2.0]]]]
+    """
+    (N, C), F = x.shape[:2], w.shape[1] * groups
+    if groups < 1 or C % groups:
+        raise ArgumentError(f"groups is {groups}; expected a divisor of the {C} channels of x")
+    size = []
+    for axis in range(2):
+        extent = (w.shape[2 + axis] - 1) * _pair(dilation)[axis] + 1
+        size.append(
+            (x.shape[2 + axis] - 1) * _pair(stride)[axis]
+            + extent
+            - sum(_padding(padding, axis, extent))
+            + _pair(output_padding)[axis]
+        )
+    out = _zeros((N, F, *size), x)
+    places, sides = _places(out, w.shape[2:], stride, padding, dilation)
+    _check_shapes((C, F // groups, *w.shape[2:]), w=w)
+    _check_shapes(x.shape[2:], windows=places)
+    padded = _pad(out, sides, 0)
+    for n in range(N):
+        for c in range(C):
+            channels = _channels(c, C, F, groups)
+            for i, j in np.ndindex(places.shape):
+                padded[n, channels, *places[i, j]] += x[n, c, i, j] * w[c]
+    out = _crop(padded, out, sides)
+    if b is not None:
+        _check_shapes((F,), b=b)
+        for f in range(F):
+            out[:, f] += b[f]
+    return out, (x, w, b, places, sides, groups)
+
+
+def conv_transpose_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array | None]:
+    """Return dx, dw, and db (None without a bias), given dout (N, F, OH, OW).
+
+    Examples
+    --------
+    >>> out, cache = conv_transpose_forward(np.array([[[[1.0, 2.0]]]]), np.ones((1, 1, 1, 3)), None, stride=2)
+    >>> dx, dw, db = conv_transpose_backward(np.ones_like(out), cache)
+    >>> dx.tolist(), dw.tolist(), db
+    ([[[[3.0, 3.0]]]], [[[[3.0, 3.0, 3.0]]]], None)
+    """
+    x, w, b, places, sides, groups = cache
+    (N, F), C = dout.shape[:2], x.shape[1]
+    padded, dx, dw = _pad(dout, sides, 0), np.zeros_like(x), np.zeros_like(w)
+    for n in range(N):
+        for c in range(C):
+            channels = _channels(c, C, F, groups)
+            for i, j in np.ndindex(places.shape):
+                window = padded[n, channels, *places[i, j]]
+                dx[n, c, i, j] = np.sum(window * w[c])
+                dw[c] += window * x[n, c, i, j]
+    db = None if b is None else np.array([np.sum(dout[:, f]) for f in range(F)], b.dtype)
+    return dx, dw, db
+
+
 def max_pool_forward(
     x: Array,
     *,

@@ -20,6 +20,7 @@ from xpconv._validation import (
 from xpconv.backend import Array
 from xpconv.errors import ArgumentError
 from xpconv.layers._checks import Padding, make_window, window_output
+from xpconv.layers.conv_transpose import enlarged_size
 from xpconv.layers.pool import fit_to_images
 from xpconv.ops.windows import Window
 
@@ -28,6 +29,7 @@ __all__ = [
     "AvgPool",
     "BatchNorm",
     "Conv",
+    "ConvTranspose",
     "Dropout",
     "Gelu",
     "GlobalAvgPool",
@@ -306,6 +308,78 @@ class Conv(Layer):
 
     def backward(self, dout: Array, cache: Any, *, need_dx: bool) -> tuple[Array | None, Arrays]:
         dx, dw, db = F.conv_backward(dout, cache, need_dx=need_dx)
+        return dx, {"W": dw, "b": db} if self.bias else {"W": dw}
+
+
+@dataclass(frozen=True)
+class ConvTranspose(Layer):
+    """A transposed convolution, which enlarges images: parameters W (C, filters / groups, KH, KW) and b (filters,).
+
+    Examples
+    --------
+    >>> ConvTranspose(16, 2, stride=2).output_shape((3, 8, 8))
+    (16, 16, 16)
+    >>> ConvTranspose(16, 4, stride=2, padding=1, bias=False).parameters((3, 8, 8))
+    {'W': ((3, 16, 4, 4), Normal(fan_in=12.0))}
+    """
+
+    filters: int
+    kernel_size: Size = 3
+    _: KW_ONLY
+    stride: Size = 1
+    padding: Padding = 0
+    output_padding: Size = 0
+    dilation: Size = 1
+    groups: int = 1
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        _store(
+            self,
+            filters=check_count("filters", self.filters),
+            kernel_size=_check_size("kernel_size", self.kernel_size, 1),
+            stride=_check_size("stride", self.stride, 1),
+            padding=_check_padding(self.padding),
+            output_padding=_check_size("output_padding", self.output_padding, 0),
+            dilation=_check_size("dilation", self.dilation, 1),
+            groups=check_count("groups", self.groups),
+        )
+        if self.filters % self.groups:
+            raise ArgumentError(f"groups is {self.groups}; expected a divisor of the {self.filters} filters")
+        check_flag("bias", self.bias)
+
+    @property
+    def window(self) -> Window:
+        """The window on the output, with the padding of each side."""
+        return make_window(self.kernel_size, self.stride, self.padding, self.dilation)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        if len(shape) != 3:
+            raise ArgumentError(f"samples have shape {shape}; expected images (C, H, W), as before any Affine layer")
+        return (self.filters, *enlarged_size(shape[1:], self.window, self.output_padding))
+
+    def parameters(self, shape: Shape) -> Parameters:
+        """Return each parameter's shape and initial value; a pixel is in ``prod(kernel_size / stride)`` windows."""
+        channels, kernel_size = shape[0], self.window.kernel_size
+        if channels % self.groups:
+            raise ArgumentError(f"groups is {self.groups}; expected a divisor of the {channels} channels of the input")
+        fan_in = channels // self.groups * prod(kernel_size) / prod(self.window.stride)
+        return _weights((channels, self.filters // self.groups, *kernel_size), fan_in, self.filters, self.bias)
+
+    def forward(self, x: Array, p: Arrays, *, train: bool, seed: int) -> tuple[Array, Any]:
+        return F.conv_transpose_forward(
+            x,
+            p["W"],
+            p.get("b"),
+            stride=self.stride,
+            padding=self.padding,
+            output_padding=self.output_padding,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
+
+    def backward(self, dout: Array, cache: Any, *, need_dx: bool) -> tuple[Array | None, Arrays]:
+        dx, dw, db = F.conv_transpose_backward(dout, cache, need_dx=need_dx)
         return dx, {"W": dw, "b": db} if self.bias else {"W": dw}
 
 

@@ -4,7 +4,7 @@ Each has a portable version, which every array library runs, and may have faster
 do not check their arguments; `xpconv.layers` does.
 """
 
-from xpconv.ops.conv import convolve, convolve_backward
+from xpconv.ops.conv import convolve, convolve_backward, convolve_transposed
 from xpconv.ops.elementwise import add, gated, gated_backward, leaky_relu, leaky_relu_backward, relu, relu_backward
 from xpconv.ops.finite import largest_finite
 from xpconv.ops.loss import add_l2_penalty, cross_entropy, softmax, softmax_cross_entropy
@@ -20,6 +20,7 @@ __all__ = [
     "add_l2_penalty",
     "convolve",
     "convolve_backward",
+    "convolve_transposed",
     "cross_entropy",
     "flush_denormals",
     "fold",

@@ -5,15 +5,16 @@ a tile of m images is unfolded to G matrices (K, P), with G * K = C * KH * KW an
 """
 
 from math import prod
+from typing import Any
 
 import array_api_compat
 
 from xpconv.backend import Array
 from xpconv.ops.dispatch import operation
 from xpconv.ops.tiling import for_each_tile, sum_over_tiles
-from xpconv.ops.windows import Window, fold, unfold
+from xpconv.ops.windows import Pair, Window, fold, unfold
 
-__all__ = ["convolve", "convolve_backward"]
+__all__ = ["convolve", "convolve_backward", "convolve_transposed"]
 
 
 @operation
@@ -103,13 +104,13 @@ def convolve_backward(
              [4., 4.]]]]), array([4.]))
     """
     xp = array_api_compat.array_namespace(x)
-    F, (OH, OW) = w.shape[0], dout.shape[2:]
-    columns = xp.matrix_transpose(xp.reshape(w, (groups, F // groups, -1)))  # (G, K, F / G)
+    OH, OW = dout.shape[2:]
+    columns = _filters_as_columns(xp, w, groups)
     dx = xp.empty(x.shape, dtype=x.dtype, device=array_api_compat.device(x)) if need_dx else None
 
     def task(tile: slice) -> tuple[Array, Array]:
         images = x[tile, ...]  # (m, C, H, W)
-        dy = xp.reshape(xp.permute_dims(dout[tile, ...], (1, 0, 2, 3)), (groups, F // groups, -1))  # (G, F / G, P)
+        dy = _images_as_rows(xp, dout[tile, ...], groups)
         cols = xp.reshape(unfold(images, window), (groups, -1, dy.shape[2]))  # (G, K, P)
         dw = dy @ xp.matrix_transpose(cols)
         if dx is not None:
@@ -117,7 +118,59 @@ def convolve_backward(
         return dw, xp.sum(dy, axis=2)
 
     dw, db = sum_over_tiles(x, task, x.shape[0], 2 * _column_bytes(x, window, OH * OW))
-    return dx, xp.reshape(dw, w.shape), xp.reshape(db, (F,))
+    return dx, xp.reshape(dw, w.shape), xp.reshape(db, (w.shape[0],))
+
+
+@operation
+def convolve_transposed(x: Array, w: Array, b: Array | None, size: Pair, window: Window, groups: int) -> Array:
+    """Return the gradient of a convolution's images, given the gradient `x` of its output, plus a bias.
+
+    Parameters
+    ----------
+    x : array (N, F, OH, OW)
+        In place of the gradient of the convolution's output.
+    w : array (F, C / groups, KH, KW)
+        Filters of the convolution.
+    b : array (C,) or None
+        Bias.
+    size : (int, int)
+        (H, W), such that windows of images of this size give (OH, OW).
+    window, groups
+        As given to `convolve`.
+
+    Returns
+    -------
+    array (N, C, H, W)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, w = np.asarray([[[[1.0, 2.0]]]]), np.ones((1, 1, 1, 3))
+    >>> convolve_transposed(x, w, None, (1, 5), Window((1, 3), stride=(1, 2)), 1)
+    array([[[[1., 1., 3., 2., 2.]]]])
+    """
+    xp = array_api_compat.array_namespace(x)
+    C, columns = w.shape[1] * groups, _filters_as_columns(xp, w, groups)
+    out = xp.empty((x.shape[0], C, *size), dtype=x.dtype, device=array_api_compat.device(x))
+
+    def task(tile: slice) -> None:
+        rows = _images_as_rows(xp, x[tile, ...], groups)
+        cols = xp.reshape(columns @ rows, (-1, rows.shape[2]))
+        images = fold(cols, (tile.stop - tile.start, C, *size), window)
+        out[tile, ...] = images if b is None else images + b[:, None, None]
+
+    for_each_tile(x, task, x.shape[0], 2 * _column_bytes(out, window, x.shape[2] * x.shape[3]))
+    return out
+
+
+def _filters_as_columns(xp: Any, w: Array, groups: int) -> Array:
+    """Return filters (F, C / G, KH, KW) as one matrix for each group: (G, K, F / G)."""
+    return xp.matrix_transpose(xp.reshape(w, (groups, w.shape[0] // groups, -1)))
+
+
+def _images_as_rows(xp: Any, images: Array, groups: int) -> Array:
+    """Return images (m, F, OH, OW) as one matrix for each group: (G, F / G, P)."""
+    return xp.reshape(xp.permute_dims(images, (1, 0, 2, 3)), (groups, images.shape[1] // groups, -1))
 
 
 def _column_bytes(x: Array, window: Window, windows: int) -> int:
