@@ -95,6 +95,7 @@ TESTS = {  # pattern of modules: test modules, and which of their tests; the fir
     "data/images.py": ("test_fuzz_files test_folder", "image or pipe or frame or jpeg"),
     "data/cifar10.py": ("test_datasets test_fuzz_files", "datasets or batch or pickle or archive or label"),
     "data/augment.py": ("test_augment", "not device1"),
+    "data/rows.py": ("test_rows", "not command and not ctrl_c"),
     "data/sampling.py": ("test_batches", "not strict"),
     "data/batches.py": ("test_batches", "not strict"),
     "data/digits.py": ("test_datasets", "digit"),
