@@ -53,6 +53,7 @@ def test_a_resumed_training_ends_with_the_same_bits(data, tmp_path, rule, dtype,
         {"augment": None, "num_train_samples": None},
         {"on_nonfinite": "skip"},
         {"patience": 1, "num_epochs": 30},
+        {"patience": 1, "num_epochs": 30, "patience_on": "loss"},
     ],
 )
 def test_trainings_with_other_options_resume(data, tmp_path, options):
