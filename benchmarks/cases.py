@@ -44,6 +44,9 @@ class Case:
         x, out = (prod(self.shapes.get(name, ())) for name in ("x", "dout"))
         values = {
             "max_pool": {"forward": x + out, "forward+backward": 2 * (x + out)},
+            "avg_pool": {"forward": x + out, "forward+backward": 2 * (x + out)},
+            "gelu": {"forward": 2 * x, "forward+backward": 5 * x},
+            "silu": {"forward": 2 * x, "forward+backward": 5 * x},
             "batchnorm": {"forward": 2 * x, "forward+backward": 5 * x},
             "groupnorm": {"forward": 2 * x, "forward+backward": 5 * x},
             "softmax": {"forward+backward": 2 * x},
@@ -68,15 +71,10 @@ def _conv(
     return Case(name, "conv", shapes, window, **options)
 
 
-def _pool(name: str, x: tuple[int, ...], kernel_size: int, stride: int, **options: Any) -> Case:
+def _pool(name: str, x: tuple[int, ...], kernel_size: int, stride: int, kind: str = "max_pool", **options: Any) -> Case:
     side = 1 + (x[2] - kernel_size) // stride
-    return Case(
-        name,
-        "max_pool",
-        {"x": x, "dout": (*x[:2], side, side)},
-        {"kernel_size": kernel_size, "stride": stride},
-        **options,
-    )
+    shapes = {"x": x, "dout": (*x[:2], side, side)}
+    return Case(name, kind, shapes, {"kernel_size": kernel_size, "stride": stride}, **options)
 
 
 _IMAGES = (64, 64, 32, 32)
@@ -96,6 +94,9 @@ CASES = [
     _pool("course pool", (100, 3, 32, 32), 2, 2, dtype="float64", small=True),
     _pool("max pool 2x2/2", _IMAGES, 2, 2),
     _pool("max pool 3x3/2", _IMAGES, 3, 2),
+    _pool("avg pool 2x2/2", _IMAGES, 2, 2, kind="avg_pool"),
+    Case("gelu", "gelu", {"x": _IMAGES, "dout": _IMAGES}),
+    Case("silu", "silu", {"x": _IMAGES, "dout": _IMAGES}),
     Case("batch norm", "batchnorm", _NORM),
     Case("group norm", "groupnorm", _NORM, {"groups": 8}),
     Case("softmax loss", "softmax", {"x": (4096, 1000)}, classes=1000),
@@ -120,9 +121,12 @@ CASES = [
 
 GROUPS = {
     "conv": [case.name for case in CASES if case.kind == "conv"],
-    "pool, norms, softmax, Adam": [
+    "pool, activations, norms, softmax, Adam": [
         "max pool 2x2/2",
         "max pool 3x3/2",
+        "avg pool 2x2/2",
+        "gelu",
+        "silu",
         "batch norm",
         "group norm",
         "softmax loss",

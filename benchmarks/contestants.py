@@ -54,6 +54,15 @@ class Xpconv:
     def max_pool(self, a: dict[str, Any], **options: Any) -> Passes:
         return self._layer("max_pool", [a["x"]], a["dout"], **options)
 
+    def avg_pool(self, a: dict[str, Any], **options: Any) -> Passes:
+        return self._layer("avg_pool", [a["x"]], a["dout"], **options)
+
+    def gelu(self, a: dict[str, Any]) -> Passes:
+        return self._layer("gelu", [a["x"]], a["dout"])
+
+    def silu(self, a: dict[str, Any]) -> Passes:
+        return self._layer("silu", [a["x"]], a["dout"])
+
     def batchnorm(self, a: dict[str, Any]) -> Passes:
         return self._layer("batchnorm", [a["x"], a["gamma"], a["beta"]], a["dout"], train=True)
 
@@ -153,6 +162,15 @@ class Torch:
 
     def max_pool(self, a: dict[str, Any], kernel_size: int, stride: int) -> Passes:
         return self._layer(lambda x: self.F.max_pool2d(x, kernel_size, stride), [a["x"]], a["dout"])
+
+    def avg_pool(self, a: dict[str, Any], kernel_size: int, stride: int) -> Passes:
+        return self._layer(lambda x: self.F.avg_pool2d(x, kernel_size, stride), [a["x"]], a["dout"])
+
+    def gelu(self, a: dict[str, Any]) -> Passes:
+        return self._layer(self.F.gelu, [a["x"]], a["dout"])
+
+    def silu(self, a: dict[str, Any]) -> Passes:
+        return self._layer(self.F.silu, [a["x"]], a["dout"])
 
     def batchnorm(self, a: dict[str, Any]) -> Passes:
         mean, var = self.torch.zeros_like(a["gamma"]), self.torch.zeros_like(a["gamma"])
