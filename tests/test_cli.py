@@ -366,7 +366,7 @@ def test_tables_are_printed_without_a_terminal(monkeypatch, stream):
 @pytest.mark.parametrize(
     ("setting", "value", "message"),
     [
-        ("model", "nonsense", "model is 'nonsense'; expected three-layer or fc or convnet"),
+        ("model", "nonsense", "model is 'nonsense'; expected three-layer or fc or convnet or resnet9"),
         ("sampling", "all", "sampling is 'all'; expected replacement or epoch"),
         ("schedule", "nonsense", "schedule is 'nonsense'; expected step or cosine or one-cycle or constant"),
         ("ema", 1.5, "ema is 1.5; expected a finite number, from 0 to 1"),
@@ -673,7 +673,7 @@ def test_classes_without_names_are_numbers(tmp_path):
     ("words", "message"),
     [
         (["train", "--data", "mnist"], "'mnist' is none of digits, cifar10, and there is no such folder."),
-        (["train", "--model", "resnet"], "'resnet' is not one of three-layer, fc, convnet."),
+        (["train", "--model", "resnet"], "'resnet' is not one of three-layer, fc, convnet, resnet9,"),
         (
             ["train", "--optimizer", "adm"],
             "'adm' is not one of sgd, sgd_momentum, sgd_nesterov, rmsprop, adam, adamw, lion, muon.",
@@ -737,8 +737,8 @@ def test_wrong_usage_names_the_choices_and_exits_with_2(words, message):
         (["train", "--resume", "nothing"], {}, "resume is nothing, which holds no settings of a run in config.json"),
         (["eval", "nothing"], {}, "there is no file nothing"),
         (["eval", "."], {}, "there is no file model.safetensors"),
-        (["eval", "file"], {}, "file is damaged or not a safetensors file"),
-        (["predict", "file", "file"], {}, "file is damaged or not a safetensors file"),
+        (["eval", "file"], {}, "file is a text file; expected a safetensors file that xpconv wrote"),
+        (["predict", "file", "file"], {}, "file is a text file; expected a safetensors file that xpconv wrote"),
     ],
 )
 def test_failure_prints_one_line_and_exits_with_1(tmp_path, monkeypatch, words, environment, message):
