@@ -5,9 +5,9 @@ import shlex
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -218,9 +218,44 @@ def train(
     require_matplotlib()
     if resume is None:
         _refuse_a_net_beside_init(_options_given(ctx))
-        names = {field.name for field in fields(Settings)} - {"data"}
-        options = {name: value for name, value in ctx.params.items() if name in names}
-        options["init"] = None if init is None else os.path.abspath(model_path(init))
+        options: dict[str, Any] = {
+            "model": model,
+            "layers": layers,
+            "norm": norm,
+            "width": width,
+            "dropout": dropout,
+            "init": None if init is None else os.path.abspath(model_path(init)),
+            "freeze": freeze,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "lr_decay": lr_decay,
+            "optimizer": optimizer,
+            "reg": reg,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "clip_norm": clip_norm,
+            "ema": ema,
+            "lookahead": lookahead,
+            "label_smoothing": label_smoothing,
+            "class_weights": class_weights,
+            "dtype": dtype,
+            "backend": backend,
+            "seed": seed,
+            "num_train": num_train,
+            "augment": augment,
+            "image_size": image_size,
+            "resize": resize,
+            "strict": strict,
+            "schedule": schedule,
+            "decay_every": decay_every,
+            "warmup": warmup,
+            "sampling": sampling,
+            "patience": patience,
+            "patience_on": patience_on,
+            "on_nonfinite": on_nonfinite,
+            "checkpoint_every": checkpoint_every,
+        }
         with warnings_in_one_line():
             dataset = load_data(settings_for(data, **options), max_memory)
         count = len(dataset.y_train) if num_train is None else min(num_train, len(dataset.y_train))
