@@ -455,7 +455,7 @@ def test_eval_and_predict_fit_images_as_the_training_did(tmp_path, options):
             pixels[:, third : third + 10] += 150
             pixels[:, 10 + third // 4 : 15 + third // 4] += 50
             Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
-    words = ("--data", tmp_path / "images", "--image-size", 12, "--epochs", 2, *options)
+    words = ("--data", tmp_path / "images", "--image-size", 12, "--epochs", 1, "--lr", 1e-6, *options)
     shown = run("train", *words, "--out", tmp_path / "run")
     net = load_model(tmp_path / "run" / "model.safetensors", "numpy")
     resize = options[1] if options else "crop"

@@ -22,7 +22,7 @@ from xpconv.cli import _app
 from xpconv.data import Batches, load_folder
 from xpconv.data._fingerprint import channel_statistics, fingerprint, image_digests, row_checksums
 from xpconv.data.augment import parse_augmentation
-from xpconv.data.images import ImageFiles
+from xpconv.data.images import ImageFiles, read_images
 from xpconv.data.rows import SourceRows, as_rows, blocks_of
 from xpconv.errors import ArgumentError, DatasetError
 from xpconv.training import metrics
@@ -250,6 +250,23 @@ def test_images_decoded_when_they_are_needed_are_those_in_memory(folder, monkeyp
             np.testing.assert_array_equal(channel_statistics(numbers), channel_statistics(expected))
             np.testing.assert_array_equal(numbers[3:7], expected[3:7])
     assert not read_threads()
+
+
+def test_few_images_wait_to_be_stored(monkeypatch):
+    """Without a bound, a slow consumer would have all images of a folder in memory."""
+    monkeypatch.setenv("XPCONV_NUM_THREADS", "3")
+    read, stored = [], []
+    monkeypatch.setattr("xpconv.data.images._read", lambda path, *rest: read.append(path) or path)
+
+    def store(i, image):
+        assert image == str(len(stored)) == str(i)
+        time.sleep(0.002)
+        assert len(read) <= len(stored) + 4 * 3
+        stored.append(image)
+
+    read_images([str(i) for i in range(100)], (1, 2, 2), "crop", store)
+    assert sorted(read, key=int) == stored
+    assert len(stored) == 100
 
 
 def test_the_limit_is_the_memory_of_all_images(folder):
