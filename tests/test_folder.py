@@ -263,6 +263,23 @@ def test_strict_stops_at_a_file_that_cannot_be_read(flat, monkeypatch, threads):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("xpconv-images")]
 
 
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"\x89PNG\r\n\x1a\nxx", "it begins as a PNG picture does, but is damaged: replace or remove it"),
+        (b"\xff\xd8\xff\xe0" + bytes(9), "it begins as a JPEG picture does, but is damaged: replace or remove it"),
+        (b"notes", "it is a text file, and its format is none of BMP, .*: convert or remove it"),
+        (b"", "it is an empty file, and its format is none of BMP, .*: convert or remove it"),
+        (bytes(9), "its format is none of BMP, .*: convert or remove it"),
+    ],
+)
+def test_a_file_that_is_no_readable_image_is_named_with_what_it_is(tmp_path, content, why):
+    path = tmp_path / "1.png"
+    path.write_bytes(content)
+    with pytest.raises(DatasetError, match=f"^cannot read the image {re.escape(str(path))}: {why}$"):
+        read_image(path, (1, 2, 2))
+
+
 def test_a_class_without_a_readable_image_is_refused(flat):
     for path in (flat / "dark").iterdir():
         path.write_text("x")

@@ -13,7 +13,7 @@ from zlib import crc32
 import numpy as np
 
 from xpconv._validation import check_choice, check_count
-from xpconv.data._file_kind import file_kind
+from xpconv.data._file_kind import file_kind, is_picture
 from xpconv.data.rows import Rows
 from xpconv.errors import ArgumentError, DatasetError, import_failure
 from xpconv.ops.numpy._workers import num_threads
@@ -231,11 +231,7 @@ def _read(path: str | os.PathLike[str], shape: tuple[int, int, int], resize: str
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DatasetError(f"cannot read the image {os.fspath(path)}: {TOO_MANY_PIXELS}") from error
     except UnidentifiedImageError as error:
-        kind = file_kind(path)
-        raise DatasetError(
-            f"cannot read the image {os.fspath(path)}: {f'it is {kind}, and ' if kind else ''}"
-            f"its format is none of {', '.join(FORMATS)}: convert or remove it"
-        ) from error
+        raise DatasetError(f"cannot read the image {os.fspath(path)}: {_why_unidentified(path)}") from error
     except OSError as error:
         raise DatasetError(f"cannot read the image {os.fspath(path)}: {error.strerror or error}") from error
     except Exception as error:  # a damaged image may raise anything
@@ -243,6 +239,13 @@ def _read(path: str | os.PathLike[str], shape: tuple[int, int, int], resize: str
     box = _centre(image.size, width / height) if resize == "crop" else None
     pixels = np.asarray(image.resize((width, height), Image.Resampling.BOX, box=box))
     return pixels.reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def _why_unidentified(path: str | os.PathLike[str]) -> str:
+    kind = file_kind(path)
+    if is_picture(path):
+        return f"it begins as {kind} does, but is damaged: replace or remove it"
+    return f"{f'it is {kind}, and ' if kind else ''}its format is none of {', '.join(FORMATS)}: convert or remove it"
 
 
 def _centre(size: tuple[int, int], aspect_ratio: float) -> tuple[float, float, float, float]:
