@@ -229,7 +229,7 @@ def loops(call):
         getattr(reference, f"{call.row.layer}_backward"),
     )
     arguments = {
-        name: each(wide, value) if name in call.row.inputs else value
+        name: each(wide, value[:2] if isinstance(value, RunningStats) else value) if name in call.row.inputs else value
         for name, value in call.arguments.items()
         if name != "algorithm"
     }

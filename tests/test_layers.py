@@ -873,6 +873,10 @@ BAD_TYPES = {
         lambda: layers.softmax_loss(scores, np.array([0.0, 1.0, 2.0])),
         "y has dtype float64; expected integer labels: pass xp.astype(y, xp.int64)",
     ),
+    "gradient of another dtype than the derivative": (
+        lambda: layers.gelu_backward(scores, layers.gelu_forward(scores.astype("float32"))[1]),
+        "dout has dtype float64 but derivative has dtype float32: cast one of them",
+    ),
     "probabilities of another dtype": (
         lambda: layers.softmax_loss(scores, np.eye(3, 4, dtype=np.float32)),
         "x has dtype float64 but y has dtype float32: cast one of them",

@@ -225,6 +225,7 @@ def gelu_backward(dout: Array, cache: GeluCache) -> Array:
     array([-0.0833,  0.5   ,  1.0852])
     """
     check_cache(cache, GeluCache)
+    check_arrays(dout=dout, derivative=cache.derivative)
     _check_gradient(dout, derivative=cache.derivative)
     return ops.gated_backward(dout, cache.derivative)
 
@@ -293,6 +294,7 @@ def silu_backward(dout: Array, cache: SiluCache) -> Array:
     array([0.0723, 0.5   , 1.0908])
     """
     check_cache(cache, SiluCache)
+    check_arrays(dout=dout, derivative=cache.derivative)
     _check_gradient(dout, derivative=cache.derivative)
     return ops.gated_backward(dout, cache.derivative)
 
