@@ -49,6 +49,8 @@ def test_it_is_the_adjoint_of_the_convolution_for_every_size_of_images(size, str
             {"padding": 3},
             r"padding is \(\(3, 3\), \(3, 3\)\); expected less, since it leaves no output: 0 rows, -1 col",
         ),
+        ({"stride": 65536}, r"stride is \(65536, 65536\) with dilation \(1, 1\); expected less, since an image of the"),
+        ({"dilation": 65536}, r"stride is \(1, 1\) with dilation \(65536, 65536\); expected less"),
         ({"groups": 2}, r"groups is 2; expected a divisor of the 3 channels of x"),
         ({"dilation": 0}, r"dilation is 0; expected 1 or more"),
     ],

@@ -4,10 +4,11 @@ Letters: N images, C channels, F filters (channels of the output), (H, W) image,
 """
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 from xpconv import ops
-from xpconv._validation import check_count, check_pair
+from xpconv._validation import MOST_PIXELS, check_count, check_pair
 from xpconv.backend import Array
 from xpconv.errors import ArgumentError
 from xpconv.layers._checks import (
@@ -18,7 +19,6 @@ from xpconv.layers._checks import (
     check_gradient_shape,
     check_shape,
     make_window,
-    window_output,
 )
 from xpconv.ops.windows import Pair, Window
 
@@ -177,5 +177,9 @@ def enlarged_size(image: Pair, window: Window, output_padding: int | Sequence[in
         raise ArgumentError(
             f"padding is {window.padding}; expected less, since it leaves no output: {height} rows, {width} columns"
         )
-    window_output((1, height, width), window)
+    if prod(window.padded_size((height, width))) > MOST_PIXELS:
+        raise ArgumentError(
+            f"stride is {window.stride} with dilation {window.dilation}; expected less, since an image of the output, "
+            f"with its padding, has at most {MOST_PIXELS} pixels"
+        )
     return height, width
