@@ -32,6 +32,8 @@ __all__ = ["build_solver", "build_untrained_model", "load_data", "remove_checkpo
 def load_data(settings: Settings, max_memory: int = MAX_MEMORY) -> Dataset:
     """Return the data set that the settings name; `max_memory` is as for `load_folder`.
 
+    Images of a folder get the `image_size` of the settings, else that of the model in `init`.
+
     Raises
     ------
     ArgumentError
@@ -40,6 +42,8 @@ def load_data(settings: Settings, max_memory: int = MAX_MEMORY) -> Dataset:
         If its files cannot be found or read.
     """
     size = settings.image_size
+    if size is None and settings.init is not None and settings.data not in DATASETS:
+        size = load_model(settings.init, "numpy").input_shape[-1]
     options: dict[str, Any] = {"resize": settings.resize, "strict": settings.strict, "max_memory": max_memory}
     if size is None:
         return load_dataset(settings.data, **options)

@@ -146,7 +146,7 @@ def load_folder(
         skipped += [str(error) for error in errors.values()]
     if skipped:
         warnings.warn(
-            f"{len(skipped)} file{'s' * (len(skipped) != 1)} of {path} left out, such as the first: {skipped[0]}",
+            f"left out {len(skipped)} file{'s' * (len(skipped) != 1)} of {path}; the first: {skipped[0]}",
             stacklevel=2,
         )
     return Dataset(str(path), **splits, class_names=class_names, skipped=tuple(skipped))

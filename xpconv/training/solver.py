@@ -774,7 +774,8 @@ class Solver:
             )
         if not own:
             raise ArgumentError(
-                "all layers of the model are frozen: unfreeze those to train, as in model.unfreeze('*')"
+                "all layers of the model are frozen: unfreeze those to train, as in model.unfreeze('affine*'), "
+                "or freeze fewer"
             )
         if list(own) != self._gradient_names:
             self._read_losses()  # the pending rows have the gradients that were computed until now
