@@ -32,7 +32,9 @@ def finding(report, name):
 # ---- correct layers
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if not row.kinks], ids=str)
+@pytest.mark.parametrize(
+    "row", [row for row in ROWS if not row.kinks and not row.case.startswith("probabilities")], ids=str
+)
 def test_every_layer_of_xpconv_passes(row):
     def forward(**inputs):
         return row.forward(**inputs, **row.options)

@@ -301,7 +301,7 @@ def test_the_summary_lists_every_layer_and_counts_every_parameter():
 
 @register_layer
 @dataclass(frozen=True)
-class Scale(nn.Layer):
+class ChannelScale(nn.Layer):
     """Multiply each channel by a parameter."""
 
     start: float = 2.0
@@ -341,7 +341,7 @@ class Twice(nn.Layer):
 
 def test_registered_layers_of_a_users_own_are_saved_frozen_and_differentiated(tmp_path):
     net = Sequential(
-        [Residual([Scale(3.0), nn.Conv(3, padding=1)]), Twice([Scale()]), nn.Affine(5)],
+        [Residual([ChannelScale(3.0), nn.Conv(3, padding=1)]), Twice([ChannelScale()]), nn.Affine(5)],
         input_shape=IMAGE,
         rng=0,
         dtype="float64",

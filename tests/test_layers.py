@@ -658,6 +658,10 @@ BAD_SHAPES = {
         lambda: layers.pad_channels_forward(images, channels=2),
         "channels is 2; expected at least the 3 channels of x",
     ),
+    "pad_channels to too many": (
+        lambda: layers.pad_channels_forward(images, channels=2**40),
+        "channels is 1099511627776; expected less, since an image has at most",
+    ),
     "conv groups": (
         lambda: layers.conv_forward(images, filters, None, groups=2),
         "groups is 2; expected a divisor of the 3 channels of x and the 4 filters",

@@ -90,10 +90,16 @@ def test_a_deviation_of_0_is_refused(saved):
         load_model(rewritten(saved, lambda tensors: tensors.update({k: np.asarray(v) for k, v in arrays.items()})))
 
 
-@pytest.mark.parametrize("keep", [0, 7, 100, -1])
-def test_truncated_files_are_refused(saved, keep):
+@pytest.mark.parametrize(
+    ("keep", "problem"),
+    [
+        (0, "an empty file; expected"),
+        *((keep, "damaged or not a safetensors file .*: use another") for keep in (7, 100, -1)),
+    ],
+)
+def test_truncated_files_are_refused(saved, keep, problem):
     saved.write_bytes(saved.read_bytes()[:keep])
-    with pytest.raises(CheckpointError, match=r"net\.safetensors is damaged or not a safetensors file .*: use another"):
+    with pytest.raises(CheckpointError, match=rf"net\.safetensors is {problem}"):
         load_model(saved)
 
 

@@ -9,6 +9,7 @@ import xpconv
 from tests.helpers import assert_array
 from tests.layer_table import ROWS
 from xpconv import FullyConnectedNet, Solver, layers
+from xpconv.training.metrics import Evaluation
 from xpconv.training.optim import adam
 
 # ---- layers
@@ -173,13 +174,13 @@ def test_best_parameters_come_back_with_the_running_statistics_of_their_time(bac
     )
     accuracies, kept = iter([0.5, 0.2, 0.5, 0.9, 0.5, 0.1, 0.5, 0.3]), []
 
-    def check_accuracy(*arguments, **options):
+    def evaluate(*arguments, **options):
         accuracy = next(accuracies)
         if accuracy == 0.9:
             kept.append({name: backend.to_host(a).copy() for name, a in {**net.params, **net.state}.items()})
-        return accuracy
+        return Evaluation(accuracy, 1.0)
 
-    solver.check_accuracy = check_accuracy
+    solver.evaluate = evaluate
     solver.train()
     assert solver.best_val_acc == 0.9
     (expected,) = kept

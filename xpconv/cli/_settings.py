@@ -235,12 +235,12 @@ def _check_setting(name: str, value: Any) -> None:
             raise ArgumentError(f"{name} is {printable(value, 40)}; expected an int, at most {MOST}")
     elif name == "strict":
         check_flag(name, value)
+    elif name in PARSERS:
+        PARSERS[name](value)
     elif not isinstance(value, str):
         raise ArgumentTypeError(f"{name} is {value!r}; expected a string")
     elif "\0" in value:
         raise ArgumentError(f"{name} is {value!r}; expected a string without null characters")
-    if name in PARSERS:
-        PARSERS[name](value)
 
 
 def _check_number(name: str, value: object, minimum: float, maximum: float) -> None:

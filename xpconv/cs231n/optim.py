@@ -55,7 +55,11 @@ def _course_rule(name: str) -> Callable[..., tuple[Array, Config]]:
             raise ArgumentTypeError(
                 f"{name} takes a parameter and its gradient: {name}(w, dw) or {name}(x, dx), each of them once"
             )
-        return UPDATE_RULES[name](x if w is None else w, dx if dw is None else dw, config)
+        decayed = config is not None and "weight_decay" in config
+        next_w, config = UPDATE_RULES[name](x if w is None else w, dx if dw is None else dw, config)
+        if not decayed:
+            config.pop("weight_decay", None)  # The course's configs have no such option.
+        return next_w, config
 
     rule.__name__ = rule.__qualname__ = name
     rule.fast_name = name  # type: ignore[attr-defined]  # the rule that Solver updates in place with

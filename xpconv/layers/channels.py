@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import array_api_compat
 
-from xpconv._validation import check_count
+from xpconv._validation import MOST_PIXELS, check_count
 from xpconv.backend import Array
 from xpconv.errors import ArgumentError
 from xpconv.layers._checks import check_arrays, check_cache, check_gradient_shape, check_shape
@@ -65,6 +65,8 @@ def pad_channels_forward(x: Array, *, channels: int) -> tuple[Array, PadChannels
     N, C, H, W = x.shape
     if channels < C:
         raise ArgumentError(f"channels is {channels}; expected at least the {C} channels of x")
+    if channels * H * W > MOST_PIXELS:
+        raise ArgumentError(f"channels is {channels}; expected less, since an image has at most {MOST_PIXELS} values")
     zeros = xp.zeros((N, channels - C, H, W), dtype=x.dtype, device=array_api_compat.device(x))
     return xp.concat([x, zeros], axis=1), PadChannelsCache((N, C, H, W), channels)
 

@@ -66,7 +66,9 @@ def register_layer(kind: _LayerType) -> _LayerType:
 def check_registered(layers: Sequence[Layer]) -> None:
     """Raise an error if a model file could not name the type of a layer."""
     for path, layer in nodes(layers):
-        if _LAYER_TYPES.get(type(layer).__name__) is not type(layer):
+        kind = type(layer)
+        own = kind.__module__.startswith("xpconv.")  # The course's layers are saved as those that they derive from.
+        if _LAYER_TYPES.get(kind.__name__) is not kind and not own:
             top, _, inner = path.partition(".")
             place = f"layers[{top}]" + (f" (at {inner} inside it)" if inner else "")
             raise ArgumentError(

@@ -105,7 +105,7 @@ def cross_entropy(x: Array, targets: Array, divisor: Array) -> tuple[Array, Arra
         shifted = x - xp.max(x, axis=1, keepdims=True)
         p = xp.exp(shifted)
         total = xp.sum(p, axis=1, keepdims=True)
-        losses = xp.sum(_pick(xp, targets * (xp.log(total) - shifted), targets != 0), axis=1)
+        losses = xp.sum(targets * _pick(xp, xp.log(total) - shifted, targets != 0), axis=1)
         return losses, (p * (xp.sum(targets, axis=1, keepdims=True) / total) - targets) / divisor
 
     losses, dx = map_tiles(x, targets, function=tile, axis=0)
