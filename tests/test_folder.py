@@ -500,7 +500,7 @@ def test_train_lists_the_files_that_it_left_out_at_its_end(flat, tmp_path, stric
         assert "xpconv: error: cannot read the image " in result.stderr
         return
     assert result.exit_code == 0
-    assert "xpconv: warning: 2 files of " in result.stderr
+    assert "xpconv: warning: left out 2 files of " in result.stderr
     *_, title, first, second = result.stdout.splitlines()
     assert title == "left out 2 files that are not readable images:"
     assert {line.rpartition("/")[2].partition(":")[0] for line in (first, second)} == {"3.png", "notes.txt"}
