@@ -187,6 +187,9 @@ ROWS = [
     Row("conv", "dilated_strided", {**_conv, "x": (9, 2, 8, 9)}, {"dilation": 2, "stride": (2, 1), "padding": (2, 1)}),
     Row("conv", "grouped", {"x": (3, 6, 6, 5), "w": (4, 3, 3, 3), "b": (4,)}, {"groups": 2, "padding": 1}),
     Row("conv", "depthwise", {"x": (9, 4, 6, 5), "w": (4, 1, 3, 3), "b": (4,)}, {"groups": 4, "stride": 2}),
+    Row(
+        "conv", "depthwise_far", {"x": (9, 4, 6, 5), "w": (4, 1, 1, 2), "b": (4,)}, {"groups": 4, "stride": (3, 2**16)}
+    ),
     Row("conv", "depthwise_twice", {"x": (2, 3, 6, 5), "w": (6, 1, 3, 2), "b": None}, {"groups": 3, "dilation": 2}),
     Row("conv_transpose", "plain", _conv_transpose),
     Row("conv_transpose", "no_bias", {**_conv_transpose, "b": None}, {"padding": 1}),

@@ -156,7 +156,7 @@ def convolve(x: Array, w: Array, b: Array | None, window: Window, groups: int, a
         slow: Array = portable("convolve")(x, w, b, window, groups, algorithm)
         return slow
     out = np.empty((len(x), len(w), *window.output_size(x.shape[2:])), x.dtype)
-    if _is_depthwise(w, groups):
+    if _is_depthwise(window, w, groups):
         depthwise.convolve(x, w, b, window, out)
     else:
         for channels, filters in _groups(w, groups):
@@ -176,7 +176,7 @@ def convolve_backward(
         )
         return slow
     dx = np.empty(x.shape, x.dtype) if need_dx else None
-    if _is_depthwise(w, groups):
+    if _is_depthwise(window, w, groups):
         return dx, *depthwise.convolve_backward(dout, x, w, window, dx)
     gradients = [
         _convolve_group_backward(
@@ -190,11 +190,13 @@ def convolve_backward(
 
 def _is_fast(window: Window, w: Array, groups: int) -> bool:
     """Return whether there is a fast version: for windows with stride and dilation, only that for single channels."""
-    return (1, 1) in (window.stride, window.dilation) or _is_depthwise(w, groups)
+    return (1, 1) in (window.stride, window.dilation) or _is_depthwise(window, w, groups)
 
 
-def _is_depthwise(w: Array, groups: int) -> bool:
-    return groups > 1 and w.shape[1] == 1
+def _is_depthwise(window: Window, w: Array, groups: int) -> bool:
+    """Return whether each group is a channel; windows must touch, since the memory of planes grows with the stride."""
+    touching = all(stride <= extent for stride, extent in zip(window.stride, window.extent, strict=True))
+    return groups > 1 and w.shape[1] == 1 and touching
 
 
 def _groups(w: Array, groups: int) -> Iterator[tuple[slice, slice]]:
