@@ -120,12 +120,12 @@ def test_no_test_depends_on_speed():
 
 
 def test_hosted_and_local_checks_run_the_same_sessions():
-    """``nox`` without arguments runs the same sessions."""
+    """``nox`` without arguments runs the same sessions; smoke is a part of tests."""
     sessions = re.search(r"nox.options.sessions = \[(.*)\]", (ROOT / "noxfile.py").read_text())[1]
     local = re.findall(r" -s ([\w ]+)", (ROOT / ".ci" / "run").read_text())
     workflow = (ROOT / ".github" / "workflows" / "tests.yml").read_text()
     hosted = re.findall(r"nox -s (\w+)", workflow) + re.search(r"session: \[(.*)\]", workflow)[1].split(", ")
-    assert set(re.findall(r"\w+", sessions)) == set(" ".join(local).split()) == set(hosted)
+    assert set(re.findall(r"\w+", sessions)) == set(" ".join(local).split()) - {"smoke"} == set(hosted)
 
 
 def test_files_named_in_the_noxfile_and_documentation_exist():
