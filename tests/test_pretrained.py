@@ -53,6 +53,15 @@ def test_a_trained_model_for_the_same_classes_keeps_its_last_layer(trained, tmp_
         np.testing.assert_array_equal(values, after.params[key])
 
 
+def test_the_new_model_records_how_its_own_images_were_resized(trained, tmp_path):
+    photos = make_images(tmp_path, ["d", "e"])
+    words = ["--init", trained, "--resize", "squash", "--epochs", 1, "--out", tmp_path / "run"]
+    assert call("train", "--data", photos, *words).exit_code == 0
+    before, after = load_model(trained / "model.safetensors"), load_model(tmp_path / "run" / "model.safetensors")
+    assert (before.preprocessing.resize, after.preprocessing.resize) == ("crop", "squash")
+    np.testing.assert_array_equal(before.preprocessing.mean, after.preprocessing.mean)
+
+
 def test_a_resumed_run_starts_from_the_same_model(trained, tmp_path):
     photos = make_images(tmp_path, ["d", "e"])
     words = ["--init", trained, "--freeze", "conv1", "--epochs", 2, "--checkpoint-every", 1, "--out", tmp_path / "run"]

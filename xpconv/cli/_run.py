@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,8 @@ def _trained_model(settings: Settings, dataset: Dataset, rng: np.random.Generato
             f"dtype is {settings.dtype}, but the model of init has {model.dtype}: take --dtype {model.dtype}"
         )
     model.reg = settings.reg
+    if model.preprocessing is not None:  # It tells eval and predict how the images of this training were resized.
+        model.preprocessing = replace(model.preprocessing, resize=settings.resize)
     if model.class_names != tuple(dataset.class_names):
         model.replace_head(len(dataset.class_names), class_names=dataset.class_names, rng=rng)
     if settings.freeze is not None:
