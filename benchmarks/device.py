@@ -54,7 +54,7 @@ def set_tf32(on: bool) -> None:
 
 def describe() -> dict[str, Any]:
     """Return the GPU's description and its measured peak rates."""
-    return {"gpu": gpu(), "rates": rates()}
+    return {"card": card(), "rates": rates()}
 
 
 def rates() -> dict[str, float]:
@@ -76,7 +76,7 @@ def rates() -> dict[str, float]:
     return {**found, "copy_gb_s": round(2 * COPY_BYTES / best / 1e6, 1)}
 
 
-def gpu() -> dict[str, str]:
+def card() -> dict[str, str]:
     """Describe the GPU and its driver."""
     import cupy
 
@@ -113,9 +113,9 @@ def rate_fractions(case: Case, name: str, ms: float, tf32: bool, rates: dict[str
     if flops := case.flops(name):
         rate = rates["tf32_tflops" if tf32 else "float32_tflops"]
         if case.dtype == "float32":  # the rates were measured in float32
-            found["fraction_of_matmul_rate"] = round(flops / ms / 1e9 / rate, 3)
+            found["share_of_products"] = round(flops / ms / 1e9 / rate, 3)
     if traffic := case.traffic(name):
-        found["fraction_of_copy_rate"] = round(traffic / ms / 1e6 / rates["copy_gb_s"], 3)
+        found["share_of_copying"] = round(traffic / ms / 1e6 / rates["copy_gb_s"], 3)
     return found
 
 

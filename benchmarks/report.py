@@ -23,7 +23,7 @@ Rows = list[dict[str, Any]]
 
 def page(result: dict[str, Any], *others: dict[str, Any]) -> str:
     """Return the page of one result as Markdown, with a table comparing its ratios with those of `others`."""
-    machine, versions, gpu = result["machine"], result["versions"], "gpu" in result
+    machine, versions, gpu = result["machine"], result["versions"], "card" in result
     name = "benchmarks_gpu" if gpu else "benchmarks"
     options, stem = ("--backend cupy --peers torch-cuda,numpy ", "gpu") if gpu else ("", "cpu")
     lines = [
@@ -75,7 +75,7 @@ def blas_comparison(*results: dict[str, Any]) -> list[str]:
 
 def gpu_lines(result: dict[str, Any]) -> list[str]:
     """Return the description of the GPU and its measured rates."""
-    found, rates = result["gpu"], result["rates"]
+    found, rates = result["card"], result["rates"]
     return [
         f"GPU: {found['name']}, {found['memory']}, {found['processors']} multiprocessors at up to {found['clock']}, "
         f"driver {found['driver']} (CUDA {found['cuda_of_driver']}), CUDA {found['cuda']}.",
@@ -98,7 +98,7 @@ def peer_table(rows: Rows, peer: str) -> list[str]:
         return f"{row[f'ours_{key}']:g} / {row[f'peer_{key}']:g}" if f"ours_{key}" in row else ""
 
     def fraction_of_peak(row: dict[str, Any]) -> str:
-        found = [row[name] for name in ("fraction_of_matmul_rate", "fraction_of_copy_rate") if name in row]
+        found = [row[name] for name in ("share_of_products", "share_of_copying") if name in row]
         return f"{found[0]:.0%}" if found else ""
 
     columns = {

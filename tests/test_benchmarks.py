@@ -17,11 +17,25 @@ ROOT = Path(__file__).parents[1]
 CASE = {case.name: case for case in CASES}
 
 
-def test_the_cpu_page_is_generated_from_its_results():
-    results = json.loads((ROOT / "benchmarks/results/cpu.json").read_text())
-    text = page(results)
-    assert text == (ROOT / "docs/benchmarks.md").read_text()
-    assert all(f"| {row['name']} | {row['pass']} |" in text for row in results["rows"])
+@pytest.mark.parametrize(("results", "written"), [("cpu.json", "benchmarks.md"), ("gpu.json", "benchmarks_gpu.md")])
+def test_each_page_is_generated_from_its_results(results, written):
+    found = json.loads((ROOT / "benchmarks/results" / results).read_text())
+    text = page(found)
+    assert text == (ROOT / "docs" / written).read_text()
+    assert all(f"| {row['name']} | {row['pass']} |" in text for row in found["rows"])
+
+
+def test_the_readme_has_the_measured_ratios_of_the_gpu():
+    rows = json.loads((ROOT / "benchmarks/results/gpu.json").read_text())["rows"]
+    readme = (ROOT / "README.md").read_text()
+    plain, tf32 = ([row for row in rows if row["peer"] == "torch-cuda" and row["tf32"] == on] for on in (False, True))
+    for means in zip(geometric_means(plain), [*geometric_means(tf32), None, None], strict=True):
+        ratios = [f"{mean[1]:.2f}" if mean else "" for mean in means]
+        assert f" | {' | '.join(ratios)} |".replace("  ", " ") in readme
+    for name in ("three-layer step", "six-conv step", "six-conv step, batch 512"):
+        one, other = (next(row for row in found if row["name"] == name) for found in (plain, tf32))
+        assert f": {one['ours_ms']:.1f} ms" in readme
+        assert f" | {one['ratio']:.2f} | {other['ratio']:.2f} |" in readme
 
 
 def test_the_page_compares_ratios_across_blas_kernels():
@@ -67,12 +81,12 @@ def test_flops_and_memory_traffic_follow_the_formulas():
 def test_rate_fractions_are_work_per_time_over_the_gpus_rate():
     rates = {"float32_tflops": 50.0, "tf32_tflops": 400.0, "copy_gb_s": 4000.0}
     assert rate_fractions(CASE["c64"], "forward", 0.1, False, rates) == {
-        "fraction_of_matmul_rate": pytest.approx(0.966, abs=1e-3)
+        "share_of_products": pytest.approx(0.966, abs=1e-3)
     }
     assert rate_fractions(CASE["c64"], "forward", 0.1, True, rates) == {
-        "fraction_of_matmul_rate": pytest.approx(0.121, abs=1e-3)
+        "share_of_products": pytest.approx(0.121, abs=1e-3)
     }
-    assert rate_fractions(CASE["Adam"], "update", 0.1, False, rates) == {"fraction_of_copy_rate": pytest.approx(0.28)}
+    assert rate_fractions(CASE["Adam"], "update", 0.1, False, rates) == {"share_of_copying": pytest.approx(0.28)}
     assert rate_fractions(CASE["seed"], "forward", 0.1, False, rates) == {}
 
 
@@ -103,9 +117,9 @@ def test_the_gpu_page_shows_aims_rate_fractions_launches_and_memory():
         }
 
     rows = [
-        row("c64", "forward+backward", ours=2.0, fraction_of_matmul_rate=0.4),
+        row("c64", "forward+backward", ours=2.0, share_of_products=0.4),
         row("Adam", "update", theirs=0.5),
-        row("c64", "forward+backward", ours=0.5, tf32=True, fraction_of_matmul_rate=0.1),
+        row("c64", "forward+backward", ours=0.5, tf32=True, share_of_products=0.1),
         row(
             "three-layer step",
             "step",
@@ -125,7 +139,7 @@ def test_the_gpu_page_shows_aims_rate_fractions_launches_and_memory():
             "commit": "abc",
             "versions": {"cupy-cuda13x": "14.2.0"},
             "rows": rows,
-            "gpu": {
+            "card": {
                 "name": "A GPU",
                 "memory": "9 GiB",
                 "processors": "8",
