@@ -13,6 +13,7 @@ from xpconv.data import DATASETS
 from xpconv.data.images import RESIZES
 from xpconv.data.sampling import SAMPLERS
 from xpconv.errors import ArgumentError, ArgumentTypeError, printable
+from xpconv.training._microbatches import NORM_SYNCS
 from xpconv.training.optim import UPDATE_RULES, default_options
 
 __all__ = [
@@ -36,6 +37,7 @@ CHOICES = {
     "patience_on": ("accuracy", "loss"),
     "sampling": tuple(SAMPLERS),
     "on_nonfinite": ("stop", "skip"),
+    "norm_sync": NORM_SYNCS,
     "resize": RESIZES,
 }
 """The words that a setting may be."""
@@ -45,6 +47,7 @@ MINIMUMS = {
     "dropout": 0,
     "epochs": 1,
     "batch_size": 1,
+    "microbatches": 1,
     "learning_rate": 0,
     "lr_decay": 0,
     "decay_every": 1,
@@ -124,6 +127,8 @@ class Settings:
         Pattern of the names of layers in `init` that are not trained, as for `Sequential.freeze`.
     epochs, batch_size, learning_rate, lr_decay, reg
         As for `Solver` and `Sequential`; DEFAULTS has good values for each data set.
+    microbatches, norm_sync
+        As for `Solver`.
     optimizer : {"sgd", "sgd_momentum", "sgd_nesterov", "rmsprop", "adam", "adamw", "lion", "muon"}
     momentum, weight_decay : float, optional
         Options of the optimizer. Norms and biases are not decayed.
@@ -179,6 +184,8 @@ class Settings:
     freeze: str | None = None
     epochs: int
     batch_size: int
+    microbatches: int = 1
+    norm_sync: str = "whole"
     learning_rate: float
     lr_decay: float
     optimizer: str = "adam"

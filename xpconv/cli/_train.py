@@ -83,6 +83,20 @@ def train(
         int | None,
         setting_option("batch_size", "Images per minibatch; at most a tenth of a folder's images by default."),
     ] = None,
+    microbatches: Annotated[
+        int,
+        setting_option(
+            "microbatches",
+            "Cut each minibatch into this number of micro-batches and add their gradients, for less memory: a power of "
+            "two that divides --batch-size.",
+        ),
+    ] = Settings.microbatches,
+    norm_sync: Annotated[
+        str,
+        choice_option(
+            "norm_sync", "With --microbatches: batch norm over the whole minibatch, or over each micro-batch (ghost)."
+        ),
+    ] = Settings.norm_sync,
     learning_rate: Annotated[float | None, setting_option("learning_rate", "Step size of the optimizer.")] = None,
     lr_decay: Annotated[
         float | None,
@@ -228,6 +242,8 @@ def train(
             "freeze": freeze,
             "epochs": epochs,
             "batch_size": batch_size,
+            "microbatches": microbatches,
+            "norm_sync": norm_sync,
             "learning_rate": learning_rate,
             "lr_decay": lr_decay,
             "optimizer": optimizer,

@@ -28,7 +28,9 @@ class DropoutCache(NamedTuple):
     shape: tuple[int, ...]
 
 
-def dropout_forward(x: Array, *, keep_prob: float, seed: int, train: bool) -> tuple[Array, DropoutCache]:
+def dropout_forward(
+    x: Array, *, keep_prob: float, seed: int, train: bool, first: int = 0
+) -> tuple[Array, DropoutCache]:
     """Keep each element with probability `keep_prob`: in training ``out = x * mask / keep_prob``, else ``out = x``.
 
     Parameters
@@ -40,6 +42,9 @@ def dropout_forward(x: Array, *, keep_prob: float, seed: int, train: bool) -> tu
         0 to 2**32 - 1. The same seed gives the same mask on every backend.
     train : bool
         Whether to drop anything.
+    first : int
+        Number of the first element of `x` in the whole minibatch, if `x` is a part of one. The parts are then masked as
+        the whole would be.
 
     Returns
     -------
@@ -50,7 +55,7 @@ def dropout_forward(x: Array, *, keep_prob: float, seed: int, train: bool) -> tu
     Raises
     ------
     ArgumentError
-        If `keep_prob` or `seed` is out of range.
+        If `keep_prob`, `seed` or `first` is out of range.
 
     References
     ----------
@@ -67,11 +72,11 @@ def dropout_forward(x: Array, *, keep_prob: float, seed: int, train: bool) -> tu
     xp = check_arrays(x=x)
     keep_prob = check_probability("keep_prob", keep_prob)
     check_flag("train", train)
-    seed = check_count("seed", seed, 0, 2**32 - 1)
+    seed, first = check_count("seed", seed, 0, 2**32 - 1), check_count("first", first, 0)
     shape = tuple(x.shape)
     if not train:
         return xp.asarray(x, copy=True), DropoutCache(None, keep_prob, shape)
-    mask = keep_mask(seed, shape, keep_prob, like=x)
+    mask = keep_mask(seed, shape, keep_prob, like=x, first=first)
     return _drop(xp, x, mask, keep_prob), DropoutCache(mask, keep_prob, shape)
 
 

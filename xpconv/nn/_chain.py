@@ -6,6 +6,7 @@ from typing import Any
 
 from xpconv.backend import Array
 from xpconv.errors import ArgumentTypeError
+from xpconv.nn._parts import Part, Pass
 from xpconv.nn.layers import Arrays, Layer
 
 __all__ = [
@@ -82,28 +83,29 @@ def is_trained(layer: Layer, name: str) -> bool:
 
 
 def forward_chain(
-    branch: str, layers: Sequence[Layer], x: Array, p: Arrays, *, train: bool, seeds: Iterator[int]
-) -> tuple[Array, list[Any]]:
+    branch: str, layers: Sequence[Layer], x: Array, p: Arrays, *, train: bool, seeds: Iterator[int], part: Part
+) -> Pass:
     """Run the layers of a branch; return the output and, in training, the caches."""
     caches = []
     for position, layer in enumerate(layers):
         with NamedLayer(branch, position, layer):
             seed = next(seeds) if train and layer.stochastic else 0
-            x, cache = layer.forward(x, _arrays_of(branch, position, p), train=train, seed=seed)
+            arrays = _arrays_of(branch, position, p)
+            x, cache = yield from layer.forward_pass(x, arrays, train=train, seed=seed, part=part)
         if train:
             caches.append(cache)
     return x, caches
 
 
 def backward_chain(
-    branch: str, layers: Sequence[Layer], dout: Any, caches: list[Any], *, need_dx: bool
-) -> tuple[Any, Arrays]:
+    branch: str, layers: Sequence[Layer], dout: Any, caches: list[Any], *, need_dx: bool, part: Part
+) -> Pass:
     """Return the gradients of a branch's input and parameters; `caches` loses each cache once it is used."""
     grads: Arrays = {}
     for position in reversed(range(len(layers))):
         layer = layers[position]
         with NamedLayer(branch, position, layer):
-            dout, inner = layer.backward(dout, caches.pop(), need_dx=need_dx or position > 0)
+            dout, inner = yield from layer.backward_pass(dout, caches.pop(), need_dx=need_dx or position > 0, part=part)
         grads |= {f"{branch}.{position}.{name}": grad for name, grad in inner.items() if is_trained(layer, name)}
     return dout, grads
 

@@ -7,6 +7,7 @@ from xpconv._validation import check_choice, check_fraction, check_nonnegative
 from xpconv.backend import Array, Backend, array_namespace, to_host
 from xpconv.errors import ArgumentError, ArgumentTypeError
 from xpconv.layers import softmax_loss, svm_loss
+from xpconv.nn._parts import Join, Part, Pass, add_arrays
 
 LOSSES: dict[str, Callable[..., tuple[Array, Array]]] = {"softmax": softmax_loss, "svm": svm_loss}
 _OPTIONS = {"softmax": ("label_smoothing", "class_weights", "reduction"), "svm": ()}
@@ -51,9 +52,22 @@ def loss_arguments(options: Mapping[str, Any], backend: Backend, dtype: str) -> 
     }
 
 
-def loss_and_gradient(loss: str, scores: Array, y: Array, arguments: Mapping[str, Any]) -> tuple[Array, Array]:
-    """Return a model's loss and the gradient of its scores; probabilities in `y` get the dtype of the scores."""
+def loss_and_gradient(loss: str, scores: Array, y: Array, arguments: Mapping[str, Any], part: Part) -> Pass:
+    """Return a model's loss and the gradient of its scores; probabilities in `y` get the dtype of the scores.
+
+    For a part of a minibatch, these are its terms of the loss of the whole minibatch.
+    """
     xp = array_namespace(scores=scores, y=y)
-    if len(y.shape) == 2 and xp.isdtype(y.dtype, "real floating"):
+    is_probabilities = len(y.shape) == 2 and xp.isdtype(y.dtype, "real floating")
+    if is_probabilities:
         y = xp.astype(y, scores.dtype, copy=False)
-    return LOSSES[loss](scores, y, **arguments)
+    if part.count == 1 or arguments.get("reduction") == "sum":
+        return LOSSES[loss](scores, y, **arguments)
+    weights = arguments.get("class_weights")
+    if weights is None or is_probabilities:  # a mean over samples
+        value, dout = LOSSES[loss](scores, y, **arguments)
+        return value / part.count, dout / part.count
+    value, dout = LOSSES[loss](scores, y, **{**arguments, "reduction": "sum"})
+    total = yield Join(xp.sum(xp.take(weights, xp.astype(y, xp.int64), axis=0)), add_arrays)
+    total = xp.where(total == 0, xp.ones_like(total), total)
+    return value / total, dout / total

@@ -22,6 +22,8 @@ from xpconv.errors import ArgumentError
 from xpconv.layers._checks import Padding, make_window, window_output
 from xpconv.layers.conv_transpose import enlarged_size
 from xpconv.layers.pool import fit_to_images
+from xpconv.nn._parts import Part, Pass
+from xpconv.nn._sync_norm import synced_batchnorm_backward, synced_batchnorm_forward
 from xpconv.ops.windows import Window
 
 __all__ = [
@@ -197,6 +199,16 @@ class Layer:
     def backward(self, dout: Array, cache: Any, *, need_dx: bool) -> tuple[Array | None, Arrays]:
         """Return the gradient of the input, or None unless `need_dx`, and the gradients of the parameters by name."""
         raise NotImplementedError
+
+    def forward_pass(self, x: Array, p: Arrays, *, train: bool, seed: int, part: Part) -> Pass:
+        """Run `forward` on one part of a minibatch; layers whose outputs depend on the other parts override this."""
+        yield from ()
+        return self.forward(x, p, train=train, seed=seed)
+
+    def backward_pass(self, dout: Array, cache: Any, *, need_dx: bool, part: Part) -> Pass:
+        """Run `backward` on one part of a minibatch."""
+        yield from ()
+        return self.backward(dout, cache, need_dx=need_dx)
 
     def new_state(self, cache: Any) -> Arrays:
         """Return the state after a training pass, by name."""
@@ -492,6 +504,13 @@ class Dropout(_WithoutParameters):
     def forward(self, x: Array, p: Arrays, *, train: bool, seed: int) -> tuple[Array, Any]:
         return F.dropout_forward(x, keep_prob=self.keep_prob, seed=seed, train=train)
 
+    def forward_pass(self, x: Array, p: Arrays, *, train: bool, seed: int, part: Part) -> Pass:
+        yield from ()
+        if part.count == 1:
+            return self.forward(x, p, train=train, seed=seed)
+        first = part.number * prod(x.shape)  # so that a mask does not depend on how the minibatch is cut
+        return F.dropout_forward(x, keep_prob=self.keep_prob, seed=seed, train=train, first=first)
+
 
 @dataclass(frozen=True)
 class _Pool(_WithoutParameters):
@@ -692,9 +711,22 @@ class BatchNorm(_Norm):
         return {"running_mean": (shape[:1], 0.0), "running_var": (shape[:1], 1.0), "num_batches": ((1,), 0.0)}
 
     def forward(self, x: Array, p: Arrays, *, train: bool, seed: int) -> tuple[Array, Any]:
+        return F.batchnorm_forward(x, p["gamma"], p["beta"], **self._options(p), train=train and self.trainable)
+
+    def forward_pass(self, x: Array, p: Arrays, *, train: bool, seed: int, part: Part) -> Pass:
+        if train and self.trainable and part.norm_sync and part.count > 1:
+            return (yield from synced_batchnorm_forward(x, p["gamma"], p["beta"], **self._options(p)))
+        return self.forward(x, p, train=train, seed=seed)
+
+    def backward_pass(self, dout: Array, cache: Any, *, need_dx: bool, part: Part) -> Pass:
+        if cache.train and part.norm_sync and part.count > 1:
+            dx, dgamma, dbeta = yield from synced_batchnorm_backward(dout, cache, part.count)
+            return dx, {"gamma": dgamma, "beta": dbeta}
+        return self.backward(dout, cache, need_dx=need_dx)
+
+    def _options(self, p: Arrays) -> Arrays:
         running = F.RunningStats(p["running_mean"], p["running_var"], p.get("num_batches"))
-        train = train and self.trainable
-        return F.batchnorm_forward(x, p["gamma"], p["beta"], running, train=train, momentum=self.momentum, eps=self.eps)
+        return {"running": running, "momentum": self.momentum, "eps": self.eps}
 
     def new_state(self, cache: Any) -> Arrays:
         names = ("running_mean", "running_var", "num_batches")

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from xpconv.backend import Array
 from xpconv.errors import ArgumentError
 from xpconv.nn._chain import backward_chain, flatten, forward_chain, map_layers, outputs_chain
+from xpconv.nn._parts import WHOLE, Part, Pass, run_pass
 from xpconv.nn.layers import Arrays, Layer, Shape
 from xpconv.ops.elementwise import add
 from xpconv.random import split_seed
@@ -74,9 +75,13 @@ class Residual(Layer):
         return body
 
     def forward(self, x: Array, p: Arrays, *, train: bool, seed: int) -> tuple[Array, Any]:
+        result: tuple[Array, Any] = run_pass(self.forward_pass(x, p, train=train, seed=seed, part=WHOLE))
+        return result
+
+    def forward_pass(self, x: Array, p: Arrays, *, train: bool, seed: int, part: Part) -> Pass:
         seeds = iter(split_seed(seed, len(self.body) + len(self.shortcut)) if self.stochastic else ())
-        out, body = forward_chain("body", self.body, x, p, train=train, seeds=seeds)
-        skip, shortcut = forward_chain("shortcut", self.shortcut, x, p, train=train, seeds=seeds)
+        out, body = yield from forward_chain("body", self.body, x, p, train=train, seeds=seeds, part=part)
+        skip, shortcut = yield from forward_chain("shortcut", self.shortcut, x, p, train=train, seeds=seeds, part=part)
         return add(out, skip), _Caches(body, shortcut)
 
     def outputs(self, x: Array, p: Arrays) -> Iterator[tuple[str, Layer, Array]]:
@@ -88,8 +93,14 @@ class Residual(Layer):
         yield "", self, add(*ends)
 
     def backward(self, dout: Array, cache: Any, *, need_dx: bool) -> tuple[Array | None, Arrays]:
-        dskip, shortcut = backward_chain("shortcut", self.shortcut, dout, cache.shortcut, need_dx=need_dx)
-        dx, body = backward_chain("body", self.body, dout, cache.body, need_dx=need_dx)
+        result: tuple[Array | None, Arrays] = run_pass(self.backward_pass(dout, cache, need_dx=need_dx, part=WHOLE))
+        return result
+
+    def backward_pass(self, dout: Array, cache: Any, *, need_dx: bool, part: Part) -> Pass:
+        dskip, shortcut = yield from backward_chain(
+            "shortcut", self.shortcut, dout, cache.shortcut, need_dx=need_dx, part=part
+        )
+        dx, body = yield from backward_chain("body", self.body, dout, cache.body, need_dx=need_dx, part=part)
         return add(dx, dskip) if need_dx else None, {**body, **shortcut}
 
     def new_state(self, cache: Any) -> Arrays:

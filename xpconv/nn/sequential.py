@@ -3,6 +3,7 @@
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from math import sqrt
@@ -15,6 +16,7 @@ from xpconv.backend import Array, Backend, get_backend, on_its_device, to_host
 from xpconv.errors import ArgumentError, ArgumentTypeError, OutOfMemoryError, XpconvError
 from xpconv.nn._chain import NamedLayer, flatten, is_trained, map_layers, nodes
 from xpconv.nn._losses import LOSSES, check_loss_options, loss_and_gradient, loss_arguments
+from xpconv.nn._parts import WHOLE, Part, Pass, run_pass
 from xpconv.nn._summary import summary
 from xpconv.nn.layers import Affine, Arrays, Initial, Layer, Normal, Shape
 from xpconv.nn.preprocessing import Preprocessing, on_device
@@ -239,8 +241,14 @@ class Sequential:
         OutOfMemoryError
             If the device has too little memory for this batch; parameters and state are unchanged.
         """
-        try:
+        with self._memory_errors(X):
             return self._loss(X, y)
+
+    @contextmanager
+    def _memory_errors(self, X: Array) -> Iterator[None]:
+        """Raise an OutOfMemoryError that says what to do if the device has too little memory for samples."""
+        try:
+            yield
         except (MemoryError, RuntimeError) as error:
             if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory", str(error)):
                 raise  # torch reports it as a RuntimeError
@@ -255,18 +263,28 @@ class Sequential:
 
     @on_its_device
     def _loss(self, X: Array, y: Array | None) -> Any:
-        x = self._prepare(X)
-        scores, caches, state = self._forward(x, train=y is not None)
         if y is None:
-            return scores
-        loss, dout = loss_and_gradient(self.loss_name, scores, self.backend.upload("y", y), self._loss_arguments)
-        grads = self._backward(dout, caches)
-        if self.reg:
-            names = [(name, key) for keys in self.layer_keys for name, key in keys.items() if key in grads]
-            keys = [key for name, key in names if name.rpartition(".")[2] == "W"]
-            loss = ops.add_l2_penalty(loss, [self.params[key] for key in keys], [grads[key] for key in keys], self.reg)
+            return run_pass(self._forward(self._prepare(X)))[0]
+        loss, grads, state = run_pass(self._training_pass(X, y, self._draw_seeds(), WHOLE))
+        loss = self._add_penalty(loss, grads)
         self.state.update(state)
         return loss, grads
+
+    def _training_pass(self, X: Array, y: Array, seeds: Sequence[int], part: Part) -> Pass:
+        """Return the loss without the penalty, the gradients and the new state; of a part, its terms of them."""
+        scores, caches, state = yield from self._forward(self._prepare(X), seeds, part)
+        y = self.backend.upload("y", y)
+        loss, dout = yield from loss_and_gradient(self.loss_name, scores, y, self._loss_arguments, part)
+        grads = yield from self._backward(dout, caches, part)
+        return loss, grads, state
+
+    def _add_penalty(self, loss: Array, grads: Arrays) -> Array:
+        """Return the loss with the L2 penalty, and add the gradients of the penalty in place."""
+        if not self.reg:
+            return loss
+        names = [(name, key) for keys in self.layer_keys for name, key in keys.items() if key in grads]
+        keys = [key for name, key in names if name.rpartition(".")[2] == "W"]
+        return ops.add_l2_penalty(loss, [self.params[key] for key in keys], [grads[key] for key in keys], self.reg)
 
     def _prepare(self, X: Array) -> Array:
         """Convert samples to the model's device, dtype and input shape, and preprocess them."""
@@ -283,17 +301,22 @@ class Sequential:
             x = (x - self.preprocessing.mean) / self.preprocessing.std
         return x
 
-    def _forward(self, x: Array, *, train: bool) -> tuple[Array, list[Any], Arrays]:
-        """Return the scores and, in training, the caches from the first trained layer on and the layers' new state."""
+    def _forward(self, x: Array, seeds: Sequence[int] | None = None, part: Part = WHOLE) -> Pass:
+        """Return the scores and, in training, the caches from the first trained layer on and the layers' new state.
+
+        It is a training pass if there are seeds, one for each layer.
+        """
         store, caches, state = {**self.params, **self.state}, list[Any](), Arrays()
+        train = seeds is not None
         first = self._first_trained() if train else len(self.layers)
         for position, (layer, keys) in enumerate(zip(self.layers, self.layer_keys, strict=True)):
             with NamedLayer("layers", position, layer):
-                x, cache = layer.forward(
+                x, cache = yield from layer.forward_pass(
                     x,
                     {name: store[key] for name, key in keys.items()},
                     train=train,
-                    seed=self._layer_seed(position) if train else 0,
+                    seed=0 if seeds is None else seeds[position],
+                    part=part,
                 )
             if train:
                 state.update({keys[name]: value for name, value in layer.new_state(cache).items()})
@@ -442,13 +465,15 @@ class Sequential:
         trained = (i for i, (layer, keys) in pairs if any(is_trained(layer, n) for n in keys if keys[n] in self.params))
         return next(trained, len(self.layers))
 
-    def _backward(self, dout: Any, caches: list[Any]) -> Arrays:
+    def _backward(self, dout: Any, caches: list[Any], part: Part) -> Pass:
         grads: Arrays = {}
         first = len(self.layers) - len(caches)
         for position in reversed(range(first, len(self.layers))):
             layer, keys = self.layers[position], self.layer_keys[position]
             with NamedLayer("layers", position, layer):
-                dout, layer_grads = layer.backward(dout, caches.pop(), need_dx=position > first)
+                dout, layer_grads = yield from layer.backward_pass(
+                    dout, caches.pop(), need_dx=position > first, part=part
+                )
             grads.update({keys[name]: grad for name, grad in layer_grads.items() if is_trained(layer, name)})
         return grads
 
@@ -560,6 +585,10 @@ class Sequential:
                 self.params[keys[name]] = self._initial(size, value, stream)
         self.layers = (*self.layers[:-1], head)
         self.loss_options = {name: value for name, value in self.loss_options.items() if name != "class_weights"}
+
+    def _draw_seeds(self) -> list[int]:
+        """Return a seed for each layer in the next training pass."""
+        return [self._layer_seed(position) for position in range(len(self.layers))]
 
     def _layer_seed(self, position: int) -> int:
         if not self.layers[position].stochastic:

@@ -15,7 +15,7 @@ group norm    (N, G, C/G, L)    (1, G, C/G, 1)    (2, 3)        (3,)          0
 Group norm sums dgamma and dbeta over N itself. Layer norm computes them itself, since every element has its own gamma.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import log, sqrt
 from typing import Any
 
@@ -25,7 +25,18 @@ from xpconv.backend import Array, on_host
 from xpconv.ops.dispatch import operation
 from xpconv.ops.tiling import map_tiles
 
-__all__ = ["normalise", "normalise_backward", "subtract_mean", "update_running_stats", "variance_and_inverse_std"]
+__all__ = [
+    "apply_moments",
+    "gradient_sums",
+    "input_gradient",
+    "join_moments",
+    "moments",
+    "normalise",
+    "normalise_backward",
+    "subtract_mean",
+    "update_running_stats",
+    "variance_and_inverse_std",
+]
 
 _HUGE = 1e15  # its square fits float32
 _FAR = 1e3  # Up to this |mean| / std, the rounding error of a float32 mean is below 1e-4 std.
@@ -262,3 +273,187 @@ def update_running_stats(
         if 0 < momentum < 1:  # m * (1 - m**(t - 1)) / (1 - m**t)
             weight = momentum * xp.expm1((num_batches - 1) * log(momentum)) / xp.expm1(num_batches * log(momentum))
     return weight * mean + (1 - weight) * batch_mean, weight * var + (1 - weight) * batch_var, num_batches
+
+
+def moments(x: Array) -> Array:
+    """Return the mean and the variance of each channel, in float64.
+
+    Parameters
+    ----------
+    x : array (N, C, L)
+
+    Returns
+    -------
+    array (2, C) of float64
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> moments(np.array([[[1.0, 3.0]]]))
+    array([[2.],
+           [1.]])
+    """
+
+    def tile(x: Array) -> tuple[Array]:
+        xp, n = array_api_compat.array_namespace(x), x.shape[0] * x.shape[2]
+        mean = xp.sum(x, axis=(0, 2), dtype=xp.float64, keepdims=True) / n
+        centered = xp.astype(x, xp.float64) - mean
+        var = xp.sum(centered * centered, axis=(0, 2)) / n
+        return (xp.stack([xp.reshape(mean, (-1,)), var]),)
+
+    return _by_channel(tile, x)
+
+
+def join_moments(a: Array, b: Array) -> Array:
+    """Return the moments of two sets of values of one size, given the moments of each.
+
+    Parameters
+    ----------
+    a, b : array (2, C)
+        Means and variances.
+
+    Returns
+    -------
+    array (2, C)
+
+    References
+    ----------
+    Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> join_moments(np.array([[1.0], [0.0]]), np.array([[3.0], [0.0]]))
+    array([[2.],
+           [1.]])
+    """
+    xp = array_api_compat.array_namespace(a)
+    half = (a - b) / 2
+    mean_of_both = (a + b) / 2
+    return xp.stack([mean_of_both[0, ...], mean_of_both[1, ...] + half[0, ...] * half[0, ...]])
+
+
+def apply_moments(x: Array, moments: Array, gamma: Array, beta: Array, eps: float) -> tuple[Array, Array, Array]:
+    """Normalise by given moments, then scale and shift: ``out = gamma * (x - mean) / sqrt(var + eps) + beta``.
+
+    Parameters
+    ----------
+    x : array (N, C, L)
+    moments : array (2, C) of float64
+        Means and variances.
+    gamma, beta : array (1, C, 1)
+    eps : float
+
+    Returns
+    -------
+    out : array (N, C, L)
+    mean : array (1, C, 1) of float64
+    inv_std : array (1, C, 1)
+        In the dtype of `x`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> one = np.ones((1, 1, 1))
+    >>> apply_moments(np.array([[[1.0, 3.0]]]), np.array([[2.0], [1.0]]), one, 0 * one, 0.0)[0]
+    array([[[-1.,  1.]]])
+    """
+    xp = array_api_compat.array_namespace(x)
+    mean, var = (xp.reshape(moments[k, ...], (1, -1, 1)) for k in (0, 1))
+    inv_std = xp.astype(1 / xp.sqrt(var + eps), x.dtype)
+
+    def tile(x: Array, mean: Array, scale: Array, beta: Array) -> tuple[Array]:
+        out = _subtract(x, mean)
+        out *= scale
+        out += beta
+        return (out,)
+
+    (out,) = map_tiles(x, mean, gamma * inv_std, beta, function=tile, axis=1)
+    return out, mean, inv_std
+
+
+def gradient_sums(dout: Array, x: Array, mean: Array, inv_std: Array) -> Array:
+    """Return the sums of dout and of ``dout * xhat`` for each channel, with ``xhat = (x - mean) * inv_std``.
+
+    Parameters
+    ----------
+    dout, x : array (N, C, L)
+    mean, inv_std : array (1, C, 1)
+        As returned by `apply_moments`.
+
+    Returns
+    -------
+    array (2, C) of float64
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> one = np.ones((1, 1, 1))
+    >>> gradient_sums(np.array([[[1.0, 2.0]]]), np.array([[[1.0, 3.0]]]), 2 * one, one)
+    array([[3.],
+           [1.]])
+    """
+
+    def tile(dout: Array, x: Array, mean: Array, inv_std: Array) -> tuple[Array]:
+        xp = array_api_compat.array_namespace(dout)
+        product = _subtract(x, mean)
+        product *= inv_std
+        product *= dout
+        return (xp.stack([xp.sum(a, axis=(0, 2), dtype=xp.float64) for a in (dout, product)]),)
+
+    return _by_channel(tile, dout, x, mean, inv_std)
+
+
+def input_gradient(dout: Array, x: Array, mean: Array, inv_std: Array, gamma: Array, means: Array) -> Array:
+    """Return ``dx = gamma * inv_std * (dout - mean(dout) - xhat * mean(dout * xhat))``.
+
+    Parameters
+    ----------
+    dout, x : array (N, C, L)
+    mean, inv_std : array (1, C, 1)
+        As returned by `apply_moments`.
+    gamma : array (1, C, 1)
+    means : array (2, C)
+        The means of dout and of ``dout * xhat``.
+
+    Returns
+    -------
+    array (N, C, L)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> one = np.ones((1, 1, 1))
+    >>> input_gradient(np.array([[[1.0, 2.0]]]), np.array([[[1.0, 3.0]]]), 2 * one, one, one, np.array([[1.5], [0.5]]))
+    array([[[0., 0.]]])
+    """
+    xp = array_api_compat.array_namespace(dout)
+    mean_dout, mean_product = (xp.reshape(xp.astype(means[k, ...], dout.dtype), (1, -1, 1)) for k in (0, 1))
+
+    def tile(dout: Array, x: Array, mean: Array, inv_std: Array, *others: Array) -> tuple[Array]:
+        scale, mean_dout, mean_product = others
+        dx = _subtract(x, mean)
+        dx *= -inv_std * mean_product
+        dx += dout
+        dx -= mean_dout
+        dx *= scale
+        return (dx,)
+
+    (dx,) = map_tiles(dout, x, mean, inv_std, gamma * inv_std, mean_dout, mean_product, function=tile, axis=1)
+    return dx
+
+
+def _by_channel(tile: Callable[..., tuple[Array]], *arrays: Array) -> Array:
+    """Join the results (2, C) of a function of tiles of channels of arrays (N, C, L)."""
+    (result,) = map_tiles(*arrays, function=tile, axis=1)
+    return result
+
+
+def _subtract(x: Array, mean: Array) -> Array:
+    """Return ``x - mean`` in the dtype of `x`, for a mean in float64, whose rounding error is subtracted as well."""
+    xp = array_api_compat.array_namespace(x)
+    rounded = xp.astype(mean, x.dtype)
+    out = x - rounded
+    if x.dtype != xp.float64:
+        out -= xp.astype(mean - xp.astype(rounded, xp.float64), x.dtype)
+    return out

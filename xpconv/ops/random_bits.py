@@ -14,10 +14,10 @@ from xpconv.backend import Array
 __all__ = ["hash_numbers", "keep_mask", "random_integers"]
 
 
-def keep_mask(seed: int, shape: tuple[int, ...], keep_prob: float, like: Array) -> Array:
+def keep_mask(seed: int, shape: tuple[int, ...], keep_prob: float, like: Array, first: int = 0) -> Array:
     """Return a mask whose elements are True with probability `keep_prob`: the same bits on every backend.
 
-    Element number i is ``hash(i, seed) < keep_prob * 2**32``.
+    Element number i is ``hash(first + i, seed) < keep_prob * 2**32``.
 
     Parameters
     ----------
@@ -28,6 +28,8 @@ def keep_mask(seed: int, shape: tuple[int, ...], keep_prob: float, like: Array) 
         Probability of True, 0 to 1.
     like : array
         An array whose library and device the mask gets.
+    first : int
+        Number of the first element.
 
     Returns
     -------
@@ -39,7 +41,7 @@ def keep_mask(seed: int, shape: tuple[int, ...], keep_prob: float, like: Array) 
     >>> mask.dtype, bool(abs(mask.mean() - 0.8) < 0.05)
     (dtype('bool'), True)
     """
-    return _reshape(_hash(seed, shape, like) < int(keep_prob * 2**32), shape)
+    return _reshape(_hash(seed, shape, like, first) < int(keep_prob * 2**32), shape)
 
 
 def random_integers(seed: int, shape: tuple[int, ...], high: int, like: Array) -> Array:
@@ -93,11 +95,11 @@ def hash_numbers(seed: int, numbers: Array) -> Array:
     return _mix(_mix(numbers ^ seed) ^ (seed * 0x9E3779B1 & 0xFFFFFFFF))
 
 
-def _hash(seed: int, shape: tuple[int, ...], like: Array) -> Array:
-    """Return ``hash(i, seed)`` for each element number i of an array of `shape`, flat: 32 bits in int64."""
+def _hash(seed: int, shape: tuple[int, ...], like: Array, first: int = 0) -> Array:
+    """Return ``hash(first + i, seed)`` for each element number i of an array of `shape`, flat: 32 bits in int64."""
     xp: Any = array_api_compat.array_namespace(like)
     count = int(np.prod(shape, dtype=np.int64))
-    return hash_numbers(seed, xp.arange(count, dtype=xp.int64, device=array_api_compat.device(like)))
+    return hash_numbers(seed, xp.arange(first, first + count, dtype=xp.int64, device=array_api_compat.device(like)))
 
 
 def _reshape(flat: Array, shape: tuple[int, ...]) -> Array:

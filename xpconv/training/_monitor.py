@@ -7,6 +7,7 @@ import numpy as np
 from xpconv.backend import Array, Backend, copy_arrays, to_host
 from xpconv.nn import Relu, Sequential
 from xpconv.ops.tiling import sum_in_blocks, sum_of_squares
+from xpconv.training._microbatches import MicroBatches
 
 __all__ = ["TrainingMonitor"]
 
@@ -29,7 +30,7 @@ class TrainingMonitor:
     >>> net = TwoLayerNet(input_dim=4, num_classes=3, rng=0)
     >>> monitor = TrainingMonitor(net, net.backend)
     >>> net.params["W1"] *= 1.5
-    >>> monitor.measure(np.ones((2, 4)))
+    >>> monitor.measure(np.ones((2, 4)), MicroBatches(net, 1, "whole", 2))
     >>> history = {}
     >>> monitor.append_to(history)
     >>> {name: [round(value, 3) for value in values] for name, values in history.items()}
@@ -43,7 +44,7 @@ class TrainingMonitor:
         )
         self._measured: dict[str, Array] = {}
 
-    def measure(self, X: Array) -> None:
+    def measure(self, X: Array, microbatches: MicroBatches) -> None:
         """Measure the parameters after a step, without waiting for the device.
 
         ``update_ratio_W1`` is ``|W - W_before| / |W_before|`` (Euclidean norms). ``dead_relu_1`` is the fraction of
@@ -54,15 +55,26 @@ class TrainingMonitor:
         ----------
         X : array (N, ...)
             The minibatch of the step.
+        microbatches : MicroBatches
+            How it is cut.
         """
         xp = self.backend.xp
         measured = {f"update_ratio_{name}": _ratio(self.model.params[name], w, xp) for name, w in self._before.items()}
         if isinstance(self.model, Sequential):
-            relus = (out for _, layer, out in self.model.outputs(X) if isinstance(layer, Relu))
-            for k, out in enumerate(relus, start=1):
-                dead = xp.max(out, axis=(0, *range(2, out.ndim))) == 0
+            sizes: list[int] = []
+            highest = microbatches.combine((self._highest(part, sizes) for part in microbatches.cut(X)), xp.maximum)
+            for k, size in enumerate(sizes, start=1):
+                dead, highest = highest[:size] == 0, highest[size:]
                 measured[f"dead_relu_{k}"] = xp.mean(xp.astype(dead, xp.float64))
         self._before, self._measured = {}, measured
+
+    def _highest(self, X: Array, sizes: list[int]) -> Array:
+        """Return the highest output of each unit of all ReLUs in one array; put the numbers of units into `sizes`."""
+        xp = self.backend.xp
+        relus = (out for _, layer, out in self.model.outputs(X) if isinstance(layer, Relu))
+        highest = [xp.reshape(xp.max(out, axis=(0, *range(2, out.ndim))), (-1,)) for out in relus]
+        sizes[:] = [a.shape[0] for a in highest]
+        return xp.concat(highest) if highest else xp.zeros(0)
 
     def append_to(self, history: dict[str, list[float]]) -> None:
         """Wait for the device and append each measured value to its list in a history."""

@@ -27,6 +27,7 @@ from xpconv.random import RandomStream, Rng, draw_seed, restore, spawn, state_of
 from xpconv.training import metrics
 from xpconv.training._averages import WeightAverages
 from xpconv.training._clip import clip_gradients
+from xpconv.training._microbatches import MicroBatches
 from xpconv.training._monitor import TrainingMonitor
 from xpconv.training._nonfinite import check_finite, choose, describe_nonfinite, first_nonfinite, read_rows
 from xpconv.training._progress import Progress, show_progress
@@ -58,6 +59,8 @@ DATA = ("X_train", "y_train", "X_val", "y_val")
 CONFIGURATION = (  # options in which a training and its continuation agree, besides those that are not plain data
     "lr_decay",
     "batch_size",
+    "microbatches",
+    "norm_sync",
     "num_train_samples",
     "num_val_samples",
     "sampling",
@@ -110,6 +113,12 @@ class Solver:
         Stop after this number of epochs without a better validation accuracy or loss.
     patience_on : {"accuracy", "loss"}
         What makes a check better than others: a higher validation accuracy or a lower validation loss.
+    microbatches : int
+        Cut each minibatch into this number of equal micro-batches, a power of two, and add their gradients. Without
+        batch norm, or with ``norm_sync="ghost"``, this takes less memory. Needs a Sequential.
+    norm_sync : {"whole", "ghost"}
+        Whether batch norm takes its statistics over the whole minibatch or over each micro-batch (Hoffer et al., "Train
+        longer, generalize better", 2017).
     num_train_samples, num_val_samples : int or None
         Number of samples to draw for each check of the accuracy; None uses all.
     print_every : int
@@ -183,6 +192,8 @@ class Solver:
         clip_norm: float | None = None,
         lr_decay: float = 1.0,
         batch_size: int = 100,
+        microbatches: int = 1,
+        norm_sync: str = "whole",
         num_epochs: int = 10,
         num_train_samples: int | None = 1000,
         num_val_samples: int | None = None,
@@ -224,6 +235,8 @@ class Solver:
         self.X_train, self.y_train = check_split(splits, "train", classes)
         self.X_val, self.y_val = check_split(splits, "val", classes, self.X_train.shape[1:])
         self._limit_batch_size(self.X_train.shape[0])
+        self._microbatches = MicroBatches(model, microbatches, norm_sync, self.batch_size)
+        self.microbatches, self.norm_sync = self._microbatches.count, norm_sync
 
         self.streams = self._spawn_streams(rng)
         self.sampler = SAMPLERS[sampling](self.streams["batches"], self.X_train.shape[0], self.batch_size)
@@ -332,7 +345,7 @@ class Solver:
                         self.epoch += 1
                         decay(self.optim_configs.values(), self.lr_decay)
                     if monitor is not None:
-                        monitor.measure(X)
+                        monitor.measure(X, self._microbatches)
                         with self._evaluated_weights():
                             self._check_accuracies(progress)
                         monitor.append_to(self.health_history)
@@ -749,7 +762,7 @@ class Solver:
                 rate = self._own_options.get(name, {}).get("learning_rate", self.optim_config["learning_rate"])
                 config["learning_rate"] = rate * factor
         state_before = {**getattr(self.model, "state", {})}
-        loss, grads = self.model.loss(X, y)
+        loss, grads = self._microbatches.loss(self.model, X, y)
         grads = self._own_gradients(grads)
         self.iteration += 1
         row, finite = self._check_finite(loss, grads)
