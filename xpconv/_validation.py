@@ -7,6 +7,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
+from xpconv._deferred import Deferred
 from xpconv.errors import ArgumentError, ArgumentTypeError
 
 __all__ = [
@@ -55,6 +56,9 @@ def check_count(name: str, value: object, minimum: int = 1, maximum: int | None 
     Traceback (most recent call last):
     xpconv.errors.ArgumentError: batch_size is 0; expected an int, 1 or more
     """
+    if isinstance(value, Deferred):  # a seed in a captured step: it is drawn later, from the range of seeds
+        seed: Any = value
+        return seed
     wanted = f"an int, {minimum} or more" if maximum is None else f"an int from {minimum} to {maximum}"
     if not is_integer(value):
         raise ArgumentTypeError(f"{name} is {value!r}; expected {wanted}")

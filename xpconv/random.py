@@ -1,9 +1,11 @@
 """Random-number streams on the host, and the seeds from which devices compute random masks and integers."""
 
+from operator import getitem
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from xpconv._deferred import Deferred, DeferredStream, derive
 from xpconv.errors import ArgumentError, ArgumentTypeError
 
 __all__ = ["RandomStream", "Rng", "as_random_stream", "draw_seed", "restore", "spawn", "split_seed", "state_of"]
@@ -114,6 +116,9 @@ def draw_seed(stream: RandomStream) -> int:
     >>> 0 <= draw_seed(as_random_stream(0)) < 2**31
     True
     """
+    if isinstance(stream, DeferredStream):
+        seed: int = stream.draw_seed()
+        return seed
     if isinstance(stream, np.random.Generator):
         return int(stream.integers(2**31))
     return int(stream.randint(2**31, dtype=np.int64))
@@ -127,4 +132,8 @@ def split_seed(seed: int, count: int) -> list[int]:
     >>> len({7, *split_seed(7, 3)})
     4
     """
+    given: Any = seed
+    if isinstance(given, Deferred):
+        seeds = derive(split_seed, given, count)
+        return [derive(getitem, seeds, position) for position in range(count)]
     return [int(word) >> 1 for word in np.random.SeedSequence(seed).generate_state(count)]

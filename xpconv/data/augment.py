@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import array_api_compat
 import numpy as np
 
+from xpconv._deferred import derive
 from xpconv._validation import check_count, check_fraction, check_nonnegative
-from xpconv.backend import Array
+from xpconv.backend import Array, backend_of
 from xpconv.data.rows import Rows
 from xpconv.errors import ArgumentError, ArgumentTypeError
 from xpconv.ops.random_bits import hash_numbers, keep_mask, random_integers
@@ -275,12 +276,13 @@ def alternating_flip(x: Array, rows: np.ndarray, epoch: int, seed: int = 0) -> A
            [3, 4, 5]])
     """
     _check_images(x)
-    if np.shape(rows) != (x.shape[0],):
+    rows = rows if hasattr(rows, "shape") else np.asarray(rows)
+    if tuple(rows.shape) != (x.shape[0],):
         raise ArgumentError(
-            f"rows has shape {np.shape(rows)}; expected ({x.shape[0]},), one number for each image of x"
+            f"rows has shape {tuple(rows.shape)}; expected ({x.shape[0]},), one number for each image of x"
         )
     xp = array_api_compat.array_namespace(x)
-    numbers = xp.asarray(np.asarray(rows, np.int64), device=array_api_compat.device(x))
+    numbers = backend_of(x).asarray(rows, "int64")
     kept = (hash_numbers(seed, numbers) >> 31) == epoch % 2
     return xp.where(xp.reshape(kept, (-1, 1, 1, 1)), x, xp.flip(x, axis=-1))
 
@@ -467,7 +469,7 @@ def mixup(x: Array, y: Array, num_classes: int, seed: int, *, alpha: float = 0.2
             f"({x.shape[0]}, {num_classes})"
         )
     xp, device = array_api_compat.array_namespace(x), array_api_compat.device(x)
-    weight = float(np.random.RandomState(seed).beta(alpha, alpha))  # its numbers are the same in all versions of NumPy
+    weight = derive(lambda seed: _beta(seed, float(alpha)), seed)
     if y.ndim == 1:
         y = xp.reshape(y, (-1, 1)) == xp.arange(num_classes, dtype=y.dtype, device=device)
     y = xp.astype(y, xp.float64 if x.dtype == xp.float64 else xp.float32)
@@ -476,6 +478,11 @@ def mixup(x: Array, y: Array, num_classes: int, seed: int, *, alpha: float = 0.2
         return a * weight + xp.roll(a, -1, axis=0) * (1 - weight)
 
     return _computed(x, mix), mix(y)
+
+
+def _beta(seed: int, alpha: float) -> float:
+    """Draw from ``Beta(alpha, alpha)`` by a stream whose numbers are the same in all versions of NumPy."""
+    return float(np.random.RandomState(seed).beta(alpha, alpha))
 
 
 def _check_images(x: Array) -> None:
@@ -684,7 +691,7 @@ class MinibatchAugmentation:
     (array([[[[3, 2, 1]]]]), True)
     """
 
-    takes_minibatch = True
+    takes_minibatch = capturable = True
 
     def __init__(self, spec: str, transforms: list[tuple[_Word, float | None]], seed: int) -> None:
         self.__qualname__ = spec  # the name that a checkpoint records

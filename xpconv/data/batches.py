@@ -79,10 +79,19 @@ class Batches:
     def __iter__(self) -> Self:
         return self
 
+    @property
+    def arrays(self) -> tuple[Array, Array] | None:
+        """The images and labels if they are on the device, else None."""
+        return None if self._on_host else self._arrays
+
+    def draw_rows(self) -> np.ndarray:
+        """Return the rows of the next minibatch of arrays on the device, which the caller gathers."""
+        self.rows = self._sampler()
+        return self.rows
+
     def __next__(self) -> tuple[Array, Array]:
         if self._pool is None:
-            self.rows = self._sampler()
-            return self._gather(self.rows)
+            return self._gather(self.draw_rows())
         while len(self._pending) <= self._prefetch:
             state, rows = getattr(self._sampler, "state", None), self._sampler()
             self._pending.append((state, rows, self._pool.submit(self._gather, rows)))

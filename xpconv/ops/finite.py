@@ -9,12 +9,14 @@ __all__ = ["largest_finite"]
 
 
 @operation
-def largest_finite(a: Array) -> Array:
+def largest_finite(a: Array, out: Array | None = None) -> Array:
     """Return the largest magnitude among the finite elements of an array, and whether all elements are finite.
 
     Parameters
     ----------
     a : array of any shape
+    out : array (2,) of the dtype of `a`, optional
+        Where to write the result.
 
     Returns
     -------
@@ -31,4 +33,8 @@ def largest_finite(a: Array) -> Array:
     finite = xp.isfinite(a)
     zero = xp.zeros((), dtype=a.dtype, device=array_api_compat.device(a))
     largest = xp.max(xp.where(finite, xp.abs(a), zero))
-    return xp.stack([largest, xp.astype(xp.asarray(xp.all(finite)), a.dtype)])
+    pair: Array = xp.stack([largest, xp.astype(xp.asarray(xp.all(finite)), a.dtype)])
+    if out is None:
+        return pair
+    out[...] = pair
+    return out

@@ -63,9 +63,9 @@ def adam_step(
     v: Array,
     beta1: float,
     beta2: float,
-    step: float,
-    epsilon: float,
-    decay: float = 1.0,
+    step: float | Array,
+    epsilon: float | Array,
+    decay: float | Array = 1.0,
 ) -> None:
     """Take a step of Adam: update the averages `m` and `v` and the parameter `w` in place.
 
@@ -77,9 +77,9 @@ def adam_step(
     w, dw, m, v : array of one shape
     beta1, beta2 : float
         Decay rates of the averages.
-    step, epsilon : float
+    step, epsilon : float or array () on the device
         Including Adam's bias corrections, as `xpconv.training.optim.adam` computes them.
-    decay : float
+    decay : float or array () on the device
         Factor of the parameter, for decoupled weight decay.
 
     References
@@ -100,7 +100,7 @@ def adam_step(
     m += (1 - beta1) * dw
     v *= beta2
     v += (1 - beta2) * dw * dw
-    if decay != 1:
+    if not isinstance(decay, float) or decay != 1:
         w *= decay
     w -= step * m / (xp.sqrt(v) + epsilon)
 

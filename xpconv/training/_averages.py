@@ -5,6 +5,7 @@ from typing import Any
 
 import array_api_compat
 
+from xpconv._deferred import as_operand, derive, settle
 from xpconv._validation import check_count
 from xpconv.backend import Array, copy_arrays
 from xpconv.errors import ArgumentError, ArgumentTypeError
@@ -69,16 +70,22 @@ class WeightAverages:
 
         With lookahead, each `lookahead`-th step also replaces `params` by the slow weights.
         """
-        if self.lookahead is not None and (step + 1) % self.lookahead == 0:
+        if self.lookahead is not None and settle(derive(self._lookahead_ends, step)):
             slow = self.arrays["slow_params"]
             _move(slow, params, LOOKAHEAD_RATE, where)
             for name, w in params.items():
                 xp = array_api_compat.array_namespace(w)
                 params[name] = xp.asarray(slow[name], copy=True) if where is True else xp.where(where, slow[name], w)
         if self.ema is not None:
-            rate = 1 - min(self.ema, (1 + step) / (10 + step))
+            rate = derive(self._ema_rate, step)
             _move(self.arrays["ema_params"], params, rate, where)
             _move(self.arrays["ema_state"], state, rate, where)
+
+    def _lookahead_ends(self, step: int) -> bool:
+        return self.lookahead is not None and (step + 1) % self.lookahead == 0
+
+    def _ema_rate(self, step: int) -> float:
+        return 1 - min(self.ema or 0.0, (1 + step) / (10 + step))
 
     def evaluated(self, params: Arrays, state: Arrays) -> tuple[Arrays, Arrays]:
         """Return the weights to evaluate: the moving average, or the slow weights, or those given if there is none."""
@@ -94,7 +101,7 @@ def _is_real(a: Array) -> bool:
 def _move(averages: Arrays, targets: Mapping[str, Array], rate: float, where: Array | bool) -> None:
     """Move each average toward its target in place."""
     for name, average in averages.items():
-        target, own_rate = targets[name], rate
+        target, own_rate = targets[name], as_operand(rate, average)
         if where is not True:
             own_rate = rate * array_api_compat.array_namespace(average).astype(where, average.dtype)
         for_each_block(average, target, update=lambda a, b, rate=own_rate: move_toward(a, b, rate))

@@ -40,20 +40,26 @@ def check_finite(loss: Any, grads: Mapping[str, Array], *, per_gradient: bool) -
     >>> check_finite(0.5, {"W": np.array([3.0, np.inf])}, per_gradient=True)
     ((0.5, 3.0, 0.0), False)
     """
-    largest = (largest_finite(grad) for grad in grads.values())
     if isinstance(loss, float | np.generic) or on_host(loss):
         good = all_finite(loss, grads.values())
-        pairs = (to_host(pair) for pair in largest) if per_gradient and not good else [(0, good)]
+        largest = (to_host(largest_finite(grad)) for grad in grads.values())
+        pairs = largest if per_gradient and not good else [(0, good)]
         return (float(loss), *(float(value) for pair in pairs for value in pair)), good
     xp = backend_of(loss).xp
+    row = xp.empty(1 + 2 * len(grads), dtype=loss.dtype, device=array_api_compat.device(loss))
+    row[0] = loss  # not by xp.concat, for which CuPy copies the addresses of many arrays to the device
+    for k, grad in enumerate(grads.values()):
+        largest_finite(grad, row[2 * k + 1 : 2 * k + 3])
     if per_gradient:
-        return xp.concat([xp.reshape(loss, (1,)), *largest]), True
-    good = all_finite(loss, grads.values())
+        return row, True
+    good = xp.all(row[2::2] > 0) & xp.isfinite(loss)
     return xp.stack([loss, xp.zeros_like(loss), xp.astype(good, loss.dtype)]), good
 
 
 def read_rows(rows: list[Any]) -> tuple[list[float], list[np.ndarray], list[int]]:
     """Wait for the device and split rows of `check_finite`, or bare losses, which the course's Solver records.
+
+    An array on a device may have several rows.
 
     Returns
     -------
@@ -69,7 +75,11 @@ def read_rows(rows: list[Any]) -> tuple[list[float], list[np.ndarray], list[int]
     [1, 2]
     """
     on_device = hasattr(rows[0], "shape") and not isinstance(rows[0], np.generic | np.ndarray)
-    table = [np.ravel(row) for row in (to_host(backend_of(rows[0]).xp.stack(rows)) if on_device else rows)]
+    if on_device:
+        xp = backend_of(rows[0]).xp
+        width = rows[0].shape[-1] if rows[0].ndim else 1
+        rows = list(to_host(xp.concat([xp.reshape(row, (-1, width)) for row in rows])))
+    table = [np.ravel(row) for row in rows]
     losses, pairs = [float(row[0]) for row in table], [row[1:].reshape(-1, 2) for row in table]
     finite = (np.isfinite(loss) and pair[:, 1].all() for loss, pair in zip(losses, pairs, strict=True))
     return losses, pairs, [k for k, good in enumerate(finite) if not good]

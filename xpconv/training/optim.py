@@ -13,6 +13,7 @@ from typing import Any
 
 import array_api_compat
 
+from xpconv._deferred import Deferred, as_operand, derive, settle
 from xpconv._validation import check_nonnegative
 from xpconv.backend import Array, array_namespace
 from xpconv.errors import ArgumentError, ArgumentTypeError
@@ -249,7 +250,7 @@ def default_options(update_rule: str | Callable[..., Any]) -> dict[str, float]:
 def _option(name: str, value: Any) -> Any:
     """Check an option and return it as a Python number; return an array, such as a count on a device, unchanged."""
     if isinstance(value, bool) or not isinstance(value, Real):
-        if array_api_compat.is_array_api_obj(value):
+        if array_api_compat.is_array_api_obj(value) or isinstance(value, Deferred):
             return value
         raise ArgumentTypeError(f"{name} is {value!r}; expected a number")
     if name in ("momentum", "decay_rate", "beta1", "beta2") and not 0 <= float(value) < 1:
@@ -266,7 +267,7 @@ def _penalised(w: Array, dw: Array, config: Config) -> Array:
 def _decay(w: Array, config: Config) -> None:
     """Shrink the parameter in place, whatever its gradient is: decoupled weight decay."""
     if config["weight_decay"]:
-        w *= 1 - config["learning_rate"] * config["weight_decay"]
+        w *= as_operand(1 - config["learning_rate"] * config["weight_decay"], w)
 
 
 @_update_rule(learning_rate=1e-2, weight_decay=0)
@@ -410,15 +411,17 @@ def _adam_update(config: Config, decay: float) -> Callable[..., None]:
     step_size, epsilon = config["learning_rate"] * root / (1 - beta1**t), config["epsilon"] * root
 
     t_on_device = array_api_compat.is_array_api_obj(t)  # after an update with `where`
-    flush = t_on_device or t % _FLUSH_INTERVAL == 0
+    flush = t_on_device or settle(derive(lambda t: t % _FLUSH_INTERVAL == 0, t))
 
     def update(w: Array, dw: Array, m: Array, v: Array) -> None:
+        factor = as_operand(decay, w)
         if t_on_device:
             astype = array_api_compat.array_namespace(w).astype
             numbers = astype(step_size, w.dtype), astype(epsilon, w.dtype)
-            portable("adam_step")(w, dw, m, v, beta1, beta2, *numbers, decay)
+            portable("adam_step")(w, dw, m, v, beta1, beta2, *numbers, factor)
         else:
-            adam_step(w, dw, m, v, beta1, beta2, step_size, epsilon, decay)
+            numbers = as_operand(step_size, w), as_operand(epsilon, w)
+            adam_step(w, dw, m, v, beta1, beta2, *numbers, factor)
         if flush:
             flush_denormals(m)
             flush_denormals(v)

@@ -756,11 +756,19 @@ class Solver:
 
     def _step(self, X: Array, y: Array) -> None:
         """Compute the loss and gradients of one minibatch; if all are finite, update every parameter."""
+        self._apply_schedule()
+        self._compute_step(X, y)
+
+    def _apply_schedule(self) -> None:
+        """Set the learning rates of the next step."""
         if self.schedule is not None:
             factor = self.schedule(self.iteration - self.round_start)
             for name, config in self.optim_configs.items():
                 rate = self._own_options.get(name, {}).get("learning_rate", self.optim_config["learning_rate"])
                 config["learning_rate"] = rate * factor
+
+    def _compute_step(self, X: Array, y: Array) -> None:
+        """Do what the device does in a step."""
         state_before = {**getattr(self.model, "state", {})}
         loss, grads = self._microbatches.loss(self.model, X, y)
         grads = self._own_gradients(grads)
