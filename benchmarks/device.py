@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+import xpconv
 from benchmarks.cases import Case
 
 TARGET_MS = 5.0  # target time of a group of calls between two events; averages out the host's noise
@@ -39,10 +40,11 @@ def _between_events(call: Call, calls: int) -> float:
 
 
 def set_tf32(on: bool) -> None:
-    """Turn TF32 on or off in CuPy and PyTorch: float32 products whose inputs are rounded to 10 bits."""
+    """Turn TF32 on or off in xpconv, CuPy and PyTorch: float32 products whose inputs are rounded to 10 bits."""
     import cupy
     from cupy._core import _routines_linalg as linalg
 
+    xpconv.set_tf32(on)
     linalg.set_compute_type(cupy.float32, linalg.COMPUTE_TYPE_TF32 if on else linalg.COMPUTE_TYPE_DEFAULT)
     try:
         import torch

@@ -41,6 +41,12 @@ def arguments_of_convolve_gradients(place, x, window):
     return place(dout), place(x), place(w), window, groups, "im2col", True
 
 
+def arguments_of_convolve_transposed(place, x, window):
+    groups, w = filters_for(x, window)
+    rows = draw(len(x), len(w), *window.output_size(x.shape[2:]), seed=3).astype(x.dtype)
+    return place(rows), place(w), place(draw(x.shape[1], seed=3).astype(x.dtype)), x.shape[2:], window, groups
+
+
 def arguments_of_normalise(place, x, window):
     gamma, beta = draw(2, 1, x.shape[1], 1, 1, seed=2).astype(x.dtype)
     axes, tile_axis = ((0, 2, 3), 1) if window.stride[0] % 2 else ((1, 2, 3), 0)
@@ -174,6 +180,7 @@ def arguments_of_flush_denormals(place, x, window):
 ARGUMENTS = {
     "convolve": arguments_of_convolve,
     "convolve_backward": arguments_of_convolve_gradients,
+    "convolve_transposed": arguments_of_convolve_transposed,
     "normalise": arguments_of_normalise,
     "normalise_backward": arguments_of_normalise_backward,
     "cross_entropy": arguments_of_cross_entropy,

@@ -15,11 +15,13 @@ from xpconv import Solver, TwoLayerNet
 from xpconv.backend import (
     LIBRARIES,
     Backend,
+    _tf32,
     array_namespace,
     backend_of,
     get_backend,
     library_of,
     on_host,
+    set_tf32,
     to_host,
     use_backend,
 )
@@ -698,3 +700,35 @@ def test_errors_are_also_the_built_in_ones_a_caller_expects():
     assert issubclass(DeviceMismatchError, ValueError)
     assert issubclass(ArgumentTypeError, TypeError)
     assert isinstance(get_backend("numpy"), Backend)
+
+
+# ---- TF32
+
+
+@pytest.mark.parametrize(
+    ("variables", "chosen", "expected"),
+    [
+        ({}, None, False),
+        ({"XPCONV_TF32": "1"}, None, True),
+        ({"CUPY_TF32": "1"}, None, True),
+        ({"CUPY_TF32": "1", "XPCONV_TF32": "0"}, None, False),
+        ({"XPCONV_TF32": "1"}, False, False),
+        ({}, True, True),
+    ],
+)
+def test_tf32_follows_set_tf32_then_the_variables(monkeypatch, variables, chosen, expected):
+    monkeypatch.setattr(_tf32, "_chosen", chosen)
+    for name in ("XPCONV_TF32", "CUPY_TF32"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert _tf32.tf32_enabled() is expected
+
+
+def test_wrong_values_of_tf32_are_refused(monkeypatch):
+    with pytest.raises(ArgumentTypeError, match="enabled is 1; expected True or False"):
+        set_tf32(1)
+    monkeypatch.setattr(_tf32, "_chosen", None)
+    monkeypatch.setenv("XPCONV_TF32", "on")
+    with pytest.raises(ArgumentError, match="XPCONV_TF32 is 'on'; expected 0 or 1"):
+        _tf32.tf32_enabled()

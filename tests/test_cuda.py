@@ -22,6 +22,7 @@ from xpconv.errors import OutOfMemoryError
 from xpconv.nn import Affine, BatchNorm, Conv, GlobalAvgPool, GroupNorm, LayerNorm, MaxPool, Relu, Sequential
 from xpconv.ops import tiling
 from xpconv.ops.dispatch import accelerated_versions
+from xpconv.ops.tiling import matmul
 from xpconv.ops.windows import Window
 from xpconv.testing import check_equivalence
 
@@ -96,7 +97,7 @@ def test_every_kernel_is_launched_and_every_launch_names_a_kernel():
 @gpu
 def test_every_operation_except_tiling_has_a_kernel(backend):
     plain = {"add", "gated_backward"}  # One kernel of CuPy's own computes them.
-    assert set(accelerated_versions("cupy")) == set(ARGUMENTS) - set(tiling.__all__) - plain
+    assert set(accelerated_versions("cupy")) == (set(ARGUMENTS) - set(tiling.__all__) - plain) | {"matmul"}
 
 
 @gpu
@@ -147,6 +148,105 @@ def test_scores_that_would_overflow_give_a_finite_loss(backend):
     loss, dx = layers.softmax_loss(backend.asarray(scores), backend.asarray(np.array([1, 2])))
     assert float(to_host(loss)) == pytest.approx((1e4 + np.log(3)) / 2)
     assert to_host(dx)[0] == pytest.approx([0.5, -0.5, 0])
+
+
+# ---- matrix products
+
+
+@pytest.fixture
+def gemm(cupy):
+    from xpconv.ops.cupy import _gemm
+
+    library, text = _gemm.load()
+    assert library is not None, text
+    yield _gemm
+    _gemm.release_workspace()
+
+
+@gpu
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("batch", [(), (5,)])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (64, 300, 27), (33, 17, 1000), (256, 1024, 512)])
+def test_products_equal_those_of_numpy(gemm, cupy, dtype, batch, shape):
+    M, N, K = shape
+    a, b, out = (draw(*batch, *size, seed=seed).astype(dtype) for seed, size in enumerate(((M, K), (K, N), (M, N))))
+    tolerance = {"float16": 2e-3, "float32": 1e-5, "float64": 1e-13}[dtype] * 10 * K**0.5
+
+    def by_columns(x):
+        return cupy.asarray(np.ascontiguousarray(x.swapaxes(-1, -2))).swapaxes(-1, -2)
+
+    for layout_a in (cupy.asarray, by_columns):
+        for layout_b in (cupy.asarray, by_columns):
+            for layout_out in (cupy.asarray, by_columns):
+                for beta in (0.0, 1.0):
+                    result = layout_out(out)
+                    gemm.gemm(layout_a(a), layout_b(b), result, beta=beta)
+                    expected = a.astype(float) @ b.astype(float) + beta * out
+                    np.testing.assert_allclose(result.get(), expected, rtol=0, atol=tolerance)
+    single = gemm.gemm(cupy.asarray(a[..., ::-1])[..., ::-1], cupy.asarray(b), cupy.empty((*batch, M, N), dtype))
+    np.testing.assert_allclose(single.get(), a.astype(float) @ b.astype(float), rtol=0, atol=tolerance)
+
+
+@gpu
+def test_float16_sums_are_added_in_float32(gemm, cupy):
+    a, b = cupy.ones((1, 4096), "float16"), cupy.full((4096, 1), 0.25, "float16")
+    assert gemm.gemm(a, b).item() == 1024
+    large = cupy.full((1, 2), 300, "float16")
+    assert gemm.gemm(large, large.T, cupy.empty((1, 1), "float32")).item() == 180000
+
+
+@gpu
+def test_tf32_rounds_the_inputs_of_float32_products_only(gemm, cupy, monkeypatch):
+    from xpconv.backend import _tf32
+
+    monkeypatch.setattr(_tf32, "_chosen", None)
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal((256, 256)) for _ in range(2))
+    errors = {}
+    for enabled in (False, True):
+        xpconv.set_tf32(enabled)
+        for dtype in ("float32", "float64"):
+            product = gemm.gemm(cupy.asarray(a, dtype), cupy.asarray(b, dtype)).get()
+            errors[enabled, dtype] = np.max(np.abs(product - a @ b))
+    assert errors[False, "float32"] < 1e-3 < errors[True, "float32"] < 1e-1
+    assert max(errors[enabled, "float64"] for enabled in (False, True)) < 1e-11
+
+
+@gpu
+def test_a_captured_product_is_replayed_with_new_values(gemm, cupy):
+    pool, stream = cupy.cuda.MemoryPool(), cupy.cuda.Stream(non_blocking=True)
+    a, b, out = cupy.ones((3, 64, 32), "float32"), cupy.ones((3, 32, 16), "float32"), cupy.empty((3, 64, 16), "float32")
+    cupy.cuda.Device().synchronize()
+    gemm.release_workspace()
+    with stream, cupy.cuda.using_allocator(pool.malloc):
+        gemm.gemm(a, b, out)
+        stream.begin_capture()
+        gemm.gemm(a, b, out)
+        gemm.gemm(a[0], b[0], out[0], beta=1.0)
+        graph = stream.end_capture()
+    gemm.release_workspace()
+    assert pool.used_bytes() == 0
+    a *= 2
+    expected = gemm.gemm(a, b)  # in another workspace
+    cupy.cuda.Device().synchronize()
+    graph.launch(stream)
+    stream.synchronize()
+    np.testing.assert_array_equal(out[1:].get(), expected[1:].get())
+    np.testing.assert_array_equal(out[0].get(), 2 * expected[0].get())
+
+
+@gpu
+def test_products_in_two_streams_repeat_bit_for_bit(gemm, cupy):
+    rng = np.random.default_rng(0)
+    a, b = (cupy.asarray(rng.standard_normal(shape), "float32") for shape in ((64, 20000), (20000, 64)))
+    expected = gemm.gemm(a, b).get()
+    cupy.cuda.Device().synchronize()
+    streams, results = [cupy.cuda.Stream(non_blocking=True) for _ in range(2)], []
+    for k in range(20):
+        with streams[k % 2]:
+            results.append(gemm.gemm(a, b))
+    cupy.cuda.Device().synchronize()
+    assert all(np.array_equal(result.get(), expected) for result in results)
 
 
 # ---- the same results everywhere
@@ -235,6 +335,7 @@ def little_memory(cupy):
     pool = cupy.get_default_memory_pool()
 
     def limit(mebibytes):
+        matmul(cupy.ones((2, 2)), cupy.ones((2, 2)))  # takes the workspace of cuBLAS
         pool.free_all_blocks()
         pool.set_limit(size=pool.used_bytes() + (mebibytes << 20))
 
@@ -325,6 +426,8 @@ def test_a_convolution_takes_no_more_memory_than_the_workspace(backend, monkeypa
         out, cache = layers.conv_forward(x, w, None, padding=1)
         results.extend([out, *layers.conv_backward(out, cache)[:2]])
 
+    both_passes()  # takes the workspace of cuBLAS
+    results.clear()
     peak = peak_bytes(backend, both_passes)
     assert peak - sum(a.nbytes for a in results) <= (workspace << 20) + (1 << 19)
 

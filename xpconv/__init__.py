@@ -1,7 +1,7 @@
 """ConvNets with hand-written forward and backward passes, on any array-API library."""
 
 from xpconv._version import __version__
-from xpconv.backend import Backend, get_backend, to_host, use_backend
+from xpconv.backend import Backend, get_backend, set_tf32, to_host, use_backend
 from xpconv.io import load_model, save_model
 from xpconv.nn import (
     ConvNet,
@@ -30,6 +30,7 @@ __all__ = [
     "get_backend",
     "load_model",
     "save_model",
+    "set_tf32",
     "to_host",
     "use_backend",
 ]

@@ -229,6 +229,19 @@ def test_convolution_and_its_gradients_equal_the_portable_versions(monkeypatch, 
         assert (result[0] is not None) == need_dx
 
 
+@every_dtype
+def test_transposed_convolution_equals_the_portable_version(monkeypatch, dtype):
+    for rng in cases(monkeypatch, 16):
+        (N, C, *image), window = geometry(rng)
+        groups = any_of(rng, 1, 1, C)
+        F = groups * any_of(rng, 1, 2, 5)
+        shapes = (N, F, *window.output_size(tuple(image))), (F, C // groups, *window.kernel_size)
+        x, w = (place(rng, rng.standard_normal(shape), dtype) for shape in shapes)
+        bias = place(rng, rng.standard_normal(C), dtype) if rng.integers(2) else None
+        monkeypatch.setenv("XPCONV_WORKSPACE", any_of(rng, "1GiB", "1B", f"{8 * 2 * N * w.size}B"))
+        check("convolve_transposed", [x, w, bias, tuple(image), window, groups], {}, dtype, 10 * TOLERANCE[dtype])
+
+
 # ---- normalisation
 
 

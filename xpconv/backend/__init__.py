@@ -15,6 +15,7 @@ from xpconv.backend._backend import (
     use_backend,
 )
 from xpconv.backend._diagnosis import Diagnosis, diagnose
+from xpconv.backend._tf32 import set_tf32, tf32_enabled
 
 __all__ = [
     "LIBRARIES",
@@ -29,6 +30,8 @@ __all__ = [
     "library_of",
     "on_host",
     "on_its_device",
+    "set_tf32",
+    "tf32_enabled",
     "to_host",
     "use_backend",
 ]

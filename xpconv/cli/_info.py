@@ -1,5 +1,6 @@
 """The environment: what a bug report needs to say about this machine."""
 
+import importlib
 import os
 import platform
 import warnings
@@ -9,7 +10,7 @@ import numpy as np
 from threadpoolctl import threadpool_info
 
 from xpconv._version import __version__
-from xpconv.backend import LIBRARIES, diagnose, get_backend
+from xpconv.backend import LIBRARIES, diagnose, get_backend, tf32_enabled
 from xpconv.data.cifar10 import cache_folder
 from xpconv.errors import XpconvError
 from xpconv.ops.numpy._workers import num_threads
@@ -41,6 +42,8 @@ def environment() -> list[tuple[str, str]]:
         found = diagnose(library)
         state = f"available, version {found.version}, " if found.available else "not available: "
         rows.append((f"backend {library}", state + found.detail))
+        if library == "cupy" and found.available:
+            rows.append(("matrix products", _or_error(_products)))
     rows.append(("selected backend", _or_error(_selected)))
     rows += [
         (name, value)
@@ -61,6 +64,14 @@ def _or_error(describe: Callable[[], str]) -> str:
 def _workspace() -> str:
     host, gpu = (f"{workspace_bytes(library) / 2**20:g} MiB" for library in ("numpy", "cupy"))
     return host if host == gpu else f"{host}, with CuPy {gpu}"
+
+
+def _products() -> str:
+    """Say what multiplies matrices on CuPy, and whether with TF32."""
+    library, text = importlib.import_module("xpconv.ops.cupy._gemm").load()
+    if library is None:
+        return f"by CuPy, which CUDA graphs cannot capture and only CUPY_TF32 gives TF32: {text}"
+    return f"by cuBLAS {text}, TF32 {'on' if tf32_enabled() else 'off'}"
 
 
 def _selected() -> str:

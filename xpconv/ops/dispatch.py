@@ -19,7 +19,7 @@ _accelerated: dict[tuple[str, str], Callable[..., Any]] = {}  # by operation and
 _portable: dict[str, Callable[..., Any]] = {}
 _MODULES = {  # Modules that register accelerated versions; imported when an operation gets the library's first array.
     "numpy": ("_tiles", "_conv", "_elementwise", "_norm", "_pool", "_windows"),
-    "cupy": ("_conv", "_elementwise", "_finite", "_loss", "_norm", "_pool", "_windows"),
+    "cupy": ("_conv", "_elementwise", "_finite", "_gemm", "_loss", "_norm", "_pool", "_windows"),
 }
 _import_once = lru_cache(importlib.import_module)
 

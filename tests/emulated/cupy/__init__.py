@@ -36,6 +36,25 @@ _FLAGS = (
 class ndarray(np.ndarray):
     """An array of the emulated CuPy."""
 
+    @property
+    def data(self):
+        return _MemoryPointer(self, self.ctypes.data)
+
+    def __matmul__(self, other):
+        _refuse_while_capturing()
+        return super().__matmul__(other)
+
+    def dot(self, other):
+        _refuse_while_capturing()
+        return super().dot(other)
+
+
+class _MemoryPointer:
+    """The address of memory that stays allocated as long as the pointer lives."""
+
+    def __init__(self, owner, ptr):
+        self._owner, self.ptr = owner, ptr
+
 
 def asarray(a, dtype=None):
     return np.array(a, dtype, order="K").view(ndarray)
@@ -54,20 +73,62 @@ def ascontiguousarray(a, dtype=None):
 
 
 def matmul(a, b):
+    _refuse_while_capturing()
     return np.matmul(a, b)
 
 
+def _refuse_while_capturing():
+    """Raise the error of CuPy's wrapper of cuBLAS."""
+    if cuda.get_current_stream().is_capturing():
+        raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
+
+
 class cuda:
-    """A single device."""
+    """A single device, which is an H200."""
 
     class runtime:
         @staticmethod
         def getDevice():
             return 0
 
+        @staticmethod
+        def runtimeGetVersion():
+            return 99000  # No cuBLAS has this version, so cuda/pathfinder.py is asked for it.
+
     class Device:
+        compute_capability = "90"
+
         def __init__(self, device):
-            self.attributes = {"MultiProcessorCount": 132}  # As an H200 has.
+            self.attributes = {"MultiProcessorCount": 132}
+
+    class Stream:
+        """A stream; work is done at once whatever the stream is. `ptr` of the default stream is 0."""
+
+        current, count = [], 0
+
+        def __init__(self, *, null=False, non_blocking=False):
+            cuda.Stream.count += not null
+            self.ptr, self._capturing = (0 if null else cuda.Stream.count), False
+
+        def __enter__(self):
+            self.current.append(self)
+            return self
+
+        def __exit__(self, *error):
+            self.current.pop()
+
+        def is_capturing(self):
+            return self._capturing
+
+    @staticmethod
+    def get_current_stream():
+        return cuda.Stream.current[-1] if cuda.Stream.current else cuda.Stream(null=True)
+
+    @staticmethod
+    def alloc(size):
+        """Allocate memory whose address is a multiple of 512, as CuPy's memory pool does."""
+        memory = np.empty(size + 512, np.uint8)
+        return _MemoryPointer(memory, -(-memory.ctypes.data // 512) * 512)
 
 
 class _Range(ctypes.Structure):

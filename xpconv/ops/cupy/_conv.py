@@ -4,12 +4,13 @@ from math import prod
 
 import cupy
 
+from xpconv.ops.cupy._gemm import gemm
 from xpconv.ops.cupy._groups import groups_and_grid
 from xpconv.ops.cupy._launch import THREADS, Array, launch
 from xpconv.ops.cupy._windows import fold_into, unfold
 from xpconv.ops.dispatch import accelerate
-from xpconv.ops.tiling import for_each_tile, sum_over_tiles
-from xpconv.ops.windows import Window
+from xpconv.ops.tiling import for_each_tile
+from xpconv.ops.windows import Pair, Window
 
 
 @accelerate("cupy")
@@ -21,7 +22,7 @@ def convolve(x: Array, w: Array, b: Array | None, window: Window, groups: int, a
     bias = None if b is None else cupy.ascontiguousarray(b)
 
     def task(tile: slice) -> None:
-        y = _matmul(filters, _by_groups(unfold(x[tile], window), groups))
+        y = gemm(filters, _by_groups(unfold(x[tile], window), groups))
         grid, struct, _ = groups_and_grid((tile.stop - tile.start, F, L), (), (0, 2))
         launch("to_images", x.dtype, grid, y, bias, out[tile], struct)
 
@@ -37,27 +38,40 @@ def convolve_backward(
     F, L = w.shape[0], prod(dout.shape[2:])
     columns = _by_groups(w, groups).transpose(0, 2, 1)  # (G, K, F / G)
     dx = cupy.empty(x.shape, x.dtype) if need_dx else None
+    dw, sums = cupy.empty((groups, F // groups, columns.shape[1]), x.dtype), []
 
-    def task(tile: slice) -> tuple[Array, Array]:
+    def task(tile: slice) -> None:
         dy, db = images_to_rows(dout[tile])
         dy = _by_groups(dy, groups)  # (G, F / G, P)
-        dw = _matmul(dy, _by_groups(unfold(x[tile], window), groups).transpose(0, 2, 1))
+        cols = _by_groups(unfold(x[tile], window), groups)
+        gemm(dy, cols.transpose(0, 2, 1), out=dw, beta=float(tile.start > 0))  # tiles are added up in order
         if dx is not None:
-            fold_into(dx[tile], _matmul(columns, dy), window)
-        return dw, db
+            fold_into(dx[tile], gemm(columns, dy), window)
+        sums.append(db)
 
-    dw, db = sum_over_tiles(x, task, x.shape[0], (2 * groups * w[0].size + F) * L * x.itemsize)
-    return dx, dw.reshape(w.shape), db
+    for_each_tile(x, task, x.shape[0], (2 * groups * w[0].size + F) * L * x.itemsize)
+    return dx, dw.reshape(w.shape), sum(sums[1:], start=sums[0])
+
+
+@accelerate("cupy")
+def convolve_transposed(x: Array, w: Array, b: Array | None, size: Pair, window: Window, groups: int) -> Array:
+    """Multiply the filters by x, as rows of filters, for the gradient of the columns; add the bias while folding."""
+    F, L = w.shape[0], prod(x.shape[2:])
+    columns = _by_groups(w, groups).transpose(0, 2, 1)  # (G, K, F / G)
+    out = cupy.empty((x.shape[0], groups * w.shape[1], *size), x.dtype)
+    bias = None if b is None else cupy.ascontiguousarray(b)
+
+    def task(tile: slice) -> None:
+        rows = _by_groups(images_to_rows(x[tile])[0], groups)
+        fold_into(out[tile], gemm(columns, rows), window, bias)
+
+    for_each_tile(x, task, x.shape[0], (groups * w[0].size + F) * L * x.itemsize)
+    return out
 
 
 def _by_groups(a: Array, groups: int) -> Array:
     """Return filters, or the rows of a matrix, as one matrix for each group of channels."""
     return a.reshape(groups, a.shape[0] // groups, -1)
-
-
-def _matmul(a: Array, b: Array) -> Array:
-    """Return the products of the groups' matrices; one group takes cuBLAS's plain product."""
-    return a[0].dot(b[0])[None] if len(a) == 1 else cupy.matmul(a, b)
 
 
 def images_to_rows(images: Array) -> tuple[Array, Array]:

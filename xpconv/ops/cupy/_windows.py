@@ -43,7 +43,7 @@ def fold(cols: Array, shape: Shape, window: Window) -> Array:
     return x
 
 
-def fold_into(x: Array, cols: Array, window: Window) -> None:
-    """Write the folded columns to `x`."""
+def fold_into(x: Array, cols: Array, window: Window, bias: Array | None = None) -> None:
+    """Write the folded columns to `x`, plus the bias of each channel."""
     _, windows, _, grid = windows_and_grids(x.shape, window)
-    launch("fold", x.dtype, grid, cupy.ascontiguousarray(cols), x, windows)
+    launch("fold", x.dtype, grid, cupy.ascontiguousarray(cols), bias, x, windows)

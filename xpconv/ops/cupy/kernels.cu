@@ -70,8 +70,9 @@ extern "C" __global__ void unfold(const T* __restrict__ x, T* __restrict__ cols,
     }
 }
 
-extern "C" __global__ void fold(const T* __restrict__ cols, T* __restrict__ x, Windows g) {
+extern "C" __global__ void fold(const T* __restrict__ cols, const T* bias, T* __restrict__ x, Windows g) {
     const size_t P = (size_t)g.N * g.output.d;
+    const T b = bias ? bias[blockIdx.x] : T(0);
     FOR_EACH(e, g.N * g.image.d) {
         const unsigned n = e / g.image, pixel = e % g.image;
         const int h = pixel / g.row + g.PH, w = pixel % g.row + g.PW;
@@ -85,7 +86,7 @@ extern "C" __global__ void fold(const T* __restrict__ cols, T* __restrict__ x, W
                 if (k < 0 || l < 0) continue;
                 sum += image_cols[(((size_t)blockIdx.x * g.KH + k) * g.KW + l) * P + i * g.OW + j];
             }
-        x[plane(g, n) * g.image.d + pixel] = sum;
+        x[plane(g, n) * g.image.d + pixel] = sum + b;
     }
 }
 

@@ -1,0 +1,241 @@
+"""Matrix products on CuPy by cuBLAS, through a handle of our own.
+
+CuPy's own products refuse to run while a CUDA graph is captured; these may be captured.
+
+cuBLAS stores matrices by columns. The memory of a row-major matrix is that of its transpose stored by columns, so
+C = A @ B is computed as C' = B' A'. A transposed view is passed with an op flag and not copied.
+"""
+
+import ctypes
+import importlib
+import threading
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import cupy
+
+from xpconv.backend import tf32_enabled
+from xpconv.ops.cupy._launch import Array
+from xpconv.ops.dispatch import accelerate
+
+# Constants of cublas_api.h and library_types.h
+_TYPES = {"f": 0, "d": 1, "e": 2}  # CUDA_R_32F, CUDA_R_64F and CUDA_R_16F by the dtype's character
+_COMPUTE_32F, _COMPUTE_64F, _COMPUTE_32F_FAST_TF32 = 68, 70, 77
+_DEFAULT_ALGORITHM = -1
+_SUM_IN_COMPUTE_TYPE = 16  # CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION: no partial sums in float16
+_ALLOCATION_FAILED = 3
+
+_WORKSPACE_BYTES = 32 << 20  # what NVIDIA recommends for its largest GPUs
+_TF32_CAPABILITY = 80
+
+_INT, _LONG, _POINTER = ctypes.c_int, ctypes.c_longlong, ctypes.c_void_p
+_SIGNATURES = {
+    "cublasCreate_v2": (_POINTER,),
+    "cublasGetProperty": (_INT, _POINTER),
+    "cublasSetMathMode": (_POINTER, _INT),
+    "cublasSetStream_v2": (_POINTER, _POINTER),
+    "cublasSetWorkspace_v2": (_POINTER, _POINTER, ctypes.c_size_t),
+    "cublasGemmEx": (
+        *(_POINTER, _INT, _INT, _INT, _INT, _INT),  # handle, op of A, op of B, m, n, k
+        *(_POINTER, _POINTER, _INT, _INT),  # alpha, A, its type, leading dimension
+        *(_POINTER, _INT, _INT),  # B
+        *(_POINTER, _POINTER, _INT, _INT),  # beta, C
+        *(_INT, _INT),  # compute type, algorithm
+    ),
+    "cublasGemmStridedBatchedEx": (
+        *(_POINTER, _INT, _INT, _INT, _INT, _INT),
+        *(_POINTER, _POINTER, _INT, _INT, _LONG),  # and the distance from one matrix to the next
+        *(_POINTER, _INT, _INT, _LONG),
+        *(_POINTER, _POINTER, _INT, _INT, _LONG),
+        *(_INT, _INT, _INT),  # count of matrices, compute type, algorithm
+    ),
+}
+
+
+def gemm(a: Array, b: Array, out: Array | None = None, *, beta: float = 0.0) -> Array:
+    """Return ``a @ b + beta * out``, written to `out` if that is given.
+
+    Sums of float16 products are added in float32. Products of float32 matrices use TF32 if `tf32_enabled` says so.
+    With beta 0, `out` is not read.
+
+    Parameters
+    ----------
+    a : array (M, K) or (G, M, K)
+    b : array (K, N) or (G, K, N)
+    out : array (M, N) or (G, M, N), optional
+        Of the inputs' dtype, or float32 with inputs in float16. By default a new array of the inputs' dtype.
+    beta : float
+    """
+    if not _computable(a, b, out):
+        return _multiply_by_cupy(a, b, out, beta)
+    if out is None:
+        out = cupy.empty((*a.shape[:-1], b.shape[-1]), a.dtype)
+    by_columns, leading = _layout(out) or (False, 0)
+    if by_columns:
+        _multiply(b.swapaxes(-1, -2), a.swapaxes(-1, -2), out.swapaxes(-1, -2), leading, beta)
+    else:
+        _multiply(a, b, out, leading, beta)
+    return out
+
+
+@accelerate("cupy")
+def matmul(a: Array, b: Array) -> Array:
+    """Let cuBLAS multiply without copies of transposed views."""
+    return gemm(a, b)
+
+
+def release_workspace() -> None:
+    """Give cuBLAS's workspaces back to the memory pools that they came from.
+
+    The next product in each stream takes a new one from CuPy's current allocator. A captured graph keeps using the
+    workspace of its capture. So call this before a capture, for a workspace from the pool of the graph, and after it,
+    for that pool to be the only owner.
+    """
+    for handle in list(_handles.values()):
+        with handle.lock:
+            handle.current = handle.workspace = None
+
+
+@lru_cache
+def load() -> tuple[Any, str]:
+    """Return cuBLAS and its version, or None and the reason why it cannot be loaded."""
+    name = f"libcublas.so.{cupy.cuda.runtime.runtimeGetVersion() // 1000}"
+    version, part = [], ctypes.c_int()
+    try:
+        library = _open(name)
+        for function, parameters in _SIGNATURES.items():
+            getattr(library, function).argtypes = parameters
+        for kind in range(3):  # major, minor, patch
+            _check(library.cublasGetProperty(kind, ctypes.byref(part)), "cublasGetProperty")
+            version.append(str(part.value))
+    except Exception as error:  # the package cuda-pathfinder has errors of its own
+        return None, f"{name} cannot be loaded ({error})"
+    return library, ".".join(version)
+
+
+def _open(name: str) -> Any:
+    """Open the library that CuPy has loaded, else the one that NVIDIA's pathfinder finds."""
+    try:
+        return ctypes.CDLL(name)
+    except OSError:
+        pathfinder = importlib.import_module("cuda.pathfinder")
+        return ctypes.CDLL(pathfinder.load_nvidia_dynamic_lib("cublas").abs_path)
+
+
+def _check(status: int, function: str) -> None:
+    if status == _ALLOCATION_FAILED:
+        raise MemoryError(f"{function} has not enough memory")
+    if status:
+        raise RuntimeError(f"{function} returned status {status} of cuBLAS")
+
+
+class _Handle:
+    """cuBLAS on one device; `lock` must be held from `use_current_stream` until the product is launched."""
+
+    def __init__(self, device: int) -> None:
+        self.library, self.pointer = load()[0], _POINTER()
+        self.lock = threading.Lock()
+        self.tf32 = int(cupy.cuda.Device(device).compute_capability) >= _TF32_CAPABILITY
+        self.current: tuple[int, int] | None = None  # The stream and the thread that the workspace belongs to.
+        self.workspace: Any = None
+        self.call("cublasCreate_v2", ctypes.byref(self.pointer))
+        self.call("cublasSetMathMode", self.pointer, _SUM_IN_COMPUTE_TYPE)
+
+    def call(self, function: str, *arguments: Any) -> None:
+        """Call a function of cuBLAS and raise an error if it fails."""
+        _check(getattr(self.library, function)(*arguments), function)
+
+    def use_current_stream(self) -> None:
+        """Let products run in CuPy's current stream, with a workspace that no other stream uses.
+
+        The per-thread default stream has the same number in each thread, so a stream counts as another one in another
+        thread.
+        """
+        current = cupy.cuda.get_current_stream().ptr, threading.get_ident()
+        if current == self.current:
+            return
+        self.current = None
+        self.workspace = cupy.cuda.alloc(_WORKSPACE_BYTES)
+        self.call("cublasSetStream_v2", self.pointer, current[0])  # which forgets the workspace
+        self.call("cublasSetWorkspace_v2", self.pointer, self.workspace.ptr, _WORKSPACE_BYTES)
+        self.current = current
+
+
+_handles: dict[int, _Handle] = {}
+_creation = threading.Lock()
+
+
+def _handle() -> _Handle:
+    """Return the handle of the current device."""
+    device = cupy.cuda.runtime.getDevice()
+    if device not in _handles:
+        with _creation:
+            if device not in _handles:
+                _handles[device] = _Handle(device)
+    return _handles[device]
+
+
+def _computable(a: Array, b: Array, out: Array | None) -> bool:
+    """Return whether cuBLAS computes the product of such arrays."""
+    kinds = a.dtype.char + b.dtype.char + (a if out is None else out).dtype.char
+    stored_well = out is None or _layout(out) is not None
+    return load()[0] is not None and kinds in ("fff", "ddd", "eee", "eef") and stored_well and bool(a.size and b.size)
+
+
+def _layout(a: Array) -> tuple[bool, int] | None:
+    """Return whether matrices are stored by columns, and their leading dimension; None if they are stored otherwise."""
+    (rows, columns), (down, across), size = a.shape[-2:], a.strides[-2:], a.itemsize
+    if a.ndim == 3 and a.strides[0] < 0:
+        return None
+    if (columns == 1 or across == size) and (rows == 1 or down >= columns * size):
+        return False, columns if rows == 1 else down // size
+    if (rows == 1 or down == size) and (columns == 1 or across >= rows * size):
+        return True, rows if columns == 1 else across // size
+    return None
+
+
+def _operand(a: Array) -> tuple[Array, bool, int]:
+    """Return matrices that cuBLAS can read, which are copies if need be, with their layout."""
+    layout = _layout(a)
+    if layout is None:
+        a, layout = cupy.ascontiguousarray(a), (False, a.shape[-1])
+    return a, *layout
+
+
+def _multiply(a: Array, b: Array, out: Array, leading: int, beta: float) -> None:
+    """Compute out = a @ b + beta * out for an `out` whose rows are `leading` elements apart."""
+    (M, K), N, handle = a.shape[-2:], b.shape[-1], _handle()
+    (a, flip_a, lda), (b, flip_b, ldb) = _operand(a), _operand(b)
+    scalar: Callable[[float], Any] = ctypes.c_double if out.dtype.char == "d" else ctypes.c_float
+    compute = _COMPUTE_64F if out.dtype.char == "d" else _COMPUTE_32F
+    if a.dtype.char == "f" and handle.tf32 and tf32_enabled():
+        compute = _COMPUTE_32F_FAST_TF32
+    count = a.shape[0] if a.ndim == 3 else 1
+    name = "cublasGemmEx" if count == 1 else "cublasGemmStridedBatchedEx"
+
+    def matrix(x: Array, leading: int) -> tuple[int, ...]:
+        apart = () if count == 1 else (x.strides[0] // x.itemsize,)
+        return x.data.ptr, _TYPES[x.dtype.char], leading, *apart
+
+    with handle.lock:
+        handle.use_current_stream()
+        handle.call(
+            name,
+            *(handle.pointer, int(flip_b), int(flip_a), N, M, K),
+            *(ctypes.byref(scalar(1)), *matrix(b, ldb), *matrix(a, lda)),
+            *(ctypes.byref(scalar(beta)), *matrix(out, leading)),
+            *(() if count == 1 else (count,)),
+            *(compute, _DEFAULT_ALGORITHM),
+        )
+
+
+def _multiply_by_cupy(a: Array, b: Array, out: Array | None, beta: float) -> Array:
+    """Compute what cuBLAS does not: other dtypes, empty matrices, and everything where it cannot be loaded."""
+    if out is not None and out.dtype != a.dtype:
+        a, b = a.astype(out.dtype), b.astype(out.dtype)
+    product = a.dot(b) if a.ndim == 2 else cupy.matmul(a, b)
+    if out is None:
+        return product
+    out[...] = product if beta == 0 else product + beta * out
+    return out
