@@ -151,6 +151,7 @@ NEUTRAL, LIBRARY, HOST = KINDS
 FLOORS = {  # name: (kind, what it holds)
     "cli": (HOST, "commands and run folders"),
     "cs231n": (HOST, "the course's names and signatures"),
+    "parallel": (HOST, "workers that train one model together: MPI, NCCL, threads"),
     "training": (HOST, "Solver, update rules, schedules, checkpoints, preflight checks"),
     "viz": (HOST, "curves, filters, confusion matrix, mistakes"),
     "io": (HOST, "model files, ONNX, PyTorch state dicts"),

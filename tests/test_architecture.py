@@ -19,7 +19,7 @@ PACKAGE = Path(xpconv.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 LIBRARIES = {"numpy", "cupy", "cupyx", "torch", "array_api_strict", "scipy"}
 NEED_TYPER = {"xpconv.cli._app", "xpconv.cli._options", "xpconv.cli._train"}
-HEAVY = {"cupy", "torch", "matplotlib", "sklearn", "pooch", "PIL", "typer", "rich", "onnx"}
+HEAVY = {"cupy", "torch", "matplotlib", "sklearn", "pooch", "PIL", "typer", "rich", "onnx", "mpi4py"}
 
 
 def imported(path):
@@ -152,5 +152,5 @@ def test_errors_name_extras_that_exist():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
     texts = [path.read_text("utf-8") for path in MODULES]
     named = {name for text in texts for name in re.findall(r'(?:xpconv\[|extra(?:: str)? ?= ?")(\w+)', text)}
-    assert named == {"train", "onnx"}
+    assert named == {"train", "onnx", "mpi"}
     assert named <= extras.keys()

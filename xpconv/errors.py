@@ -11,6 +11,7 @@ __all__ = [
     "NonFiniteLossError",
     "OutOfMemoryError",
     "PreflightError",
+    "WorkerError",
     "XpconvError",
 ]
 
@@ -149,6 +150,30 @@ class OutOfMemoryError(XpconvError, MemoryError):
     >>> net.loss(np.broadcast_to(np.float32(0), (1 << 50, 1)), np.zeros(1, np.int64))
     Traceback (most recent call last):
     xpconv.errors.OutOfMemoryError: numpy has not enough memory for 1125899906842624 samples at once ...
+    """
+
+
+class WorkerError(XpconvError, RuntimeError):
+    """One of the workers that train a model together has failed, is silent, or differs from the others.
+
+    Examples
+    --------
+    >>> from xpconv.parallel import Threads
+    >>> def work(communicator):
+    ...     if communicator.rank == 1:
+    ...         raise MemoryError("no memory left")
+    ...     try:
+    ...         communicator.gather_all(np.ones(1))
+    ...     except WorkerError as error:
+    ...         print(error)
+    ...         raise
+    >>> import numpy as np
+    >>> try:
+    ...     results = Threads.run(2, work)
+    ... except MemoryError:
+    ...     print("ended")
+    rank 1 failed before the first iteration: no memory left
+    ended
     """
 
 

@@ -34,6 +34,8 @@ class Batches:
         last minibatch taken, so that prefetched minibatches are drawn again.
     backend : Backend
         The backend to which minibatches move.
+    positions : slice
+        The rows of each minibatch to gather; all by default.
     prefetch : int
         Number of minibatches to draw and prepare in advance. With 0, each minibatch is drawn when it is taken,
         which is needed if other code draws from the same random stream.
@@ -41,7 +43,7 @@ class Batches:
     Attributes
     ----------
     rows : numpy.ndarray
-        The indices (B,) of the last minibatch taken.
+        The indices (B,) of the last minibatch taken, also of rows that are not gathered.
 
     Raises
     ------
@@ -61,7 +63,14 @@ class Batches:
     """
 
     def __init__(
-        self, X: Array, y: Array, sampler: Callable[[], np.ndarray], backend: Backend, *, prefetch: int = 2
+        self,
+        X: Array,
+        y: Array,
+        sampler: Callable[[], np.ndarray],
+        backend: Backend,
+        *,
+        prefetch: int = 2,
+        positions: slice = slice(None),
     ) -> None:
         X = as_rows(X)
         if X.shape[0] != y.shape[0]:
@@ -70,7 +79,7 @@ class Batches:
         convert: Callable[[Any], Any] = to_host if self._on_host else backend.asarray
         self._arrays: tuple[Any, Any] = X if isinstance(X, Rows) else convert(X), convert(y)
         self._sampler, self._backend, self._prefetch = sampler, backend, check_count("prefetch", prefetch, 0)
-        self.rows = np.empty(0, np.int64)
+        self.rows, self._positions = np.empty(0, np.int64), positions
         # Minibatches in preparation, each with its rows and the sampler's state from before it was drawn.
         self._pending: deque[tuple[Any, np.ndarray, Future[tuple[Array, Array]]]] = deque()
         # Device arrays need no thread: a gather is one short launch, and each thread has its own current device.
@@ -115,6 +124,7 @@ class Batches:
 
     def _gather(self, indices: np.ndarray) -> tuple[Array, Array]:
         X, y = self._arrays
+        indices = indices[self._positions]
         if self._on_host:
             images, labels = X[indices], y[indices]
             with self._backend.current(self._stream):  # the stream on which the minibatch is used

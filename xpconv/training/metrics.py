@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from math import inf, log
+from operator import add
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +16,7 @@ from xpconv.errors import ArgumentError, ArgumentTypeError, NonFiniteLossError
 from xpconv.layers import softmax_loss
 from xpconv.layers._checks import check_labels, label_hint
 from xpconv.ops.update import ignore_underflow
+from xpconv.parallel import Communicator
 
 __all__ = [
     "ClassificationReport",
@@ -78,6 +81,7 @@ def evaluate(
     rows: np.ndarray | None = None,
     *,
     allow_nonfinite: bool = False,
+    communicator: Communicator | None = None,
 ) -> Evaluation:
     """Return the accuracy and the loss of a model on samples.
 
@@ -100,6 +104,8 @@ def evaluate(
     allow_nonfinite : bool
         Whether samples whose highest score is NaN or infinite count as wrong, with an infinite loss; otherwise they
         raise an error.
+    communicator : Communicator, optional
+        Connects workers that evaluate the same model on the same samples, each on some batches.
 
     Returns
     -------
@@ -131,25 +137,41 @@ def evaluate(
         )
     if rows is not None:
         X, y = take_rows(X, rows), take_rows(y, rows)
-    N, totals = X.shape[0], xp.zeros(4, dtype=xp.float64, device=backend.device)
-    for batch in _batches(N, batch_size):
-        scores, labels = _scores(model, X[batch, ...]), backend.asarray(y[batch])
-        C = scores.shape[1]
-        check_labels(labels, labels.shape[0], C, xp)
-        labels = xp.astype(labels, xp.int64)
-        finite = xp.isfinite(xp.max(scores, axis=1))  # the highest of scores with NaN is NaN
-        hits = xp.logical_and(xp.argmax(scores, axis=1) == labels, finite)
-        unknown = xp.logical_or(labels < 0, labels >= C)
-        counts = [xp.sum(xp.astype(flag, xp.float64)) for flag in (hits, xp.logical_not(finite), unknown)]
-        with np.errstate(all="ignore"):  # the scores may be NaN
-            loss, _ = softmax_loss(xp.astype(scores, xp.float64), labels, reduction="sum")
-        totals = totals + xp.stack([*counts, loss])
-    hits, nonfinite, unknown, loss = to_host(totals).tolist()
+    communicator = communicator or Communicator()
+    batches, totals = list(_batches(X.shape[0], batch_size)), list[Array]()
+    share = len(batches) / communicator.size
+    for batch in batches[round(communicator.rank * share) : round((communicator.rank + 1) * share)]:
+        totals.append(_batch_totals(_scores(model, X[batch, ...]), backend.asarray(y[batch]), xp))
+    hits, nonfinite, unknown, loss = _add_totals(totals, communicator, backend)
+    N = X.shape[0]
     if unknown:
-        raise ArgumentError(f"y has {unknown:.0f} labels out of range; expected 0 to {C - 1}")
+        raise ArgumentError(
+            f"y has {unknown:.0f} labels out of range; expected 0 to {_scores(model, X[:1, ...]).shape[1] - 1}"
+        )
     if nonfinite and not allow_nonfinite:
         raise NonFiniteLossError(_nonfinite_text(int(nonfinite), N))
     return Evaluation(hits / N, inf if nonfinite else loss / N)
+
+
+def _batch_totals(scores: Array, labels: Array, xp: Any) -> Array:
+    """Return the numbers of hits, of scores that are not finite and of unknown labels, and the sum of the losses."""
+    C = scores.shape[1]
+    check_labels(labels, labels.shape[0], C, xp)
+    labels = xp.astype(labels, xp.int64)
+    finite = xp.isfinite(xp.max(scores, axis=1))  # the highest of scores with NaN is NaN
+    hits = xp.logical_and(xp.argmax(scores, axis=1) == labels, finite)
+    unknown = xp.logical_or(labels < 0, labels >= C)
+    counts = [xp.sum(xp.astype(flag, xp.float64)) for flag in (hits, xp.logical_not(finite), unknown)]
+    with np.errstate(all="ignore"):  # the scores may be NaN
+        loss, _ = softmax_loss(xp.astype(scores, xp.float64), labels, reduction="sum")
+    return xp.stack([*counts, loss])
+
+
+def _add_totals(totals: list[Array], communicator: Communicator, backend: Backend) -> list[float]:
+    """Add the totals of all batches in their order: the same bits for any number of workers."""
+    own = to_host(backend.xp.stack(totals)).tolist() if totals else []
+    rows = [row for table in communicator.gather_objects(own) for row in table]
+    return [reduce(add, column, 0.0) for column in zip(*rows, strict=True)]  # sum() would round in another way
 
 
 def _samples(X: Array) -> Array:

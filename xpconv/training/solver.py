@@ -23,6 +23,7 @@ from xpconv.data.sampling import SAMPLERS
 from xpconv.errors import ArgumentError, CheckpointError, NonFiniteLossError, printable
 from xpconv.io._safetensors import DESCRIPTION_ERRORS, ArraySpec, check_finite_arrays, check_specs
 from xpconv.nn import Sequential
+from xpconv.parallel import Communicator
 from xpconv.random import RandomStream, Rng, draw_seed, restore, spawn, state_of
 from xpconv.training import metrics
 from xpconv.training._averages import WeightAverages
@@ -45,6 +46,7 @@ from xpconv.training._state import (
     to_plain,
     unpack_memory,
 )
+from xpconv.training._workers import Workers
 from xpconv.training.checkpoint import read_checkpoint, write_checkpoint
 from xpconv.training.optim import UPDATE_RULES, check_rule, check_writeable, default_options, options_by_parameter
 from xpconv.training.preflight import PreflightFinding, check_training
@@ -116,6 +118,10 @@ class Solver:
     microbatches : int
         Cut each minibatch into this number of equal micro-batches, a power of two, and add their gradients. Without
         batch norm, or with ``norm_sync="ghost"``, this takes less memory. Needs a Sequential.
+    communicator : Communicator, optional
+        Connects the workers that train the model together, each a Solver with the same arguments; see
+        `xpconv.parallel`. Their number must divide `microbatches`, and does not change the results. Only rank 0 shows
+        progress.
     norm_sync : {"whole", "ghost"}
         Whether batch norm takes its statistics over the whole minibatch or over each micro-batch (Hoffer et al., "Train
         longer, generalize better", 2017).
@@ -209,6 +215,7 @@ class Solver:
         ema: float | None = None,
         lookahead: int | None = None,
         preflight: bool = False,
+        communicator: Communicator | None = None,
     ) -> None:
         self.update_rule, self.optim_config, self.lr_decay = update_rule, dict(optim_config or {}), lr_decay
         self.schedule = schedule
@@ -227,7 +234,7 @@ class Solver:
         check_choice("sampling", sampling, SAMPLERS)
         check_choice("on_nonfinite", on_nonfinite, ("stop", "skip"))
         self.patience_on, self.sampling, self.on_nonfinite = patience_on, sampling, on_nonfinite
-        self.augment, self.preflight, self.verbose = augment, preflight, verbose
+        self.augment, self.preflight = augment, preflight
 
         self.model = model
         self.backend = getattr(model, "backend", None) or backend_of(next(iter(model.params.values())))
@@ -235,7 +242,9 @@ class Solver:
         self.X_train, self.y_train = check_split(splits, "train", classes)
         self.X_val, self.y_val = check_split(splits, "val", classes, self.X_train.shape[1:])
         self._limit_batch_size(self.X_train.shape[0])
-        self._microbatches = MicroBatches(model, microbatches, norm_sync, self.batch_size)
+        self._microbatches = MicroBatches(model, microbatches, norm_sync, self.batch_size, communicator)
+        self._workers = Workers(self._microbatches.communicator)
+        self.verbose = verbose and self._microbatches.communicator.rank == 0
         self.microbatches, self.norm_sync = self._microbatches.count, norm_sync
 
         self.streams = self._spawn_streams(rng)
@@ -327,13 +336,16 @@ class Solver:
         done, total = self.iteration - self.round_start, self.num_epochs * steps_per_epoch
         try:
             with (
+                self._workers.fail_together(),
                 postpone_signals() as signals,
-                Batches(self.X_train, self.y_train, self.sampler, self.backend, prefetch=self._prefetch) as batches,
+                self._start_batches() as batches,
                 self._show_progress(total, done) as progress,
             ):
                 self._batches = batches
+                self._compare_start()
                 for step in range(done, total):
-                    signals.deliver()
+                    self._workers.begin(self.iteration + 1)
+                    self._workers.deliver(signals)
                     if self._out_of_patience():
                         break
                     self.resumable = False
@@ -345,6 +357,7 @@ class Solver:
                         self.epoch += 1
                         decay(self.optim_configs.values(), self.lr_decay)
                     if monitor is not None:
+                        self._workers.compare_models(self.model)
                         monitor.measure(X, self._microbatches)
                         with self._evaluated_weights():
                             self._check_accuracies(progress)
@@ -365,6 +378,25 @@ class Solver:
         self._read_losses()
         if self.iteration > before and not self.interrupted:
             self._warn_of_high_losses()
+
+    def _start_batches(self) -> Batches:
+        """Return the minibatches; a worker gathers only its own rows, unless augmentation needs the whole minibatch."""
+        own = self._microbatches.own_rows if self.augment is None else slice(None)
+        data = self.X_train, self.y_train, self.sampler, self.backend
+        return Batches(*data, prefetch=self._prefetch, positions=own)
+
+    def _compare_start(self) -> None:
+        """Raise an error unless all workers are at the same point of the same training."""
+        if self._workers.several:
+            streams = {name: state_of(stream) for name, stream in self._streams_without_sampler().items()}
+            self._workers.compare_start(
+                self.backend.library,
+                self._configuration(),
+                self.model,
+                num_epochs=self.num_epochs,
+                iteration=self.iteration,
+                rng=streams | {"sampler": self.sampler.state},
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the attributes for copies and pickles: during training, without minibatches drawn in advance."""
@@ -750,7 +782,9 @@ class Solver:
     def _take_step(self, batches: Batches) -> Array:
         """Train on the next minibatch and return its images."""
         X, y = next(batches)
-        X, y = self._augmented(X, y, batches.rows)
+        if self.augment is not None:
+            X, y = self._augmented(X, y, batches.rows)
+            X, y = (a[self._microbatches.own_rows, ...] for a in (X, y))
         self._step(X, y)
         return X
 
@@ -959,7 +993,10 @@ class Solver:
             rows = self.streams["checks"].choice(X.shape[0], num_samples)
         # In training, allow NaN and infinity: the error for the next loss says more.
         in_training = self._batches is not None
-        return metrics.evaluate(self.model, X, y, self.backend, batch_size, rows, allow_nonfinite=in_training)
+        communicator = self._microbatches.communicator if in_training else None
+        return metrics.evaluate(
+            self.model, X, y, self.backend, batch_size, rows, allow_nonfinite=in_training, communicator=communicator
+        )
 
 
 def _without_arrays(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,39 @@
+"""Whether a launcher such as ``mpiexec`` has started this process as one of several workers."""
+
+import os
+
+from xpconv.errors import BackendUnavailableError
+from xpconv.parallel._communicator import Communicator
+from xpconv.parallel._mpi import Mpi
+
+__all__ = ["find_communicator"]
+
+SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+"""The variables in which launchers of Open MPI, MPICH and Intel MPI, MVAPICH and Slurm give the number of workers."""
+
+
+def find_communicator() -> Communicator:
+    """Return the connection to the other workers if a launcher has started several; else that of a single worker.
+
+    Raises
+    ------
+    BackendUnavailableError
+        If the launcher started several workers, but mpi4py cannot be imported or does not know of the others.
+
+    Examples
+    --------
+    >>> find_communicator().size
+    1
+    """
+    started = {name: int(os.environ[name]) for name in SIZES if os.environ.get(name, "").isdecimal()}
+    if max(started.values(), default=1) == 1:
+        return Communicator()
+    name, size = next((name, size) for name, size in started.items() if size > 1)
+    communicator = Mpi()
+    if communicator.size == 1:
+        library = communicator._mpi.Get_library_version().split("\n")[0].split(",")[0].rstrip("\0")
+        raise BackendUnavailableError(
+            f"the launcher started {size} workers ({name}), but mpi4py's library ({library}) knows of one: take the "
+            "launcher of that library, or build mpi4py for the MPI of this launcher"
+        )
+    return communicator
