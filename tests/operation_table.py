@@ -18,6 +18,21 @@ def arguments_of_fold(place, x, window):
     return place(cols.reshape(cols.shape[0] * cols.shape[1], -1)), x.shape, window
 
 
+def window_counts(output):
+    """Return counts that differ between windows."""
+    rows, columns = (tuple(1 + k % 3 for k in range(count)) for count in output)
+    return rows, columns
+
+
+def arguments_of_avg_pool(place, x, window):
+    return place(x), window, window_counts(window.output_size(x.shape[2:]))
+
+
+def arguments_of_avg_pool_backward(place, x, window):
+    output = window.output_size(x.shape[2:])
+    return place(draw(*x.shape[:2], *output, seed=1)), x.shape, window, window_counts(output)
+
+
 def arguments_of_max_pool_backward(place, x, window):
     out, winners = max_pool(place(x), window)
     return place(draw(*out.shape, seed=1)), winners, x.shape, window
@@ -202,6 +217,8 @@ ARGUMENTS = {
     "fold": arguments_of_fold,
     "max_pool": arguments_of_unfold,
     "max_pool_backward": arguments_of_max_pool_backward,
+    "avg_pool": arguments_of_avg_pool,
+    "avg_pool_backward": arguments_of_avg_pool_backward,
     "for_each_tile": arguments_of_for_each_tile,
     "sum_over_tiles": arguments_of_sum_over_tiles,
     "map_tiles": arguments_of_map_tiles,

@@ -1,11 +1,12 @@
-"""Unfolding, folding and max pooling compared with loops, on every backend."""
+"""Unfolding, folding and pooling compared with loops, on every backend, and average pooling of large batches."""
 
 import numpy as np
 import pytest
 
 from tests.helpers import assert_array, columns_by_loops, draw
 from xpconv import layers
-from xpconv.ops.pool import max_pool, max_pool_backward
+from xpconv.ops.dispatch import portable
+from xpconv.ops.pool import avg_pool, avg_pool_backward, max_pool, max_pool_backward
 from xpconv.ops.windows import Window, fold, unfold
 
 WINDOWS = {  # images and windows
@@ -79,3 +80,28 @@ def test_convolution_propagates_nan_pixels(backend):
     x[0, 0, 1, 1] = np.nan
     out, _ = layers.conv_forward(backend.asarray(x), backend.asarray(draw(1, 1, 2, 2)), None)
     assert np.isnan(backend.to_host(out)).tolist() == [[[[True, True, False], [True, True, False], [False] * 3]]]
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        Window((2, 2), (2, 2)),
+        Window((3, 2), (2, 2), ((1, 1), (0, 0))),
+        Window((2, 3), (2, 3), ((0, 0), (1, 2))),
+        Window((1, 1), (2, 2)),
+        Window((3, 3), (1, 1), ((1, 2), (0, 1))),
+    ],
+)
+def test_average_pools_of_a_batch_have_the_bits_of_each_image_and_the_portable_values(window):
+    """NumPy computes the batch in tiles."""
+    x = draw(19, 6, 64, 66, seed=0)
+    output = window.output_size(x.shape[2:])
+    counts = tuple(tuple(1 + k % 2 for k in range(count)) for count in output)
+    dout = draw(*x.shape[:2], *output, seed=1)
+    out, dx = avg_pool(x, window, counts), avg_pool_backward(dout, x.shape, window, counts)
+    np.testing.assert_allclose(out, portable("avg_pool")(x, window, counts), atol=1e-12)
+    np.testing.assert_allclose(dx, portable("avg_pool_backward")(dout, x.shape, window, counts), atol=1e-12)
+    for k in range(len(x)):
+        one = slice(k, k + 1)
+        np.testing.assert_array_equal(out[one], avg_pool(x[one], window, counts))
+        np.testing.assert_array_equal(dx[one], avg_pool_backward(dout[one], x[one].shape, window, counts))

@@ -4,9 +4,7 @@ Letters: N images, C channels, (H, W) image, (KH, KW) window, (OH, OW) output.
 """
 
 from collections.abc import Sequence
-from itertools import repeat
-from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import array_api_compat
 
@@ -23,7 +21,7 @@ from xpconv.layers._checks import (
     make_window,
     window_output,
 )
-from xpconv.ops.windows import Pair, Sides, Window, add_windows, pad, views
+from xpconv.ops.windows import Pair, Sides, Window
 
 __all__ = [
     "AvgPoolCache",
@@ -229,18 +227,14 @@ def avg_pool_forward(
     >>> avg_pool_forward(np.reshape(np.arange(4.0), (1, 1, 2, 2)), kernel_size=2)[0]
     array([[[[1.5]]]])
     """
-    xp = check_arrays(x=x)
+    check_arrays(x=x)
     check_shape("x", x, ("N", "C", "H", "W"))
     check_flag("count_include_pad", count_include_pad)
     window = make_window(kernel_size, kernel_size if stride is None else stride, padding)
     counted = window.padding if count_include_pad else ((0, 0), (0, 0))
     window = fit_to_images(window, x.shape, ceil_mode)
     cache = AvgPoolCache(tuple(x.shape), window, _counts(x.shape[2:], window, counted))
-    first, *others = views(pad(x, window.padding), window, window.output_size(x.shape[2:]))
-    total = first + 0.0
-    for view in others:
-        total += view
-    return total / _divisor(xp, total, cache.counts), cache
+    return ops.avg_pool(x, window, cache.counts), cache
 
 
 def avg_pool_backward(dout: Array, cache: AvgPoolCache) -> Array:
@@ -266,11 +260,10 @@ def avg_pool_backward(dout: Array, cache: AvgPoolCache) -> Array:
              [0.25, 0.25]]]])
     """
     check_cache(cache, AvgPoolCache)
-    xp = check_arrays(dout=dout)
-    shape, window, counts = cache
+    check_arrays(dout=dout)
+    shape, window, _ = cache
     check_gradient_shape(dout, (*shape[:2], *window.output_size(shape[2:])))
-    gradient = dout / _divisor(xp, dout, counts)
-    return add_windows(repeat(gradient, prod(window.kernel_size)), shape, window, like=dout)
+    return ops.avg_pool_backward(dout, *cache)
 
 
 def global_avg_pool_forward(x: Array) -> tuple[Array, GlobalAvgPoolCache]:
@@ -433,13 +426,3 @@ def _counts(image: Pair, window: Window, counted: Sides) -> tuple[Pair, Pair]:
         )
     )
     return rows, columns
-
-
-def _divisor(xp: Any, like: Array, counts: tuple[Pair, Pair]) -> Any:
-    """Return the pixels of each window: a number if all have as many, else an array (OH, OW)."""
-    rows, columns = counts
-    if len(set(rows)) == len(set(columns)) == 1:
-        return rows[0] * columns[0]
-    device = array_api_compat.device(like)
-    down, across = (xp.asarray(sizes, dtype=like.dtype, device=device) for sizes in counts)
-    return down[:, None] * across[None, :]

@@ -9,7 +9,7 @@ from xpconv.ops.elementwise import add, gated, gated_backward, leaky_relu, leaky
 from xpconv.ops.finite import largest_finite
 from xpconv.ops.loss import add_l2_penalty, cross_entropy, softmax, softmax_cross_entropy
 from xpconv.ops.norm import normalise, normalise_backward, update_running_stats
-from xpconv.ops.pool import max_pool, max_pool_backward
+from xpconv.ops.pool import avg_pool, avg_pool_backward, max_pool, max_pool_backward
 from xpconv.ops.random_bits import keep_mask, random_integers
 from xpconv.ops.update import adam_step, flush_denormals, move_toward
 from xpconv.ops.windows import fold, unfold
@@ -18,6 +18,8 @@ __all__ = [
     "adam_step",
     "add",
     "add_l2_penalty",
+    "avg_pool",
+    "avg_pool_backward",
     "convolve",
     "convolve_backward",
     "convolve_transposed",

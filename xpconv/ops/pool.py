@@ -1,8 +1,9 @@
-"""Max pooling over sliding windows.
+"""Max and average pooling over sliding windows.
 
 Letters: N images, C channels, (H, W) image, (KH, KW) window, (OH, OW) output.
 """
 
+from itertools import repeat
 from math import prod
 from typing import Any
 
@@ -12,7 +13,7 @@ from xpconv.backend import Array
 from xpconv.ops.dispatch import operation
 from xpconv.ops.windows import Pair, Window, add_windows, pad, views
 
-__all__ = ["initial_argmax", "max_pool", "max_pool_backward"]
+__all__ = ["avg_pool", "avg_pool_backward", "divisor", "initial_argmax", "max_pool", "max_pool_backward"]
 
 
 @operation
@@ -116,3 +117,89 @@ def max_pool_backward(dout: Array, argmax: Array, shape: tuple[int, ...], window
     zero = xp.zeros((), dtype=dout.dtype, device=array_api_compat.device(dout))
     parts = (xp.where(argmax == k, dout, zero) for k in range(prod(window.kernel_size)))
     return add_windows(parts, shape, window, like=dout)
+
+
+@operation
+def avg_pool(x: Array, window: Window, counts: tuple[Pair, Pair]) -> Array:
+    """Return the sum of each window divided by its count.
+
+    Parameters
+    ----------
+    x : array (N, C, H, W)
+        Images.
+    window : Window
+        The padding is zeros.
+    counts : (OH ints, OW ints)
+        The rows that count in each row of windows, and the columns that count in each column of windows.
+
+    Returns
+    -------
+    array (N, C, OH, OW)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.array([[[[1.0, 5.0, 6.0], [2.0, 4.0, 7.0]]]])
+    >>> avg_pool(x, Window((2, 2)), counts=((2,), (2, 2)))
+    array([[[[3. , 5.5]]]])
+    """
+    first, *others = views(pad(x, window.padding), window, window.output_size(x.shape[2:]))
+    total = first + 0.0
+    for view in others:
+        total += view
+    return total / divisor(counts, like=total)
+
+
+@operation
+def avg_pool_backward(dout: Array, shape: tuple[int, ...], window: Window, counts: tuple[Pair, Pair]) -> Array:
+    """Add each gradient, divided by its window's count, to all pixels of the window: the adjoint of `avg_pool`.
+
+    Parameters
+    ----------
+    dout : array (N, C, OH, OW)
+        Gradient of the output.
+    shape : (N, C, H, W)
+        The shape of the images.
+    window, counts
+        As given to `avg_pool`.
+
+    Returns
+    -------
+    array (N, C, H, W)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> avg_pool_backward(np.array([[[[4.0, 8.0]]]]), (1, 1, 2, 3), Window((2, 2)), counts=((2,), (2, 2)))
+    array([[[[1., 3., 2.],
+             [1., 3., 2.]]]])
+    """
+    gradient = dout / divisor(counts, like=dout)
+    return add_windows(repeat(gradient, prod(window.kernel_size)), shape, window, like=dout)
+
+
+def divisor(counts: tuple[Pair, Pair], like: Array) -> Any:
+    """Return the pixels that count in each window: a number if all windows have the same, else an array (OH, OW).
+
+    Parameters
+    ----------
+    counts : (OH ints, OW ints)
+        As for `avg_pool`.
+    like : array
+        Gives the result's library, dtype and device.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> divisor(((2,), (2, 2)), like=np.ones(1))
+    4
+    >>> divisor(((2, 1), (2, 2)), like=np.ones(1))
+    array([[4., 4.],
+           [2., 2.]])
+    """
+    rows, columns = counts
+    if len(set(rows)) == len(set(columns)) == 1:
+        return rows[0] * columns[0]
+    xp, device = array_api_compat.array_namespace(like), array_api_compat.device(like)
+    down, across = (xp.asarray(sizes, dtype=like.dtype, device=device) for sizes in counts)
+    return down[:, None] * across[None, :]

@@ -1,4 +1,8 @@
-"""Max pooling on NumPy."""
+"""Max and average pooling on NumPy."""
+
+from collections.abc import Iterator
+from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -6,8 +10,8 @@ from xpconv.ops.dispatch import accelerate, portable
 from xpconv.ops.numpy._elementwise import write_where
 from xpconv.ops.numpy._scratch import scratch
 from xpconv.ops.numpy._tiles import for_each_tile
-from xpconv.ops.pool import initial_argmax
-from xpconv.ops.windows import Window, crop, pad, views
+from xpconv.ops.pool import divisor, initial_argmax
+from xpconv.ops.windows import Pair, Window, crop, pad, views
 
 Array = np.ndarray
 
@@ -65,3 +69,73 @@ def max_pool_backward(dout: Array, argmax: Array, shape: tuple[int, ...], window
 
     for_each_tile(dout, task, N, dx[0].nbytes)
     return dx
+
+
+@accelerate("numpy")
+def avg_pool(x: Array, window: Window, counts: tuple[Pair, Pair]) -> Array:
+    """Add up the rows of each window, which are contiguous in memory, and then the columns of those sums."""
+    (OH, OW), (_, width) = window.output_size(x.shape[2:]), window.padded_size(x.shape[2:])
+    down, across = _axes(window)
+    out, count = np.empty((*x.shape[:2], OH, OW), x.dtype), divisor(counts, like=x)
+
+    def task(tile: slice) -> None:
+        total = out[tile]
+        rows = scratch("rows", (*total.shape[:3], width), x.dtype)
+        _add_up(views(pad(x[tile], window.padding), down, (OH, width)), rows)
+        _add_up(views(rows, across, (OH, OW)), total)
+        total /= count
+
+    for_each_tile(x, task, x.shape[0], x[0].nbytes)
+    return out
+
+
+@accelerate("numpy")
+def avg_pool_backward(dout: Array, shape: tuple[int, ...], window: Window, counts: tuple[Pair, Pair]) -> Array:
+    """Spread the gradients over the columns of each window, and then those columns over its rows."""
+    (N, C, *image), (OH, OW) = shape, dout.shape[2:]
+    height, width = window.padded_size(tuple(image))
+    down, across = _axes(window)
+    dx, count = np.empty(shape, dout.dtype), divisor(counts, like=dout)
+
+    def task(tile: slice) -> None:
+        images, target = len(dout[tile]), dx[tile]
+        gradient = np.divide(dout[tile], count, out=scratch("gradient", dout[tile].shape, dout.dtype))
+        columns = scratch("columns", (images, C, OH, width), dout.dtype)
+        padding_free = target.shape[2:] == (height, width)
+        padded = target if padding_free else scratch("padded", (images, C, height, width), dout.dtype)
+        _spread(gradient, columns, across, (OH, OW))
+        _spread(columns, padded, down, (OH, width))
+        if not padding_free:
+            target[...] = crop(padded, target.shape[2:], window.padding)
+
+    for_each_tile(dout, task, N, dx[0].nbytes)
+    return dx
+
+
+def _axes(window: Window) -> tuple[Window, Window]:
+    """Return windows of one column and of one row, which together sum over the same pixels of a padded image."""
+    (KH, KW), (SH, SW), (DH, DW) = window.kernel_size, window.stride, window.dilation
+    return Window((KH, 1), (SH, 1), dilation=(DH, 1)), Window((1, KW), (1, SW), dilation=(1, DW))
+
+
+def _add_up(parts: Iterator[Any], out: Array) -> None:
+    """Write the sum of arrays to `out`."""
+    first, *others = parts
+    if not others:
+        out[...] = first
+        return
+    np.add(first, others[0], out=out)
+    for part in others[1:]:
+        out += part
+
+
+def _spread(part: Array, out: Array, window: Window, output: Pair) -> None:
+    """Write to `out` the sum of `part` over all positions in the window: the adjoint of adding up its views."""
+    tiled = window.stride == window.kernel_size and prod(output) * prod(window.kernel_size) == prod(out.shape[2:])
+    if not tiled:
+        out[...] = 0
+    for view in views(out, window, output):
+        if tiled:
+            view[...] = part
+        else:
+            view += part
