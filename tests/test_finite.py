@@ -129,7 +129,7 @@ def test_an_infinite_memory_of_the_rule_is_named(data, backend_name, on_nonfinit
         solver.train()
     assert str(caught.value) == (
         "v of W1, in the memory of adam, stopped being finite by iteration 8, because a gradient was too "
-        "large to square: take a smaller learning_rate (it is 0.018), a smaller weight_scale, or images of a smaller "
+        "large to square: take a smaller learning_rate (it is 0.02), a smaller weight_scale, or images of a smaller "
         "range"
     )
     assert not solver.resumable

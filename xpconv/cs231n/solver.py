@@ -148,8 +148,9 @@ class Solver(solver.Solver):
         """Let a loss that is not finite pass; `_read_losses` warns of it."""
         return loss, True
 
-    def _check_memory(self) -> None:
-        """Let the search for a learning rate go on."""
+    def _memory_to_check(self) -> dict[str, Array]:
+        """Return nothing, so that the search for a learning rate goes on."""
+        return {}
 
     def _read_losses(self) -> None:
         finite = bool(np.isfinite(self.loss_history).all())

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from xpconv.backend import Array, Backend, copy_arrays, to_host
+from xpconv.backend import Array, Backend, copy_arrays
 from xpconv.nn import Relu, Sequential
 from xpconv.ops.tiling import sum_in_blocks, sum_of_squares
 from xpconv.training._microbatches import MicroBatches
@@ -32,7 +32,7 @@ class TrainingMonitor:
     >>> net.params["W1"] *= 1.5
     >>> monitor.measure(np.ones((2, 4)), MicroBatches(net, 1, "whole", 2))
     >>> history = {}
-    >>> monitor.append_to(history)
+    >>> monitor.append_to(history, monitor.row())
     >>> {name: [round(value, 3) for value in values] for name, values in history.items()}
     {'update_ratio_W1': [0.5], 'update_ratio_W2': [0.0], 'dead_relu_1': [0.57]}
     """
@@ -76,13 +76,16 @@ class TrainingMonitor:
         sizes[:] = [a.shape[0] for a in highest]
         return xp.concat(highest) if highest else xp.zeros(0)
 
-    def append_to(self, history: dict[str, list[float]]) -> None:
-        """Wait for the device and append each measured value to its list in a history."""
-        if self._measured:
-            xp = self.backend.xp
-            row = xp.stack([xp.astype(xp.asarray(value), xp.float64) for value in self._measured.values()])
-            for name, value in zip(self._measured, to_host(row).tolist(), strict=True):
-                history.setdefault(name, []).append(value)
+    def row(self) -> Array:
+        """Return the measured values as an array on the device."""
+        xp = self.backend.xp
+        values = [xp.astype(xp.asarray(value), xp.float64) for value in self._measured.values()]
+        return xp.stack(values) if values else xp.zeros(0, device=self.backend.device)
+
+    def append_to(self, history: dict[str, list[float]], row: np.ndarray) -> None:
+        """Append each value of a row in host memory to its list in a history."""
+        for name, value in zip(self._measured, row.tolist(), strict=True):
+            history.setdefault(name, []).append(value)
 
 
 def _ratio(w: Array, before: Array, xp: Any) -> Array:

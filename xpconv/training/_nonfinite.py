@@ -1,6 +1,7 @@
 """Detect losses and gradients that are not finite without waiting for the device, and describe the likely cause."""
 
 from collections.abc import Iterable, Mapping
+from math import prod
 from typing import Any
 
 import array_api_compat
@@ -10,7 +11,7 @@ from xpconv.backend import Array, Backend, backend_of, on_host, to_host
 from xpconv.ops.finite import largest_finite
 from xpconv.ops.tiling import sum_in_blocks, sum_of_squares
 
-__all__ = ["all_finite", "check_finite", "choose", "describe_nonfinite", "first_nonfinite", "read_rows"]
+__all__ = ["all_finite", "check_finite", "choose", "describe_nonfinite", "finite_flags", "read_rows", "read_together"]
 
 
 def check_finite(loss: Any, grads: Mapping[str, Array], *, per_gradient: bool) -> tuple[Any, Any]:
@@ -108,20 +109,38 @@ def all_finite(loss: Any, grads: Iterable[Array]) -> Any:
     return xp.all(xp.stack([xp.isfinite(loss), *(xp.all(xp.isfinite(grad)) for grad in grads)]))
 
 
-def first_nonfinite(arrays: Mapping[str, Array], backend: Backend) -> str | None:
-    """Return the name of the first array with NaN or infinite values, or None; the host waits once for the device.
+def finite_flags(arrays: Mapping[str, Array], backend: Backend) -> Array:
+    """Return a boolean array (K,) on the device: for each array, whether all its elements are finite.
 
     Examples
     --------
     >>> from xpconv.backend import get_backend
-    >>> first_nonfinite({"m": np.zeros(2), "v": np.array([1.0, np.inf])}, get_backend("numpy"))
-    'v'
+    >>> finite_flags({"m": np.zeros(2), "v": np.array([1.0, np.inf])}, get_backend("numpy"))
+    array([ True, False])
     """
-    if not arrays:
-        return None
     xp = backend.xp
-    finite = to_host(xp.stack([xp.all(xp.isfinite(a)) for a in arrays.values()]))
-    return None if finite.all() else list(arrays)[int(np.argmin(finite))]
+    flags = [xp.all(xp.isfinite(a)) for a in arrays.values()]
+    return xp.stack(flags) if flags else xp.zeros(0, dtype=xp.bool, device=backend.device)
+
+
+def read_together(arrays: Iterable[Any]) -> list[np.ndarray]:
+    """Return arrays as NumPy arrays, for which the host waits once; those of a device come as float64.
+
+    Examples
+    --------
+    >>> read_together([np.ones(2), 3.0])
+    [array([1., 1.]), array(3.)]
+    """
+    arrays = list(arrays)
+    places = [k for k, a in enumerate(arrays) if hasattr(a, "shape") and not isinstance(a, np.generic | np.ndarray)]
+    if len(places) > 1:
+        xp = backend_of(arrays[places[0]]).xp
+        flat = to_host(xp.concat([xp.reshape(xp.astype(arrays[k], xp.float64), (-1,)) for k in places]))
+        shapes = [tuple(arrays[k].shape) for k in places]
+        ends = np.cumsum([prod(shape) for shape in shapes])
+        for k, part, shape in zip(places, np.split(flat, ends[:-1]), shapes, strict=True):
+            arrays[k] = part.reshape(shape)
+    return [a if isinstance(a, np.ndarray) else to_host(a) for a in arrays]
 
 
 def _finite_on_host(a: Array) -> bool:

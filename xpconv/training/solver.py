@@ -30,7 +30,14 @@ from xpconv.training._averages import WeightAverages
 from xpconv.training._clip import clip_gradients
 from xpconv.training._microbatches import MicroBatches
 from xpconv.training._monitor import TrainingMonitor
-from xpconv.training._nonfinite import check_finite, choose, describe_nonfinite, first_nonfinite, read_rows
+from xpconv.training._nonfinite import (
+    check_finite,
+    choose,
+    describe_nonfinite,
+    finite_flags,
+    read_rows,
+    read_together,
+)
 from xpconv.training._progress import Progress, show_progress
 from xpconv.training._signals import postpone_signals
 from xpconv.training._state import (
@@ -352,16 +359,16 @@ class Solver:
                     epoch_ends = (step + 1) % steps_per_epoch == 0
                     monitor = TrainingMonitor(self.model, self.backend) if step == 0 or epoch_ends else None
                     X = self._take_step(batches)
+                    health = self._read_for_check(monitor, X)
                     self._report_step(step, total, progress)
                     if epoch_ends:
                         self.epoch += 1
                         decay(self.optim_configs.values(), self.lr_decay)
                     if monitor is not None:
                         self._workers.compare_models(self.model)
-                        monitor.measure(X, self._microbatches)
                         with self._evaluated_weights():
                             self._check_accuracies(progress)
-                        monitor.append_to(self.health_history)
+                        monitor.append_to(self.health_history, health)
                     self.resumable = True
                     if each_iteration is not None:
                         each_iteration(self)
@@ -865,10 +872,29 @@ class Solver:
         finally:
             self._give_model(*latest)
 
+    def _read_for_check(self, monitor: TrainingMonitor | None, X: Array) -> Any:
+        """Measure a step that a check follows, and wait once for all that it reads before accuracies.
+
+        Return the monitor's row. Raise an error if a loss, a gradient or the memory of a built-in rule is not finite.
+        """
+        if monitor is None:
+            return None
+        monitor.measure(X, self._microbatches)
+        memory = self._memory_to_check()
+        *self._pending_rows, finite, health = read_together(
+            [*self._pending_rows, finite_flags(memory, self.backend), monitor.row()]
+        )
+        self._read_losses()
+        for name, good in zip(memory, finite, strict=True):
+            if not good:
+                self._raise_nonfinite(
+                    f"{name}, in the memory of {self.update_rule}, stopped being finite by iteration {self.iteration}, "
+                    "because a gradient was too large to square"
+                )
+        return health
+
     def _check_accuracies(self, progress: Progress) -> None:
         """Measure accuracies and validation loss, and keep copies of the parameters if they are the best so far."""
-        self._read_losses()
-        self._check_memory()
         train_acc = self.check_accuracy(self.X_train, self.y_train, num_samples=self.num_train_samples)
         val_acc, val_loss = self.evaluate(self.X_val, self.y_val, num_samples=self.num_val_samples)
         for history, value in zip(CHECK_HISTORIES, (train_acc, val_acc, val_loss), strict=True):
@@ -908,24 +934,20 @@ class Solver:
                 describe_nonfinite(losses[first], iteration + first, self._gradient_names, pairs[first])
             )
 
-    def _check_memory(self) -> None:
-        """Raise an error if a built-in rule's memory is no longer finite, since its parameter would never move again.
+    def _memory_to_check(self) -> dict[str, Array]:
+        """Return the memory of a built-in rule, with names for an error if it is no longer finite.
 
-        A finite gradient can do this, if its square overflows.
+        A parameter whose memory is not finite never moves again. A finite gradient can do this, if its square
+        overflows.
         """
         if not isinstance(self.update_rule, str):
-            return
-        memory = {
+            return {}
+        return {
             f"{key} of {name}": value
             for name, config in self.optim_configs.items()
             for key, value in config.items()
             if is_array(value) and value.ndim
         }
-        if (name := first_nonfinite(memory, self.backend)) is not None:
-            self._raise_nonfinite(
-                f"{name}, in the memory of {self.update_rule}, stopped being finite by iteration {self.iteration}, "
-                "because a gradient was too large to square"
-            )
 
     def _raise_nonfinite(self, event: str) -> NoReturn:
         self.resumable = False
