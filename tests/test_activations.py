@@ -39,6 +39,24 @@ def test_gelu_and_its_gradient_are_accurate_to_the_rounding_error(backend, dtype
     assert np.max(np.abs(dx - P - x * density)) <= 3 * eps
 
 
+@every_dtype
+@every_version
+@pytest.mark.parametrize("name", ["gelu tanh", "silu"])
+def test_logistic_gates_and_their_gradients_are_accurate_to_the_rounding_error(
+    name, backend, dtype, accelerated, monkeypatch
+):
+    monkeypatch.setenv("XPCONV_ACCELERATE", accelerated)
+    a, b = (sqrt(8 / pi), 0.044715) if name == "gelu tanh" else (1.0, 0.0)
+    x = np.concatenate([np.linspace(-40, 40, 4001), 10.0 ** np.arange(-20, 1)]).astype(dtype)
+    out, dx = (backend.to_host(a).astype("float64") for a in both_passes(name, backend, backend.asarray(x)))
+    eps, x = np.finfo(dtype).eps, x.astype("longdouble")
+    tail = np.exp(-np.abs(a * x * (1 + b * x * x)))
+    tail = tail / (1 + tail)  # 1 - P for x above 0, else P
+    P = np.where(x > 0, 1 - tail, tail)
+    assert np.max(np.abs(out - x * P) / np.maximum(np.abs(x), 1)) <= 2 * eps
+    assert np.max(np.abs(dx - P - x * tail * (1 - tail) * (a + 3 * a * b * x * x))) <= 3 * eps
+
+
 @every_layer
 @every_dtype
 @every_version

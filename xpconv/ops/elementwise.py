@@ -11,10 +11,11 @@ from xpconv.ops.dispatch import operation
 __all__ = ["add", "gated", "gated_backward", "leaky_relu", "leaky_relu_backward", "relu", "relu_backward"]
 
 TANH_GATE = sqrt(8 / pi), 0.044715  # "normal-tanh" is the logistic gate of ``a * (x + b * x**3)``.
-MILLS = {  # k and the coefficients of powers of v, for `mills`
-    "float32": (3.5, (0.744401624, 3.96011827, 15.4250489, 40.0111996, 45.289524, -175.520737)),
+MILLS = {  # k, the centre of r, and the coefficients of powers of v, for `mills`
+    "float32": (3.02, 0.0, (0.369626045, 1.85592055, -2.45406055, 31.0564194, -27.6688976)),
     "float64": (
         4.0,
+        0.125,
         (
             0.7552851304157514, 4.863173135775144, 24.7767936475025, 95.4991912753043, 247.38437075091832,
             247.07691213264056, -912.1804731420515, -3420.074248447901, 2237.14459942898, 31017.064345656887,
@@ -187,8 +188,8 @@ def gated(x: Array, gate: str) -> tuple[Array, Array]:
 def mills(t: Array) -> Array:
     """Return the tail of the standard normal distribution at t, 0 or more, divided by ``exp(-t * t / 2)``.
 
-    With ``r = 1 / (t + k)``, the result divided by r is a polynomial in ``v = r - 1 / (2 * k)``, found by Chebyshev
-    interpolation for float64, and for float32 by minimising the largest error of `gated` and its derivative.
+    With ``r = 1 / (t + k)``, the result divided by r is a polynomial in ``v = r - centre``, found by Chebyshev
+    interpolation for float64, and for float32 by minimising the largest error of the tail itself.
 
     References
     ----------
@@ -200,9 +201,9 @@ def mills(t: Array) -> Array:
     >>> mills(np.asarray([0.0, 100.0])).round(6)
     array([0.5     , 0.003989])
     """
-    k, coefficients = MILLS["float64" if "64" in str(t.dtype) else "float32"]
+    k, centre, coefficients = MILLS["float64" if "64" in str(t.dtype) else "float32"]
     r = 1 / (t + k)
-    v = r - 0.5 / k
+    v = r - centre
     last, *others = reversed(coefficients)
     total: Any = last
     for coefficient in others:

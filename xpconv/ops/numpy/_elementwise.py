@@ -12,7 +12,9 @@ from xpconv.ops.numpy._tiles import map_tiles
 from xpconv.ops.update import flush_threshold
 
 Array = np.ndarray
-_GATED_VALUES = 1 << 15  # of each array in a block of `gated`, whose four arrays fit in L2 in float32
+# Values of each array in a block of `gated`. The arrays fit in L3: with blocks that fit in L2, threads wait too often
+# for Python's lock, once for each NumPy call.
+_GATED_VALUES = 1 << 17
 
 
 def write_where(mask: Array, values: Array, out: Array) -> None:
@@ -178,9 +180,10 @@ def gated(x: Array, gate: str) -> tuple[Array, Array]:
 
     def tile(out: Array, derivative: Array, x: Array) -> tuple[()]:
         arrays = out.reshape(-1), derivative.reshape(-1), x.reshape(-1)
-        with np.errstate(over="ignore"):  # exp(inf) makes P 0, and exp(-inf) makes the density 0.
+        with np.errstate(over="ignore"):  # exp(power) may be infinite.
             for start in range(0, out.size, _GATED_VALUES):
-                _gate_block(gate, *(a[start : start + _GATED_VALUES] for a in arrays))
+                block_out, block_derivative, block = (a[start : start + _GATED_VALUES] for a in arrays)
+                _GATES[gate](block, block_out, block_derivative, scratch("gate", block.shape, block.dtype))
         return ()
 
     map_tiles(out, derivative, x, function=tile, axis=0)
@@ -200,67 +203,77 @@ def gated_backward(dout: Array, derivative: Array) -> Array:
     return dx
 
 
-def _gate_block(gate: str, out: Array, derivative: Array, x: Array) -> None:
-    """Write the results of `gated` for a block."""
-    P, density = scratch("gate", x.shape, x.dtype), derivative
-    _GATES[gate](x, P, density, out)
+def _normal(x: Array, out: Array, derivative: Array, P: Array) -> None:
+    """Gate by the normal distribution; `P` is scratch memory."""
+    _normal_tail(x, P, derivative, out)
+    np.subtract(0.5, P, out=P)
+    bits, sign = f"i{x.itemsize}", -(1 << 8 * x.itemsize - 1)
+    np.bitwise_and(x.view(bits), sign, out=out.view(bits))
+    np.bitwise_xor(P.view(bits), out.view(bits), out=P.view(bits))  # Change the sign where x is negative.
+    P += 0.5
     np.multiply(x, P, out=out)
-    density *= x
-    np.add(P, density, out=derivative)
+    derivative *= x
+    derivative += P
 
 
-def _normal(x: Array, P: Array, density: Array, r: Array) -> None:
-    """Write the distribution function and the density of the normal distribution; `r` is scratch memory."""
-    k, (*others, last) = MILLS[x.dtype.name]
-    v = density
+def _normal_tail(x: Array, tail: Array, density: Array, r: Array) -> None:
+    """Write the tail of the normal distribution at ``abs(x)``, and its density; `r` is scratch memory."""
+    k, centre, (first, *others, last) = MILLS[x.dtype.name]
     np.abs(x, out=r)
     r += k
     np.divide(1, r, out=r)
-    np.subtract(r, 0.5 / k, out=v)
-    np.multiply(v, last, out=P)
-    for coefficient in others[:0:-1]:
-        P += coefficient
-        P *= v
-    P += others[0]
-    P *= r
+    v = np.subtract(r, centre, out=density) if centre else r
+    np.multiply(v, last, out=tail)
+    for coefficient in reversed(others):
+        tail += coefficient
+        tail *= v
+    tail += first
+    tail *= r
     np.multiply(x, x, out=density)
     density *= -0.5
     np.exp(density, out=density)
-    P *= density  # the tail
+    tail *= density
     density *= 1 / sqrt(2 * pi)
-    np.subtract(0.5, P, out=P)
-    bits, sign = f"i{x.itemsize}", -(1 << 8 * x.itemsize - 1)
-    np.bitwise_and(x.view(bits), sign, out=r.view(bits))
-    np.bitwise_xor(P.view(bits), r.view(bits), out=P.view(bits))  # Change the sign where x is negative.
-    P += 0.5
 
 
-def _tanh(x: Array, P: Array, density: Array, power: Array) -> None:
-    """Write the distribution function and the density of the approximation by tanh; `power` is scratch memory."""
+def _tanh(x: Array, out: Array, derivative: Array, P: Array) -> None:
+    """Gate by the approximation of the normal distribution by tanh; `P` is scratch memory."""
     a, b = TANH_GATE
-    np.clip(x, -750, 750, out=density)  # Without this, an infinite square would make the density NaN.
-    density *= density
-    np.multiply(density, -a * b, out=power)
+    square = np.clip(x, -750, 750, out=derivative)  # Without this, an infinite square would make the derivative NaN.
+    square *= square
+    power = np.multiply(square, -a * b, out=out)
     power -= a
     power *= x
-    np.exp(power, out=P)
-    P += 1
-    np.divide(1, P, out=P)
-    np.subtract(1, P, out=power)
-    power *= P
-    density *= 3 * a * b
-    density += a
-    density *= power
-
-
-def _logistic(x: Array, P: Array, density: Array, power: Array) -> None:
-    """Write the distribution function and the density of the logistic distribution; `power` is scratch memory."""
-    np.negative(x, out=density)
-    np.exp(density, out=P)
-    P += 1
-    np.divide(1, P, out=P)
-    np.subtract(1, P, out=density)
+    density = _distribution(power, P, tail=power)
     density *= P
+    derivative *= 3 * a * b
+    derivative += a
+    derivative *= density
+    derivative *= x
+    derivative += P
+    np.multiply(x, P, out=out)
+
+
+def _logistic(x: Array, out: Array, derivative: Array, P: Array) -> None:
+    """Gate by the logistic distribution; `P` is scratch memory."""
+    np.negative(x, out=out)
+    tail = _distribution(out, P, tail=derivative)
+    np.multiply(x, P, out=out)
+    tail *= out
+    derivative += P
+
+
+def _distribution(power: Array, P: Array, tail: Array) -> Array:
+    """Write ``P = 1 / (1 + exp(power))`` and ``1 - P``, whose subtraction would cancel digits; return the latter.
+
+    `power` and `tail` may be the same array.
+    """
+    np.exp(power, out=tail)
+    np.add(tail, 1, out=P)
+    np.divide(1, P, out=P)
+    np.clip(tail, 0, np.finfo(tail.dtype).max, out=tail)  # Where it is infinite, P is 0: the product would be NaN.
+    tail *= P
+    return tail
 
 
 _GATES: dict[str, Callable[[Array, Array, Array, Array], None]] = {
