@@ -1,7 +1,9 @@
 """Selecting a backend, moving arrays, and what is said where either cannot be done."""
 
+import os
 import sys
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from types import SimpleNamespace
@@ -15,6 +17,8 @@ from xpconv import Solver, TwoLayerNet
 from xpconv.backend import (
     LIBRARIES,
     Backend,
+    _array,
+    _probes,
     _tf32,
     array_namespace,
     backend_of,
@@ -352,6 +356,54 @@ def test_cupy_is_described(cupy):
 def test_cupy_with_an_old_driver_or_without_a_gpu_says_which(cupy, driver, error, text):
     cupy.cuda.runtime.getDeviceCount = raising(RuntimeError(error))
     cupy.cuda.runtime.driverGetVersion = lambda: driver
+    with pytest.raises(BackendUnavailableError, match=text):
+        get_backend("cupy")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_process_forked_after_cupy_was_used_is_told_to_spawn(cupy, monkeypatch, tmp_path):
+    monkeypatch.setattr(_probes, "_cuda_process", None)
+    backend, x = get_backend("cupy"), np.zeros(2).view(Stage)
+    monkeypatch.setattr(_array, "library_of", lambda x: "cupy" if isinstance(x, Stage) else "numpy")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python warns of forks while there are threads
+        child = os.fork()
+    if child == 0:
+        calls = [
+            lambda: get_backend("cupy"),
+            lambda: get_backend("auto"),
+            lambda: backend.asarray(np.zeros(2)),
+            lambda: backend.to_host(SimpleNamespace()),
+            lambda: backend.current().__enter__(),
+            backend.stream,
+            lambda: array_namespace(x=x),
+        ]
+        texts = []
+        for call in calls:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error")
+                    call()
+                texts.append("no error")
+            except Exception as error:
+                texts.append(str(error))
+        (tmp_path / "texts").write_text("\n".join(texts))
+        os._exit(0)
+    os.waitpid(child, 0)
+    text = (
+        "cupy was used before this process was forked, and CUDA does not work in a forked process: start processes by "
+        "multiprocessing.get_context('spawn'), or use cupy only after the fork"
+    )
+    texts = (tmp_path / "texts").read_text().split("\n")
+    assert texts == [text, f"backend auto: using numpy, since {text}", *[text] * 5]
+    get_backend("cupy").synchronize()  # the parent goes on
+
+
+def test_cuda_that_was_started_before_a_fork_by_others_is_explained(cupy, monkeypatch):
+    cupy.cuda.runtime.getDeviceCount = raising(RuntimeError("cudaErrorInitializationError: initialization error"))
+    text = (
+        r"cupy 14.0.0 finds no GPU \(cudaErrorInitializationError: .*\): cupy was used before this process was forked"
+    )
     with pytest.raises(BackendUnavailableError, match=text):
         get_backend("cupy")
 

@@ -3,6 +3,7 @@
 tests/test_ops_parity.py compares each kernel with the portable version on small shapes.
 """
 
+import os
 import re
 import warnings
 from contextlib import contextmanager
@@ -248,6 +249,37 @@ def test_products_in_two_streams_repeat_bit_for_bit(gemm, cupy):
             results.append(gemm.gemm(a, b))
     cupy.cuda.Device().synchronize()
     assert all(np.array_equal(result.get(), expected) for result in results)
+
+
+@gpu
+def test_labels_out_of_range_give_a_loss_of_nan_and_finite_gradients(backend):
+    scores = backend.asarray(np.zeros((3, 4)))
+    for labels in ([0, 1, 4], [0, -1, 2]):
+        y = backend.asarray(np.array(labels))
+        for loss, dx in (layers.softmax_loss(scores, y), layers.softmax_loss(scores, y, label_smoothing=0.1)):
+            assert np.isnan(to_host(loss))
+            assert np.isfinite(to_host(dx)).all()
+
+
+@gpu
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_is_told_to_spawn(backend, tmp_path):
+    x = backend.asarray(np.ones(3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python warns of forks while there are threads
+        child = os.fork()
+    if child == 0:
+        texts = []
+        for call in (lambda: xpconv.get_backend("cupy"), lambda: layers.relu_forward(x), lambda: backend.to_host(x)):
+            try:
+                call()
+            except Exception as error:
+                texts.append(str(error))
+        (tmp_path / "texts").write_text("\n".join(texts))
+        os._exit(0)
+    os.waitpid(child, 0)
+    texts = (tmp_path / "texts").read_text().split("\n")
+    assert [text.startswith("cupy was used before this process was forked") for text in texts] == [True] * 3
 
 
 # ---- the same results everywhere

@@ -135,6 +135,26 @@ def test_an_infinite_memory_of_the_rule_is_named(data, backend_name, on_nonfinit
     assert not solver.resumable
 
 
+@pytest.mark.parametrize("backend_name", [name for name in BACKENDS if name not in ("numpy", "array_api_strict")])
+@pytest.mark.parametrize("loss_options", [{}, {"label_smoothing": 0.1}])
+def test_a_label_out_of_range_on_a_device_is_named_as_the_cause(data, backend_name, loss_options):
+    """The host cannot check labels on a device without a wait, so their loss is NaN, and the next read tells."""
+    solver = make_solver(data, backend=find_backend(backend_name), dtype="float32")
+    solver.model.loss_options = loss_options
+    step = solver._step
+
+    def wrong(X, y):
+        step(X, y + 3 if solver.iteration == 4 else y)
+
+    solver._step = wrong
+    with pytest.raises(
+        NonFiniteLossError,
+        match=r"the loss became nan at iteration 5 \(all gradients are finite, so a label may be out of range\): "
+        "check that labels are 0 to the number of classes - 1, or take a smaller learning_rate",
+    ):
+        solver.train()
+
+
 # ---- skip
 
 

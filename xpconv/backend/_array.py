@@ -1,11 +1,13 @@
 """The type of arrays, and functions that find an array's library and location."""
 
+import os
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 import array_api_compat
 import numpy as np
 
+from xpconv.backend._probes import check_not_forked, note_cuda_process
 from xpconv.errors import ArgumentTypeError, DeviceMismatchError
 
 __all__ = ["Array", "array_namespace", "check_no_pair", "copy_arrays", "library_of", "on_host"]
@@ -122,6 +124,8 @@ def array_namespace(**arrays: Array | None) -> Any:
 
 _NOT_ARRAYS = np.generic, np.ma.MaskedArray, np.matrix  # NumPy types whose operators differ from those of arrays
 _namespaces: dict[type, tuple[str, Any]] = {}  # the library and the namespace of each type of array seen so far
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_namespaces.clear)  # to check once more whether arrays can be used
 
 
 def check_no_pair(name: str, value: Any) -> None:
@@ -143,7 +147,11 @@ def _look_up(name: str, array: Any) -> tuple[str, Any]:
         raise ArgumentTypeError(
             f"{name} is a {type(array).__name__}; expected an array: pass get_backend().asarray({name})"
         )
-    _namespaces[type(array)] = library_of(array), array_api_compat.array_namespace(array)
+    library = library_of(array)
+    if library == "cupy":
+        check_not_forked()
+        note_cuda_process()
+    _namespaces[type(array)] = library, array_api_compat.array_namespace(array)
     return _namespaces[type(array)]
 
 

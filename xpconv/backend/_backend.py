@@ -16,7 +16,7 @@ import numpy as np
 
 from xpconv._validation import check_flag
 from xpconv.backend._array import STRICT_CPU, Array, array_namespace, check_no_pair, library_of
-from xpconv.backend._probes import PROBES
+from xpconv.backend._probes import PROBES, check_not_forked
 from xpconv.errors import ArgumentError, ArgumentTypeError, BackendUnavailableError, DeviceMismatchError
 
 __all__ = ["LIBRARIES", "Backend", "backend_of", "get_backend", "on_its_device", "to_host", "use_backend"]
@@ -95,6 +95,8 @@ class Backend:
         wanted = None if dtype is None else self.dtype(dtype)
         if self.library == "numpy":
             return x if wanted is None else x.astype(wanted, copy=False)
+        if self.library == "cupy":
+            check_not_forked()
         x = x.astype(x.dtype.newbyteorder("="), copy=False)
         if not hasattr(self.xp, x.dtype.name):  # a dtype that the library lacks, such as float16 in array_api_strict
             x = x.astype(dtype or ("float64" if x.dtype.itemsize > 4 else "float32"))
@@ -123,6 +125,7 @@ class Backend:
             return x
         array: Any = x  # `Array` does not declare the methods of each library
         if self.library == "cupy":
+            check_not_forked()
             return np.asarray(array.get())
         if self.library == "torch":
             return np.asarray(array.detach().cpu().numpy())
@@ -139,6 +142,7 @@ class Backend:
         if self.library != "cupy":
             yield
             return
+        check_not_forked()
         with importlib.import_module("cupy").cuda.Device(self.device.id), stream or nullcontext():
             yield
 
@@ -309,6 +313,10 @@ def to_host(x: Any) -> np.ndarray:
     if isinstance(x, np.generic) or not array_api_compat.is_array_api_obj(x):
         return np.asarray(x)
     return backend_of(x).to_host(x)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_find.cache_clear)  # to probe once more whether backends work
 
 
 @lru_cache

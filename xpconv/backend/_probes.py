@@ -1,12 +1,35 @@
 """Run an array library on a device; each probe returns the device or raises an error that says what is missing."""
 
 import importlib
+import os
 from collections.abc import Callable
 from typing import Any
 
 from xpconv.errors import ArgumentError, BackendUnavailableError, printable
 
-__all__ = ["PROBES"]
+__all__ = ["PROBES", "check_not_forked", "note_cuda_process"]
+
+
+_cuda_process: int | None = None  # The process that has used a GPU through CuPy.
+
+
+def note_cuda_process() -> None:
+    """Remember that this process uses a GPU through CuPy, unless the process that it was forked from did."""
+    global _cuda_process
+    if _cuda_process is None:
+        _cuda_process = os.getpid()
+
+
+def check_not_forked() -> None:
+    """Raise an error in a process that was forked from one that had used a GPU: CUDA does not work there."""
+    if _cuda_process not in (None, os.getpid()):
+        raise BackendUnavailableError(_FORKED)
+
+
+_FORKED = (
+    "cupy was used before this process was forked, and CUDA does not work in a forked process: start processes by "
+    "multiprocessing.get_context('spawn'), or use cupy only after the fork"
+)
 
 
 def _probe_numpy(device: str | None) -> str:
@@ -17,6 +40,7 @@ def _probe_numpy(device: str | None) -> str:
 
 def _probe_cupy(device: str | None) -> Any:
     """Run a kernel and a GEMM, since both can fail although CuPy can be imported."""
+    check_not_forked()
     cupy = _import("cupy", "pip install 'cupy-cuda13x[ctk]' (CUDA 13 driver) or 'cupy-cuda12x[ctk]' (12)")
     index = _device_index("cupy", device)
     try:
@@ -43,12 +67,15 @@ def _probe_cupy(device: str | None) -> Any:
         ) from error
     if not works:
         raise BackendUnavailableError(f"cupy computes wrong results on device {index}: check the driver")
+    note_cuda_process()
     return chosen
 
 
 def _why_no_device(cupy: Any, error: Exception) -> str:
     """Return a text that says what is missing: a driver, a newer driver, or a GPU."""
     runtime = cupy.cuda.runtime
+    if "cudaErrorInitializationError" in str(error):
+        return f"finds no GPU ({error}): {_FORKED}"
     driver, built = (number // 1000 for number in (runtime.driverGetVersion(), runtime.runtimeGetVersion()))
     if 0 < driver < built:
         return (

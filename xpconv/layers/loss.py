@@ -58,7 +58,8 @@ def softmax_loss(
     ------
     ArgumentError
         If the shapes do not match, or in host memory a label is out of range, probabilities do not add up to 1 or a
-        weight is negative. Values on a device are not read, since that would wait for the device.
+        weight is negative. Values on a device are not read, since that would wait for the device; if a label there is
+        out of range, the loss is NaN.
 
     References
     ----------
@@ -83,9 +84,10 @@ def softmax_loss(
         if not (is_probabilities or label_smoothing or weights is not None or reduction == "sum"):
             losses, dx = ops.softmax_cross_entropy(x, y)
             return xp.mean(losses), dx
-        targets, divisor = _targets(xp, x, y, is_probabilities, label_smoothing, weights, reduction)
+        correct = None if is_probabilities else _one_hot(xp, x, y)
+        targets, divisor = _targets(xp, x, y if correct is None else correct, label_smoothing, weights, reduction)
         losses, dx = ops.cross_entropy(x, targets, divisor)
-    return xp.sum(losses) / divisor, dx
+    return _nan_without_labels(xp, xp.sum(losses) / divisor, y, correct), dx
 
 
 def svm_loss(x: Array, y: Array) -> tuple[Array, Array]:
@@ -110,7 +112,7 @@ def svm_loss(x: Array, y: Array) -> tuple[Array, Array]:
     ------
     ArgumentError
         If the shapes do not match, or a label in host memory is out of range. Labels on a device are not read, since
-        that would wait for the device.
+        that would wait for the device; if one is out of range, the loss is NaN.
 
     References
     ----------
@@ -131,7 +133,7 @@ def svm_loss(x: Array, y: Array) -> tuple[Array, Array]:
     margins = xp.where(correct, zero, xp.maximum(x - correct_score + 1, zero))
     violated = xp.astype(margins > 0, x.dtype)
     count = xp.sum(violated, axis=1, keepdims=True)
-    return xp.sum(margins) / N, xp.where(correct, -count, violated) / N
+    return _nan_without_labels(xp, xp.sum(margins) / N, y, correct), xp.where(correct, -count, violated) / N
 
 
 def _check_scores(xp: Any, x: Array, y: Array, probabilities: bool = False) -> bool:
@@ -162,10 +164,13 @@ def _class_weights(xp: Any, x: Array, class_weights: ClassWeights | None) -> Arr
 
 
 def _targets(
-    xp: Any, x: Array, y: Array, is_probabilities: bool, label_smoothing: float, weights: Array | None, reduction: str
+    xp: Any, x: Array, y: Array, label_smoothing: float, weights: Array | None, reduction: str
 ) -> tuple[Array, Array]:
-    """Return each class's weighted target (N, C), and the number by which the sum of the losses is divided."""
-    targets = y if is_probabilities else xp.astype(_one_hot(xp, x, y), x.dtype)
+    """Return each class's weighted target (N, C), and the number by which the sum of the losses is divided.
+
+    `y` (N, C) is the probability of each class, or whether it is the label.
+    """
+    targets, is_probabilities = xp.astype(y, x.dtype, copy=False), not xp.isdtype(y.dtype, "bool")
     divisor = xp.asarray(x.shape[0] if reduction == "mean" else 1, dtype=x.dtype, device=array_api_compat.device(x))
     if weights is not None and not is_probabilities and reduction == "mean":
         total = xp.sum(targets * weights)
@@ -179,3 +184,10 @@ def _one_hot(xp: Any, x: Array, y: Array) -> Array:
     """Return (N, C) booleans, True at each row's label. Labels are cast, since their dtype may be too small for C."""
     classes = xp.arange(x.shape[1], dtype=xp.int64, device=array_api_compat.device(x))
     return xp.astype(y, xp.int64)[:, None] == classes[None, :]
+
+
+def _nan_without_labels(xp: Any, loss: Array, y: Array, correct: Array | None) -> Array:
+    """Return the loss, or NaN if a label on a device is out of range, which only the host's labels are checked for."""
+    if correct is None or on_host(y):
+        return loss
+    return xp.where(xp.all(xp.any(correct, axis=1)), loss, xp.full_like(loss, xp.nan))

@@ -28,7 +28,7 @@ def softmax_cross_entropy(x: Array, y: Array) -> tuple[Array, Array]:
     x : array (N, C)
         Scores.
     y : array (N,) of integers
-        Labels, 0 to C - 1.
+        Labels, 0 to C - 1. The loss of a sample whose label on a device is out of range is NaN.
 
     Returns
     -------
@@ -48,6 +48,7 @@ def softmax_cross_entropy(x: Array, y: Array) -> tuple[Array, Array]:
     p = xp.exp(shifted)
     total = xp.sum(p, axis=1, keepdims=True)
     losses = xp.log(total[:, 0]) - xp.sum(_pick(xp, shifted, correct), axis=1)
+    losses = xp.where(xp.any(correct, axis=1), losses, xp.full_like(losses, xp.nan))
     p *= 1 / (total * N)
     p -= xp.astype(correct, x.dtype) / N
     return losses, p

@@ -186,6 +186,8 @@ def describe_nonfinite(loss: float, iteration: int, names: Iterable[str], pairs:
     'the gradient of b1 stopped being finite at iteration 9 (its largest finite value is 7.00e+00)'
     >>> describe_nonfinite(np.inf, 9, ["W1", "b1"], np.array([[8.0, 1.0], [7.0, 1.0]]))
     'the loss became inf at iteration 9 (the largest gradient is that of W1, up to 8.00e+00)'
+    >>> describe_nonfinite(np.nan, 9, ["W1", "b1"], np.array([[8.0, 1.0], [7.0, 1.0]]))
+    'the loss became nan at iteration 9 (all gradients are finite, so a label may be out of range)'
     >>> describe_nonfinite(np.inf, 9, ["W1", "b1"], np.array([[8.0, 1.0], [7.0, 0.0]]))
     'the loss became inf at iteration 9 (the gradient of b1 is not finite, its largest finite value is 7.00e+00)'
     """
@@ -197,6 +199,10 @@ def describe_nonfinite(loss: float, iteration: int, names: Iterable[str], pairs:
     if np.isfinite(loss):
         return (
             f"the gradient of {name} stopped being finite at iteration {iteration} (its largest finite value is {size})"
+        )
+    if np.isnan(loss) and not bad.any():  # NaN in scores would be in gradients, too
+        return (
+            f"the loss became nan at iteration {iteration} (all gradients are finite, so a label may be out of range)"
         )
     cause = (
         f"the gradient of {name} is not finite, its largest finite value is {size}"

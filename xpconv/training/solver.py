@@ -954,8 +954,9 @@ class Solver:
         rate, reg = self._learning_rate(), getattr(self.model, "reg", 0)
         smaller = ["learning_rate" if rate is None else f"learning_rate (it is {rate:g})", "weight_scale"]
         smaller += [f"reg (it is {reg:g})"] if isinstance(reg, float) and reg else []
+        labels = "check that labels are 0 to the number of classes - 1, or " if "label" in event else ""
         raise NonFiniteLossError(
-            f"{event}: take a smaller {', a smaller '.join(smaller)}, or images of a smaller range"
+            f"{event}: {labels}take a smaller {', a smaller '.join(smaller)}, or images of a smaller range"
         )
 
     def _learning_rate(self) -> float | None:

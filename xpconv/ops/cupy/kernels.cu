@@ -27,6 +27,8 @@ __device__ unsigned operator%(unsigned n, Divisor by) { return n - n / by * by.d
 
 __device__ T minus_infinity() { return __longlong_as_double(0xfff0000000000000); }
 
+__device__ T not_a_number() { return __longlong_as_double(0x7ff8000000000000); }
+
 __device__ bool exceeds(T a, T b) { return a > b || a != a; }  // NaN exceeds everything
 
 // ---- windows
@@ -382,7 +384,7 @@ extern "C" __global__ void softmax(const T* __restrict__ x, const int64* y, T* l
     for (int d = 16; d > 0; d /= 2) total += __shfl_xor_sync(0xffffffff, total, d);
     const T scale = 1 / (total * N);
     for (int64 c = threadIdx.x; c < C; c += 32) dx[c] = exp(x[c] - largest) * scale - (c == y[n] ? T(1) / N : T(0));
-    if (threadIdx.x == 0) losses[n] = log(total) - (y[n] >= 0 && y[n] < C ? x[y[n]] - largest : T(0));
+    if (threadIdx.x == 0) losses[n] = y[n] >= 0 && y[n] < C ? log(total) - (x[y[n]] - largest) : not_a_number();
 }
 
 extern "C" __global__ void cross_entropy(const T* __restrict__ x, const T* __restrict__ targets, const T* divisor,
