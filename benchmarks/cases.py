@@ -104,6 +104,8 @@ CASES = [
     Case("AdamW", "update", {"w": (4_000_000,), "dw": (4_000_000,)}, {"rule": "adamw"}),
     Case("three-layer step", "step", {"X": (50, 3, 32, 32)}, {"net": "three-layer"}, classes=10),
     Case("six-conv step", "step", {"X": (64, 3, 32, 32)}, {"net": "six-conv"}, classes=10),
+    Case("resnet20 step", "step", {"X": (64, 3, 32, 32)}, {"net": "resnet20"}, classes=10),
+    Case("ResNet9 step", "step", {"X": (64, 3, 32, 32)}, {"net": "resnet9"}, classes=10),
     Case(
         "three-layer step, batch 1024", "step", {"X": (1024, 3, 32, 32)}, {"net": "three-layer"}, classes=10, large=True
     ),

@@ -1,6 +1,7 @@
 """The libraries measured. Each prepares a case as one function per pass, and one whose results are compared."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from xpconv import ConvNet, Preprocessing, Solver, ThreeLayerConvNet, layers
 from xpconv.backend import get_backend, to_host
 from xpconv.backend._memory import peak_bytes
 from xpconv.layers import reference
+from xpconv.nn import Layer, ResNet, ResNet9
 from xpconv.training.optim import UPDATE_RULES, adam
 
 Passes = dict[str, Callable[[], Any]]
@@ -217,40 +219,12 @@ class Torch:
         return {EPOCH: epoch, "check": list}
 
     def step(self, a: dict[str, Any], net: str) -> Passes:
-        nn = self.torch.nn
         ours = make_net(net, "numpy")
-        modules: list[Any] = []
-        keys: dict[str, Any] = {}
-        shape, number = ours.input_shape, 0
-        for layer in ours.layers:
-            kind = type(layer).__name__
-            if kind in ("Conv", "Affine"):
-                number += 1
-                if kind == "Conv":
-                    module = nn.Conv2d(
-                        shape[0], layer.filters, layer.kernel_size, padding=layer.kernel_size // 2, bias=layer.bias
-                    )
-                else:
-                    modules += [nn.Flatten()] if len(shape) > 1 else []
-                    module = nn.Linear(int(np.prod(shape)), layer.units)
-                weight = ours.params[f"W{number}"]
-                module.weight.data = self.torch.tensor(weight if kind == "Conv" else weight.T.copy())
-                keys[f"W{number}"] = module.weight
-                if layer.bias:
-                    module.bias.data = self.torch.tensor(ours.params[f"b{number}"])
-                    keys[f"b{number}"] = module.bias
-            elif kind == "BatchNorm":
-                module = nn.BatchNorm2d(shape[0])
-                keys[f"gamma{number}"], keys[f"beta{number}"] = module.weight, module.bias
-            else:
-                module = {
-                    "Relu": nn.ReLU(),
-                    "MaxPool": nn.MaxPool2d(2),
-                    "GlobalAvgPool": nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
-                }[kind]
-            modules.append(module)
-            shape = layer.output_shape(shape)
-        model = nn.Sequential(*modules).to(self.device)
+        model = self.torch.nn.Sequential(*self._modules(ours.layers, ours.input_shape)).to(self.device)
+        keys = dict(zip(ours.params, model.parameters(), strict=True))
+        for key, p in keys.items():
+            weight = ours.params[key]
+            p.data = self.torch.tensor(weight.T.copy() if weight.ndim == 2 else weight, device=self.device)
         weights = [p for key, p in keys.items() if key[0] == "W"]
         others = [p for key, p in keys.items() if key[0] != "W"]
         # xpconv's L2 term covers only the weights.
@@ -277,9 +251,53 @@ class Torch:
 
         return {STEP: step, "check": check}
 
+    def _modules(self, layers: Sequence[Layer], shape: Sequence[int]) -> list[Any]:
+        """Return the modules of layers that run one after another."""
+        nn, modules = self.torch.nn, []
+        makers: dict[str, Callable[[Any], list[Any]]] = {
+            "Affine": lambda a: [nn.Flatten(), nn.Linear(prod(shape), a.units, a.bias)],
+            "AvgPool": lambda a: [self._module(lambda x: x[:, :, :: a.stride, :: a.stride])],  # of one pixel
+            "BatchNorm": lambda a: [nn.BatchNorm2d(shape[0])],
+            "Conv": lambda a: [
+                nn.Conv2d(
+                    shape[0],
+                    a.filters,
+                    a.kernel_size,
+                    a.stride,
+                    [before for before, _ in a.window.padding],
+                    bias=a.bias,
+                )
+            ],
+            "GlobalAvgPool": lambda a: [nn.AdaptiveAvgPool2d(1), nn.Flatten()],
+            "GlobalMaxPool": lambda a: [nn.AdaptiveMaxPool2d(1), nn.Flatten()],
+            "MaxPool": lambda a: [nn.MaxPool2d(a.kernel_size, a.stride)],
+            "PadChannels": lambda a: [nn.ZeroPad3d((0, 0, 0, 0, 0, a.channels - shape[0]))],
+            "Relu": lambda a: [nn.ReLU()],
+            "Residual": lambda a: [self._residual(*(self._modules(branch, shape) for branch in (a.body, a.shortcut)))],
+        }
+        for layer in layers:
+            modules += makers[type(layer).__name__](layer)
+            shape = layer.output_shape(tuple(shape))
+        return modules
+
+    def _residual(self, body: list[Any], shortcut: list[Any]) -> Any:
+        """Return a module that adds the outputs of two branches."""
+        branches = [self.torch.nn.Sequential(*modules) for modules in (body, shortcut)]
+        return self._module(lambda x: branches[0](x) + branches[1](x), *branches)
+
+    def _module(self, function: Callable[[Any], Any], *parts: Any) -> Any:
+        """Return a module that computes a function, in which it uses other modules."""
+        module = self.torch.nn.ModuleList(parts)
+        module.forward = function
+        return module
+
 
 def make_net(name: str, backend: Any) -> Any:
-    """Return a net: the assignment's three layers, or six 3x3 convolutions with batch norm."""
-    if name == "three-layer":
-        return ThreeLayerConvNet(hidden_dim=500, reg=1e-3, weight_scale=1e-2, rng=0, backend=backend)
-    return ConvNet([32, 32, "pool", 64, 64, "pool", 128, 128], reg=1e-3, rng=0, backend=backend)
+    """Return a net: the assignment's three layers, six 3x3 convolutions with batch norm, or a residual net."""
+    makers: dict[str, Callable[..., Any]] = {
+        "three-layer": lambda **options: ThreeLayerConvNet(hidden_dim=500, weight_scale=1e-2, **options),
+        "six-conv": lambda **options: ConvNet([32, 32, "pool", 64, 64, "pool", 128, 128], **options),
+        "resnet20": ResNet,
+        "resnet9": ResNet9,
+    }
+    return makers[name](reg=1e-3, rng=0, backend=backend)
