@@ -319,6 +319,49 @@ def test_gradients_far_from_zero_are_accurate():
     np.testing.assert_allclose(results[1], product * 800, rtol=0, atol=1e-2)
 
 
+@pytest.mark.parametrize("value", [0.3, 300.1, 900.7, 1100.3, 1e4, 1e5, 1e6])
+def test_dgamma_of_nearly_constant_channels_keeps_its_digits(value):
+    """The rounding error of the mean, times the sum of dout, must not be part of dgamma."""
+    rng = np.random.default_rng(17)
+    x = cupy.asarray(value + rng.standard_normal((16, 3, 2000)), "float32")
+    dout, gamma = (
+        cupy.asarray(10 + rng.standard_normal(x.shape), "float32"),
+        cupy.asarray(np.ones((1, 3, 1)), "float32"),
+    )
+    _, mean, _, inv_std = normalised(x)
+    options = {"axes": (0, 2), "param_axes": (0, 2), "tile_axis": 1}
+    _, dgamma, _ = _norm.normalise_backward(dout, x, mean, inv_std, gamma, **options)
+    centred = exact(x) - exact(x).mean(axis=(0, 2), keepdims=True)
+    xhat = centred / np.sqrt((centred * centred).mean(axis=(0, 2), keepdims=True) + 1e-5)
+    np.testing.assert_allclose(dgamma, (exact(dout) * xhat).sum(axis=(0, 2), keepdims=True), rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("outlier", [0.0, 1.0, 1e4, -1e6])
+def test_statistics_do_not_depend_on_an_outlier_that_comes_first(outlier):
+    """The sums are of differences from a channel's first value."""
+    x = np.random.default_rng(18).standard_normal((8, 3, 2000))
+    x[0, :, 0] = outlier
+    x = cupy.asarray(x, "float32")
+    out, mean, var, _ = normalised(x)
+    expected = exact(x).mean(axis=(0, 2), keepdims=True), exact(x).var(axis=(0, 2), keepdims=True)
+    np.testing.assert_allclose(mean, expected[0], rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(var, expected[1], rtol=1e-6)
+    np.testing.assert_allclose(out, (exact(x) - expected[0]) / np.sqrt(expected[1] + 1e-5), rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("place", [0, 77])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_statistics_of_a_channel_with_a_nonfinite_value_are_not_finite(place, value):
+    x = np.random.default_rng(19).standard_normal((1, 2, 100))
+    x[0, 1, place] = value
+    out, mean, var, inv_std = normalised(cupy.asarray(x, "float32"))
+    for a in (mean, var, inv_std, out[..., 1:]):
+        assert np.isfinite(a[0, 0]).all()
+    assert not np.isfinite(mean[0, 1]).any()
+    assert np.isnan(var[0, 1]).all()
+    assert np.isnan(out[0, 1]).all()
+
+
 @pytest.mark.parametrize("value", [100.3, 12345.678, 1e6 + 0.7])
 def test_equal_values_are_normalised_to_zero(value):
     assert max(largest(normalised(cupy.asarray(np.full((1, 1, n), value), "float32"))[0]) for n in (77, 800)) < 1e-3

@@ -13,15 +13,14 @@ from xpconv.ops.dispatch import accelerate
 def normalise(
     x: Array, gamma: Array, beta: Array, *, axes: Sequence[int], tile_axis: int, eps: float
 ) -> tuple[Array, Array, Array, Array]:
-    """Sum x, then the squared deviations from the mean, both in pieces; a third kernel scales and shifts."""
+    """Sum x and its squares in one pass, in pieces; a second kernel scales and shifts."""
     grid, groups, shape = groups_and_grid(x.shape, gamma.shape, tuple(axes))
     x, gamma, beta = (cupy.ascontiguousarray(a) for a in (x, gamma, beta))
     dtype = x.dtype
     out, mean, var, inv_std = cupy.empty(x.shape, dtype), *(cupy.empty(shape, dtype) for _ in range(3))
-    sums, squares = (cupy.empty(grid[0], "float64") for _ in range(2))
-    launch("sum", dtype, grid, x, sums, groups)
-    launch("sum_of_squares", dtype, grid, x, sums, squares, groups)
-    launch("normalise", dtype, grid, x, gamma, beta, sums, squares, float(eps), out, mean, var, inv_std, groups)
+    moments = cupy.empty((2, *grid[0]), "float64")
+    launch("sum_moments", dtype, grid, x, moments, groups)
+    launch("normalise", dtype, grid, x, gamma, beta, moments, float(eps), out, mean, var, inv_std, groups)
     return out, mean, var, inv_std
 
 

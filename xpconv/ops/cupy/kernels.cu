@@ -217,32 +217,31 @@ extern "C" __global__ void to_rows(const T* __restrict__ images, T* __restrict__
 
 // ---- normalisation
 
-#define FAR T(1000)  // that of ops/norm.py
+// The first value of this block's group; differences from it are of the size of the standard deviation, or, if it is an
+// outlier, at most sqrt(size) times as large, so the variance keeps its digits.
+__device__ T pivot(const T* x, Groups g) { return x[(size_t)blockIdx.x * g.B.d]; }
 
-// Sums are in double: the rounding error of a float mean far from zero may exceed the differences between values.
-extern "C" __global__ void sum(const T* __restrict__ x, double* sums, Groups g) {
-    double sum = 0;
-    #pragma unroll 4
-    FOR_EACH(e, size(g)) sum += x[index(g, e)];
-    store_piece(sum, sums);
-}
-
-// These sums are double, too: the squares of values beyond 1e19 overflow in float.
-extern "C" __global__ void sum_of_squares(const T* __restrict__ x, const double* sums, double* squares, Groups g) {
-    const double mean = mean_of(sums, g);
-    double sum = 0;
+// Sum the differences from the pivot and their squares. moments is (2, S, pieces). Sums are in double: the rounding error
+// of a float mean far from zero may exceed the differences between values, and squares beyond 1e19 overflow in float.
+extern "C" __global__ void sum_moments(const T* __restrict__ x, double* moments, Groups g) {
+    const double first = pivot(x, g);
+    double sum = 0, squares = 0;
     #pragma unroll 4
     FOR_EACH(e, size(g)) {
-        const double d = x[index(g, e)] - mean;
-        sum += d * d;
+        const double d = x[index(g, e)] - first;
+        sum += d;
+        squares += d * d;
     }
-    store_piece(sum, squares);
+    store_piece(sum, moments);
+    store_piece(squares, moments + (size_t)g.S * g.pieces);
 }
 
 extern "C" __global__ void normalise(const T* __restrict__ x, const T* __restrict__ gamma, const T* __restrict__ beta,
-                                     const double* sums, const double* squares, double eps, T* __restrict__ out,
-                                     T* means, T* vars, T* inv_stds, Groups g) {
-    const double var = mean_of(squares, g), exact = mean_of(sums, g);
+                                     const double* moments, double eps, T* __restrict__ out, T* means, T* vars,
+                                     T* inv_stds, Groups g) {
+    const double shift = mean_of(moments, g), exact = pivot(x, g) + shift;
+    const double rounded = mean_of(moments + (size_t)g.S * g.pieces, g) - shift * shift;
+    const double var = rounded < 0 ? 0 : rounded;  // NaN stays NaN
     const T mean = exact, error = exact - mean, inv_std = 1 / sqrt(var + eps);  // error: of rounding the mean
     if (threadIdx.x == 0 && blockIdx.y == 0) {
         means[blockIdx.x] = mean;
@@ -287,9 +286,8 @@ extern "C" __global__ void normalise_backward(const T* __restrict__ dout, const 
     const T mean = means[blockIdx.x], inv_std = inv_stds[blockIdx.x];
     const size_t mine = blockIdx.x * rows * g.pieces, all = g.S * rows * g.pieces;
     const T mean_dxhat = block_total(sums + 2 * all + mine, rows * g.pieces) / size(g);
-    const T mean_xhat = block_total(sums + 4 * all + mine, rows * g.pieces) / size(g);
-    // Far from zero, the rounding error of the mean shifts xhat.
-    const T shift = fabs(mean) / FAR > 1 / inv_std ? mean_xhat : T(0);
+    // The rounding error of the mean shifts xhat.
+    const T shift = block_total(sums + 4 * all + mine, rows * g.pieces) / size(g);
     const T mean_dxhat_xhat = block_total(sums + 3 * all + mine, rows * g.pieces) / size(g) - shift * mean_dxhat;
     const unsigned first = first_channel(g);
     #pragma unroll 4
