@@ -14,6 +14,7 @@ from xpconv.cli._results import save_config
 from xpconv.cli._run_folder import CHECKPOINTS, MODEL
 from xpconv.cli._settings import Settings, decays_weights, parse_class_weights
 from xpconv.cli._tables import echo
+from xpconv.cli._workers import backend_of_worker
 from xpconv.data import DATASETS, Dataset, balanced_class_weights, load_dataset
 from xpconv.data._fingerprint import channel_statistics
 from xpconv.data.augment import mirroring_words, parse_augmentation
@@ -22,7 +23,8 @@ from xpconv.data.rows import Rows
 from xpconv.errors import ArgumentError, CheckpointError
 from xpconv.io.model import load_model
 from xpconv.nn import Preprocessing, Sequential
-from xpconv.training.checkpoint import CheckpointFolder
+from xpconv.parallel import Communicator
+from xpconv.training.checkpoint import CheckpointFolder, read_checkpoint
 from xpconv.training.optim import UPDATE_RULES, default_options
 from xpconv.training.schedules import Schedule, constant, cosine, one_cycle, step_decay, warmup
 from xpconv.training.solver import Solver
@@ -56,8 +58,15 @@ def load_data(settings: Settings, max_memory: int = MAX_MEMORY) -> Dataset:
     return load_dataset(settings.data, (3, size, size), **options)
 
 
-def build_solver(settings: Settings, dataset: Dataset, *, print_every: int = 100, preflight: bool = False) -> Solver:
-    """Return the Solver that the settings describe, with its model.
+def build_solver(
+    settings: Settings,
+    dataset: Dataset,
+    *,
+    print_every: int = 100,
+    preflight: bool = False,
+    communicator: Communicator | None = None,
+) -> Solver:
+    """Return the Solver that the settings describe, with its model; that of a worker is on a device of its own.
 
     Raises
     ------
@@ -81,7 +90,8 @@ def build_solver(settings: Settings, dataset: Dataset, *, print_every: int = 100
         )
     X, y = extend(_first(dataset.X_train, count), dataset.y_train[:count])
     rng = np.random.default_rng(settings.seed)
-    model = _build_model(settings, dataset, X, rng)
+    backend, communicator = backend_of_worker(settings.backend, communicator or Communicator())
+    model = _build_model(replace(settings, backend=backend), dataset, X, rng)
     model.loss_options = _loss_options(settings, y, dataset.class_names)
     return Solver(
         model,
@@ -105,6 +115,7 @@ def build_solver(settings: Settings, dataset: Dataset, *, print_every: int = 100
         on_nonfinite=settings.on_nonfinite,
         rng=rng,
         preflight=preflight,
+        communicator=communicator,
     )
 
 
@@ -198,7 +209,7 @@ def build_untrained_model(settings: Settings, dataset: Dataset) -> Sequential:
 
 
 def train_with_checkpoints(
-    folder: Path, settings: Settings, solver: Solver, dataset: Dataset, *, resume: bool = False
+    folder: Path | None, settings: Settings, solver: Solver, dataset: Dataset, *, resume: bool = False
 ) -> None:
     """Train, writing a checkpoint every `settings.checkpoint_every` iterations and when training ends.
 
@@ -206,8 +217,8 @@ def train_with_checkpoints(
 
     Parameters
     ----------
-    folder : path
-        The run's folder.
+    folder : path, optional
+        The run's folder; None on workers other than rank 0.
     settings, solver, dataset
         As `build_solver` took and returned them.
     resume : bool
@@ -224,6 +235,11 @@ def train_with_checkpoints(
     OSError
         If a file cannot be written.
     """
+    if folder is None:
+        if resume:
+            _load_state(solver, None)
+        solver.train()
+        return
     checkpoints, every = CheckpointFolder(folder / CHECKPOINTS), settings.checkpoint_every
     if resume:
         _resume(folder, solver, checkpoints, dataset.name)
@@ -250,11 +266,22 @@ def _resume(folder: Path, solver: Solver, checkpoints: CheckpointFolder, data: s
         )
     if newest is None:
         echo(f"no checkpoint in {checkpoints.path}: starting over")
-    else:
-        try:
-            solver.resume(newest)
-        except CheckpointError as error:
-            error.add_note(f"the data are now those of {data}")
-            raise
+    try:
+        _load_state(solver, newest)
+    except CheckpointError as error:
+        error.add_note(f"the data are now those of {data}")
+        raise
+    if newest is not None:
         checkpoints.prune(newest)  # a run that was killed after writing `newest` may have left older ones
         print(f"resumed at iteration {solver.iteration}", flush=True)
+
+
+def _load_state(solver: Solver, checkpoint: Path | None) -> None:
+    """Continue from the checkpoint that rank 0 gives, which sends it to the other workers."""
+    if solver.communicator.size == 1:
+        if checkpoint is not None:
+            solver.resume(checkpoint)
+        return
+    state = solver.communicator.broadcast(None if checkpoint is None else read_checkpoint(checkpoint))
+    if state is not None:
+        solver.load_state_dict(state)

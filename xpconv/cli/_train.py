@@ -28,9 +28,11 @@ from xpconv.cli._run import build_solver, build_untrained_model, load_data, remo
 from xpconv.cli._run_folder import is_finished, read_settings, remove_leftovers, run_folder, run_of
 from xpconv.cli._settings import Settings, settings_for
 from xpconv.cli._tables import echo, print_net
+from xpconv.cli._workers import join_workers
 from xpconv.data import DATASETS, Dataset
 from xpconv.data.folder import MAX_MEMORY
 from xpconv.errors import printable
+from xpconv.parallel import Communicator
 from xpconv.training._progress import outlive_output
 from xpconv.training.solver import Solver
 
@@ -84,13 +86,14 @@ def train(
         setting_option("batch_size", "Images per minibatch; at most a tenth of a folder's images by default."),
     ] = None,
     microbatches: Annotated[
-        int,
+        int | None,
         setting_option(
             "microbatches",
-            "Cut each minibatch into this number of micro-batches and add their gradients, for less memory: a power of "
-            "two that divides --batch-size.",
+            "Cut each minibatch into this number of micro-batches and add their gradients, for less memory, or for as "
+            "many workers of mpiexec: a power of two that divides --batch-size.",
+            "1, or one for each worker",
         ),
-    ] = Settings.microbatches,
+    ] = None,
     norm_sync: Annotated[
         str,
         choice_option(
@@ -230,86 +233,123 @@ def train(
     saves them, with a checkpoint. --resume continues from the newest checkpoint, or starts over if there is none.
     """
     require_matplotlib()
+    given = _options_given(ctx)
     if resume is None:
-        _refuse_a_net_beside_init(_options_given(ctx))
-        options: dict[str, Any] = {
-            "model": model,
-            "layers": layers,
-            "norm": norm,
-            "width": width,
-            "dropout": dropout,
-            "init": None if init is None else os.path.abspath(model_path(init)),
-            "freeze": freeze,
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "microbatches": microbatches,
-            "norm_sync": norm_sync,
-            "learning_rate": learning_rate,
-            "lr_decay": lr_decay,
-            "optimizer": optimizer,
-            "reg": reg,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "clip_norm": clip_norm,
-            "ema": ema,
-            "lookahead": lookahead,
-            "label_smoothing": label_smoothing,
-            "class_weights": class_weights,
-            "dtype": dtype,
-            "backend": backend,
-            "seed": seed,
-            "num_train": num_train,
-            "augment": augment,
-            "image_size": image_size,
-            "resize": resize,
-            "strict": strict,
-            "schedule": schedule,
-            "decay_every": decay_every,
-            "warmup": warmup,
-            "sampling": sampling,
-            "patience": patience,
-            "patience_on": patience_on,
-            "on_nonfinite": on_nonfinite,
-            "checkpoint_every": checkpoint_every,
-        }
-        with warnings_in_one_line():
-            dataset = load_data(settings_for(data, **options), max_memory)
-        count = len(dataset.y_train) if num_train is None else min(num_train, len(dataset.y_train))
-        settings = settings_for(data, count, **options)
+        _refuse_a_net_beside_init(given)
     else:
-        given = _options_given(ctx)
         _refuse_settings_beside_resume(given)
-        resume = run_of(resume)
-        settings = read_settings(resume, checkpoint_every)
-        if "data" in given:
-            settings = _with_moved_images(settings, data)
-        if is_finished(resume):
-            remove_leftovers(resume)
-            echo(f"{resume} is finished: nothing is left to train")
-            raise typer.Exit
-        with warnings_in_one_line():
+    options: dict[str, Any] = {
+        "model": model,
+        "layers": layers,
+        "norm": norm,
+        "width": width,
+        "dropout": dropout,
+        "init": None if init is None else os.path.abspath(model_path(init)),
+        "freeze": freeze,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "microbatches": microbatches,
+        "norm_sync": norm_sync,
+        "learning_rate": learning_rate,
+        "lr_decay": lr_decay,
+        "optimizer": optimizer,
+        "reg": reg,
+        "momentum": momentum,
+        "weight_decay": weight_decay,
+        "clip_norm": clip_norm,
+        "ema": ema,
+        "lookahead": lookahead,
+        "label_smoothing": label_smoothing,
+        "class_weights": class_weights,
+        "dtype": dtype,
+        "backend": backend,
+        "seed": seed,
+        "num_train": num_train,
+        "augment": augment,
+        "image_size": image_size,
+        "resize": resize,
+        "strict": strict,
+        "schedule": schedule,
+        "decay_every": decay_every,
+        "warmup": warmup,
+        "sampling": sampling,
+        "patience": patience,
+        "patience_on": patience_on,
+        "on_nonfinite": on_nonfinite,
+        "checkpoint_every": checkpoint_every,
+    }
+    with join_workers() as communicator, warnings_in_one_line(shown=communicator.rank == 0):
+        if resume is None:
+            settings, dataset = _new_run(data, options, max_memory, communicator)
+        else:
+            resume = run_of(resume)
+            settings = communicator.broadcast(
+                _settings_to_resume(resume, checkpoint_every, data if "data" in given else None)
+                if communicator.rank == 0
+                else None
+            )
+            if settings is None:
+                raise typer.Exit
             dataset = load_data(settings, max_memory)
-    with outlive_output(), warnings_in_one_line():
-        solver = build_solver(settings, dataset, print_every=print_every, preflight=preflight)
-        print_net(solver.model)
-        folder = _train_and_save(resume or out, settings, solver, dataset, resume=resume is not None)
-        typer.echo(f"test accuracy: {accuracy(solver.model, dataset.X_test, dataset.y_test):.4f}")
-        if solver.skipped:
-            typer.echo(f"skipped {solver.skipped} iterations whose loss or gradients were not finite")
-        if dataset.skipped:
-            echo("\n".join([f"left out {len(dataset.skipped)} files that are not readable images:", *dataset.skipped]))
-        if solver.interrupted:
-            if solver.resumable:
-                echo(f"to resume: xpconv train --resume {shlex.quote(str(folder))}")
-            raise KeyboardInterrupt
+        with outlive_output():
+            solver = build_solver(
+                settings, dataset, print_every=print_every, preflight=preflight, communicator=communicator
+            )
+            _train_and_report(resume or out, settings, solver, dataset, resume=resume is not None)
+    if solver.interrupted:
+        raise KeyboardInterrupt
+
+
+def _new_run(
+    data: str, options: dict[str, Any], max_memory: int, communicator: Communicator
+) -> tuple[Settings, Dataset]:
+    """Return the settings and the data of a new run."""
+    if options["microbatches"] is None and communicator.size > 1:
+        options = {**options, "microbatches": communicator.size}
+        echo(
+            f"{communicator.size} workers, one micro-batch each: to resume this run on more workers, start it with more, as "
+            f"with --microbatches {2 * communicator.size}"
+        )
+    dataset = load_data(settings_for(data, **options), max_memory)
+    count, given = len(dataset.y_train), options["num_train"]
+    return settings_for(data, count if given is None else min(given, count), **options), dataset
+
+
+def _settings_to_resume(resume: Path, checkpoint_every: int | None, data: str | None) -> Settings | None:
+    """Return the settings of a run that is to be resumed; None if it is finished."""
+    settings = read_settings(resume, checkpoint_every)
+    if data is not None:
+        settings = _with_moved_images(settings, data)
+    if not is_finished(resume):
+        return settings
+    remove_leftovers(resume)
+    echo(f"{resume} is finished: nothing is left to train")
+    return None
+
+
+def _train_and_report(out: Path | None, settings: Settings, solver: Solver, dataset: Dataset, *, resume: bool) -> None:
+    """Train; on rank 0, save the results, and print what they are worth."""
+    print_net(solver.model)
+    if solver.communicator.rank > 0:
+        train_with_checkpoints(None, settings, solver, dataset, resume=resume)
+        return
+    folder = _train_and_save(out, settings, solver, dataset, resume=resume)
+    typer.echo(f"test accuracy: {accuracy(solver.model, dataset.X_test, dataset.y_test):.4f}")
+    if solver.skipped:
+        typer.echo(f"skipped {solver.skipped} iterations whose loss or gradients were not finite")
+    if dataset.skipped:
+        echo("\n".join([f"left out {len(dataset.skipped)} files that are not readable images:", *dataset.skipped]))
+    if solver.interrupted and solver.resumable:
+        echo(f"to resume: xpconv train --resume {shlex.quote(str(folder))}")
 
 
 @contextmanager
-def warnings_in_one_line() -> Iterator[None]:
+def warnings_in_one_line(*, shown: bool = True) -> Iterator[None]:
     """Show each warning as one line on standard error, except those of overflows, which the Solver reports itself."""
 
     def show(message: object, *place: object, **more: object) -> None:
-        typer.echo(f"xpconv: warning: {printable(message)}", err=True)
+        if shown:
+            typer.echo(f"xpconv: warning: {printable(message)}", err=True)
 
     with warnings.catch_warnings():
         warnings.filterwarnings("always", category=UserWarning, module=r"xpconv\b")

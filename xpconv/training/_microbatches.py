@@ -81,8 +81,8 @@ class MicroBatches:
             raise ArgumentError(f"microbatches is {count}; expected a power of two, such as 1, 2 or 4")
         if batch_size % self.count:
             raise ArgumentError(
-                f"microbatches is {count}, which does not divide the batch_size of {batch_size}: take a multiple of "
-                f"{count} as batch_size, or fewer microbatches"
+                f"microbatches is {count}, which does not divide the batch_size of {batch_size}: take fewer "
+                f"microbatches, or another batch_size, such as {-(-batch_size // self.count) * self.count}"
             )
         if self.count > 1 and not isinstance(model, Sequential):
             raise ArgumentTypeError(

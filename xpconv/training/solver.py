@@ -250,8 +250,8 @@ class Solver:
         self.X_val, self.y_val = check_split(splits, "val", classes, self.X_train.shape[1:])
         self._limit_batch_size(self.X_train.shape[0])
         self._microbatches = MicroBatches(model, microbatches, norm_sync, self.batch_size, communicator)
-        self._workers = Workers(self._microbatches.communicator)
-        self.verbose = verbose and self._microbatches.communicator.rank == 0
+        self.communicator = self._microbatches.communicator
+        self._workers, self.verbose = Workers(self.communicator), verbose and self.communicator.rank == 0
         self.microbatches, self.norm_sync = self._microbatches.count, norm_sync
 
         self.streams = self._spawn_streams(rng)
@@ -1016,7 +1016,7 @@ class Solver:
             rows = self.streams["checks"].choice(X.shape[0], num_samples)
         # In training, allow NaN and infinity: the error for the next loss says more.
         in_training = self._batches is not None
-        communicator = self._microbatches.communicator if in_training else None
+        communicator = self.communicator if in_training else None
         return metrics.evaluate(
             self.model, X, y, self.backend, batch_size, rows, allow_nonfinite=in_training, communicator=communicator
         )

@@ -1,0 +1,60 @@
+"""``xpconv train`` under a launcher: the workers, what each of them shows, and how they end."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
+
+from xpconv.backend import get_backend
+from xpconv.parallel import Communicator, Nccl, find_communicator
+
+__all__ = ["backend_of_worker", "join_workers"]
+
+
+@contextmanager
+def join_workers() -> Iterator[Communicator]:
+    """Yield the connection to the other workers; if the block fails on one, all of them end.
+
+    Only rank 0 writes to standard output. The CPUs of a machine are shared among its workers, unless
+    ``XPCONV_NUM_THREADS`` is set or the launcher has bound each worker to some of them.
+    """
+    communicator = find_communicator()
+    if communicator.size == 1:
+        yield communicator
+        return
+    _share_cpus(communicator.local_size)
+    with ExitStack() as stack:
+        if communicator.rank > 0:
+            stack.enter_context(redirect_stdout(None))
+        try:
+            yield communicator
+        except BaseException as error:
+            error.add_note(f"on rank {communicator.rank} of {communicator.size}")
+            communicator.abort(error)
+            raise
+    communicator.wait_for_all()
+
+
+def _share_cpus(workers: int) -> None:
+    cpus = os.cpu_count() or 1
+    bound = hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) < cpus
+    if workers > 1 and not bound:
+        os.environ.setdefault("XPCONV_NUM_THREADS", str(max(cpus // workers, 1)))
+
+
+def backend_of_worker(spec: str, communicator: Communicator) -> tuple[str, Communicator]:
+    """Return the backend on a device of this worker's own, and the fastest communicator for it.
+
+    Worker r of a machine takes its CUDA device r. If there are fewer devices, workers share them, and arrays go by way
+    of host memory; else NCCL moves them, where CuPy has it.
+    """
+    if communicator.size == 1 or not spec.startswith("cupy"):
+        return spec, communicator
+    import cupy
+
+    devices = int(cupy.cuda.runtime.getDeviceCount())
+    spec = f"cupy:{communicator.local_rank % devices}"
+    own_device = all(communicator.gather_objects(communicator.local_size <= devices))
+    if not (own_device and all(communicator.gather_objects(bool(cupy.cuda.nccl_available)))):
+        return spec, communicator
+    with get_backend(spec).current():
+        return spec, Nccl(communicator)
