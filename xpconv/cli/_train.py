@@ -307,8 +307,8 @@ def _new_run(
     if options["microbatches"] is None and communicator.size > 1:
         options = {**options, "microbatches": communicator.size}
         echo(
-            f"{communicator.size} workers, one micro-batch each: to resume this run on more workers, start it with more, as "
-            f"with --microbatches {2 * communicator.size}"
+            f"{communicator.size} workers, one micro-batch each: to resume this run on more workers, start it with "
+            f"more micro-batches, as in --microbatches {2 * communicator.size}"
         )
     dataset = load_data(settings_for(data, **options), max_memory)
     count, given = len(dataset.y_train), options["num_train"]
