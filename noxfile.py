@@ -6,7 +6,7 @@ import nox
 
 nox.needs_version = ">=2024.10.9"
 nox.options.default_venv_backend = "virtualenv"
-nox.options.sessions = ["lint", "types", "tests", "torch", "kernels", "docs"]
+nox.options.sessions = ["lint", "types", "tests", "torch", "mpi", "kernels", "docs"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 TEST = nox.project.dependency_groups(PROJECT, "test")
@@ -44,9 +44,11 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def kill(session: nox.Session) -> None:
-    """Kill a hundred training runs at random moments and resume them."""
+    """Kill a hundred training runs, and a hundred runs of several workers, at random moments and resume them."""
     session.install(".[train]", *TEST)
     session.run("pytest", "-m", "slow", "tests/test_kill.py", *session.posargs)
+    session.install(".[mpi]", "mpich")
+    session.run("pytest", "-m", "slow", "tests/test_mpi.py", *session.posargs)
 
 
 @nox.session
@@ -69,6 +71,14 @@ def torch(session: nox.Session) -> None:
     """Compare gradients with PyTorch's autograd, and run on PyTorch as one more array library."""
     session.install("torch==2.13.0", ".[train,onnx]", *TEST)
     session.run("pytest", *PARALLEL, "-m", "torch", *session.posargs, env={"XPCONV_REQUIRE": "torch"})
+
+
+@nox.session
+def mpi(session: nox.Session) -> None:
+    """Train on several workers, which mpiexec starts: the same files, and an end for all workers if one fails."""
+    session.install(".[train,mpi]", "mpich", *TEST)
+    session.run("python", "-c", "import mpi4py.MPI")
+    session.run("pytest", "-m", "not slow", "tests/test_mpi.py", *session.posargs)
 
 
 @nox.session

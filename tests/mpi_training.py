@@ -20,9 +20,7 @@ def main(folder, fault=""):
     rng, communicator = np.random.default_rng(5), Mpi()
     images = {f"X_{split}": rng.integers(0, 256, (count, 1, 4, 4)).astype(np.uint8) for split, count in SPLITS.items()}
     labels = {f"y_{split}": np.arange(count) % 3 for split, count in SPLITS.items()}
-    solver = make_solver(
-        images | labels, batch_size=8, microbatches=4, num_epochs=10, norm_sync="whole", communicator=communicator
-    )
+    solver = make_solver(images | labels, batch_size=8, microbatches=4, num_epochs=20, communicator=communicator)
     checkpoints = CheckpointFolder(Path(folder, "checkpoints"))
     if (newest := checkpoints.newest(print)) is not None:
         solver.resume(newest)

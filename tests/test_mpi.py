@@ -106,11 +106,12 @@ def train(folder, *words):
 @needs_mpi
 @pytest.mark.parametrize("name", NETS)
 def test_any_number_of_workers_writes_the_same_files(name, tmp_path):
-    for workers in (0, 2, 4):
+    numbers = (0, 2, 4) if name == "convnet" else (0, 4)
+    for workers in numbers:
         output = run(workers, *train(tmp_path / f"{workers}", *NETS[name]))
         assert output.count("(Iteration 1 / 6)") == 1
     for file in ("model.safetensors", "metrics.csv"):
-        assert len({(tmp_path / f"{workers}" / file).read_bytes() for workers in (0, 2, 4)}) == 1
+        assert len({(tmp_path / f"{workers}" / file).read_bytes() for workers in numbers}) == 1
 
 
 @needs_mpi
@@ -122,8 +123,8 @@ def test_a_run_without_a_number_of_micro_batches_has_one_for_each_worker(tmp_pat
         "2 workers, one micro-batch each: to resume this run on more workers, start it with more micro-batches"
         in output
     )
-    refused = run(4, "-m", "xpconv", "train", "--resume", tmp_path)
-    assert "is finished: nothing is left to train" in refused
+    output = run(4, "-m", "xpconv", "train", "--resume", tmp_path)
+    assert "is finished: nothing is left to train" in output
 
 
 @needs_mpi
@@ -206,7 +207,7 @@ def kill_and_resume(folder, kills, seed):
 
 @needs_mpi
 def test_runs_of_killed_workers_end_with_the_same_bits(tmp_path):
-    kill_and_resume(tmp_path, 5, seed=0)
+    kill_and_resume(tmp_path, 20, seed=0)
 
 
 @needs_mpi

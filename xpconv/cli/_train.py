@@ -289,7 +289,7 @@ def train(
                 else None
             )
             if settings is None:
-                raise typer.Exit
+                return
             dataset = load_data(settings, max_memory)
         with outlive_output():
             solver = build_solver(
