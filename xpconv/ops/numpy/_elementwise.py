@@ -180,7 +180,7 @@ def gated(x: Array, gate: str) -> tuple[Array, Array]:
 
     def tile(out: Array, derivative: Array, x: Array) -> tuple[()]:
         arrays = out.reshape(-1), derivative.reshape(-1), x.reshape(-1)
-        with np.errstate(over="ignore"):  # exp(power) may be infinite.
+        with np.errstate(over="ignore"):  # The square of x may be infinite.
             for start in range(0, out.size, _GATED_VALUES):
                 block_out, block_derivative, block = (a[start : start + _GATED_VALUES] for a in arrays)
                 _GATES[gate](block, block_out, block_derivative, scratch("gate", block.shape, block.dtype))
@@ -236,44 +236,41 @@ def _normal_tail(x: Array, tail: Array, density: Array, r: Array) -> None:
     density *= 1 / sqrt(2 * pi)
 
 
-def _tanh(x: Array, out: Array, derivative: Array, P: Array) -> None:
-    """Gate by the approximation of the normal distribution by tanh; `P` is scratch memory."""
+def _tanh(x: Array, out: Array, derivative: Array, growth: Array) -> None:
+    """Gate by the approximation of the normal distribution by tanh; `growth` is scratch memory."""
     a, b = TANH_GATE
-    square = np.clip(x, -750, 750, out=derivative)  # Without this, an infinite square would make the derivative NaN.
-    square *= square
-    power = np.multiply(square, -a * b, out=out)
-    power -= a
-    power *= x
-    density = _distribution(power, P, tail=power)
-    density *= P
-    derivative *= 3 * a * b
-    derivative += a
-    derivative *= density
-    derivative *= x
-    derivative += P
-    np.multiply(x, P, out=out)
+    # Beyond these limits, P is 0 or 1; at the upper one, exp(z) is finite.
+    inside = np.clip(x, -30, 10 if x.itemsize == 4 else 21, out=derivative)
+    np.square(inside, out=growth)
+    z = np.multiply(growth, a * b, out=out)
+    z += a
+    z *= inside
+    np.exp(z, out=out)
+    growth *= 3 * a * b
+    growth += a
+    growth *= inside
+    _gate_by_power(x, out, derivative, growth, tail=derivative)
 
 
-def _logistic(x: Array, out: Array, derivative: Array, P: Array) -> None:
-    """Gate by the logistic distribution; `P` is scratch memory."""
-    np.negative(x, out=out)
-    tail = _distribution(out, P, tail=derivative)
-    np.multiply(x, P, out=out)
-    tail *= out
-    derivative += P
+def _logistic(x: Array, out: Array, derivative: Array, tail: Array) -> None:
+    """Gate by the logistic distribution; `tail` is scratch memory."""
+    inside = np.clip(x, -750, 88 if x.itemsize == 4 else 709, out=derivative)  # As in `_tanh`.
+    np.exp(inside, out=out)
+    _gate_by_power(x, out, derivative, inside, tail)
 
 
-def _distribution(power: Array, P: Array, tail: Array) -> Array:
-    """Write ``P = 1 / (1 + exp(power))`` and ``1 - P``, whose subtraction would cancel digits; return the latter.
+def _gate_by_power(x: Array, out: Array, derivative: Array, growth: Array, tail: Array) -> None:
+    """Write the results for ``P = exp(z) / (1 + exp(z))``, given ``exp(z)`` in `out` and ``x * dz/dx`` in `growth`.
 
-    `power` and `tail` may be the same array.
+    The derivative is ``P * (1 + growth * (1 - P))``; `tail`, ``1 - P``, may be in the memory of `derivative`.
     """
-    np.exp(power, out=tail)
-    np.add(tail, 1, out=P)
-    np.divide(1, P, out=P)
-    np.clip(tail, 0, np.finfo(tail.dtype).max, out=tail)  # Where it is infinite, P is 0: the product would be NaN.
-    tail *= P
-    return tail
+    np.add(out, 1, out=tail)
+    out /= tail
+    np.divide(1, tail, out=tail)
+    growth *= tail
+    growth += 1
+    np.multiply(growth, out, out=derivative)
+    out *= x
 
 
 _GATES: dict[str, Callable[[Array, Array, Array, Array], None]] = {
