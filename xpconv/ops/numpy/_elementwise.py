@@ -206,11 +206,8 @@ def gated_backward(dout: Array, derivative: Array) -> Array:
 def _normal(x: Array, out: Array, derivative: Array, P: Array) -> None:
     """Gate by the normal distribution; `P` is scratch memory."""
     _normal_tail(x, P, derivative, out)
-    np.subtract(0.5, P, out=P)
-    bits, sign = f"i{x.itemsize}", -(1 << 8 * x.itemsize - 1)
-    np.bitwise_and(x.view(bits), sign, out=out.view(bits))
-    np.bitwise_xor(P.view(bits), out.view(bits), out=P.view(bits))  # Change the sign where x is negative.
-    P += 0.5
+    P -= np.greater(x, 0, out=scratch("positive", x.shape, np.bool_))
+    np.abs(P, out=P)  # Where x is positive, P was the tail minus 1.
     np.multiply(x, P, out=out)
     derivative *= x
     derivative += P
