@@ -111,7 +111,7 @@ class Solver(solver.Solver):
             setattr(self, name, _plain_option(name, getattr(self, name)))
         super().train(each_iteration)
 
-    def _take_step(self, batches: Batches) -> Array:
+    def _take_step(self, batches: Batches, need_images: bool) -> Array:
         for config in self.optim_configs.values():
             if "learning_rate" in config:
                 config["learning_rate"] = plain_number(config["learning_rate"])

@@ -100,10 +100,10 @@ class Batches:
 
     def __next__(self) -> tuple[Array, Array]:
         if self._pool is None:
-            return self._gather(self.draw_rows())
+            return self.gather(self.draw_rows())
         while len(self._pending) <= self._prefetch:
             state, rows = getattr(self._sampler, "state", None), self._sampler()
-            self._pending.append((state, rows, self._pool.submit(self._gather, rows)))
+            self._pending.append((state, rows, self._pool.submit(self.gather, rows)))
         _, self.rows, minibatch = self._pending.popleft()
         return minibatch.result()
 
@@ -122,7 +122,8 @@ class Batches:
             self._sampler.state = self.state  # type: ignore[attr-defined]
         self._pending.clear()
 
-    def _gather(self, indices: np.ndarray) -> tuple[Array, Array]:
+    def gather(self, indices: np.ndarray) -> tuple[Array, Array]:
+        """Return the images and labels of these rows, on the device."""
         X, y = self._arrays
         indices = indices[self._positions]
         if self._on_host:

@@ -27,6 +27,7 @@ from xpconv.parallel import Communicator
 from xpconv.random import RandomStream, Rng, draw_seed, restore, spawn, state_of
 from xpconv.training import metrics
 from xpconv.training._averages import WeightAverages
+from xpconv.training._capture import CapturedSteps, captured_steps
 from xpconv.training._clip import clip_gradients
 from xpconv.training._microbatches import MicroBatches
 from xpconv.training._monitor import TrainingMonitor
@@ -287,6 +288,7 @@ class Solver:
         # The best parameters, if the model has them, and the latest parameters and state, which they replaced.
         self._replaced: tuple[Any, Any] = None, None
         self._batches: Batches | None = None
+        self._captured: CapturedSteps | None = None
         self.loss_history, self.learning_rate_history = list[float](), list[float]()
         self.train_acc_history, self.val_acc_history = list[float](), list[float]()
         self.val_loss_history: list[float] = []
@@ -350,6 +352,7 @@ class Solver:
             ):
                 self._batches = batches
                 self._compare_start()
+                self._captured = captured_steps(self, batches, progress.line)
                 for step in range(done, total):
                     self._workers.begin(self.iteration + 1)
                     self._workers.deliver(signals)
@@ -358,7 +361,7 @@ class Solver:
                     self.resumable = False
                     epoch_ends = (step + 1) % steps_per_epoch == 0
                     monitor = TrainingMonitor(self.model, self.backend) if step == 0 or epoch_ends else None
-                    X = self._take_step(batches)
+                    X = self._take_step(batches, need_images=monitor is not None)
                     health = self._read_for_check(monitor, X)
                     self._report_step(step, total, progress)
                     if epoch_ends:
@@ -381,6 +384,7 @@ class Solver:
                 Progress().line(f"interrupted after iteration {self.iteration}; keeping the {kept}")
         finally:
             self._batches = None
+            self._end_captured_steps()
             self._swap_in_best()
         self._read_losses()
         if self.iteration > before and not self.interrupted:
@@ -409,10 +413,12 @@ class Solver:
         """Return the attributes for copies and pickles: during training, without minibatches drawn in advance."""
         if self._batches is None:
             return self.__dict__
+        if self._captured is not None:
+            self._captured.collect_rows()
         sampler = deepcopy(self.sampler)
         sampler.state = self._batches.state
         streams = {name: sampler.stream if s is self.sampler.stream else s for name, s in self.streams.items()}
-        return {**self.__dict__, "_batches": None, "sampler": sampler, "streams": streams}
+        return {**self.__dict__, "_batches": None, "_captured": None, "sampler": sampler, "streams": streams}
 
     def _steps_per_epoch(self) -> int:
         return max(int(self.y_train.shape[0]) // self.batch_size, 1)
@@ -786,8 +792,19 @@ class Solver:
         changed = self.augment(minibatch, seed)
         return changed.X, changed.y
 
-    def _take_step(self, batches: Batches) -> Array:
-        """Train on the next minibatch and return its images."""
+    def _take_step(self, batches: Batches, need_images: bool) -> Array | None:
+        """Train on the next minibatch; return its images if they are needed."""
+        if self._captured is not None:
+            return self._captured.take_step(need_images)
+        return self._take_ordinary_step(batches)
+
+    def _end_captured_steps(self) -> None:
+        captured, self._captured = self._captured, None
+        if captured is not None:
+            captured.close()
+
+    def _take_ordinary_step(self, batches: Batches) -> Array:
+        """Train on the next minibatch, without a captured step, and return its images."""
         X, y = next(batches)
         if self.augment is not None:
             X, y = self._augmented(X, y, batches.rows)
@@ -920,6 +937,8 @@ class Solver:
 
         An iteration with NaN or infinite values raises an error, or is counted as skipped, as `on_nonfinite` says.
         """
+        if self._captured is not None:
+            self._captured.collect_rows()
         if not self._pending_rows:
             return
         losses, pairs, bad = read_rows(self._pending_rows)

@@ -1,0 +1,346 @@
+"""Steps of a Solver that a CUDA graph replays.
+
+A captured step gives its work to the device in one call. It has the same bits as an ordinary one, since the same code is
+captured: what changes from step to step is read from the device's memory (`xpconv._deferred`), and arrays that a step
+replaces, such as running statistics, are copied back into those that it was captured with.
+"""
+
+import importlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
+from operator import is_, setitem
+from typing import Any
+
+import array_api_compat
+
+from xpconv._deferred import Deferred, DeferredStream, NotCapturableError, Tape
+from xpconv.backend import Array, Backend, copy_arrays
+from xpconv.data import Batches
+from xpconv.nn import Sequential
+from xpconv.nn._chain import nodes
+from xpconv.random import draw_seed
+
+__all__ = ["CapturedSteps", "capture_obstacle", "captured_steps", "model_obstacle"]
+
+WARM_UP = 2  # ordinary steps, which make the memory of the update rule and the first workspaces
+RING = 64  # rows of losses on the device
+MOST_GRAPHS = 8
+CHANGING = ("learning_rate", "t")  # what changes from step to step in the options and memory of an update rule
+SETTINGS = ("XPCONV_ACCELERATE", "XPCONV_WORKSPACE", "XPCONV_TF32", "CUPY_TF32")
+
+
+def capture_obstacle(backend: Backend) -> str:
+    """Return why no step can be captured on a backend, or "" if some can.
+
+    Examples
+    --------
+    >>> from xpconv import get_backend
+    >>> capture_obstacle(get_backend("numpy"))
+    'numpy has no CUDA graphs'
+    """
+    if backend.library != "cupy":
+        return f"{backend.library} has no CUDA graphs"
+    if os.environ.get("XPCONV_CAPTURE") == "0":
+        return "XPCONV_CAPTURE is 0"
+    return ""
+
+
+def model_obstacle(model: Any) -> str:
+    """Return why the passes of a model cannot be captured, or "" if they can."""
+    if not isinstance(model, Sequential):
+        return f"the model is a {type(model).__name__}, not a Sequential"
+    for path, layer in nodes(model.layers):
+        if not type(layer).__module__.startswith("xpconv.") and not getattr(layer, "capturable", False):
+            return (
+                f"layer {path} is a {type(layer).__name__} of your own: give it a true attribute capturable if it does "
+                "the same work on the device in each step"
+            )
+    return ""
+
+
+def solver_obstacle(solver: Any) -> str:
+    """Return why the steps of a Solver cannot be captured, or "" if they can."""
+    if reason := capture_obstacle(solver.backend) or model_obstacle(solver.model):
+        return reason
+    if not isinstance(solver.update_rule, str):
+        return "the update rule is a function of your own"
+    if solver.augment is not None and not getattr(solver.augment, "capturable", False):
+        return (
+            "augment is a function of your own: give it a true attribute capturable if it does the same work on the "
+            "device in each step, apart from its seed"
+        )
+    base = next(kind for kind in type(solver).__mro__ if kind.__module__ == "xpconv.training.solver")
+    methods = ("_take_step", "_step", "_compute_step", "_augmented", "_update", "_check_finite", "_own_gradients")
+    changed = [name for name in methods if getattr(type(solver), name) is not getattr(base, name)]
+    return f"{type(solver).__name__} has a {changed[0]} of its own" if changed else ""
+
+
+def captured_steps(solver: Any, batches: Batches, tell: Callable[[str], None]) -> "CapturedSteps | None":
+    """Return the captured steps of a training, or None if there cannot be any; on CuPy, tell why.
+
+    Parameters
+    ----------
+    solver : Solver
+    batches : Batches
+        Those of the training.
+    tell : callable
+        Gets a text that says why steps are not captured.
+    """
+    reason = solver_obstacle(solver)
+    if not reason:
+        return CapturedSteps(solver, batches, tell)
+    if solver.backend.library == "cupy":
+        tell(f"steps are not captured: {reason}")
+    return None
+
+
+class CapturedSteps:
+    """The steps of one training: ordinary ones first, then replays of captured ones.
+
+    Steps that do different things, such as those that end with a move of lookahead's slow weights, have graphs of their
+    own. Everything is freed by `close`.
+
+    Parameters
+    ----------
+    solver, batches, tell
+        As for `captured_steps`.
+    """
+
+    def __init__(self, solver: Any, batches: Batches, tell: Callable[[str], None]) -> None:
+        self.solver, self._batches, self._tell = solver, batches, tell
+        self._graphs: Any = importlib.import_module("xpconv.ops.cupy._graph")
+        self._memory = self._graphs.GraphMemory()
+        capacity = 256 + 16 * len(solver.model.params) + 4 * len(solver.model.layers)
+        self._numbers = self._graphs.Numbers(solver.batch_size, capacity)
+        self._steps: list[_Step] = []
+        self._ordinary_steps = 0  # since something changed that captured steps depend on
+        self._frozen: list[Any] = []
+        self._minibatch: tuple[Array, Array] | None = None  # the arrays that captured steps read, for data on the host
+        self._ring: Array | None = None
+        self._used = 0  # rows of the ring that are not in the Solver's pending rows
+        self.failed = False
+
+    def take_step(self, need_images: bool) -> Array | None:
+        """Train on the next minibatch; return its images if they are needed."""
+        if self.failed or need_images or not self._unchanged():
+            self.collect_rows()
+            with self._keeping_arrays():
+                X: Array = self.solver._take_ordinary_step(self._batches)
+            self._ordinary_steps += 1
+            self._frozen = self._dependencies()
+            return X
+        minibatch = self._next_minibatch()
+        self.solver._apply_schedule()
+        step = self._find_step()
+        if step is None:
+            self.collect_rows()
+            X, y = self._batches.gather(self._batches.rows) if minibatch is None else minibatch
+            with self._keeping_arrays():
+                self.solver._compute_step(*self.solver._augmented(X, y, self._batches.rows))
+            return None
+        if self._used == RING:
+            self.collect_rows()
+        values = step.tape.evaluate()
+        self._numbers.write(self._batches.rows, step.groups, values)
+        step.graph.launch()
+        for store, position in step.results:
+            store(values[position])
+        self._used += 1
+        return None
+
+    def collect_rows(self) -> None:
+        """Move the rows of losses to those that the Solver reads, without waiting for the device."""
+        if self._ring is not None and self._used:
+            xp = self.solver.backend.xp
+            self.solver._pending_rows.append(xp.asarray(self._ring[: self._used, :], copy=True))
+            self._used = 0
+
+    def close(self) -> None:
+        """Free the graphs and their memory."""
+        try:
+            self.collect_rows()
+        finally:
+            if self._steps:
+                with suppress(Exception):  # after a failure of the device
+                    self._graphs.wait_for_stream()
+            self._steps, self._ring, self._minibatch, self._memory = [], None, None, None
+
+    def _unchanged(self) -> bool:
+        """Return whether captured steps may be replayed; if something has changed, forget them."""
+        now = self._dependencies()
+        if len(now) != len(self._frozen) or not all(map(is_, now, self._frozen)):
+            self._steps, self._frozen, self._ordinary_steps = [], now, min(self._ordinary_steps, WARM_UP - 1)
+        return self._ordinary_steps >= WARM_UP
+
+    def _dependencies(self) -> list[Any]:
+        """Return all objects that captured steps depend on: arrays, and options that are not read anew in each step."""
+        solver, model = self.solver, self.solver.model
+        found = [solver.X_train, solver.y_train, solver.augment, solver.clip_norm, solver.on_nonfinite, model]
+        found += [solver.update_rule, solver._microbatches]
+        found += [value for name, value in vars(model).items() if name not in ("params", "state", "seed_stream")]
+        for store in self._stores(solver):
+            found += [value for key, value in store.items() if key not in CHANGING or hasattr(value, "shape")]
+        return found + [_interned(os.environ.get(name)) for name in SETTINGS]
+
+    @staticmethod
+    def _stores(solver: Any) -> list[dict[str, Any]]:
+        """Return the dicts that hold everything that a step changes, besides counts."""
+        averages, configs = solver._averages.arrays.values(), solver.optim_configs.values()
+        return [solver.model.params, solver.model.state, *averages, *configs]
+
+    @contextmanager
+    def _keeping_arrays(self) -> Iterator[None]:
+        """Let an ordinary step write its results to the arrays that captured steps use."""
+        before = [dict(store) for store in self._stores(self.solver)] if self._steps else []
+        yield
+        for store, old in zip(self._stores(self.solver), before, strict=False):
+            for key, array in old.items():
+                if hasattr(array, "shape") and store.get(key) is not array:
+                    array[...] = store[key]
+                    store[key] = array
+
+    def _next_minibatch(self) -> tuple[Array, Array] | None:
+        """Draw the next minibatch; return it if it comes from the host, and copy it to where captured steps read it."""
+        if self._batches.arrays is not None:
+            self._batches.draw_rows()
+            return None
+        X, y = next(self._batches)
+        if self._minibatch is None:
+            xp = self.solver.backend.xp
+            self._minibatch = xp.empty_like(X), xp.empty_like(y)
+        for fixed, array in zip(self._minibatch, (X, y), strict=True):
+            fixed[...] = array
+        return X, y
+
+    def _find_step(self) -> "_Step | None":
+        """Return the captured step that does what the next step is to do, captured now if need be."""
+        if self.failed:
+            return None
+        for step in self._steps:
+            if step.tape.fits():
+                return step
+        try:
+            if len(self._steps) == MOST_GRAPHS:
+                raise NotCapturableError(f"they differ in more than {MOST_GRAPHS} ways")
+            self._trace(Tape(self._numbers.place), rehearse=True)  # loads kernels, which must not happen in a capture
+            tape = Tape(self._numbers.place)
+            graph, results = self._memory.capture(lambda: self._trace(tape, rehearse=False))
+        except Exception as error:  # Nothing has changed: training goes on with ordinary steps.
+            self.failed = True
+            self._tell(f"steps are not captured: {type(error).__name__}: {error}")
+            return None
+        self._steps.insert(0, _Step(tape, graph, results, self._graphs.number_groups(tape)))
+        return self._steps[0]
+
+    def _trace(self, tape: Tape, *, rehearse: bool) -> list[tuple[Callable[[Any], None], int]]:
+        """Give the work of a step to the device; return what to do with numbers of the tape after each replay.
+
+        A rehearsal works on copies of all arrays.
+        """
+        place = copy_arrays if rehearse else dict
+        solver, model = _shallow_copy(self.solver), _shallow_copy(self.solver.model)
+        solver.model, solver._pending_rows = model, []
+        solver._averages = _shallow_copy(solver._averages)
+        model.params, model.state = place(model.params), place(model.state)
+        solver._averages.arrays = {kind: place(store) for kind, store in solver._averages.arrays.items()}
+        configs = self.solver.optim_configs
+        solver.optim_configs = {name: self._deferred_config(tape, config, place) for name, config in configs.items()}
+        solver.iteration = tape.source(lambda: self.solver.iteration, repeatable=True)
+        solver.epoch = tape.source(lambda: self.solver.epoch, repeatable=True)
+        model.seed_stream = DeferredStream(tape, lambda: draw_seed(self.solver.model.seed_stream))
+        augment = DeferredStream(tape, lambda: draw_seed(self.solver.streams["augment"]))
+        solver.streams = {**solver.streams, "augment": augment}
+        before = [dict(store) for store in self._stores(solver)]
+
+        solver._compute_step(*solver._augmented(*self._gather(), self._numbers.rows))
+        self._keep_row(tape, solver._pending_rows[0], rehearse)
+        results: list[tuple[Callable[[Any], None], int]] = [
+            (partial(setattr, self.solver, "iteration"), solver.iteration.position)
+        ]
+        for real, old, new in zip(self._stores(self.solver), before, self._stores(solver), strict=True):
+            results += _write_back(real, old, new)
+        return results
+
+    def _deferred_config(self, tape: Tape, config: Mapping[str, Any], place: Callable[[Any], Any]) -> dict[str, Any]:
+        """Return the options and the memory of an update rule, in which numbers that change are deferred."""
+        arrays = place({key: value for key, value in config.items() if hasattr(value, "shape")})
+        return {
+            key: arrays[key]
+            if key in arrays
+            else tape.source(partial(config.__getitem__, key), repeatable=True)
+            if key in CHANGING
+            else value
+            for key, value in config.items()
+        }
+
+    def _gather(self) -> tuple[Array, Array]:
+        """Return the minibatch whose rows, or whose images and labels, are written to the device before each replay."""
+        if self._batches.arrays is None:
+            assert self._minibatch is not None
+            return self._minibatch
+        X, y = self._batches.arrays
+        take, rows = self.solver.backend.xp.take, self._numbers.rows
+        return take(X, rows, axis=0), take(y, rows, axis=0)
+
+    def _keep_row(self, tape: Tape, row: Array, rehearse: bool) -> None:
+        """Write a step's row of losses to the next row of the ring."""
+        xp, device = self.solver.backend.xp, array_api_compat.device(row)
+        if self._ring is None or self._ring.shape[1] != row.shape[0]:
+            self.collect_rows()
+            self._ring = xp.zeros((RING, row.shape[0]), dtype=row.dtype, device=device)
+        ring = xp.asarray(self._ring, copy=True) if rehearse else self._ring
+        numbers = xp.reshape(xp.arange(RING, dtype=xp.int64, device=device), (-1, 1))
+        ring[...] = xp.where(numbers == tape.source(lambda: self._used), row, ring)
+
+
+class _Step:
+    """A captured step.
+
+    Parameters
+    ----------
+    tape : Tape
+    graph : cupy.cuda.Graph
+    results : list of (callable, int)
+        Functions that get a number of the tape after each replay, and its position.
+    groups : list
+        As `Numbers.write` takes it.
+    """
+
+    def __init__(self, tape: Tape, graph: Any, results: list[tuple[Callable[[Any], None], int]], groups: Any) -> None:
+        self.tape, self.graph, self.results, self.groups = tape, graph, results, groups
+
+
+def _write_back(
+    real: dict[str, Any], old: Mapping[str, Any], new: Mapping[str, Any]
+) -> list[tuple[Callable[[Any], None], int]]:
+    """Copy arrays that a step has replaced into the old ones; return what to do with deferred numbers."""
+    if old.keys() != new.keys():
+        raise NotCapturableError(f"it adds or removes {', '.join(sorted(old.keys() ^ new.keys()))}")
+    results: list[tuple[Callable[[Any], None], int]] = []
+    for key, value in new.items():
+        if value is old[key]:
+            continue
+        if isinstance(value, Deferred):
+            results.append((partial(setitem, real, key), value.position))
+        elif hasattr(value, "shape") and hasattr(old[key], "shape") and value.shape == old[key].shape:
+            old[key][...] = value
+        else:
+            raise NotCapturableError(f"it replaces {key}, a {type(old[key]).__name__}, by a {type(value).__name__}")
+    return results
+
+
+def _shallow_copy(thing: Any) -> Any:
+    """Return a copy with the same attributes, also of a Solver in training, which has a way of its own to be copied."""
+    copied = object.__new__(type(thing))
+    copied.__dict__.update(thing.__dict__)
+    return copied
+
+
+_settings: dict[str | None, str | None] = {}
+
+
+def _interned(text: str | None) -> str | None:
+    """Return the first text that was equal to this one, so that equal texts are one object."""
+    return _settings.setdefault(text, text)
