@@ -83,9 +83,13 @@ def mpi(session: nox.Session) -> None:
 
 @nox.session
 def kernels(session: nox.Session) -> None:
-    """Compile the CUDA kernels with g++, run them on the CPU and check every memory access; needs no GPU."""
+    """Run the CUDA kernels on the CPU with every memory access checked, and captured steps in an emulation."""
     session.install(".", *TEST)
-    session.run("pytest", "-n", "logical", "tests/emulated", *session.posargs, env={"PYTHONPATH": "tests/emulated"})
+    quick = ("-m", "not slow", *session.posargs)
+    session.run("pytest", "-n", "logical", "tests/emulated", *quick, env={"PYTHONPATH": "tests/emulated"})
+    for kernels in ("0", "1"):  # captured steps on the portable versions, and on the kernels
+        variables = {"PYTHONPATH": "tests/captured", "XPCONV_ACCELERATE": kernels}
+        session.run("pytest", "-n", "logical", "--dist", "loadfile", "tests/captured", *quick, env=variables)
 
 
 @nox.session

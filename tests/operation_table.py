@@ -192,6 +192,10 @@ def arguments_of_flush_denormals(place, x, window):
     return place(np.where(draw(*x.shape, seed=2) > 0, denormals, x)), {}
 
 
+def arguments_of_sign(place, x, window):
+    return place(np.where(draw(*x.shape, seed=3) > 1, 0, x)), {}
+
+
 ARGUMENTS = {
     "convolve": arguments_of_convolve,
     "convolve_backward": arguments_of_convolve_gradients,
@@ -209,6 +213,7 @@ ARGUMENTS = {
     "gated_backward": arguments_of_gated_backward,
     "adam_step": arguments_of_adam_step,
     "flush_denormals": arguments_of_flush_denormals,
+    "sign": arguments_of_sign,
     "move_toward": arguments_of_move_toward,
     "update_running_stats": arguments_of_update_running_stats,
     "add_l2_penalty": arguments_of_add_l2_penalty,

@@ -111,6 +111,9 @@ class Solver(solver.Solver):
             setattr(self, name, _plain_option(name, getattr(self, name)))
         super().train(each_iteration)
 
+    def _start_captured_steps(self, batches: Batches, progress: Progress) -> None:
+        """Capture no step, since notebooks replace methods."""
+
     def _take_step(self, batches: Batches, need_images: bool) -> Array:
         for config in self.optim_configs.values():
             if "learning_rate" in config:

@@ -497,7 +497,10 @@ def _computed(x: Array, change: Callable[[Array], Array]) -> Array:
         return change(x)
     if x.dtype != xp.uint8:
         raise ArgumentTypeError(f"x has dtype {x.dtype}; expected uint8 or floating-point images")
-    return xp.astype(xp.clip(xp.round(change(xp.astype(x, xp.float32))), 0, 255), xp.uint8)
+    lowest, highest = (xp.asarray(limit, dtype=xp.float32, device=array_api_compat.device(x)) for limit in (0, 255))
+    pixels = xp.round(change(xp.astype(x, xp.float32)))
+    # Not by xp.clip, which waits for a device in array_api_compat.
+    return xp.astype(xp.minimum(xp.maximum(pixels, lowest), highest), xp.uint8)
 
 
 def _random_factors(x: Array, strength: float, seed: int) -> Array:

@@ -11,7 +11,7 @@ from xpconv.ops.loss import add_l2_penalty, cross_entropy, softmax, softmax_cros
 from xpconv.ops.norm import normalise, normalise_backward, update_running_stats
 from xpconv.ops.pool import avg_pool, avg_pool_backward, max_pool, max_pool_backward
 from xpconv.ops.random_bits import keep_mask, random_integers
-from xpconv.ops.update import adam_step, flush_denormals, move_toward
+from xpconv.ops.update import adam_step, flush_denormals, move_toward, sign
 from xpconv.ops.windows import fold, unfold
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "random_integers",
     "relu",
     "relu_backward",
+    "sign",
     "softmax",
     "softmax_cross_entropy",
     "unfold",

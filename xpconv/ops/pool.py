@@ -77,11 +77,12 @@ def initial_argmax(xp: Any, window: Window, output: Pair, device: Any = None) ->
     array([[4, 3],
            [1, 0]], dtype=uint8)
     """
-    rows, columns = (
-        xp.asarray([max(-((s * i - p) // d), 0) for i in range(count)], dtype=xp.int64, device=device)
-        for s, (p, _), d, count in zip(window.stride, window.padding, window.dilation, output, strict=True)
-    )
     KH, KW = window.kernel_size
+    sides = zip(window.stride, window.padding, output, strict=True)
+    # Computed on the device: a copy from the host could not be captured in a CUDA graph.
+    steps = (xp.arange(count, dtype=xp.int64, device=device) * s - p for s, (p, _), count in sides)
+    firsts = (-(start // d) for start, d in zip(steps, window.dilation, strict=True))
+    rows, columns = (xp.where(first > 0, first, xp.zeros_like(first)) for first in firsts)
     return xp.astype(rows[:, None] * KW + columns[None, :], xp.uint8 if KH * KW <= 256 else xp.int64)
 
 

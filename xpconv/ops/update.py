@@ -9,7 +9,7 @@ import numpy as np
 from xpconv.backend import Array
 from xpconv.ops.dispatch import operation
 
-__all__ = ["adam_step", "flush_denormals", "ignore_underflow", "move_toward"]
+__all__ = ["adam_step", "flush_denormals", "ignore_underflow", "move_toward", "sign"]
 
 
 def ignore_underflow() -> AbstractContextManager[object]:
@@ -124,3 +124,24 @@ def move_toward(a: Array, target: Array, rate: float | Array) -> None:
     array([0.25, 1.  ])
     """
     a += rate * (target - a)
+
+
+@operation
+def sign(a: Array) -> Array:
+    """Return -1, 0 or 1, the sign of each element; NaN stays.
+
+    This does not wait for a device, as array_api_compat's does with CuPy.
+
+    Parameters
+    ----------
+    a : array of any shape
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> sign(np.array([-2.0, 0.0, 3.0, np.nan]))
+    array([-1.,  0.,  1., nan])
+    """
+    xp = array_api_compat.array_namespace(a)
+    signs = xp.astype(a > 0, a.dtype) - xp.astype(a < 0, a.dtype)
+    return xp.asarray(xp.where(a == a, signs, a))

@@ -1,7 +1,7 @@
 """Steps of a Solver that a CUDA graph replays.
 
-A captured step gives its work to the device in one call. It has the same bits as an ordinary one, since the same code is
-captured: what changes from step to step is read from the device's memory (`xpconv._deferred`), and arrays that a step
+A captured step gives its work to the device in one call. It has the same bits as an ordinary one, since the same code
+is captured. What changes from step to step is read from the device's memory (`xpconv._deferred`). Arrays that a step
 replaces, such as running statistics, are copied back into those that it was captured with.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 import array_api_compat
 
 from xpconv._deferred import Deferred, DeferredStream, NotCapturableError, Tape
-from xpconv.backend import Array, Backend, copy_arrays
+from xpconv.backend import Array, Backend, copy_arrays, tf32_enabled
 from xpconv.data import Batches
 from xpconv.nn import Sequential
 from xpconv.nn._chain import nodes
@@ -28,7 +28,7 @@ WARM_UP = 2  # ordinary steps, which make the memory of the update rule and the 
 RING = 64  # rows of losses on the device
 MOST_GRAPHS = 8
 CHANGING = ("learning_rate", "t")  # what changes from step to step in the options and memory of an update rule
-SETTINGS = ("XPCONV_ACCELERATE", "XPCONV_WORKSPACE", "XPCONV_TF32", "CUPY_TF32")
+SETTINGS = ("XPCONV_ACCELERATE", "XPCONV_WORKSPACE")
 
 
 def capture_obstacle(backend: Backend) -> str:
@@ -44,7 +44,8 @@ def capture_obstacle(backend: Backend) -> str:
         return f"{backend.library} has no CUDA graphs"
     if os.environ.get("XPCONV_CAPTURE") == "0":
         return "XPCONV_CAPTURE is 0"
-    return ""
+    library, reason = importlib.import_module("xpconv.ops.cupy._gemm").load()
+    return "" if library is not None else f"CuPy's own products of matrices refuse it, and {reason}"
 
 
 def model_obstacle(model: Any) -> str:
@@ -89,8 +90,11 @@ def captured_steps(solver: Any, batches: Batches, tell: Callable[[str], None]) -
         Gets a text that says why steps are not captured.
     """
     reason = solver_obstacle(solver)
-    if not reason:
-        return CapturedSteps(solver, batches, tell)
+    try:
+        if not reason:
+            return CapturedSteps(solver, batches, tell)
+    except Exception as error:  # such as too little memory
+        reason = f"{type(error).__name__}: {error}"
     if solver.backend.library == "cupy":
         tell(f"steps are not captured: {reason}")
     return None
@@ -178,7 +182,7 @@ class CapturedSteps:
         """Return all objects that captured steps depend on: arrays, and options that are not read anew in each step."""
         solver, model = self.solver, self.solver.model
         found = [solver.X_train, solver.y_train, solver.augment, solver.clip_norm, solver.on_nonfinite, model]
-        found += [solver.update_rule, solver._microbatches]
+        found += [solver.update_rule, solver._microbatches, tf32_enabled()]
         found += [value for name, value in vars(model).items() if name not in ("params", "state", "seed_stream")]
         for store in self._stores(solver):
             found += [value for key, value in store.items() if key not in CHANGING or hasattr(value, "shape")]

@@ -19,7 +19,7 @@ from xpconv.backend import Array, array_namespace
 from xpconv.errors import ArgumentError, ArgumentTypeError
 from xpconv.ops.dispatch import portable
 from xpconv.ops.tiling import for_each_block, matmul, sum_in_blocks, sum_of_squares
-from xpconv.ops.update import adam_step, flush_denormals, ignore_underflow
+from xpconv.ops.update import adam_step, flush_denormals, ignore_underflow, sign
 
 __all__ = [
     "UPDATE_RULES",
@@ -446,9 +446,9 @@ def lion(config: Config) -> Callable[..., None]:
     """
 
     def update(w: Array, dw: Array, m: Array) -> None:
-        xp, beta1, beta2 = array_api_compat.array_namespace(w), config["beta1"], config["beta2"]
+        beta1, beta2 = config["beta1"], config["beta2"]
         _decay(w, config)
-        w -= config["learning_rate"] * xp.sign(beta1 * m + (1 - beta1) * dw)
+        w -= config["learning_rate"] * sign(beta1 * m + (1 - beta1) * dw)
         m *= beta2
         m += (1 - beta2) * dw
         flush_denormals(m)

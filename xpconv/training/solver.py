@@ -352,7 +352,7 @@ class Solver:
             ):
                 self._batches = batches
                 self._compare_start()
-                self._captured = captured_steps(self, batches, progress.line)
+                self._captured = self._start_captured_steps(batches, progress)
                 for step in range(done, total):
                     self._workers.begin(self.iteration + 1)
                     self._workers.deliver(signals)
@@ -676,6 +676,8 @@ class Solver:
         for name, value in (stores | attributes).items():
             setattr(self, name, value)
         self.interrupted, self.resumable, self._finished = False, True, False
+        if self._captured is not None:
+            self._captured.collect_rows()
         self._pending_rows = []
 
     def _check_state(self, arrays: Mapping[str, Any], description: Mapping[str, Any], owner: str) -> None:
@@ -797,6 +799,9 @@ class Solver:
         if self._captured is not None:
             return self._captured.take_step(need_images)
         return self._take_ordinary_step(batches)
+
+    def _start_captured_steps(self, batches: Batches, progress: Progress) -> CapturedSteps | None:
+        return captured_steps(self, batches, progress.line)
 
     def _end_captured_steps(self) -> None:
         captured, self._captured = self._captured, None

@@ -54,6 +54,7 @@ _correct_momentum = cupy.ElementwiseKernel(
 _flush_denormals = cupy.ElementwiseKernel(
     "T a, T threshold", "T out", "out = a < threshold && a > -threshold ? T(0) : a", "xpconv_flush_denormals"
 )
+_sign = cupy.ElementwiseKernel("T a", "T out", "out = a != a ? a : T((a > 0) - (a < 0))", "xpconv_sign")
 _adam_step = cupy.ElementwiseKernel(
     "T dw, T beta1, T rest1, T beta2, T rest2, T step, T epsilon, T decay",
     "T w, T m, T v",
@@ -108,6 +109,12 @@ def update_running_stats(
     elif num_batches is not None:
         num_batches = num_batches + 1
     return *_update_running_stats(mean, var, batch_mean, batch_var, weight, rest), num_batches
+
+
+@accelerate("cupy")
+def sign(a: Array) -> Array:
+    """Use one kernel."""
+    return _sign(a)
 
 
 @accelerate("cupy")

@@ -8,6 +8,7 @@ import cupy
 import numpy as np
 
 from xpconv._deferred import NotCapturableError, Tape
+from xpconv.ops.cupy._gemm import release_workspace
 from xpconv.ops.cupy._launch import Array
 
 _PINNED_BUFFERS = 4  # The host may be this number of replays ahead of the device.
@@ -35,6 +36,7 @@ class GraphMemory:
 
         The device does none of that work. Arrays that are made by the function are overwritten by other graphs.
         """
+        release_workspace()
         cupy.get_default_memory_pool().free_all_blocks()
         with self._stream, cupy.cuda.using_allocator(self._pool.malloc):
             self._stream.begin_capture()
@@ -44,6 +46,8 @@ class GraphMemory:
                 with suppress(Exception):  # an illegal operation has ended the capture
                     self._stream.end_capture()
                 raise
+            finally:
+                release_workspace()
             return self._stream.end_capture(), result
 
 
