@@ -3,7 +3,7 @@
 Letters: N images, C channels, (H, W) image, (KH, KW) window, (OH, OW) output.
 """
 
-from itertools import repeat
+from itertools import groupby, repeat
 from math import prod
 from typing import Any
 
@@ -202,5 +202,9 @@ def divisor(counts: tuple[Pair, Pair], like: Array) -> Any:
     if len(set(rows)) == len(set(columns)) == 1:
         return rows[0] * columns[0]
     xp, device = array_api_compat.array_namespace(like), array_api_compat.device(like)
-    down, across = (xp.asarray(sizes, dtype=like.dtype, device=device) for sizes in counts)
+    # Runs of equal numbers are made on the device: a copy from the host could not be captured in a CUDA graph.
+    runs = ([(len(list(run)), size) for size, run in groupby(sizes)] for sizes in counts)
+    down, across = (
+        xp.concat([xp.full((length,), size, dtype=like.dtype, device=device) for length, size in each]) for each in runs
+    )
     return down[:, None] * across[None, :]

@@ -72,6 +72,8 @@ def solver_obstacle(solver: Any) -> str:
             "augment is a function of your own: give it a true attribute capturable if it does the same work on the "
             "device in each step, apart from its seed"
         )
+    if solver._workers.several:
+        return "several workers train the model"
     base = next(kind for kind in type(solver).__mro__ if kind.__module__ == "xpconv.training.solver")
     methods = ("_take_step", "_step", "_compute_step", "_augmented", "_update", "_check_finite", "_own_gradients")
     changed = [name for name in methods if getattr(type(solver), name) is not getattr(base, name)]

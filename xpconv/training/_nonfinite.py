@@ -60,7 +60,7 @@ def check_finite(loss: Any, grads: Mapping[str, Array], *, per_gradient: bool) -
 def read_rows(rows: list[Any]) -> tuple[list[float], list[np.ndarray], list[int]]:
     """Wait for the device and split rows of `check_finite`, or bare losses, which the course's Solver records.
 
-    An array on a device may have several rows.
+    An array of two dimensions has several rows.
 
     Returns
     -------
@@ -80,7 +80,7 @@ def read_rows(rows: list[Any]) -> tuple[list[float], list[np.ndarray], list[int]
         xp = backend_of(rows[0]).xp
         width = rows[0].shape[-1] if rows[0].ndim else 1
         rows = list(to_host(xp.concat([xp.reshape(row, (-1, width)) for row in rows])))
-    table = [np.ravel(row) for row in rows]
+    table = [np.ravel(each) for row in rows for each in (row if getattr(row, "ndim", 0) == 2 else [row])]
     losses, pairs = [float(row[0]) for row in table], [row[1:].reshape(-1, 2) for row in table]
     finite = (np.isfinite(loss) and pair[:, 1].all() for loss, pair in zip(losses, pairs, strict=True))
     return losses, pairs, [k for k, good in enumerate(finite) if not good]

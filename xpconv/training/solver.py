@@ -894,12 +894,12 @@ class Solver:
         finally:
             self._give_model(*latest)
 
-    def _read_for_check(self, monitor: TrainingMonitor | None, X: Array) -> Any:
+    def _read_for_check(self, monitor: TrainingMonitor | None, X: Array | None) -> Any:
         """Measure a step that a check follows, and wait once for all that it reads before accuracies.
 
         Return the monitor's row. Raise an error if a loss, a gradient or the memory of a built-in rule is not finite.
         """
-        if monitor is None:
+        if monitor is None or X is None:
             return None
         monitor.measure(X, self._microbatches)
         memory = self._memory_to_check()
