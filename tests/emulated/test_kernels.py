@@ -25,7 +25,7 @@ if shutil.which("g++") is None:
 from xpconv.errors import ArgumentError
 from xpconv.layers import norm
 from xpconv.ops import tiling
-from xpconv.ops.cupy import _conv, _finite, _groups, _launch, _loss, _norm, _pool, _windows
+from xpconv.ops.cupy import _conv, _elementwise, _finite, _groups, _launch, _loss, _norm, _pool, _windows
 from xpconv.ops.dispatch import accelerated_versions
 from xpconv.ops.windows import Window
 
@@ -52,11 +52,11 @@ def cases(monkeypatch, seed, count=CASES):
 
 
 def limit_blocks(monkeypatch, reduction_blocks, max_grid_y):
-    for module in (_launch, _loss, _finite):
+    for module in (_launch, _loss, _finite, _elementwise):
         monkeypatch.setattr(module, "reduction_blocks", lambda: reduction_blocks)
     monkeypatch.setattr(_launch, "_MAX_GRID_Y", max_grid_y)
     _windows.windows_and_grids.cache_clear()
-    _groups._groups_and_grid.cache_clear()
+    _groups._plan_sums.cache_clear()
 
 
 def any_of(rng, *values):
@@ -542,6 +542,39 @@ def test_reductions_over_many_blocks_equal_the_portable_versions(dtype):
     check("max_pool", [x, Window((3, 3), (2, 2), ((1, 1), (1, 1)))], {}, dtype, tolerance=0)
 
 
+@every_dtype
+def test_the_width_of_loads_follows_the_shape_and_not_the_address(monkeypatch, dtype):
+    """Results of a contiguous array have the same bits if it begins between two multiples of 16 bytes."""
+    rng, wide = np.random.default_rng(20), 16 // np.dtype(dtype).itemsize
+    used, launch = [], _launch.launch
+
+    def record(*arguments, wide=1, **options):
+        used.append((arguments[0], wide))
+        launch(*arguments, wide=wide, **options)
+
+    for module in (_conv, _elementwise, _norm, _windows):
+        monkeypatch.setattr(module, "launch", record)
+    options = {"axes": (0, 2), "tile_axis": 1}
+    for image, expected in (((5, 8), wide), ((5, 7), 1)):
+        shape, results = (3, 4 if expected > 1 else 3, *image), []
+        values = cupy.asarray(rng.standard_normal(shape), dtype)
+        gamma = cupy.asarray(np.ones((1, shape[1], 1)), dtype)
+        for offset in (0, 1):
+            x = cupy.empty(values.size + 4, dtype)[offset : offset + values.size].reshape(shape)
+            x[...] = values
+            flat = x.reshape(*shape[:2], -1)
+            used.clear()
+            out, mean, var, inv_std = _norm.normalise(flat, gamma, gamma, eps=0.1, **options)
+            grads = _norm.normalise_backward(flat, flat, mean, inv_std, gamma, param_axes=(0, 2), **options)
+            positive, mask = _elementwise.relu(x)
+            outputs = positive, mask, _elementwise.relu_backward(x, mask), _windows.unfold(x, Window((1, 1)))
+            results.append([out, mean, var, *grads, *_conv.images_to_rows(x), *outputs])
+            names = {"sum_moments", "normalise", "gradient_sums", "normalise_backward", "relu", "relu_backward"}
+            assert {name for name, width in used if width == expected} >= {*names, "to_rows", "unfold"}
+        for one, other in zip(*results, strict=True):
+            assert one.tobytes() == other.tobytes()
+
+
 def test_runs_repeat_bit_for_bit_in_any_order_of_warps():
     rng = np.random.default_rng(13)
     x = cupy.asarray(rng.standard_normal((3, 2, 5000)), "float32")
@@ -574,6 +607,7 @@ def test_arrays_too_large_for_32_bit_indices_are_refused():
 
 KERNEL = """
 struct Pair { unsigned a, b; };
+struct alignas(16) Four { float v[4]; };
 extern "C" __global__ void k(const float* x, float* y, Pair pair, double d, long long n) {
     __shared__ float s[64];
     const unsigned t = threadIdx.x;
@@ -595,6 +629,9 @@ def run(body, y=64):
         ("y[t + 1] = 0;", "a write outside all arrays"),
         ("if (x[64]) y[0] = 0;", "a read outside all arrays"),
         ("((float*)x)[0] = 0;", "a write to a constant array"),
+        ("if (t == 0) *(Four*)(y + 64) = Four();", "a write outside all arrays"),
+        ("if (t == 0) *(Four*)(y + 1) = Four();", "undefined behaviour"),  # not aligned
+        ("if (t == 0) *(Four*)y = Four(); else if (t == 3) y[t] = 0;", "a race"),
         ("y[0] = t;", "a race"),
         ("y[t] = 0;", "a race"),  # between the two blocks
         ("s[t] = t; s[63 - t] += 1;", "a race"),

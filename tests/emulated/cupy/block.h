@@ -59,11 +59,13 @@ NO_HOOKS static void check_access(void* where, unsigned size, bool writes) {
     for (Range* r = gpu.range; r < gpu.range + gpu.ranges; ++r) {
         if (p < r->start || p + size > r->end) continue;
         const unsigned me = 1 + gpu.block_number * 1024 + gpu.current;
-        Cell& cell = r->cells[(p - r->start) / r->item];
-        if (writes && r->constant) fail("a write to a constant array");
-        if ((cell.writer && cell.writer != me) || (writes && cell.reader && cell.reader != me)) fail("a race");
-        if (writes) cell.writer = me;
-        else cell.reader = cell.reader && cell.reader != me ? ~0u : me;
+        for (unsigned at = 0; at < size; at += r->item) {  // a wide access covers several elements
+            Cell& cell = r->cells[(p + at - r->start) / r->item];
+            if (writes && r->constant) fail("a write to a constant array");
+            if ((cell.writer && cell.writer != me) || (writes && cell.reader && cell.reader != me)) fail("a race");
+            if (writes) cell.writer = me;
+            else cell.reader = cell.reader && cell.reader != me ? ~0u : me;
+        }
         return;
     }
     fail(writes ? "a write outside all arrays" : "a read outside all arrays");

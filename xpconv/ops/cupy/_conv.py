@@ -5,8 +5,8 @@ from math import prod
 import cupy
 
 from xpconv.ops.cupy._gemm import gemm
-from xpconv.ops.cupy._groups import groups_and_grid
-from xpconv.ops.cupy._launch import THREADS, Array, launch
+from xpconv.ops.cupy._groups import plan_sums
+from xpconv.ops.cupy._launch import THREADS, Array, aligned, launch
 from xpconv.ops.cupy._windows import fold_into, unfold
 from xpconv.ops.dispatch import accelerate
 from xpconv.ops.tiling import for_each_tile
@@ -23,8 +23,8 @@ def convolve(x: Array, w: Array, b: Array | None, window: Window, groups: int, a
 
     def task(tile: slice) -> None:
         y = gemm(filters, _by_groups(unfold(x[tile], window), groups))
-        grid, struct, _ = groups_and_grid((tile.stop - tile.start, F, L), (), (0, 2))
-        launch("to_images", x.dtype, grid, y, bias, out[tile], struct)
+        grid, struct, _, wide = plan_sums((tile.stop - tile.start, F, L), x.dtype, (0, 2))
+        launch("to_images", x.dtype, grid, y, bias, out[tile], struct, wide=wide)
 
     for_each_tile(x, task, x.shape[0], (groups * w[0].size + F) * L * x.itemsize)
     return out
@@ -77,8 +77,8 @@ def _by_groups(a: Array, groups: int) -> Array:
 def images_to_rows(images: Array) -> tuple[Array, Array]:
     """Return images (m, F, ...) as a matrix (F, m * L), and the sum of each of its rows."""
     (m, F), L, dtype = images.shape[:2], prod(images.shape[2:]), images.dtype
-    grid, groups, _ = groups_and_grid((m, F, L), (), (0, 2))
+    grid, groups, _, wide = plan_sums((m, F, L), dtype, (0, 2))
     rows, pieces, sums = cupy.empty((F, m * L), dtype), cupy.empty(grid[0], dtype), cupy.empty(F, dtype)
-    launch("to_rows", dtype, grid, cupy.ascontiguousarray(images), rows, pieces, groups)
+    launch("to_rows", dtype, grid, aligned(images), rows, pieces, groups, wide=wide)
     launch("total", dtype, ((F,), (THREADS,)), pieces, sums, groups)
     return rows, sums

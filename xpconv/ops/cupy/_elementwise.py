@@ -4,7 +4,7 @@ from math import log, pi, sqrt
 
 import cupy
 
-from xpconv.ops.cupy._launch import Array
+from xpconv.ops.cupy._launch import Array, aligned, grid_of, launch, reduction_blocks, width
 from xpconv.ops.dispatch import accelerate
 from xpconv.ops.elementwise import TANH_GATE
 from xpconv.ops.update import flush_threshold
@@ -66,15 +66,35 @@ _move_toward = cupy.ElementwiseKernel("T target, T rate", "T a", "a += rate * (t
 
 @accelerate("cupy")
 def relu(x: Array) -> tuple[Array, Array]:
-    """Write both results in one kernel."""
-    out, mask = _relu(x)
+    """Write both results in one kernel, with wide loads if the input is contiguous."""
+    if not _contiguous(x):
+        out, mask = _relu(x)
+        return out, mask
+    out, mask = cupy.empty(x.shape, x.dtype), cupy.empty(x.shape, bool)
+    _launch_on_all("relu", aligned(x), out, mask)
     return out, mask
 
 
 @accelerate("cupy")
 def relu_backward(dout: Array, mask: Array) -> Array:
-    """Use one kernel."""
-    return _relu_backward(dout, mask)
+    """Use one kernel, with wide loads if the inputs are contiguous."""
+    if not (_contiguous(dout) and mask.flags.c_contiguous):
+        return _relu_backward(dout, mask)
+    dx = cupy.empty(dout.shape, dout.dtype)
+    _launch_on_all("relu_backward", aligned(dout), aligned(mask), dx)
+    return dx
+
+
+def _contiguous(x: Array) -> bool:
+    """Return whether the kernels of kernels.cu can read an array as it is."""
+    return bool(x.flags.c_contiguous) and x.dtype.char in "fd" and 0 < x.size < 2**31
+
+
+def _launch_on_all(name: str, x: Array, *others: Array) -> None:
+    """Launch a kernel for all elements of arrays of one shape."""
+    wide = width(x.size, x.dtype)
+    grid = grid_of(1, x.size, reduction_blocks(), wide)
+    launch(name, x.dtype, grid, x, *others, x.size, wide=wide)
 
 
 @accelerate("cupy")

@@ -2,37 +2,46 @@
 
 from functools import lru_cache
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 
 from xpconv.ops.cupy import _launch
-from xpconv.ops.cupy._launch import DIVISOR, Grid, Shape, divisor, grid_of, struct
+from xpconv.ops.cupy._launch import DIVISOR, Grid, Shape, divisor, grid_of, struct, width
 
 _GROUPS = np.dtype(
     [*((name, np.uint32) for name in ("A", "S", "pieces", "channels")), ("B", DIVISOR), ("inner", DIVISOR)]
 )
 
 
-def groups_and_grid(
-    shape: Shape, gamma_shape: Shape, axes: tuple[int, ...], pieces: int = 0
-) -> tuple[Grid, np.ndarray, Shape]:
-    """Return the grid for sums over `axes`, the struct Groups, and the shape of the sums.
+class Sums(NamedTuple):
+    """How kernels sum groups of an array: the grid, the struct Groups, the shape of the sums, and values per load."""
+
+    grid: Grid
+    groups: np.ndarray
+    shape: Shape
+    wide: int
+
+
+def plan_sums(shape: Shape, dtype: np.dtype, axes: tuple[int, ...], gamma_shape: Shape = (), pieces: int = 0) -> Sums:
+    """Return how to sum over `axes`.
 
     The axes that are not summed over must be adjacent, and so must the axes of gamma that have more than one value. The
     struct's number of pieces is `pieces`, or the number of blocks per sum in the grid if `pieces` is 0.
     """
-    return _groups_and_grid(shape, gamma_shape, axes, pieces, _launch.reduction_blocks())
+    return _plan_sums(shape, dtype, axes, gamma_shape, pieces, _launch.reduction_blocks())
 
 
 @lru_cache(maxsize=4096)
-def _groups_and_grid(
-    shape: Shape, gamma_shape: Shape, axes: tuple[int, ...], pieces: int, blocks: int
-) -> tuple[Grid, np.ndarray, Shape]:
+def _plan_sums(
+    shape: Shape, dtype: np.dtype, axes: tuple[int, ...], gamma_shape: Shape, pieces: int, blocks: int
+) -> Sums:
     kept = [axis for axis in range(len(shape)) if axis not in axes]
     A, S, B = prod(shape[: kept[0]]), prod(shape[axis] for axis in kept), prod(shape[kept[-1] + 1 :])
     last = max((axis for axis, count in enumerate(gamma_shape) if count > 1), default=None)
     inner = B if last is None else prod(shape[last + 1 :])  # For a single gamma, any number >= B is correct.
-    grid = grid_of(S, A * B, max(1, blocks // S))
+    wide = width(B, dtype)
+    grid = grid_of(S, A * B, max(1, blocks // S), wide)
     groups = struct(
         _GROUPS,
         A=A,
@@ -42,4 +51,4 @@ def _groups_and_grid(
         B=divisor(B),
         inner=divisor(inner),
     )
-    return grid, groups, tuple(1 if axis in axes else count for axis, count in enumerate(shape))
+    return Sums(grid, groups, tuple(1 if axis in axes else count for axis, count in enumerate(shape)), wide)

@@ -16,25 +16,47 @@ Array = Any  # A CuPy array: CuPy has no type annotations.
 THREADS = 256  # Threads per block, as in kernels.cu.
 _BLOCKS_PER_MULTIPROCESSOR = 8  # A multiprocessor holds 2048 threads.
 _MAX_GRID_Y = 65535
+_ACCESS_BYTES = 16  # the widest load or store of a thread
 _REAL = {"f": "float", "d": "double"}
 
 DIVISOR = np.dtype([("d", np.uint32), ("m", np.uint32), ("s", np.uint32)])  # The struct Divisor of kernels.cu.
 
 
-def launch(name: str, dtype: np.dtype, grid: tuple[Any, Any], *arguments: Any, index: str = "uint8") -> None:
-    """Launch a kernel that is compiled for values of `dtype`, and for an argmax of dtype `index`."""
-    _kernel(name, dtype.char, index)(*grid, arguments)
+def launch(
+    name: str, dtype: np.dtype, grid: tuple[Any, Any], *arguments: Any, index: str = "uint8", wide: int = 1
+) -> None:
+    """Launch a kernel that is compiled for values of `dtype`, `wide` of them at once, and an argmax of dtype `index`.
+
+    If `wide` is not 1, the arrays that the kernel reads must be `aligned`.
+    """
+    _kernel(name, dtype.char, index, wide)(*grid, arguments)
 
 
 @lru_cache
-def _kernel(name: str, dtype: str, index: str) -> Any:
-    return _module(_REAL[dtype], index).get_function(name)
+def _kernel(name: str, dtype: str, index: str, wide: int) -> Any:
+    return _module(_REAL[dtype], index, wide).get_function(name)
 
 
 @lru_cache
-def _module(real: str, index: str) -> Any:
+def _module(real: str, index: str, wide: int) -> Any:
     source = Path(__file__).with_name("kernels.cu").read_text(encoding="utf-8")
-    return cupy.RawModule(code=source, options=("-std=c++17", f"-DReal={real}", f"-DIndex={index}"))
+    options = "-std=c++17", f"-DReal={real}", f"-DIndex={index}", f"-DWIDE={wide}"
+    return cupy.RawModule(code=source, options=options)
+
+
+def width(count: int, dtype: np.dtype) -> int:
+    """Return how many values a kernel may load at once from rows of `count` values: those of 16 bytes, or 1.
+
+    It depends on the shape alone, so that sums are always added in the same order.
+    """
+    wide = _ACCESS_BYTES // dtype.itemsize
+    return wide if count % wide == 0 else 1
+
+
+def aligned(a: Array) -> Array:
+    """Return a contiguous array whose address allows wide loads, which is a copy if need be."""
+    a = cupy.ascontiguousarray(a)
+    return a if a.data.ptr % _ACCESS_BYTES == 0 else a.copy()
 
 
 def struct(dtype: np.dtype, **fields: Any) -> np.ndarray:
@@ -53,13 +75,16 @@ def divisor(d: int) -> tuple[int, int, int]:
     return d, (1 << 32) * ((1 << shift) - d) // d + 1, shift
 
 
-def grid_of(rows: int, count: int, max_blocks: int | None = None) -> Grid:
-    """Return grid and block size for `rows` rows of `count` values, with at most `max_blocks` blocks for a row."""
+def grid_of(rows: int, count: int, max_blocks: int | None = None, wide: int = 1) -> Grid:
+    """Return grid and block size for `rows` rows of `count` values, with at most `max_blocks` blocks for a row.
+
+    Each thread handles `wide` values at a time.
+    """
     if count >= 2**31:
         raise ArgumentError(
             f"the batch has {count} values per channel; expected fewer than 2**31: take a smaller batch"
         )
-    blocks = min(-(-count // THREADS), _MAX_GRID_Y)
+    blocks = min(-(-count // (THREADS * wide)), _MAX_GRID_Y)
     return (rows, blocks if max_blocks is None else min(blocks, max_blocks)), (THREADS,)
 
 

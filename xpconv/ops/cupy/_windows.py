@@ -6,7 +6,7 @@ from math import prod
 import cupy
 import numpy as np
 
-from xpconv.ops.cupy._launch import DIVISOR, Array, Grid, Shape, divisor, grid_of, launch, struct
+from xpconv.ops.cupy._launch import DIVISOR, Array, Grid, Shape, divisor, grid_of, launch, struct, width
 from xpconv.ops.dispatch import accelerate
 from xpconv.ops.windows import Pair, Window
 
@@ -28,10 +28,12 @@ def windows_and_grids(shape: Shape, window: Window) -> tuple[Pair, np.ndarray, G
 
 @accelerate("cupy")
 def unfold(x: Array, window: Window) -> Array:
-    """Let each thread copy one window."""
-    output, windows, grid, _ = windows_and_grids(x.shape, window)
+    """Let each thread copy a few windows of one row."""
+    output, windows, _, _ = windows_and_grids(x.shape, window)
+    wide = width(output[1], x.dtype)
+    grid = grid_of(x.shape[1], x.shape[0] * prod(output), wide=wide)
     cols = cupy.empty((x.shape[1] * prod(window.kernel_size), x.shape[0] * prod(output)), x.dtype)
-    launch("unfold", x.dtype, grid, cupy.ascontiguousarray(x), cols, windows)
+    launch("unfold", x.dtype, grid, cupy.ascontiguousarray(x), cols, windows, wide=wide)
     return cols
 
 

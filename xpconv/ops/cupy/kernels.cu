@@ -1,4 +1,5 @@
-// The CUDA kernels, compiled by NVRTC with -DReal=float or double and -DIndex=uint8 or int64 (of an argmax).
+// The CUDA kernels, compiled by NVRTC with -DReal=float or double, -DIndex=uint8 or int64 (of an argmax), and -DWIDE=n:
+// how many neighbouring values are loaded and stored at once, in one access of 16 bytes if n > 1.
 //
 // blockIdx.x selects a channel, or a group of values that share their statistics. The blocks along y share its values,
 // which FOR_EACH numbers e = 0, 1, ... through all images. Each thread gathers the terms of its own results: no two
@@ -15,6 +16,16 @@ typedef long long int64;
 
 #define FOR_EACH(e, count) \
     for (unsigned e = blockIdx.y * THREADS + threadIdx.x; e < (count); e += gridDim.y * THREADS)
+
+struct alignas(WIDE * sizeof(T)) Pack { T v[WIDE]; };
+struct alignas(WIDE) Mask { bool v[WIDE]; };
+
+#define FOR_EACH_PACK(e, count) \
+    for (unsigned e = WIDE * (blockIdx.y * THREADS + threadIdx.x); e < (count); e += WIDE * gridDim.y * THREADS)
+
+__device__ Pack load(const T* x) { return *reinterpret_cast<const Pack*>(x); }
+
+__device__ void store(T* x, Pack pack) { *reinterpret_cast<Pack*>(x) = pack; }
 
 // A divisor with its multiplier: n / d = (the upper half of n * m, plus n) >> s for n < 2^31 (Granlund and
 // Montgomery 1994). An ordinary division would cost more time than loading a value.
@@ -59,16 +70,24 @@ __device__ int number(unsigned distance, Divisor dilation) {
     return k * dilation.d == distance ? k : -1;
 }
 
+// Each thread copies WIDE windows of one row of windows.
 extern "C" __global__ void unfold(const T* __restrict__ x, T* __restrict__ cols, Windows g) {
     const unsigned P = g.N * g.output.d;
-    FOR_EACH(p, P) {
+    FOR_EACH_PACK(p, P) {
         const unsigned n = p / g.output, l = p % g.output;
         const int top = l / g.output_row * g.SH - g.PH, left = l % g.output_row * g.SW - g.PW;
         const T* image = x + plane(g, n) * g.image.d;
         T* out = cols + (size_t)blockIdx.x * g.KH * g.KW * P + p;
         for (int h = top; h < top + g.KH * g.DH; h += g.DH)
-            for (int w = left; w < left + g.KW * g.DW; w += g.DW, out += P)
-                *out = h >= 0 && h < g.H && w >= 0 && w < g.W ? image[h * g.W + w] : T(0);
+            for (int w = left; w < left + g.KW * g.DW; w += g.DW, out += P) {
+                Pack pack;
+                for (int k = 0; k < WIDE; ++k) {
+                    const int column = w + k * g.SW;
+                    const bool inside = h >= 0 && h < g.H && column >= 0 && column < g.W;
+                    pack.v[k] = inside ? image[h * g.W + column] : T(0);
+                }
+                store(out, pack);
+            }
     }
 }
 
@@ -200,17 +219,21 @@ extern "C" __global__ void total(const T* sums, T* totals, Groups g) {
 
 extern "C" __global__ void to_images(const T* __restrict__ rows, const T* bias, T* __restrict__ images, Groups g) {
     const T b = bias ? bias[blockIdx.x] : T(0);
-    #pragma unroll 4
-    FOR_EACH(e, size(g)) images[index(g, e)] = rows[(size_t)blockIdx.x * size(g) + e] + b;
+    #pragma unroll 2
+    FOR_EACH_PACK(e, size(g)) {
+        Pack pack = load(rows + (size_t)blockIdx.x * size(g) + e);
+        for (int k = 0; k < WIDE; ++k) pack.v[k] += b;
+        store(images + index(g, e), pack);
+    }
 }
 
 extern "C" __global__ void to_rows(const T* __restrict__ images, T* __restrict__ rows, T* sums, Groups g) {
     T sum = 0;
-    #pragma unroll 4
-    FOR_EACH(e, size(g)) {
-        const T value = images[index(g, e)];
-        rows[(size_t)blockIdx.x * size(g) + e] = value;
-        sum += value;
+    #pragma unroll 2
+    FOR_EACH_PACK(e, size(g)) {
+        const Pack pack = load(images + index(g, e));
+        store(rows + (size_t)blockIdx.x * size(g) + e, pack);
+        for (int k = 0; k < WIDE; ++k) sum += pack.v[k];
     }
     store_piece(sum, sums);
 }
@@ -226,11 +249,14 @@ __device__ T pivot(const T* x, Groups g) { return x[(size_t)blockIdx.x * g.B.d];
 extern "C" __global__ void sum_moments(const T* __restrict__ x, double* moments, Groups g) {
     const double first = pivot(x, g);
     double sum = 0, squares = 0;
-    #pragma unroll 4
-    FOR_EACH(e, size(g)) {
-        const double d = x[index(g, e)] - first;
-        sum += d;
-        squares += d * d;
+    #pragma unroll 2
+    FOR_EACH_PACK(e, size(g)) {
+        const Pack pack = load(x + index(g, e));
+        for (int k = 0; k < WIDE; ++k) {
+            const double d = pack.v[k] - first;
+            sum += d;
+            squares += d * d;
+        }
     }
     store_piece(sum, moments);
     store_piece(squares, moments + (size_t)g.S * g.pieces);
@@ -249,11 +275,14 @@ extern "C" __global__ void normalise(const T* __restrict__ x, const T* __restric
         inv_stds[blockIdx.x] = inv_std;
     }
     const unsigned first = first_channel(g);
-    #pragma unroll 4
-    FOR_EACH(e, size(g)) {
-        const unsigned c = channel(g, first, e);
-        const size_t i = index(g, e);
-        out[i] = (x[i] - mean - error) * (inv_std * gamma[c]) + beta[c];
+    #pragma unroll 2
+    FOR_EACH_PACK(e, size(g)) {
+        Pack pack = load(x + index(g, e));
+        for (int k = 0; k < WIDE; ++k) {
+            const unsigned c = channel(g, first, e + k);
+            pack.v[k] = (pack.v[k] - mean - error) * (inv_std * gamma[c]) + beta[c];
+        }
+        store(out + index(g, e), pack);
     }
 }
 
@@ -265,15 +294,17 @@ extern "C" __global__ void gradient_sums(const T* __restrict__ dout, const T* __
     const T mean = means[blockIdx.x / rows], inv_std = inv_stds[blockIdx.x / rows];
     const unsigned first = first_channel(g);
     T s[5] = {0, 0, 0, 0, 0};
-    #pragma unroll 4
-    FOR_EACH(e, size(g)) {
-        const size_t i = index(g, e);
-        const T d = dout[i], xhat = (x[i] - mean) * inv_std, scaled = d * gamma[channel(g, first, e)];
-        s[0] += d;
-        s[1] += d * xhat;
-        s[2] += scaled;
-        s[3] += scaled * xhat;
-        s[4] += xhat;
+    #pragma unroll 2
+    FOR_EACH_PACK(e, size(g)) {
+        const Pack douts = load(dout + index(g, e)), xs = load(x + index(g, e));
+        for (int k = 0; k < WIDE; ++k) {
+            const T d = douts.v[k], xhat = (xs.v[k] - mean) * inv_std, scaled = d * gamma[channel(g, first, e + k)];
+            s[0] += d;
+            s[1] += d * xhat;
+            s[2] += scaled;
+            s[3] += scaled * xhat;
+            s[4] += xhat;
+        }
     }
     for (int k = 0; k < 5; ++k) store_piece(s[k], sums + (size_t)k * g.S * g.pieces);
 }
@@ -290,11 +321,15 @@ extern "C" __global__ void normalise_backward(const T* __restrict__ dout, const 
     const T shift = block_total(sums + 4 * all + mine, rows * g.pieces) / size(g);
     const T mean_dxhat_xhat = block_total(sums + 3 * all + mine, rows * g.pieces) / size(g) - shift * mean_dxhat;
     const unsigned first = first_channel(g);
-    #pragma unroll 4
-    FOR_EACH(e, size(g)) {
-        const size_t i = index(g, e);
-        const T dxhat = dout[i] * gamma[channel(g, first, e)], xhat = (x[i] - mean) * inv_std - shift;
-        dx[i] = inv_std * (dxhat - mean_dxhat - xhat * mean_dxhat_xhat);
+    #pragma unroll 2
+    FOR_EACH_PACK(e, size(g)) {
+        Pack pack = load(dout + index(g, e));
+        const Pack xs = load(x + index(g, e));
+        for (int k = 0; k < WIDE; ++k) {
+            const T dxhat = pack.v[k] * gamma[channel(g, first, e + k)], xhat = (xs.v[k] - mean) * inv_std - shift;
+            pack.v[k] = inv_std * (dxhat - mean_dxhat - xhat * mean_dxhat_xhat);
+        }
+        store(dx + index(g, e), pack);
     }
     if (blockIdx.y > 0) return;
     for (unsigned r = threadIdx.x; r < rows; r += THREADS) {
@@ -305,6 +340,33 @@ extern "C" __global__ void normalise_backward(const T* __restrict__ dout, const 
         }
         dbeta[blockIdx.x * rows + r] = db;
         dgamma[blockIdx.x * rows + r] = dg - shift * db;
+    }
+}
+
+// ---- relu
+
+extern "C" __global__ void relu(const T* __restrict__ x, T* __restrict__ out, bool* __restrict__ mask, int64 count) {
+    #pragma unroll 2
+    FOR_EACH_PACK(e, count) {
+        Pack pack = load(x + e);
+        Mask positive;
+        for (int k = 0; k < WIDE; ++k) {
+            positive.v[k] = pack.v[k] > 0;
+            if (pack.v[k] <= 0) pack.v[k] = 0;  // NaN stays NaN
+        }
+        store(out + e, pack);
+        *reinterpret_cast<Mask*>(mask + e) = positive;
+    }
+}
+
+extern "C" __global__ void relu_backward(const T* __restrict__ dout, const bool* __restrict__ mask, T* __restrict__ dx,
+                                         int64 count) {
+    #pragma unroll 2
+    FOR_EACH_PACK(e, count) {
+        Pack pack = load(dout + e);
+        const Mask positive = *reinterpret_cast<const Mask*>(mask + e);
+        for (int k = 0; k < WIDE; ++k) pack.v[k] = positive.v[k] ? pack.v[k] : T(0);
+        store(dx + e, pack);
     }
 }
 
