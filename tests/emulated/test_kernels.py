@@ -166,6 +166,20 @@ def test_fold_equals_the_portable_version(monkeypatch, dtype):
 
 
 @every_dtype
+def test_folding_at_stride_1_gives_the_bits_of_the_general_kernel(monkeypatch, dtype):
+    for rng in cases(monkeypatch, 21, CASES // 2):
+        shape, window = geometry(rng)
+        shape, window = (*shape[:3], any_of(rng, 1, 2) * shape[3]), window._replace(stride=(1, 1))
+        cols = cupy.asarray(rng.standard_normal(columns(shape, window)), dtype)
+        bias = cupy.asarray(rng.standard_normal(shape[1]), dtype) if rng.integers(2) else None
+        x, expected = cupy.empty(shape, dtype), cupy.empty(shape, dtype)
+        _windows.fold_into(x, cols, window, bias)
+        _, windows, _, grid = _windows.windows_and_grids(shape, window)
+        _launch.launch("fold", expected.dtype, grid, cols, bias, expected, windows)
+        assert x.tobytes() == expected.tobytes()
+
+
+@every_dtype
 def test_max_pool_and_its_backward_pass_equal_the_portable_versions(monkeypatch, dtype):
     for rng in cases(monkeypatch, 3):
         shape, window = geometry(rng, pool=True)

@@ -48,4 +48,9 @@ def fold(cols: Array, shape: Shape, window: Window) -> Array:
 def fold_into(x: Array, cols: Array, window: Window, bias: Array | None = None) -> None:
     """Write the folded columns to `x`, plus the bias of each channel."""
     _, windows, _, grid = windows_and_grids(x.shape, window)
-    launch("fold", x.dtype, grid, cupy.ascontiguousarray(cols), bias, x, windows)
+    cols = cupy.ascontiguousarray(cols)
+    if window.stride != (1, 1):
+        launch("fold", x.dtype, grid, cols, bias, x, windows)
+        return
+    (N, C, H, W), wide = x.shape, width(x.shape[3], x.dtype)
+    launch("fold_at_stride_1", x.dtype, grid_of(C, N * H * W, wide=wide), cols, bias, x, windows, wide=wide)

@@ -111,6 +111,32 @@ extern "C" __global__ void fold(const T* __restrict__ cols, const T* bias, T* __
     }
 }
 
+// At stride 1, row k of the window i = h - k * DH reaches over row h. Each thread adds up WIDE pixels of one row, in the
+// order of `fold`.
+extern "C" __global__ void fold_at_stride_1(const T* __restrict__ cols, const T* bias, T* __restrict__ x, Windows g) {
+    const size_t P = (size_t)g.N * g.output.d;
+    const T b = bias ? bias[blockIdx.x] : T(0);
+    FOR_EACH_PACK(e, g.N * g.image.d) {
+        const unsigned n = e / g.image, pixel = e % g.image;
+        const int h = pixel / g.row + g.PH, w = pixel % g.row + g.PW;
+        const T* image_cols = cols + (size_t)blockIdx.x * g.KH * g.KW * P + n * g.output.d;
+        Pack sum = {};
+        for (int k = g.KH - 1; k >= 0; --k) {
+            const int i = h - k * g.DH;
+            if (i < 0 || i >= g.OH) continue;
+            for (int l = g.KW - 1; l >= 0; --l) {
+                const T* row = image_cols + (size_t)(k * g.KW + l) * P + i * g.OW;
+                for (int m = 0; m < WIDE; ++m) {
+                    const int j = w + m - l * g.DW;
+                    if (j >= 0 && j < g.OW) sum.v[m] += row[j];
+                }
+            }
+        }
+        for (int m = 0; m < WIDE; ++m) sum.v[m] += b;
+        store(x + plane(g, n) * g.image.d + pixel, sum);
+    }
+}
+
 extern "C" __global__ void max_pool(const T* __restrict__ x, T* __restrict__ out, Index* __restrict__ argmax,
                                     Windows g) {
     FOR_EACH(p, g.N * g.output.d) {
