@@ -89,6 +89,8 @@ def test_convolution_propagates_nan_pixels(backend):
         Window((3, 2), (2, 2), ((1, 1), (0, 0))),
         Window((2, 3), (2, 3), ((0, 0), (1, 2))),
         Window((1, 1), (2, 2)),
+        Window((1, 2), (1, 2)),
+        Window((3, 1), (2, 1), ((1, 1), (0, 0))),
         Window((3, 3), (1, 1), ((1, 2), (0, 1))),
     ],
 )

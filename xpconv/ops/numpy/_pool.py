@@ -74,15 +74,18 @@ def max_pool_backward(dout: Array, argmax: Array, shape: tuple[int, ...], window
 @accelerate("numpy")
 def avg_pool(x: Array, window: Window, counts: tuple[Pair, Pair]) -> Array:
     """Add up the rows of each window, which are contiguous in memory, and then the columns of those sums."""
-    (OH, OW), (_, width) = window.output_size(x.shape[2:]), window.padded_size(x.shape[2:])
-    down, across = _axes(window)
-    out, count = np.empty((*x.shape[:2], OH, OW), x.dtype), divisor(counts, like=x)
+    output = OH, _ = window.output_size(x.shape[2:])
+    width = window.padded_size(x.shape[2:])[1]
+    out, count = np.empty((*x.shape[:2], *output), x.dtype), divisor(counts, like=x)
 
     def task(tile: slice) -> None:
-        total = out[tile]
-        rows = scratch("rows", (*total.shape[:3], width), x.dtype)
-        _add_up(views(pad(x[tile], window.padding), down, (OH, width)), rows)
-        _add_up(views(rows, across, (OH, OW)), total)
+        total, part, across = out[tile], pad(x[tile], window.padding), window
+        if 1 not in window.kernel_size:
+            down, across = _split(window)
+            rows = scratch("rows", (*total.shape[:3], width), x.dtype)
+            _add_up(views(part, down, (OH, width)), rows)
+            part = rows
+        _add_up(views(part, across, output), total)
         total /= count
 
     for_each_tile(x, task, x.shape[0], x[0].nbytes)
@@ -92,27 +95,29 @@ def avg_pool(x: Array, window: Window, counts: tuple[Pair, Pair]) -> Array:
 @accelerate("numpy")
 def avg_pool_backward(dout: Array, shape: tuple[int, ...], window: Window, counts: tuple[Pair, Pair]) -> Array:
     """Spread the gradients over the columns of each window, and then those columns over its rows."""
-    (N, C, *image), (OH, OW) = shape, dout.shape[2:]
-    height, width = window.padded_size(tuple(image))
-    down, across = _axes(window)
+    output = OH, _ = dout.shape[2:]
+    size = window.padded_size(shape[2:])
     dx, count = np.empty(shape, dout.dtype), divisor(counts, like=dout)
 
     def task(tile: slice) -> None:
-        images, target = len(dout[tile]), dx[tile]
-        gradient = np.divide(dout[tile], count, out=scratch("gradient", dout[tile].shape, dout.dtype))
-        columns = scratch("columns", (images, C, OH, width), dout.dtype)
-        padding_free = target.shape[2:] == (height, width)
-        padded = target if padding_free else scratch("padded", (images, C, height, width), dout.dtype)
-        _spread(gradient, columns, across, (OH, OW))
-        _spread(columns, padded, down, (OH, width))
-        if not padding_free:
+        target = dx[tile]
+        part = np.divide(dout[tile], count, out=scratch("gradient", dout[tile].shape, dout.dtype))
+        padded = target if shape[2:] == size else scratch("padded", (*target.shape[:2], *size), dout.dtype)
+        if 1 in window.kernel_size:
+            _spread(part, padded, window, output)
+        else:
+            down, across = _split(window)
+            columns = scratch("columns", (*target.shape[:2], OH, size[1]), dout.dtype)
+            _spread(part, columns, across, output)
+            _spread(columns, padded, down, (OH, size[1]))
+        if padded is not target:
             target[...] = crop(padded, target.shape[2:], window.padding)
 
-    for_each_tile(dout, task, N, dx[0].nbytes)
+    for_each_tile(dout, task, shape[0], dx[0].nbytes)
     return dx
 
 
-def _axes(window: Window) -> tuple[Window, Window]:
+def _split(window: Window) -> tuple[Window, Window]:
     """Return windows of one column and of one row, which together sum over the same pixels of a padded image."""
     (KH, KW), (SH, SW), (DH, DW) = window.kernel_size, window.stride, window.dilation
     return Window((KH, 1), (SH, 1), dilation=(DH, 1)), Window((1, KW), (1, SW), dilation=(1, DW))
@@ -131,11 +136,11 @@ def _add_up(parts: Iterator[Any], out: Array) -> None:
 
 def _spread(part: Array, out: Array, window: Window, output: Pair) -> None:
     """Write to `out` the sum of `part` over all positions in the window: the adjoint of adding up its views."""
-    tiled = window.stride == window.kernel_size and prod(output) * prod(window.kernel_size) == prod(out.shape[2:])
-    if not tiled:
+    disjoint = all(stride >= extent for stride, extent in zip(window.stride, window.extent, strict=True))
+    if not disjoint or prod(output) * prod(window.kernel_size) < prod(out.shape[2:]):
         out[...] = 0
     for view in views(out, window, output):
-        if tiled:
+        if disjoint:
             view[...] = part
         else:
             view += part
