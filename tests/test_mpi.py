@@ -93,9 +93,9 @@ def ranks_of(process):
 
 def assert_ended(pids):
     """Check that no process is left, a few seconds after the launcher has ended."""
-    deadline = time.monotonic() + 5
+    latest = time.monotonic() + 5
     while left := [pid for pid in pids if Path(f"/proc/{pid}").exists()]:
-        assert time.monotonic() < deadline, left
+        assert time.monotonic() < latest, left
         time.sleep(0.05)
 
 
