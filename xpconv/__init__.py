@@ -14,6 +14,7 @@ from xpconv.nn import (
     TwoLayerNet,
 )
 from xpconv.training import Solver
+from xpconv.training.capture import capture
 
 __all__ = [
     "Backend",
@@ -27,6 +28,7 @@ __all__ = [
     "ThreeLayerConvNet",
     "TwoLayerNet",
     "__version__",
+    "capture",
     "get_backend",
     "load_model",
     "save_model",

@@ -191,10 +191,10 @@ def test_a_number_that_is_not_written_before_each_replay_shows_as_other_bits(mon
 
 
 def test_results_that_are_not_copied_back_show_as_other_bits(monkeypatch, data):
-    plain = _capture._write_back
+    plain = _capture.write_back
     monkeypatch.setattr(
         _capture,
-        "_write_back",
+        "write_back",
         lambda real, old, new: plain(real, old, {k: old[k] if k.startswith("running") else v for k, v in new.items()}),
     )
     with pytest.raises(AssertionError):

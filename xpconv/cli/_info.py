@@ -15,6 +15,7 @@ from xpconv.data.cifar10 import cache_folder
 from xpconv.errors import XpconvError
 from xpconv.ops.numpy._workers import num_threads
 from xpconv.ops.tiling import workspace_bytes
+from xpconv.training import capture_obstacle
 
 __all__ = ["environment"]
 
@@ -44,6 +45,7 @@ def environment() -> list[tuple[str, str]]:
         rows.append((f"backend {library}", state + found.detail))
         if library == "cupy" and found.available:
             rows.append(("matrix products", _or_error(_products)))
+            rows.append(("captured steps", capture_obstacle(get_backend("cupy")) or "on"))
     rows.append(("selected backend", _or_error(_selected)))
     rows += [
         (name, value)

@@ -8,7 +8,7 @@ replaces, such as running statistics, are copied back into those that it was cap
 import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from operator import is_, setitem
 from typing import Any
@@ -22,13 +22,23 @@ from xpconv.nn import Sequential
 from xpconv.nn._chain import nodes
 from xpconv.random import draw_seed
 
-__all__ = ["CapturedSteps", "capture_obstacle", "captured_steps", "model_obstacle"]
+__all__ = [
+    "CapturedSteps",
+    "capture_obstacle",
+    "captured_steps",
+    "environment",
+    "keeping_arrays",
+    "model_obstacle",
+    "shallow_copy",
+    "write_back",
+]
 
 WARM_UP = 2  # ordinary steps, which make the memory of the update rule and the first workspaces
 RING = 64  # rows of losses on the device
 MOST_GRAPHS = 8
 CHANGING = ("learning_rate", "t")  # what changes from step to step in the options and memory of an update rule
 SETTINGS = ("XPCONV_ACCELERATE", "XPCONV_WORKSPACE")
+_settings: dict[str | None, str | None] = {}
 
 
 def capture_obstacle(backend: Backend) -> str:
@@ -188,7 +198,7 @@ class CapturedSteps:
         found += [value for name, value in vars(model).items() if name not in ("params", "state", "seed_stream")]
         for store in self._stores(solver):
             found += [value for key, value in store.items() if key not in CHANGING or hasattr(value, "shape")]
-        return found + [_interned(os.environ.get(name)) for name in SETTINGS]
+        return found + environment()
 
     @staticmethod
     def _stores(solver: Any) -> list[dict[str, Any]]:
@@ -196,16 +206,9 @@ class CapturedSteps:
         averages, configs = solver._averages.arrays.values(), solver.optim_configs.values()
         return [solver.model.params, solver.model.state, *averages, *configs]
 
-    @contextmanager
-    def _keeping_arrays(self) -> Iterator[None]:
+    def _keeping_arrays(self) -> AbstractContextManager[None]:
         """Let an ordinary step write its results to the arrays that captured steps use."""
-        before = [dict(store) for store in self._stores(self.solver)] if self._steps else []
-        yield
-        for store, old in zip(self._stores(self.solver), before, strict=False):
-            for key, array in old.items():
-                if hasattr(array, "shape") and store.get(key) is not array:
-                    array[...] = store[key]
-                    store[key] = array
+        return keeping_arrays(self._stores(self.solver) if self._steps else [], lambda: self._stores(self.solver))
 
     def _next_minibatch(self) -> tuple[Array, Array] | None:
         """Draw the next minibatch; return it if it comes from the host, and copy it to where captured steps read it."""
@@ -246,9 +249,9 @@ class CapturedSteps:
         A rehearsal works on copies of all arrays.
         """
         place = copy_arrays if rehearse else dict
-        solver, model = _shallow_copy(self.solver), _shallow_copy(self.solver.model)
+        solver, model = shallow_copy(self.solver), shallow_copy(self.solver.model)
         solver.model, solver._pending_rows = model, []
-        solver._averages = _shallow_copy(solver._averages)
+        solver._averages = shallow_copy(solver._averages)
         model.params, model.state = place(model.params), place(model.state)
         solver._averages.arrays = {kind: place(store) for kind, store in solver._averages.arrays.items()}
         configs = self.solver.optim_configs
@@ -266,7 +269,7 @@ class CapturedSteps:
             (partial(setattr, self.solver, "iteration"), solver.iteration.position)
         ]
         for real, old, new in zip(self._stores(self.solver), before, self._stores(solver), strict=True):
-            results += _write_back(real, old, new)
+            results += write_back(real, old, new)
         return results
 
     def _deferred_config(self, tape: Tape, config: Mapping[str, Any], place: Callable[[Any], Any]) -> dict[str, Any]:
@@ -318,7 +321,7 @@ class _Step:
         self.tape, self.graph, self.results, self.groups = tape, graph, results, groups
 
 
-def _write_back(
+def write_back(
     real: dict[str, Any], old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> list[tuple[Callable[[Any], None], int]]:
     """Copy arrays that a step has replaced into the old ones; return what to do with deferred numbers."""
@@ -337,16 +340,30 @@ def _write_back(
     return results
 
 
-def _shallow_copy(thing: Any) -> Any:
+@contextmanager
+def keeping_arrays(
+    stores: list[dict[str, Any]], find_stores: Callable[[], list[dict[str, Any]]] | None = None
+) -> Iterator[None]:
+    """In this context, let arrays that replace others in dicts be copied to those others at its end.
+
+    `find_stores` returns the dicts at the end, if they may be others.
+    """
+    before = [dict(store) for store in stores]
+    yield
+    for store, old in zip(find_stores() if find_stores else stores, before, strict=False):
+        for key, array in old.items():
+            if hasattr(array, "shape") and store.get(key) is not array:
+                array[...] = store[key]
+                store[key] = array
+
+
+def shallow_copy(thing: Any) -> Any:
     """Return a copy with the same attributes, also of a Solver in training, which has a way of its own to be copied."""
     copied = object.__new__(type(thing))
     copied.__dict__.update(thing.__dict__)
     return copied
 
 
-_settings: dict[str | None, str | None] = {}
-
-
-def _interned(text: str | None) -> str | None:
-    """Return the first text that was equal to this one, so that equal texts are one object."""
-    return _settings.setdefault(text, text)
+def environment() -> list[str | None]:
+    """Return the environment variables that captured work depends on; equal texts are one object."""
+    return [_settings.setdefault(text, text) for text in map(os.environ.get, SETTINGS)]
