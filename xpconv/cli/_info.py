@@ -15,7 +15,7 @@ from xpconv.data.cifar10 import cache_folder
 from xpconv.errors import XpconvError
 from xpconv.ops.numpy._workers import num_threads
 from xpconv.ops.tiling import workspace_bytes
-from xpconv.training import capture_obstacle
+from xpconv.training._capture import capture_obstacle
 
 __all__ = ["environment"]
 

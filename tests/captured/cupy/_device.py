@@ -596,6 +596,14 @@ class cuda:
             return 99000
 
         @staticmethod
+        def driverGetVersion():
+            return 99000
+
+        @staticmethod
+        def getDeviceProperties(device):
+            return {"name": b"emulated", "totalGlobalMem": 1 << 40}
+
+        @staticmethod
         def memGetInfo():
             return 1 << 40, 1 << 40
 
