@@ -9,14 +9,14 @@ C = A @ B is computed as C' = B' A'. A transposed view is passed with an op flag
 import ctypes
 import importlib
 import threading
-from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from math import prod
+from typing import Any, NamedTuple
 
 import cupy
 
 from xpconv.backend import tf32_enabled
-from xpconv.ops.cupy._launch import Array
+from xpconv.ops.cupy._launch import Array, Shape
 from xpconv.ops.dispatch import accelerate
 
 # Constants of cublas_api.h and library_types.h
@@ -67,15 +67,27 @@ def gemm(a: Array, b: Array, out: Array | None = None, *, beta: float = 0.0) -> 
         Of the inputs' dtype, or float32 with inputs in float16. By default a new array of the inputs' dtype.
     beta : float
     """
-    if not _computable(a, b, out):
+    if load()[0] is None:
         return _multiply_by_cupy(a, b, out, beta)
-    if out is None:
-        out = cupy.empty((*a.shape[:-1], b.shape[-1]), a.dtype)
-    by_columns, leading = _layout(out) or (False, 0)
-    if by_columns:
-        _multiply(b.swapaxes(-1, -2), a.swapaxes(-1, -2), out.swapaxes(-1, -2), leading, beta)
-    else:
-        _multiply(a, b, out, leading, beta)
+    given, out = out, cupy.empty((*a.shape[:-1], b.shape[-1]), a.dtype) if out is None else out
+    plan = _plan(*((x.dtype.char, x.shape, x.strides, x.itemsize) for x in (a, b, out)))
+    if plan is None:
+        return _multiply_by_cupy(a, b, given, beta)
+    kind, handle = out.dtype.char, _handle()
+    operands = [cupy.ascontiguousarray(x) if copied else x for x, copied in zip((a, b), plan.copied, strict=True)]
+    first, second = operands[:: -1 if plan.by_rows else 1]
+    compute = _COMPUTE_64F if kind == "d" else _COMPUTE_32F
+    if a.dtype.char == "f" and handle.tf32 and tf32_enabled():
+        compute = _COMPUTE_32F_FAST_TF32
+    with handle.lock:
+        handle.use_current_stream()
+        handle.call(
+            plan.function,
+            *(handle.pointer, *plan.operation),
+            *(_scalar(kind, 1.0), first.data.ptr, *plan.first, second.data.ptr, *plan.second),
+            *(_scalar(kind, beta), out.data.ptr, *plan.out),
+            *(*plan.batch, compute, _DEFAULT_ALGORITHM),
+        )
     return out
 
 
@@ -176,58 +188,69 @@ def _handle() -> _Handle:
     return _handles[device]
 
 
-def _computable(a: Array, b: Array, out: Array | None) -> bool:
-    """Return whether cuBLAS computes the product of such arrays."""
-    kinds = a.dtype.char + b.dtype.char + (a if out is None else out).dtype.char
-    stored_well = out is None or _layout(out) is not None
-    return load()[0] is not None and kinds in ("fff", "ddd", "eee", "eef") and stored_well and bool(a.size and b.size)
+@lru_cache(maxsize=64)
+def _scalar(kind: str, value: float) -> Any:
+    """Return alpha or beta in host memory, in the type that sums have."""
+    return ctypes.pointer(ctypes.c_double(value) if kind == "d" else ctypes.c_float(value))
 
 
-def _layout(a: Array) -> tuple[bool, int] | None:
-    """Return whether matrices are stored by columns, and their leading dimension; None if they are stored otherwise."""
-    (rows, columns), (down, across), size = a.shape[-2:], a.strides[-2:], a.itemsize
-    if a.ndim == 3 and a.strides[0] < 0:
+Description = tuple[str, Shape, Shape, int]  # the dtype's character, the shape, the strides, and bytes per element
+
+
+class _Plan(NamedTuple):
+    """The arguments of a call of cuBLAS that follow from dtypes, shapes and strides."""
+
+    copied: tuple[bool, bool]  # whether a and b must be copied first
+    by_rows: bool  # whether `out` is stored by rows; b is the first operand then, else a
+    function: str
+    operation: tuple[int, ...]  # op of the first and of the second operand, m, n, k
+    first: tuple[int, ...]  # type, leading dimension and, in a batch, the distance from one matrix to the next
+    second: tuple[int, ...]
+    out: tuple[int, ...]
+    batch: tuple[int, ...]  # the number of matrices, in a batch
+
+
+@lru_cache(maxsize=4096)
+def _plan(a: Description, b: Description, out: Description) -> _Plan | None:
+    """Return how cuBLAS computes a product; None if it cannot."""
+    layouts = [_layout(*x[1:]) for x in (a, b, out)]
+    kinds, (M, K), N = a[0] + b[0] + out[0], a[1][-2:], b[1][-1]
+    if kinds not in ("fff", "ddd", "eee", "eef") or layouts[2] is None or not K * prod(out[1]):
+        return None
+    copied, by_rows = (layouts[0] is None, layouts[1] is None), not layouts[2].by_columns
+    batch = out[1][:-2] if out[1][:-2] != (1,) else ()
+
+    def matrix(x: Description, layout: _Layout | None) -> tuple[tuple[int, ...], bool]:
+        """Return the arguments that describe a matrix, and whether it is stored by columns."""
+        kind, (*_, rows, columns), strides, size = x
+        by_columns, leading = layout or (False, columns)
+        apart = rows * columns if layout is None else strides[0] // size
+        return (_TYPES[kind], leading, *((apart,) if batch else ())), by_columns
+
+    (one, a_by_columns), (two, b_by_columns) = matrix(a, layouts[0]), matrix(b, layouts[1])
+    if by_rows:
+        operands, operation = (two, one), (int(b_by_columns), int(a_by_columns), N, M, K)
+    else:
+        operands, operation = (one, two), (int(not a_by_columns), int(not b_by_columns), M, N, K)
+    function = "cublasGemmStridedBatchedEx" if batch else "cublasGemmEx"
+    return _Plan(copied, by_rows, function, operation, *operands, matrix(out, layouts[2])[0], batch)
+
+
+class _Layout(NamedTuple):
+    by_columns: bool
+    leading: int  # the elements from one row (column) to the next
+
+
+def _layout(shape: Shape, strides: Shape, size: int) -> _Layout | None:
+    """Return how matrices of elements of `size` bytes are stored; None if neither by rows nor by columns."""
+    (rows, columns), (down, across) = shape[-2:], strides[-2:]
+    if len(shape) == 3 and strides[0] < 0:
         return None
     if (columns == 1 or across == size) and (rows == 1 or down >= columns * size):
-        return False, columns if rows == 1 else down // size
+        return _Layout(False, columns if rows == 1 else down // size)
     if (rows == 1 or down == size) and (columns == 1 or across >= rows * size):
-        return True, rows if columns == 1 else across // size
+        return _Layout(True, rows if columns == 1 else across // size)
     return None
-
-
-def _operand(a: Array) -> tuple[Array, bool, int]:
-    """Return matrices that cuBLAS can read, which are copies if need be, with their layout."""
-    layout = _layout(a)
-    if layout is None:
-        a, layout = cupy.ascontiguousarray(a), (False, a.shape[-1])
-    return a, *layout
-
-
-def _multiply(a: Array, b: Array, out: Array, leading: int, beta: float) -> None:
-    """Compute out = a @ b + beta * out for an `out` whose rows are `leading` elements apart."""
-    (M, K), N, handle = a.shape[-2:], b.shape[-1], _handle()
-    (a, flip_a, lda), (b, flip_b, ldb) = _operand(a), _operand(b)
-    scalar: Callable[[float], Any] = ctypes.c_double if out.dtype.char == "d" else ctypes.c_float
-    compute = _COMPUTE_64F if out.dtype.char == "d" else _COMPUTE_32F
-    if a.dtype.char == "f" and handle.tf32 and tf32_enabled():
-        compute = _COMPUTE_32F_FAST_TF32
-    count = a.shape[0] if a.ndim == 3 else 1
-    name = "cublasGemmEx" if count == 1 else "cublasGemmStridedBatchedEx"
-
-    def matrix(x: Array, leading: int) -> tuple[int, ...]:
-        apart = () if count == 1 else (x.strides[0] // x.itemsize,)
-        return x.data.ptr, _TYPES[x.dtype.char], leading, *apart
-
-    with handle.lock:
-        handle.use_current_stream()
-        handle.call(
-            name,
-            *(handle.pointer, int(flip_b), int(flip_a), N, M, K),
-            *(ctypes.byref(scalar(1)), *matrix(b, ldb), *matrix(a, lda)),
-            *(ctypes.byref(scalar(beta)), *matrix(out, leading)),
-            *(() if count == 1 else (count,)),
-            *(compute, _DEFAULT_ALGORITHM),
-        )
 
 
 def _multiply_by_cupy(a: Array, b: Array, out: Array | None, beta: float) -> Array:
