@@ -11,7 +11,9 @@ from xpconv import ConvNet, get_backend, save_model
 from xpconv.backend._memory import peak_bytes
 from xpconv.cli._app import app
 from xpconv.cli._bench import Step, load_net, measure_step, table, verdict
+from xpconv.cli._bench_workers import CostModel, measure_workers
 from xpconv.errors import ArgumentError, CheckpointError, XpconvError
+from xpconv.parallel import Threads
 
 
 def make_net(backend="numpy", **options):
@@ -145,3 +147,31 @@ def test_measuring_leaves_tracing_off():
 
     peak_bytes(get_backend("numpy"), lambda: np.ones(10))
     assert not tracemalloc.is_tracing()
+
+
+def test_workers_are_compared_with_one_of_them(config):
+    result = call(config, "--workers", "--backend", "numpy", "--batch-size", 4)
+    assert result.exit_code == 0, result.stderr
+    step, exchange, sent, title, header, *rows = result.stdout.splitlines()
+    assert step.startswith("a step of 4 images: ")
+    assert exchange.startswith("an exchange among 1 workers: ")
+    assert header.split("\t") == ["workers", "25 GB/s", "100 GB/s", "450 GB/s"]
+    assert [row.split("\t")[0] for row in rows] == ["2", "4", "8", "16", "32", "64", "128", "256", "512", "1,024"]
+    assert title == "efficiency of more workers, each with 4 images of the minibatch:"
+    assert sent.endswith(" exchanges in a step")
+
+
+def test_all_workers_measure_together():
+    """Gradients of 8 bytes a parameter, and exchanges for the signal, the gradients and the two batch norms."""
+    (_, model), *_ = Threads.run(2, lambda each: measure_workers(make_net(dtype="float64"), 8, each))
+    assert model.gradient_bytes == 8 * sum(w.size for w in make_net().params.values())
+    assert model.exchanges == 3 + 2 * 2
+    assert min(model.compute, model.latency) > 0
+
+
+def test_the_cost_model_is_that_of_a_ring():
+    """On many workers each sends and receives its gradients twice; latencies do not depend on the bandwidth."""
+    model = CostModel(compute=0.1, gradient_bytes=10**9, exchanges=5, latency=1e-3)
+    assert model.step(2, bandwidth=1e10) == pytest.approx(0.1 + 1e9 / 1e10 + 0.005)
+    assert model.step(1024, bandwidth=1e10) == pytest.approx(0.1 + 2 * 1023 / 1024 * 0.1 + 0.005)
+    assert model.efficiency(2, bandwidth=1e30) == pytest.approx(0.1 / 0.105)

@@ -35,6 +35,7 @@ from xpconv.cli._options import (
 from xpconv.cli._results import require_matplotlib
 from xpconv.cli._tables import echo, print_table
 from xpconv.cli._train import train, warnings_in_one_line
+from xpconv.cli._workers import backend_of_worker, join_workers
 from xpconv.data import load_dataset
 from xpconv.data.folder import MAX_MEMORY
 from xpconv.data.images import read_image
@@ -254,19 +255,42 @@ def bench(
     ],
     batch_size: Annotated[int, number_option("Images per minibatch.", 1)] = 100,
     backend: BackendOption = "cupy",
+    workers: Annotated[
+        bool,
+        typer.Option(
+            "--workers", help="Compare the workers that mpiexec started with one of them, on --backend alone."
+        ),
+    ] = False,
 ) -> None:
     """Compare a training step of your net on NumPy and on another backend.
 
-    Prints the time and memory of a step on both, with the same random images, and whether it pays to move.
+    Prints the time and memory of a step on both, with the same random images, and whether it pays to move. With
+    --workers, prints the time of a step on all workers and on one, and how efficient more workers would be.
     """
     from xpconv.cli._bench import load_net, measure_step, table, verdict
 
+    if workers:
+        _bench_workers(net, batch_size, backend)
+        return
     if backend == "numpy":
         raise typer.BadParameter("the other backend is compared with numpy: name another one, such as cupy.")
     steps = measure_step([load_net(net, name) for name in ("numpy", backend)], batch_size)
     header, *rows = table(steps)
     print_table(rows, header)
     typer.echo(verdict(*steps))
+
+
+def _bench_workers(net: Path, batch_size: int, backend: str) -> None:
+    from xpconv.cli._bench import load_net
+    from xpconv.cli._bench_workers import cost_table, measure_workers
+
+    with join_workers() as communicator:
+        spec, communicator = backend_of_worker(backend, communicator)
+        lines, model = measure_workers(load_net(net, spec), batch_size, communicator)
+        echo("\n".join(lines))
+        echo(f"efficiency of more workers, each with {batch_size // communicator.size} images of the minibatch:")
+        header, *rows = cost_table(model)
+        print_table(rows, header)
 
 
 @app.command(epilog="Example: xpconv info | grep cupy")
