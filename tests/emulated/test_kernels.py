@@ -174,7 +174,7 @@ def test_folding_at_stride_1_gives_the_bits_of_the_general_kernel(monkeypatch, d
         bias = cupy.asarray(rng.standard_normal(shape[1]), dtype) if rng.integers(2) else None
         x, expected = cupy.empty(shape, dtype), cupy.empty(shape, dtype)
         _windows.fold_into(x, cols, window, bias)
-        _, windows, _, grid = _windows.windows_and_grids(shape, window)
+        _, windows, _, (grid, _) = _windows.windows_and_grids(shape, window, x.dtype)
         _launch.launch("fold", expected.dtype, grid, cols, bias, expected, windows)
         assert x.tobytes() == expected.tobytes()
 
@@ -614,7 +614,7 @@ def test_division_by_multiplication_is_exact():
 
 def test_arrays_too_large_for_32_bit_indices_are_refused():
     with pytest.raises(ArgumentError, match="expected fewer than 2"):
-        _windows.windows_and_grids((2**15, 1, 2**8, 2**8), Window((1, 1)))
+        _windows.windows_and_grids((2**15, 1, 2**8, 2**8), Window((1, 1)), np.dtype("float32"))
 
 
 # ---- the emulated CuPy itself

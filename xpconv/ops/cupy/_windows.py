@@ -16,22 +16,26 @@ _WINDOWS = np.dtype([*((name, np.int32) for name in _SIZES), *((name, DIVISOR) f
 
 
 @lru_cache(maxsize=4096)
-def windows_and_grids(shape: Shape, window: Window) -> tuple[Pair, np.ndarray, Grid, Grid]:
-    """Return the output's size, the struct Windows, and the grids over outputs and over pixels."""
+def windows_and_grids(
+    shape: Shape, window: Window, dtype: np.dtype
+) -> tuple[Pair, np.ndarray, tuple[Grid, int], tuple[Grid, int]]:
+    """Return the output's size, the struct Windows, and the grids over outputs and over pixels, with their widths."""
     (N, C, H, W), (kernel_size, stride, ((top, _), (left, _)), dilation) = shape, window
     output = window.output_size((H, W))
     sizes = dict(zip(_SIZES, (*shape, *kernel_size, *stride, *dilation, top, left, *output), strict=True))
     divisors = (H * W, W, prod(output), output[1], *stride, *dilation)
     windows = struct(_WINDOWS, **sizes, **dict(zip(_DIVISORS, map(divisor, divisors), strict=True)))
-    return output, windows, grid_of(C, N * prod(output)), grid_of(C, N * H * W)
+    grids = [
+        (grid_of(C, N * prod(image), wide=wide), wide)
+        for image, wide in ((output, width(output[1], dtype)), ((H, W), width(W, dtype)))
+    ]
+    return output, windows, grids[0], grids[1]
 
 
 @accelerate("cupy")
 def unfold(x: Array, window: Window) -> Array:
     """Let each thread copy a few windows of one row."""
-    output, windows, _, _ = windows_and_grids(x.shape, window)
-    wide = width(output[1], x.dtype)
-    grid = grid_of(x.shape[1], x.shape[0] * prod(output), wide=wide)
+    output, windows, (grid, wide), _ = windows_and_grids(x.shape, window, x.dtype)
     cols = cupy.empty((x.shape[1] * prod(window.kernel_size), x.shape[0] * prod(output)), x.dtype)
     launch("unfold", x.dtype, grid, cupy.ascontiguousarray(x), cols, windows, wide=wide)
     return cols
@@ -47,10 +51,9 @@ def fold(cols: Array, shape: Shape, window: Window) -> Array:
 
 def fold_into(x: Array, cols: Array, window: Window, bias: Array | None = None) -> None:
     """Write the folded columns to `x`, plus the bias of each channel."""
-    _, windows, _, grid = windows_and_grids(x.shape, window)
+    _, windows, _, (grid, wide) = windows_and_grids(x.shape, window, x.dtype)
     cols = cupy.ascontiguousarray(cols)
-    if window.stride != (1, 1):
+    if window.stride == (1, 1):
+        launch("fold_at_stride_1", x.dtype, grid, cols, bias, x, windows, wide=wide)
+    else:
         launch("fold", x.dtype, grid, cols, bias, x, windows)
-        return
-    (N, C, H, W), wide = x.shape, width(x.shape[3], x.dtype)
-    launch("fold_at_stride_1", x.dtype, grid_of(C, N * H * W, wide=wide), cols, bias, x, windows, wide=wide)

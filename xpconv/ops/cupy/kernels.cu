@@ -137,41 +137,57 @@ extern "C" __global__ void fold_at_stride_1(const T* __restrict__ cols, const T*
     }
 }
 
+struct alignas(WIDE * sizeof(Index) < 16 ? WIDE * sizeof(Index) : 16) Indices { Index v[WIDE]; };
+
+// Each thread searches WIDE windows of one row of windows.
 extern "C" __global__ void max_pool(const T* __restrict__ x, T* __restrict__ out, Index* __restrict__ argmax,
                                     Windows g) {
-    FOR_EACH(p, g.N * g.output.d) {
+    FOR_EACH_PACK(p, g.N * g.output.d) {
         const unsigned n = p / g.output, l = p % g.output;
-        const int top = l / g.output_row * g.SH - g.PH, left = l % g.output_row * g.SW - g.PW;
+        const int top = l / g.output_row * g.SH - g.PH, first = (max(0, -top) + g.DH - 1) / g.DH;
         const T* image = x + plane(g, n) * g.image.d;
-        T largest = minus_infinity();
-        const int first = (max(0, -top) + g.DH - 1) / g.DH, first_column = (max(0, -left) + g.DW - 1) / g.DW;
-        int where = first * g.KW + first_column;
-        for (int i = first; i < g.KH && top + i * g.DH < g.H; ++i)
-            for (int j = first_column; j < g.KW && left + j * g.DW < g.W; ++j) {
-                const T value = image[(top + i * g.DH) * g.W + left + j * g.DW];
-                if (value > largest || value != value && largest == largest) where = i * g.KW + j;  // the first NaN
-                if (exceeds(value, largest)) largest = value;
-            }
-        out[plane(g, n) * g.output.d + l] = largest;
-        argmax[plane(g, n) * g.output.d + l] = where;
+        Pack maxima;
+        Indices places;
+        for (int m = 0; m < WIDE; ++m) {
+            const int left = int(l % g.output_row + m) * g.SW - g.PW;
+            const int first_column = (max(0, -left) + g.DW - 1) / g.DW;
+            T largest = minus_infinity();
+            int where = first * g.KW + first_column;
+            for (int i = first; i < g.KH && top + i * g.DH < g.H; ++i)
+                for (int j = first_column; j < g.KW && left + j * g.DW < g.W; ++j) {
+                    const T value = image[(top + i * g.DH) * g.W + left + j * g.DW];
+                    if (value > largest || value != value && largest == largest) where = i * g.KW + j;  // the first NaN
+                    if (exceeds(value, largest)) largest = value;
+                }
+            maxima.v[m] = largest;
+            places.v[m] = where;
+        }
+        store(out + plane(g, n) * g.output.d + l, maxima);
+        *reinterpret_cast<Indices*>(argmax + plane(g, n) * g.output.d + l) = places;
     }
 }
 
-extern "C" __global__ void max_pool_backward(const T* __restrict__ dout, const Index* __restrict__ argmax, T* __restrict__ dx,
-                                      Windows g) {
-    FOR_EACH(e, g.N * g.image.d) {
+// Each thread adds up the gradients of WIDE pixels of one row.
+extern "C" __global__ void max_pool_backward(const T* __restrict__ dout, const Index* __restrict__ argmax,
+                                             T* __restrict__ dx, Windows g) {
+    FOR_EACH_PACK(e, g.N * g.image.d) {
         const unsigned n = e / g.image, pixel = e % g.image;
-        const int h = pixel / g.row + g.PH, w = pixel % g.row + g.PW;
+        const int h = pixel / g.row + g.PH;
         const Span rows = windows_over(h, g.KH, g.down, g.apart_down, g.OH);
-        const Span columns = windows_over(w, g.KW, g.across, g.apart_across, g.OW);
-        T sum = 0;
-        for (int i = rows.first; i <= rows.last; ++i)
-            for (int j = columns.first; j <= columns.last; ++j) {
-                const size_t window = plane(g, n) * g.output.d + i * g.OW + j;
-                const int k = number(h - i * g.SH, g.apart_down), l = number(w - j * g.SW, g.apart_across);
-                if (k >= 0 && l >= 0 && argmax[window] == k * g.KW + l) sum += dout[window];
-            }
-        dx[plane(g, n) * g.image.d + pixel] = sum;
+        Pack pack;
+        for (int m = 0; m < WIDE; ++m) {
+            const int w = pixel % g.row + m + g.PW;
+            const Span columns = windows_over(w, g.KW, g.across, g.apart_across, g.OW);
+            T sum = 0;
+            for (int i = rows.first; i <= rows.last; ++i)
+                for (int j = columns.first; j <= columns.last; ++j) {
+                    const size_t window = plane(g, n) * g.output.d + i * g.OW + j;
+                    const int k = number(h - i * g.SH, g.apart_down), l = number(w - j * g.SW, g.apart_across);
+                    if (k >= 0 && l >= 0 && argmax[window] == k * g.KW + l) sum += dout[window];
+                }
+            pack.v[m] = sum;
+        }
+        store(dx + plane(g, n) * g.image.d + pixel, pack);
     }
 }
 
