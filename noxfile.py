@@ -119,6 +119,12 @@ def docs(session: nox.Session) -> None:
     session.log(f"open {site.absolute() / 'index.html'}")
 
 
+@nox.session(venv_backend="none")
+def gpu(session: nox.Session) -> None:
+    """Prove on a GPU what is otherwise emulated, with the packages that are installed; downloads nothing."""
+    session.run("python", "-m", "benchmarks.prove_gpu", *session.posargs, external=True)
+
+
 @nox.session
 def benchmarks(session: nox.Session) -> None:
     """Measure speed against PyTorch and the loop versions; further arguments go to the command."""

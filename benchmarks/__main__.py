@@ -1,7 +1,7 @@
 """Time xpconv and its peers alternately on the same arrays, and print times and ratios.
 
 python -m benchmarks [--backend numpy] [--peers torch,reference] [--only NAME ...] [--json FILE]
-python -m benchmarks --backend cupy --peers torch-cuda,numpy --json benchmarks/results/gpu.json
+python -m benchmarks --backend cupy --peers torch-cuda,torch-graphs,numpy --json benchmarks/results/gpu.json
 """
 
 import json
@@ -21,13 +21,20 @@ from rich.table import Table
 
 from benchmarks import device
 from benchmarks.cases import CASES, GROUPS, Case
-from benchmarks.contestants import Reference, Torch, Xpconv
+from benchmarks.contestants import Reference, Torch, TorchGraphs, Xpconv
 from benchmarks.timing import host_ms, interleaved, repeated, summary
 from xpconv.io._atomic import atomic_path
 from xpconv.ops.numpy._workers import num_threads
 
-PEERS = {"torch": lambda: Torch("cpu"), "torch-cuda": lambda: Torch("cuda"), "reference": Reference, "numpy": Xpconv}
+PEERS = {
+    "torch": lambda: Torch("cpu"),
+    "torch-cuda": lambda: Torch("cuda"),
+    "torch-graphs": lambda: TorchGraphs("cuda"),
+    "reference": Reference,
+    "numpy": Xpconv,
+}
 SLOW = {"reference": lambda case: case.small, "numpy": lambda case: case.large and case.kind == "step"}
+ON_GPU = ("torch-cuda", "torch-graphs")
 AGREE = {"float32": 1e-4, "float64": 1e-9, "tf32": 2e-2}  # relative to the largest value
 AGREE_STEP = 5e-2  # relative to the gradient's norm: rounding may change which ReLU or maximum passes a gradient
 
@@ -35,7 +42,7 @@ AGREE_STEP = 5e-2  # relative to the gradient's norm: rounding may change which 
 def main(
     backend: Annotated[str, typer.Option(help="The backend of xpconv, as in XP_BACKEND.")] = "numpy",
     peers: Annotated[
-        str, typer.Option(help="Comma-separated: torch, torch-cuda, reference, numpy.")
+        str, typer.Option(help="Comma-separated: torch, torch-cuda, torch-graphs, reference, numpy.")
     ] = "torch,reference",
     only: Annotated[
         list[str] | None, typer.Option(help="A row to run, such as c64; may be repeated. Default: all rows.")
@@ -55,7 +62,7 @@ def main(
         contestant = PEERS[peer]()
         if peer == "torch":
             contestant.torch.set_num_threads(num_threads())
-        for tf32 in (False, True) if peer == "torch-cuda" else (False,):
+        for tf32 in (False, True) if peer in ON_GPU else (False,):
             if gpu:
                 device.set_tf32(tf32)
             cases = [case for case in CASES if not only or case.name in only]
@@ -84,7 +91,7 @@ def check_choices(peers: list[str], only: list[str] | None) -> None:
     for what, given, known in (("peer", peers, PEERS), ("row", only or [], [case.name for case in CASES])):
         if unknown := [name for name in given if name not in known]:
             raise typer.BadParameter(f"there is no {what} {', '.join(unknown)}: choose from {', '.join(known)}.")
-    if {"torch", "torch-cuda"} & set(peers) and find_spec("torch") is None:
+    if {"torch", *ON_GPU} & set(peers) and find_spec("torch") is None:
         raise typer.BadParameter("PyTorch is not installed: pip install torch, or give --peers reference.")
 
 
@@ -97,9 +104,13 @@ def show(console: Console, rows: list[dict[str, Any]], peer: str) -> None:
 
 def wanted(case: Case, peer: str, gpu: bool, tf32: bool) -> bool:
     """Return whether a case is worth measuring against this peer."""
+    if (peer == "torch-graphs" and case.kind != "captured_step") or (peer == "numpy" and case.kind == "captured_step"):
+        return False
     if (case.large and not gpu) or (peer in SLOW and not SLOW[peer](case)):
         return False
-    return not tf32 or (case.kind in ("conv", "step", "epoch") and case.dtype != "float64")  # TF32 affects only these
+    return not tf32 or (
+        case.kind in ("conv", "step", "captured_step", "epoch") and case.dtype != "float64"
+    )  # TF32 affects only these
 
 
 def compare(
@@ -147,7 +158,7 @@ def compare(
         )
         if rates:
             rows[-1].update(device.rate_fractions(case, name, best, tf32, rates))
-        if peer == "torch-cuda" and name == "step":
+        if peer == "torch-cuda" and case.kind == "step":
             rows[-1].update(device.launches_and_memory(passes[name], peer_passes[name], ours.peak, contestant.peak))
     return rows
 

@@ -110,6 +110,17 @@ CASES = [
         "three-layer step, batch 1024", "step", {"X": (1024, 3, 32, 32)}, {"net": "three-layer"}, classes=10, large=True
     ),
     Case("six-conv step, batch 512", "step", {"X": (512, 3, 32, 32)}, {"net": "six-conv"}, classes=10, large=True),
+    *(
+        Case(
+            f"{net} step, batch {N}, captured",
+            "captured_step",
+            {"X": (N, 3, 32, 32)},
+            {"net": net},
+            classes=10,
+            large=True,
+        )
+        for net, N in (("three-layer", 50), ("six-conv", 64), ("six-conv", 512))
+    ),
     Case(
         "CIFAR-10 epoch, batch 512",
         "epoch",

@@ -10,8 +10,10 @@ from benchmarks.cases import Case
 from xpconv import ConvNet, Preprocessing, Solver, ThreeLayerConvNet, layers
 from xpconv.backend import get_backend, to_host
 from xpconv.backend._memory import peak_bytes
+from xpconv.data import Batches
 from xpconv.layers import reference
 from xpconv.nn import Layer, ResNet, ResNet9
+from xpconv.training._capture import captured_steps
 from xpconv.training.optim import UPDATE_RULES, adam
 
 Passes = dict[str, Callable[[], Any]]
@@ -94,6 +96,21 @@ class Xpconv:
             return [loss, *(grads[name] for name in sorted(grads))]
 
         return {STEP: step, "check": check}
+
+    def captured_step(self, a: dict[str, Any], net: str) -> Passes:
+        """Return a Solver's step, replayed from a CUDA graph; tests compare its bits with those of ordinary steps."""
+        data = {"X_train": a["X"], "y_train": a["y"], "X_val": a["X"], "y_val": a["y"]}
+        options = {"update_rule": "adam", "batch_size": len(a["X"]), "verbose": False, "rng": 0}
+        solver = Solver(make_net(net, self.backend), data, **options)
+        solver._batches = Batches(solver.X_train, solver.y_train, solver.sampler, self.backend, prefetch=0)
+        solver._captured = captured_steps(solver, solver._batches, fail)
+
+        def step() -> None:
+            solver._take_step(solver._batches, need_images=False)
+
+        for _ in range(4):  # two ordinary steps, the capture and a replay
+            step()
+        return {STEP: step, "check": list}
 
     def epoch(self, a: dict[str, Any], net: str, batch: int) -> Passes:
         model = make_net(net, self.backend)
@@ -218,7 +235,11 @@ class Torch:
 
         return {EPOCH: epoch, "check": list}
 
-    def step(self, a: dict[str, Any], net: str) -> Passes:
+    def captured_step(self, a: dict[str, Any], net: str) -> Passes:
+        """Return an ordinary step, which a captured one of xpconv is compared with."""
+        return {STEP: self.step(a, net)[STEP], "check": list}
+
+    def step(self, a: dict[str, Any], net: str, **adam_options: Any) -> Passes:
         ours = make_net(net, "numpy")
         model = self.torch.nn.Sequential(*self._modules(ours.layers, ours.input_shape)).to(self.device)
         keys = dict(zip(ours.params, model.parameters(), strict=True))
@@ -228,7 +249,8 @@ class Torch:
         weights = [p for key, p in keys.items() if key[0] == "W"]
         others = [p for key, p in keys.items() if key[0] != "W"]
         # xpconv's L2 term covers only the weights.
-        optimizer = self.torch.optim.Adam([{"params": weights, "weight_decay": ours.reg}, {"params": others}])
+        groups = [{"params": weights, "weight_decay": ours.reg}, {"params": others}]
+        optimizer = self.torch.optim.Adam(groups, **adam_options)
 
         def gradients() -> Any:
             optimizer.zero_grad()
@@ -290,6 +312,28 @@ class Torch:
         module = self.torch.nn.ModuleList(parts)
         module.forward = function
         return module
+
+
+class TorchGraphs(Torch):
+    """PyTorch with the whole step in a CUDA graph."""
+
+    def captured_step(self, a: dict[str, Any], net: str) -> Passes:
+        cuda, step = self.torch.cuda, self.step(a, net, capturable=True)[STEP]
+        stream = cuda.Stream()
+        stream.wait_stream(cuda.current_stream())
+        with cuda.stream(stream):  # as PyTorch's documentation warms up
+            for _ in range(3):
+                step()
+        cuda.current_stream().wait_stream(stream)
+        graph = cuda.CUDAGraph()
+        with cuda.graph(graph):
+            step()
+        return {STEP: graph.replay, "check": list}
+
+
+def fail(reason: str) -> None:
+    """Raise an error, since a row measures captured steps."""
+    raise RuntimeError(reason)
 
 
 def make_net(name: str, backend: Any) -> Any:

@@ -14,8 +14,18 @@ from xpconv.io._atomic import atomic_path
 HEADINGS = {
     "torch": "Against PyTorch",
     "torch-cuda": "Against PyTorch on the same GPU",
+    "torch-graphs": "Against PyTorch with the whole step in a CUDA graph",
     "reference": "Against the loop implementations",
     "numpy": "Against NumPy on the CPU",
+}
+
+STEP_AIMS = {  # by peer and row: PyTorch's time over ours
+    ("torch-cuda", "three-layer step, batch 50, captured"): 3.0,
+    ("torch-graphs", "three-layer step, batch 50, captured"): 1.2,
+    ("torch-cuda", "six-conv step, batch 64, captured"): 2.0,
+    ("torch-graphs", "six-conv step, batch 64, captured"): 1.1,
+    ("torch-cuda", "six-conv step, batch 512, captured"): 1.2,
+    ("torch-graphs", "six-conv step, batch 512, captured"): 1.2,
 }
 
 Rows = list[dict[str, Any]]
@@ -25,7 +35,7 @@ def page(result: dict[str, Any], *others: dict[str, Any]) -> str:
     """Return the page of one result as Markdown, with a table comparing its ratios with those of `others`."""
     machine, versions, gpu = result["machine"], result["versions"], "card" in result
     name = "benchmarks_gpu" if gpu else "benchmarks"
-    options, stem = ("--backend cupy --peers torch-cuda,numpy ", "gpu") if gpu else ("", "cpu")
+    options, stem = ("--backend cupy --peers torch-cuda,torch-graphs,numpy ", "gpu") if gpu else ("", "cpu")
     lines = [
         f"# Benchmarks{' on a GPU' * gpu}",
         "",
@@ -147,6 +157,10 @@ def aims_lines(rows: Rows) -> list[str]:
             "a step of six convolutions at batch 512, NumPy's time over ours",
             100.0,
             ratios.get(("numpy", "six-conv step, batch 512")),
+        ),
+        *(
+            (f"{name}, against PyTorch{' with CUDA graphs' * (peer == 'torch-graphs')}", aim, ratios.get((peer, name)))
+            for (peer, name), aim in STEP_AIMS.items()
         ),
     ]
     found = [(text, aim, value) for text, aim, value in aims if value is not None]

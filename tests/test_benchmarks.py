@@ -9,9 +9,11 @@ import pytest
 import typer
 
 from benchmarks import __main__ as benchmark
+from benchmarks import prove_gpu
 from benchmarks.__main__ import CASES, geometric_means, wanted
 from benchmarks.device import rate_fractions
-from benchmarks.report import page
+from benchmarks.prove_gpu import Check
+from benchmarks.report import STEP_AIMS, page
 
 ROOT = Path(__file__).parents[1]
 CASE = {case.name: case for case in CASES}
@@ -93,7 +95,10 @@ def test_rate_fractions_are_work_per_time_over_the_gpus_rate():
 def test_large_cases_run_only_on_gpus_and_tf32_only_with_products():
     assert not any(wanted(case, "torch", False, False) for case in CASES if case.large)
     assert [case.name for case in CASES if wanted(case, "reference", False, False)] == ["seed", "course pool"]
-    assert {case.kind for case in CASES if wanted(case, "torch-cuda", True, True)} == {"conv", "step", "epoch"}
+    assert {case.kind for case in CASES if wanted(case, "torch-cuda", True, True)} == {
+        *("conv", "step", "captured_step", "epoch")
+    }
+    assert {case.kind for case in CASES if wanted(case, "torch-graphs", True, False)} == {"captured_step"}
     assert {case.name for case in CASES if wanted(case, "numpy", True, False)} == {
         "three-layer step, batch 1024",
         "six-conv step, batch 512",
@@ -168,7 +173,10 @@ def test_the_gpu_page_shows_aims_rate_fractions_launches_and_memory():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"peers": "torch,tensorflow"}, "there is no peer tensorflow: choose from torch, torch-cuda, reference, numpy"),
+        (
+            {"peers": "torch,tensorflow"},
+            "there is no peer tensorflow: choose from torch, torch-cuda, torch-graphs, reference, numpy",
+        ),
         ({"peers": "reference", "only": ["c64", "nope"]}, "there is no row nope: choose from seed, three, "),
         ({"peers": "torch"}, "PyTorch is not installed: pip install torch, or give --peers reference"),
     ],
@@ -192,3 +200,33 @@ def test_the_report_never_overwrites_a_result_file(tmp_path, names):
     assert "expected RESULT.json ... PAGE.md" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["b.json"]
     assert (tmp_path / "b.json").read_text() == "results"
+
+
+def test_a_gpu_is_proven_by_checks_whose_failures_are_named(tmp_path, monkeypatch, capsys):
+    first, second = (
+        Check(name, (sys.executable, "-c", code), 60) for name, code in [("one", "print('2 passed')"), ("two", "1 / 0")]
+    )
+    third = Check("three", (), 60, obstacle="PyTorch is not installed")
+    rows = [
+        {"peer": peer, "name": name, "pass": "step", "tf32": False, "ratio": aim + 0.5}
+        for (peer, name), aim in STEP_AIMS.items()
+    ]
+    monkeypatch.setattr(prove_gpu, "checks", lambda results: [first, second, third])
+    (tmp_path / "benchmark.json").write_text(json.dumps({"rows": rows}))
+    assert prove_gpu.main(str(tmp_path)) == 1
+    assert capsys.readouterr().out.startswith("one: passed\ntwo: FAILED\nthree: PyTorch is not installed\n")
+    proof = json.loads((tmp_path / "proof.json").read_text())
+    assert [result.get("last_line") for result in proof["checks"]] == [
+        "2 passed",
+        "ZeroDivisionError: division by zero",
+        None,
+    ]
+    assert all(aim["holds"] for aim in proof["aims"])
+    assert len(proof["aims"]) == len(STEP_AIMS)
+    assert "ZeroDivisionError" in (tmp_path / "proof.log").read_text()
+
+
+def test_the_commands_that_prove_a_gpu_exist(tmp_path):
+    commands = [check.command for check in prove_gpu.checks(tmp_path / "benchmark.json")]
+    assert {name for _, name in STEP_AIMS} <= {case.name for case in CASES}
+    assert {name for _, name in STEP_AIMS} <= {word for command in commands for word in command}

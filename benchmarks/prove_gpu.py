@@ -1,0 +1,129 @@
+"""Prove on a machine with a GPU what is otherwise emulated: ``python -m benchmarks.prove_gpu [FOLDER]``.
+
+It runs the tests with the kernels and without them, the memory checker on the kernels, and the benchmark of steps
+against PyTorch, and downloads nothing. FOLDER (default: gpu_proof) gets ``proof.json`` and ``proof.log``. The exit status
+is 0 if everything passed and all speed aims are reached. What is missing on the machine, such as PyTorch or
+compute-sanitizer, is left out and named.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cases import CASES
+from benchmarks.report import STEP_AIMS
+
+TESTS = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu and not slow")
+
+
+@dataclass(frozen=True)
+class Check:
+    """A command, and why it cannot run here."""
+
+    name: str
+    command: tuple[str, ...]
+    seconds: int  # after which it has failed
+    variables: dict[str, str] = field(default_factory=dict)
+    obstacle: str = ""
+
+
+def checks(results: Path) -> list[Check]:
+    """Return the checks in their order; the benchmark writes its rows to `results`."""
+    sanitizer = shutil.which("compute-sanitizer") or ""
+    memcheck = (sanitizer, "--tool", "memcheck", "--error-exitcode", "1", sys.executable, *TESTS)
+    rows = [case.name for case in CASES if case.kind == "captured_step"]
+    only = tuple(word for name in [*rows, "three-layer step", "six-conv step"] for word in ("--only", name))
+    needs_torch = "" if find_spec("torch") else "PyTorch is not installed"
+    required = {"XPCONV_REQUIRE": "cupy"}
+    return [
+        Check("info", (sys.executable, "-m", "xpconv", "info"), 60),
+        Check("tests with the kernels", (sys.executable, *TESTS), 150, required),
+        Check("tests without the kernels", (sys.executable, *TESTS), 120, {**required, "XPCONV_ACCELERATE": "0"}),
+        Check(
+            "memory of the kernels",
+            (*memcheck, "tests/test_ops_parity.py"),
+            120,
+            required,
+            "" if sanitizer else "compute-sanitizer is not installed",
+        ),
+        Check(
+            "steps against PyTorch",
+            (
+                *(sys.executable, "-m", "benchmarks", "--backend", "cupy", "--peers", "torch-cuda,torch-graphs"),
+                *(*only, "--json", str(results)),
+            ),
+            150,
+            obstacle=needs_torch,
+        ),
+    ]
+
+
+def run(check: Check, log: Any, execute: Callable[..., Any] = subprocess.run) -> dict[str, Any]:
+    """Run a check, write its output to the log, and return its result."""
+    if check.obstacle:
+        return {"name": check.name, "left_out": check.obstacle}
+    print(f"==== {check.name}: {' '.join(check.command)}", file=log, flush=True)
+    start = time.perf_counter()
+    try:
+        done = execute(
+            check.command,
+            env={**os.environ, **check.variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=check.seconds,
+        )
+        status, output = done.returncode, done.stdout
+    except subprocess.TimeoutExpired as error:
+        status, output = None, f"{error.output or ''}\ntook more than {check.seconds} s"
+    print(output, file=log, flush=True)
+    lines = [line for line in str(output).splitlines() if line.strip()]
+    return {
+        "name": check.name,
+        "passed": status == 0,
+        "seconds": round(time.perf_counter() - start, 1),
+        "last_line": lines[-1] if lines else "",
+    }
+
+
+def aims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the speed aims of steps and what was reached."""
+    ratios = {(row["peer"], row["name"]): row["ratio"] for row in rows if row["pass"] == "step" and not row["tf32"]}
+    return [
+        {"row": name, "peer": peer, "aim": aim, "reached": ratios[peer, name], "holds": ratios[peer, name] >= aim}
+        for (peer, name), aim in STEP_AIMS.items()
+        if (peer, name) in ratios
+    ]
+
+
+def main(folder: str = "gpu_proof") -> int:
+    """Run all checks; return the exit status."""
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    results = path / "benchmark.json"
+    with (path / "proof.log").open("w", encoding="utf-8") as log:
+        found = [run(check, log) for check in checks(results)]
+    benchmark = json.loads(results.read_text()) if results.exists() else {}
+    reached = aims(benchmark.get("rows", []))
+    proof = {"checks": found, "aims": reached, "benchmark": benchmark}
+    (path / "proof.json").write_text(json.dumps(proof, indent=1) + "\n", encoding="utf-8")
+    for result in found:
+        print(f"{result['name']}: {result.get('left_out') or ('passed' if result['passed'] else 'FAILED')}")
+    for aim in reached:
+        print(
+            f"{aim['row']}, {aim['peer']}: {aim['reached']:.2f}, aim {aim['aim']:g}{'' if aim['holds'] else ' MISSED'}"
+        )
+    good = all(result.get("passed", True) for result in found) and all(aim["holds"] for aim in reached)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:2]))
