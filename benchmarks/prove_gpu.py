@@ -1,8 +1,8 @@
 """Prove on a machine with a GPU what is otherwise emulated: ``python -m benchmarks.prove_gpu [FOLDER]``.
 
 It runs the tests with the kernels and without them, the memory checker on the kernels, and the benchmark of steps
-against PyTorch, and downloads nothing. FOLDER (default: gpu_proof) gets ``proof.json`` and ``proof.log``. The exit status
-is 0 if everything passed and all speed aims are reached. What is missing on the machine, such as PyTorch or
+against PyTorch, and downloads nothing. FOLDER (default: gpu_proof) gets ``proof.json`` and ``proof.log``. The exit
+status is 0 if everything passed and all speed aims are reached. What is missing on the machine, such as PyTorch or
 compute-sanitizer, is left out and named.
 """
 
