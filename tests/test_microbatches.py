@@ -1,6 +1,7 @@
 """Minibatches that are cut into micro-batches: gradients against those of the whole, memory, and whole trainings."""
 
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from tests.helpers import assert_array
 from tests.nets import IMAGE, NETS
 from tests.solvers import assert_same, make_solver
 from xpconv import Sequential, Solver, nn
+from xpconv.cli._run import build_solver, load_data
+from xpconv.cli._settings import settings_for
 from xpconv.errors import ArgumentError, ArgumentTypeError, CheckpointError, NonFiniteLossError
 from xpconv.training._microbatches import MicroBatches, combine_in_tree
 
@@ -202,3 +205,12 @@ def test_models_whose_layers_cannot_be_cut_are_refused():
 
     with pytest.raises(ArgumentTypeError, match="microbatches is 2, but the model is a Model; expected a Sequential"):
         Solver(Model(), IMAGES, batch_size=8, microbatches=2)
+
+
+def test_the_settings_of_a_run_hold_how_minibatches_are_cut():
+    settings = settings_for("digits", microbatches=2, norm_sync="ghost", num_train=60)
+    solver = build_solver(settings, load_data(settings))
+    assert (solver.microbatches, solver.norm_sync) == (2, "ghost")
+    assert "--microbatches 2 --norm-sync ghost" in settings.command()
+    with pytest.raises(ArgumentError, match=r"microbatches is 4, .* batch_size of 50: .* as 52"):
+        build_solver(replace(settings, microbatches=4), load_data(settings))

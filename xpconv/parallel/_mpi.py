@@ -72,11 +72,15 @@ class Mpi(Communicator):
             waited = time.monotonic() - start
             if waited < _SPIN_SECONDS:
                 continue
-            if self._world.Iprobe(source=self._mpi.ANY_SOURCE, tag=_FAILURE):
-                raise WorkerError(self._world.recv(source=self._mpi.ANY_SOURCE, tag=_FAILURE))
+            self.check_failures()
             if waited > self.timeout:
                 raise WorkerError(self._describe_silence(requests))
             time.sleep(_SLEEP_SECONDS)
+
+    def check_failures(self) -> None:
+        """Raise a WorkerError if another worker has told of a failure, without waiting."""
+        if self._world.Iprobe(source=self._mpi.ANY_SOURCE, tag=_FAILURE):
+            raise WorkerError(self._world.recv(source=self._mpi.ANY_SOURCE, tag=_FAILURE))
 
     def abort(self, error: BaseException) -> None:
         """Tell the other workers that this one has failed, and make MPI end them when this process ends."""

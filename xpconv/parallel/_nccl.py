@@ -11,9 +11,17 @@ from xpconv.backend import Array, backend_of, library_of
 from xpconv.errors import BackendUnavailableError, WorkerError
 from xpconv.parallel._communicator import Communicator
 
-__all__ = ["Nccl"]
+__all__ = ["Nccl", "nccl_available"]
 
 _SLEEP_SECONDS = 1e-4
+
+
+def nccl_available() -> bool:
+    """Return whether CuPy is here and has NCCL."""
+    try:
+        return bool(getattr(importlib.import_module("cupy.cuda.nccl"), "available", False))
+    except ImportError:
+        return False
 
 
 class Nccl(Communicator):
@@ -38,20 +46,20 @@ class Nccl(Communicator):
         super().__init__()
         self.rank, self.size, self._host = host.rank, host.size, host
         self.local_rank, self.local_size = host.local_rank, host.local_size
-        self._cupy: Any = importlib.import_module("cupy")
-        if not self._cupy.cuda.nccl_available:
+        if not nccl_available():
             raise BackendUnavailableError(
                 "CuPy has no NCCL here: pip install nvidia-nccl-cu12 (or -cu13), or exchange by way of host memory"
             )
-        nccl = self._cupy.cuda.nccl
-        identifier = host.broadcast(nccl.get_unique_id() if self.rank == 0 else None)
-        self._nccl = nccl.NcclCommunicator(self.size, identifier, self.rank)
+        self._cupy: Any = importlib.import_module("cupy")
+        self._library: Any = importlib.import_module("cupy.cuda.nccl")
+        identifier = host.broadcast(self._library.get_unique_id() if self.rank == 0 else None)
+        self._nccl = self._library.NcclCommunicator(self.size, identifier, self.rank)
 
     def exchange(self, arrays: Sequence[Array]) -> list[Array]:
         """Send an array to each worker, as `Communicator.exchange` does; between devices without host memory."""
-        if self.size == 1 or library_of(arrays[0]) != "cupy":
+        if library_of(arrays[0]) != "cupy":
             return super().exchange(arrays)
-        cupy, nccl, stream = self._cupy, self._cupy.cuda.nccl, self._cupy.cuda.get_current_stream()
+        cupy, nccl, stream = self._cupy, self._library, self._cupy.cuda.get_current_stream()
         sent: list[Any] = [cupy.ascontiguousarray(a) for a in arrays]
         received = [cupy.empty_like(a) for a in sent]
         nccl.groupStart()
@@ -67,6 +75,7 @@ class Nccl(Communicator):
         """Wait for the device, so that a silent worker is noticed."""
         start = time.monotonic()
         while not event.done:
+            self._host.check_failures()
             if time.monotonic() > start + self.timeout:
                 self._nccl.abort()
                 others = (rank for rank in range(self.size) if rank != self.rank)
@@ -76,6 +85,10 @@ class Nccl(Communicator):
     def _exchange(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         self._host.activity, self._host.timeout = self.activity, self.timeout
         return self._host._exchange(arrays)
+
+    def check_failures(self) -> None:
+        """Raise a WorkerError if another worker has told of a failure, without waiting."""
+        self._host.check_failures()
 
     def abort(self, error: BaseException) -> None:
         """Tell the other workers that this one has failed."""
