@@ -24,7 +24,7 @@ __all__ = ["CONVNET_LAYERS", "NETS", "NORMS", "build_net", "parse_layers"]
 NORMS = {"batch": "batchnorm", "group": "groupnorm", "none": None}
 """The norms that nets offer, and their names in `xpconv.nn`."""
 
-CONVNET_LAYERS = "32,pool,64,pool,128"
+CONVNET_LAYERS = "32,pool,64,64,pool,128,128,pool,256"
 """The stages of a convnet if no option says otherwise."""
 
 _Shape = tuple[int, int, int]

@@ -10,7 +10,7 @@ import typer
 
 from xpconv.backend import LIBRARIES, get_backend
 from xpconv.cli._nets import CONVNET_LAYERS, parse_layers
-from xpconv.cli._settings import CHOICES, DEFAULTS, MAXIMUMS, MINIMUMS, REALS, parse_class_weights
+from xpconv.cli._settings import CHOICES, DEFAULTS, LEARNING_RATES, MAXIMUMS, MINIMUMS, REALS, parse_class_weights
 from xpconv.cli._tables import echo
 from xpconv.data import DATASETS
 from xpconv.data.augment import AUGMENTATIONS, parse_augmentation
@@ -35,6 +35,8 @@ __all__ = [
 def choice_option(setting: str, text: str, default: str | bool = True) -> Any:
     """Return an option that takes one of the CHOICES of a setting; a `default` that is a string is for the help."""
     choices = CHOICES[setting]
+    if setting in DEFAULTS["digits"]:
+        default = _defaults(setting)
 
     def check(value: str | None) -> str | None:
         if value is not None and value not in choices:
@@ -56,7 +58,7 @@ ALIASES = {"learning_rate": ["--lr"]}
 
 def setting_option(setting: str, text: str, default: str | bool = True) -> Any:
     """Return an option that takes a number in a setting's range, and whose help has the setting's defaults."""
-    if setting in DEFAULTS["digits"]:
+    if setting in (*DEFAULTS["digits"], "learning_rate"):
         default = _defaults(setting)
     names = ["--" + setting.replace("_", "-"), *ALIASES.get(setting, [])]
     return number_option(text, MINIMUMS[setting], default, *names, real=setting in REALS, maximum=MAXIMUMS.get(setting))
@@ -84,11 +86,14 @@ def max_memory_option() -> Any:
 
 
 def _defaults(setting: str) -> str:
-    """Return a setting's defaults for the help, by data set if they differ."""
-    values = {data: settings[setting] for data, settings in DEFAULTS.items()}
-    if len(set(values.values())) == 1:
-        return str(values["digits"])
-    return ", ".join(f"{value} for {data}" for data, value in values.items())
+    """Return a setting's defaults for the help, by optimizer or data set if they differ."""
+    by_data = {data: settings.get(setting) for data, settings in DEFAULTS.items()}
+    keys_of: dict[Any, list[str]] = {}
+    for key, value in (LEARNING_RATES if setting == "learning_rate" else by_data).items():
+        keys_of.setdefault(value, []).append(key)
+    if len(keys_of) == 1:
+        return str(by_data["digits"])
+    return "; ".join(f"{value} for {', '.join(keys)}" for value, keys in keys_of.items())
 
 
 def _completion(words: Collection[str]) -> Callable[[str], list[str]]:

@@ -19,6 +19,7 @@ from xpconv.training.optim import UPDATE_RULES, default_options
 __all__ = [
     "CHOICES",
     "DEFAULTS",
+    "LEARNING_RATES",
     "MAXIMUMS",
     "MINIMUMS",
     "REALS",
@@ -86,19 +87,42 @@ OPTIONAL = (
 )
 """The settings that may be None."""
 
+_SMALL_PICTURES = {
+    "model": "convnet",
+    "optimizer": "muon",
+    "reg": 0.0,
+    "schedule": "one-cycle",
+    "sampling": "epoch",
+}
+
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "digits": {"epochs": 8, "batch_size": 50, "learning_rate": 1e-3, "lr_decay": 0.85, "reg": 1e-3, "augment": "shift"},
-    "cifar10": {"epochs": 5, "batch_size": 50, "learning_rate": 1e-3, "lr_decay": 0.8, "reg": 1e-3, "augment": "none"},
-    "a folder": {
-        "epochs": 20,
+    "digits": {
+        "model": "three-layer",
+        "optimizer": "adam",
+        "epochs": 8,
         "batch_size": 50,
-        "learning_rate": 1e-3,
-        "lr_decay": 0.9,
         "reg": 1e-3,
-        "augment": "none",
+        "augment": "shift",
+        "schedule": "step",
+        "lr_decay": 0.85,
+        "sampling": "replacement",
     },
+    "cifar10": {**_SMALL_PICTURES, "epochs": 5, "batch_size": 128, "augment": "reflect2-flip", "lr_decay": 0.8},
+    "a folder": {**_SMALL_PICTURES, "epochs": 20, "batch_size": 50, "augment": "none", "lr_decay": 0.9},
 }
 """For each data set the settings that train well on it; a folder of few images gets those of `settings_for`."""
+
+LEARNING_RATES = {
+    "sgd": 1e-2,
+    "sgd_momentum": 1e-2,
+    "sgd_nesterov": 1e-2,
+    "rmsprop": 1e-3,
+    "adam": 1e-3,
+    "adamw": 1e-3,
+    "lion": 1e-4,
+    "muon": 2e-2,
+}
+"""The default learning rate of each optimizer."""
 
 MIN_ITERATIONS = 300
 """The least iterations of a training on a folder if no option says otherwise."""
@@ -170,12 +194,12 @@ class Settings:
 
     Examples
     --------
-    >>> Settings(data="digits", **DEFAULTS["digits"]).model
+    >>> Settings(data="digits", **DEFAULTS["digits"], learning_rate=1e-3).model
     'three-layer'
     """
 
     data: str
-    model: str = "three-layer"
+    model: str
     layers: str | None = None
     norm: str | None = None
     width: int | None = None
@@ -188,7 +212,7 @@ class Settings:
     norm_sync: str = "whole"
     learning_rate: float
     lr_decay: float
-    optimizer: str = "adam"
+    optimizer: str
     reg: float
     momentum: float | None = None
     weight_decay: float | None = None
@@ -205,10 +229,10 @@ class Settings:
     image_size: int | None = None
     resize: str = "crop"
     strict: bool = False
-    schedule: str = "step"
+    schedule: str
     decay_every: int = 1
     warmup: float = 0
-    sampling: str = "replacement"
+    sampling: str
     patience: int | None = None
     patience_on: str = "accuracy"
     on_nonfinite: str = "stop"
@@ -291,7 +315,9 @@ PARSERS: dict[str, Callable[[str], object]] = {"layers": parse_layers, "class_we
 
 
 def settings_for(data: str, num_images: int | None = None, **options: Any) -> Settings:
-    """Return the settings of a run on a data set; DEFAULTS and Settings replace each option that is None.
+    """Return the settings of a run on a data set; defaults replace each option that is None.
+
+    The defaults are those of DEFAULTS, LEARNING_RATES and Settings.
 
     If the number of a folder's training images is known, the default batch size is at most a tenth of it (but not below
     4), and the default epochs are enough for 300 iterations, over which the learning rate falls as far as it would over
@@ -317,9 +343,11 @@ def settings_for(data: str, num_images: int | None = None, **options: Any) -> Se
     """
     defaults = DEFAULTS[data if data in DATASETS else "a folder"]
     given = {name: value for name, value in options.items() if value is not None}
-    optimizer = given.get("optimizer", Settings.optimizer)
-    if optimizer in UPDATE_RULES and decays_weights(optimizer, given.get("weight_decay")):
-        defaults = {**defaults, "reg": 0.0}
+    optimizer = given.get("optimizer", defaults["optimizer"])
+    if optimizer in UPDATE_RULES:
+        defaults = {**defaults, "learning_rate": LEARNING_RATES[optimizer]}
+        if decays_weights(optimizer, given.get("weight_decay")):
+            defaults["reg"] = 0.0
     if data not in DATASETS and num_images is not None:
         defaults = _for_few_images(defaults, given, num_images)
     return Settings(data=data, **{**defaults, **given})

@@ -44,7 +44,7 @@ def train(
     data: Annotated[
         str, data_option("Images to train on; DIR is a folder of images with one subfolder per class.")
     ] = "digits",
-    model: Annotated[str, choice_option("model", "Architecture of the net.")] = Settings.model,
+    model: Annotated[str | None, choice_option("model", "Architecture of the net.")] = None,
     layers: Annotated[
         str | None, layers_option("If --model is convnet: the filters of its convolutions, and pool for poolings.")
     ] = None,
@@ -109,18 +109,18 @@ def train(
         int, setting_option("decay_every", "If --schedule is step: epochs between changes of the learning rate.")
     ] = Settings.decay_every,
     schedule: Annotated[
-        str,
+        str | None,
         choice_option(
             "schedule",
             "How the learning rate changes: it falls in steps, or along half a cosine to 0; it rises for 30% of the "
             "iterations, then falls (one-cycle); or it stays constant.",
         ),
-    ] = Settings.schedule,
+    ] = None,
     warmup: Annotated[
         float,
         setting_option("warmup", "Epochs over which the learning rate rises from near 0; 0.5 is half an epoch."),
     ] = Settings.warmup,
-    optimizer: Annotated[str, choice_option("optimizer", "Update rule of the parameters.")] = Settings.optimizer,
+    optimizer: Annotated[str | None, choice_option("optimizer", "Update rule of the parameters.")] = None,
     momentum: Annotated[
         float | None,
         setting_option("momentum", "Momentum of sgd_momentum, sgd_nesterov or muon.", "that of the optimizer"),
@@ -179,8 +179,8 @@ def train(
         int | None, setting_option("num_train", "Number of images to train on, the first ones.", "all")
     ] = None,
     sampling: Annotated[
-        str, choice_option("sampling", "Draw each minibatch from all images, or use each image once per epoch.")
-    ] = Settings.sampling,
+        str | None, choice_option("sampling", "Draw each minibatch from all images, or use each image once per epoch.")
+    ] = None,
     patience: Annotated[
         int | None,
         setting_option(
