@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,7 +27,7 @@ from xpconv.cli._evaluate import data_of_run
 from xpconv.cli._info import diagnose
 from xpconv.cli._nets import NETS
 from xpconv.cli._run_folder import FILES
-from xpconv.cli._settings import DEFAULTS
+from xpconv.cli._settings import DEFAULTS, settings_for
 from xpconv.data import DATASETS, load_digits
 from xpconv.data.images import read_image
 from xpconv.errors import ArgumentError
@@ -387,7 +388,7 @@ def test_tables_are_printed_without_a_terminal(monkeypatch, stream):
     ],
 )
 def test_unusable_settings_of_a_resumed_run_are_named(tmp_path, setting, value, message):
-    settings = {"data": "digits", **DEFAULTS["digits"], setting: value}
+    settings = {**asdict(settings_for("digits")), setting: value}
     (tmp_path / "config.json").write_text(json.dumps({"settings": settings}))
     result = call("train", "--resume", tmp_path)
     assert result.exit_code == 1
@@ -947,7 +948,7 @@ def test_bash_completes_a_line_with_the_installed_script(tmp_path):
 
 
 def test_help_shows_the_defaults_of_each_data_set():
-    assert "8 for digits, 5 for cifar10" in " ".join(succeed("train", "--help").split())
+    assert "8 for digits; 5 for cifar10" in " ".join(succeed("train", "--help").split())
 
 
 def plain_environment():
@@ -1051,7 +1052,7 @@ def test_names_that_the_terminal_cannot_show_are_escaped(tmp_path):
 
 
 def write_config(folder, **settings):
-    config = {"settings": {"data": "digits", **DEFAULTS["digits"], **settings}, "finished": True}
+    config = {"settings": {**asdict(settings_for("digits")), **settings}, "finished": True}
     (folder / "config.json").write_text(json.dumps(config))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
 from xpconv import load_model
@@ -434,6 +434,29 @@ def test_options_for_a_folder_replace_the_defaults_for_few_images():
     assert settings_for("digits", 84) == settings_for("digits")
 
 
+def draw_shape(corners, rng):
+    """Draw a bright polygon of about 20 pixels on a dark ground, at a random place, turned a little."""
+    ground, colour = rng.integers(0, 80, 3), rng.integers(130, 256, 3)
+    picture = Image.new("RGB", (128, 128), tuple(ground.tolist()))
+    radius, turn = rng.uniform(22, 50), rng.uniform(-0.3, 0.3)
+    centre, angles = rng.uniform(radius + 4, 124 - radius, 2), turn + 2 * np.pi * np.arange(corners) / corners
+    points = centre + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    ImageDraw.Draw(picture).polygon([tuple(point) for point in points.tolist()], fill=tuple(colour.tolist()))
+    return picture.resize((48, 48), Image.Resampling.BILINEAR)
+
+
+def test_a_folder_of_three_classes_of_forty_pictures_is_learned_without_options(tmp_path):
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 40), ("test", 50)):
+        for name, corners in (("circle", 40), ("square", 4), ("triangle", 3)):
+            place = tmp_path / "shapes" / split / name
+            place.mkdir(parents=True)
+            for number in range(count):
+                draw_shape(corners, rng).save(place / f"{number}.png")
+    shown = run("train", "--data", tmp_path / "shapes", "--out", tmp_path / "run")
+    assert float(shown[-1].split()[-1]) >= 0.9
+
+
 def test_a_folder_of_few_images_trains_for_300_iterations(digits_folder, tmp_path):
     shown = run("train", "--data", digits_folder, "--image-size", 8, "--out", tmp_path / "run")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -491,7 +514,7 @@ def test_eval_and_predict_fit_images_as_the_training_did(tmp_path, options):
 @pytest.mark.parametrize("strict", [False, True])
 def test_train_lists_the_files_that_it_left_out_at_its_end(flat, tmp_path, strict):
     spoil(flat)
-    words = ["train", "--data", flat, "--image-size", 4, "--epochs", 1, "--out", tmp_path / "run"]
+    words = ["train", "--data", flat, "--image-size", 8, "--epochs", 1, "--out", tmp_path / "run"]
     result = CliRunner().invoke(
         _app.app, [str(word) for word in words + ["--strict"] * strict], env={"XP_BACKEND": None}
     )
@@ -544,11 +567,11 @@ def test_control_characters_in_names_do_not_reach_the_terminal(flat, tmp_path, n
     [
         (
             ("--image-size", 1),
-            "have 1x1 pixels; expected 4x4 or more, which the pooling of three-layer needs: take a larger image_size",
+            "have 1x1 pixels; expected 8x8 or more, which the pooling of convnet needs: take a larger image_size",
         ),
         (
-            ("--image-size", 3, "--model", "convnet"),
-            "have 3x3 pixels; expected 4x4 or more, which the pooling of convnet needs",
+            ("--image-size", 3, "--model", "three-layer"),
+            "have 3x3 pixels; expected 4x4 or more, which the pooling of three-layer needs",
         ),
     ],
 )

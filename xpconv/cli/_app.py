@@ -108,7 +108,7 @@ def _common(
     """Train ConvNets with hand-written forward and backward passes on NumPy, CuPy or any array-API library."""
 
 
-app.command(epilog="Example: xpconv train --data cifar10 --model convnet --epochs 10 --out runs/cifar10")(train)
+app.command(epilog="Example: xpconv train --data cifar10 --epochs 10 --out runs/cifar10")(train)
 
 
 @app.command(name="eval", epilog="Example: xpconv eval runs/first/model.safetensors")
