@@ -23,13 +23,13 @@ class GraphMemory:
     def __init__(self) -> None:
         self._stream = cupy.cuda.Stream(non_blocking=True)
         # The pool would free blocks that no array uses when memory runs out, but captured graphs use them.
-        self._blocks: list[Any] = []
-        self._pool = cupy.cuda.MemoryPool(self._allocate)
+        blocks: list[Any] = []
 
-    def _allocate(self, size: int) -> Any:
-        block = cupy.cuda.Memory(size)
-        self._blocks.append(block)
-        return cupy.cuda.MemoryPointer(block, 0)
+        def allocate(size: int) -> Any:
+            blocks.append(cupy.cuda.Memory(size))
+            return cupy.cuda.MemoryPointer(blocks[-1], 0)
+
+        self._pool = cupy.cuda.MemoryPool(allocate)  # without a reference to self: CuPy's pools are in no cycle
 
     def capture(self, work: Callable[[], Any]) -> tuple[Any, Any]:
         """Return a graph of the work that a function gives to the device, and what the function returns.
