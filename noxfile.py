@@ -83,8 +83,11 @@ def mpi(session: nox.Session) -> None:
 
 @nox.session
 def kernels(session: nox.Session) -> None:
-    """Run the CUDA kernels on the CPU with every memory access checked, and captured steps in an emulation."""
-    session.install(".", *TEST)
+    """Run the CUDA kernels on the CPU with every memory access checked, and captured steps in an emulation.
+
+    NVIDIA's compiler, which needs no GPU, compiles the kernels, too.
+    """
+    session.install(".", *TEST, "nvidia-cuda-nvrtc==13.5.37; platform_system == 'Linux'")
     quick = ("-m", "not slow", *session.posargs)
     session.run("pytest", "-n", "logical", "tests/emulated", *quick, env={"PYTHONPATH": "tests/emulated"})
     for kernels in ("0", "1"):  # captured steps on the portable versions, and on the kernels

@@ -67,7 +67,7 @@ __device__ Span windows_over(int pixel, int size, Divisor stride, Divisor dilati
 // The number of a window's row, or column, at this distance from its first pixel; -1 between rows.
 __device__ int number(unsigned distance, Divisor dilation) {
     const unsigned k = distance / dilation;
-    return k * dilation.d == distance ? k : -1;
+    return k * dilation.d == distance ? int(k) : -1;
 }
 
 // Each thread copies WIDE windows of one row of windows.
@@ -207,11 +207,12 @@ __device__ size_t index(Groups g, unsigned e) {
     return (size_t)(e / g.B) * (g.S - 1) * g.B.d + (size_t)blockIdx.x * g.B.d + e;
 }
 
-// The place in gamma and beta of this block's first value, and of its value e.
+// The place in gamma and beta of this block's first value.
 __device__ unsigned first_channel(Groups g) { return (size_t)blockIdx.x * g.B.d / g.inner.d % g.channels; }
 
-__device__ unsigned channel(Groups g, unsigned first, unsigned e) {
-    return g.inner.d >= g.B.d ? first : first + e % g.B / g.inner;
+// gamma or beta of value e of this block's group; `held` is that of the first value, which often is that of all.
+__device__ T of_channel(const T* values, T held, Groups g, unsigned first, unsigned e) {
+    return g.inner.d >= g.B.d ? held : values[first + e % g.B / g.inner];
 }
 
 template <typename V>
@@ -317,12 +318,13 @@ extern "C" __global__ void normalise(const T* __restrict__ x, const T* __restric
         inv_stds[blockIdx.x] = inv_std;
     }
     const unsigned first = first_channel(g);
+    const T held = gamma[first], held_beta = beta[first];
     #pragma unroll 2
     FOR_EACH_PACK(e, size(g)) {
         Pack pack = load(x + index(g, e));
         for (int k = 0; k < WIDE; ++k) {
-            const unsigned c = channel(g, first, e + k);
-            pack.v[k] = (pack.v[k] - mean - error) * (inv_std * gamma[c]) + beta[c];
+            const T scale = of_channel(gamma, held, g, first, e + k), b = of_channel(beta, held_beta, g, first, e + k);
+            pack.v[k] = (pack.v[k] - mean - error) * (inv_std * scale) + b;
         }
         store(out + index(g, e), pack);
     }
@@ -335,12 +337,13 @@ extern "C" __global__ void gradient_sums(const T* __restrict__ dout, const T* __
                                          Groups g) {
     const T mean = means[blockIdx.x / rows], inv_std = inv_stds[blockIdx.x / rows];
     const unsigned first = first_channel(g);
+    const T held = gamma[first];
     T s[5] = {0, 0, 0, 0, 0};
     #pragma unroll 2
     FOR_EACH_PACK(e, size(g)) {
         const Pack douts = load(dout + index(g, e)), xs = load(x + index(g, e));
         for (int k = 0; k < WIDE; ++k) {
-            const T d = douts.v[k], xhat = (xs.v[k] - mean) * inv_std, scaled = d * gamma[channel(g, first, e + k)];
+            const T d = douts.v[k], xhat = (xs.v[k] - mean) * inv_std, scaled = d * of_channel(gamma, held, g, first, e + k);
             s[0] += d;
             s[1] += d * xhat;
             s[2] += scaled;
@@ -363,12 +366,14 @@ extern "C" __global__ void normalise_backward(const T* __restrict__ dout, const 
     const T shift = block_total(sums + 4 * all + mine, rows * g.pieces) / size(g);
     const T mean_dxhat_xhat = block_total(sums + 3 * all + mine, rows * g.pieces) / size(g) - shift * mean_dxhat;
     const unsigned first = first_channel(g);
+    const T held = gamma[first];
     #pragma unroll 2
     FOR_EACH_PACK(e, size(g)) {
         Pack pack = load(dout + index(g, e));
         const Pack xs = load(x + index(g, e));
         for (int k = 0; k < WIDE; ++k) {
-            const T dxhat = pack.v[k] * gamma[channel(g, first, e + k)], xhat = (xs.v[k] - mean) * inv_std - shift;
+            const T dxhat = pack.v[k] * of_channel(gamma, held, g, first, e + k);
+            const T xhat = (xs.v[k] - mean) * inv_std - shift;
             pack.v[k] = inv_std * (dxhat - mean_dxhat - xhat * mean_dxhat_xhat);
         }
         store(dx + index(g, e), pack);
