@@ -9,6 +9,7 @@ import gc
 import os
 import re
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 import numpy as np
@@ -114,7 +115,7 @@ def data():
     return {"X_train": X, "y_train": y, "X_val": X[:10], "y_val": y[:10]}
 
 
-def make_solver(data, net="batch norm", rule="adam", place=True, **options):
+def make_solver(data, net="batch norm", rule="adam", place=True, dtype="float32", **options):
     backend = get_backend("cupy")
     model = nn.Sequential(
         NETS[net]() if isinstance(net, str) else net,
@@ -122,6 +123,7 @@ def make_solver(data, net="batch norm", rule="adam", place=True, **options):
         rng=0,
         reg=1e-3,
         backend=backend,
+        dtype=dtype,
         preprocessing=nn.Preprocessing(100.0, 60.0),
     )
     defaults = {
@@ -170,6 +172,12 @@ def test_captured_steps_have_the_same_bits(
     options = options_of(schedule, augmentation, others)
     check_same(monkeypatch, lambda: make_solver(data, net, rule, sampling=sampling, **options), replays=15)
     assert told == ["steps are not captured: XPCONV_CAPTURE is 0"]
+
+
+@pytest.mark.parametrize("rule", UPDATE_RULES)
+def test_captured_steps_in_double_precision_have_the_same_bits(monkeypatch, data, rule):
+    options = options_of("decay", "crop-mixup", {"on_nonfinite": "skip"} if rule == "adam" else {"ema": 0.9})
+    check_same(monkeypatch, lambda: make_solver(data, "dropout", rule, dtype="float64", **options), replays=15)
 
 
 @pytest.mark.slow
@@ -371,6 +379,47 @@ def test_two_solvers_that_take_turns_do_not_disturb_each_other(monkeypatch, data
     expected = make_solver(data, "dropout", "sgd_momentum", rng=21)
     train(monkeypatch, expected, capture=False)
     assert_same_results(results_of(outer.other), results_of(expected))
+
+
+def test_two_threads_train_on_one_device(monkeypatch, data):
+    expected = [make_solver(data, net, rng=k) for k, net in enumerate(("dropout", "residual"))]
+    for solver in expected:
+        train(monkeypatch, solver, capture=False)
+    monkeypatch.setenv("XPCONV_CAPTURE", "1")
+    solvers = [make_solver(data, net, rng=k) for k, net in enumerate(("dropout", "residual"))]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(Solver.train, solvers))
+    for solver, other in zip(solvers, expected, strict=True):
+        assert_same_results(results_of(solver), results_of(other))
+
+
+def test_ctrl_c_in_a_capture_ends_it(monkeypatch, data):
+    plain = _capture.CapturedSteps._keep_row
+
+    def interrupt(self, tape, row, rehearse):
+        plain(self, tape, row, rehearse)
+        if not rehearse:
+            raise KeyboardInterrupt
+
+    solver = make_solver(data)
+    with monkeypatch.context() as patch:
+        patch.setattr(_capture.CapturedSteps, "_keep_row", interrupt)
+        train(patch, solver, capture=True)
+    assert solver.interrupted
+    assert not solver.resumable
+    assert np.isfinite(solver.loss_history).all()
+    check_same(monkeypatch, lambda: make_solver(data))
+
+
+def test_a_graph_whose_memory_is_freed_is_not_replayed():
+    backend, memory = get_backend("cupy"), _graph.GraphMemory()
+    arrays = [backend.asarray(np.ones(3)) for _ in range(2)]
+    graph, _ = memory.capture(lambda: arrays[0].__iadd__(arrays[1]))
+    graph.launch()
+    assert backend.to_host(arrays[0]).tolist() == [2, 2, 2]
+    arrays.pop()
+    with pytest.raises(RuntimeError, match="memory that was freed"):
+        graph.launch()
 
 
 # ---- values that are not finite, and little memory
