@@ -162,6 +162,7 @@ FLOORS = {  # name: (kind, what it holds)
     "ops": (LIBRARY, "operations beyond the array standard, with fast versions for NumPy and CuPy"),
     "backend": (LIBRARY, "selecting an array library and device, moving arrays"),
     "random": (HOST, "random streams drawn on the host"),
+    "_deferred": (HOST, "numbers without a value while a step is captured"),
     "_validation": (HOST, "checks of arguments"),
     "errors": (HOST, "exceptions"),
     "_version": (HOST, "the version"),
