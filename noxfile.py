@@ -90,9 +90,11 @@ def kernels(session: nox.Session) -> None:
     session.install(".", *TEST, "nvidia-cuda-nvrtc==13.5.37; platform_system == 'Linux'")
     quick = ("-m", "not slow", *session.posargs)
     session.run("pytest", "-n", "logical", "tests/emulated", *quick, env={"PYTHONPATH": "tests/emulated"})
-    for kernels in ("0", "1"):  # captured steps on the portable versions, and on the kernels
-        variables = {"PYTHONPATH": "tests/captured", "XPCONV_ACCELERATE": kernels}
-        session.run("pytest", "-n", "logical", "--dist", "loadfile", "tests/captured", *quick, env=variables)
+    captured = {
+        "PYTHONPATH": "tests/captured"
+    }  # with the portable versions, then some with the kernels, which take longer
+    session.run("pytest", "-n", "logical", "tests/captured", *quick, env={**captured, "XPCONV_ACCELERATE": "0"})
+    session.run("pytest", "-n", "logical", "tests/captured", "-k", "loss or adam or lion", *quick, env=captured)
 
 
 @nox.session
