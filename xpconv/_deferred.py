@@ -1,4 +1,4 @@
-"""Numbers that have no value while a step is captured, since the host computes them anew before each replay.
+"""Numbers that have no value while a step is captured, since the host computes them before each replay.
 
 A captured step repeats the same work on a device with the same arguments. What changes from step to step, such as the
 learning rate or a seed, is a `Deferred` during the capture. Arithmetic with Python's numbers gives another `Deferred`,
@@ -20,17 +20,17 @@ class NotCapturableError(TypeError):
     --------
     >>> int(Tape(lambda position, dtype: None).source(lambda: 7))
     Traceback (most recent call last):
-    xpconv._deferred.NotCapturableError: it needs the value of a number that changes from step to step
+    xpconv._deferred.NotCapturableError: the step needs the value of a number that changes from step to step
     """
 
 
 class Tape:
-    """The computations of deferred numbers, in the order in which they were made.
+    """The computations of deferred numbers, in the order in which they were recorded.
 
     Parameters
     ----------
     place : callable
-        ``place(number, dtype)`` returns the array () on the device that number `number` is written to.
+        ``place(number, dtype)`` returns the array () on the device to which the host writes number `number`.
 
     Examples
     --------
@@ -50,12 +50,12 @@ class Tape:
     def source(self, function: Callable[[], Any], *, repeatable: bool = False) -> "Deferred":
         """Return the number that ``function()`` returns before each replay.
 
-        A `repeatable` function changes nothing, so that conditions on its number may be evaluated at any time.
+        A `repeatable` function has no side effects, so conditions on its number may be evaluated at any time.
         """
         return self._add(function, (), repeatable)
 
     def derive(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> "Deferred":
-        """Return the number that a function of deferred and other numbers returns before each replay."""
+        """Return the value of a function of deferred and other numbers, computed before each replay."""
         parents = tuple(a.position for a in arguments if isinstance(a, Deferred))
         repeatable = all(self._repeatable[position] for position in parents)
         if len(parents) == len(arguments):
@@ -73,13 +73,13 @@ class Tape:
         return Deferred(self, len(self._nodes) - 1)
 
     def on_device(self, position: int, dtype: str) -> Any:
-        """Return the array () on the device that holds a number in a dtype during each replay."""
+        """Return the array () on the device that holds a number, converted to a dtype, during each replay."""
         if (position, dtype) not in self.cells:
             self.cells[position, dtype] = self.place(len(self.cells), dtype)
         return self.cells[position, dtype]
 
     def choose(self, condition: "Deferred") -> bool:
-        """Return whether a condition holds in the step that is captured; only steps with that outcome are replayed."""
+        """Return whether a condition holds in this step; only steps with the same outcome replay the capture."""
         if not self._repeatable[condition.position]:
             _refuse()
         outcome = bool(self._now(condition.position))
@@ -87,7 +87,7 @@ class Tape:
         return outcome
 
     def fits(self) -> bool:
-        """Return whether all conditions have the outcomes of the capture in the next step."""
+        """Return whether in the next step all conditions have the same outcomes as in the captured one."""
         return all(bool(self._now(position)) == outcome for position, outcome in self.choices)
 
     def _now(self, position: int) -> Any:
@@ -95,7 +95,7 @@ class Tape:
         return function(*map(self._now, parents))
 
     def evaluate(self) -> list[Any]:
-        """Return the numbers of the next step, each by its position."""
+        """Return the numbers of the next step, in the order of their positions."""
         values: list[Any] = []
         for function, parents in self._nodes:
             values.append(function(*[values[position] for position in parents]))
@@ -103,7 +103,7 @@ class Tape:
 
 
 def _refuse(*_: Any) -> NoReturn:
-    raise NotCapturableError("it needs the value of a number that changes from step to step")
+    raise NotCapturableError("the step needs the value of a number that changes from step to step")
 
 
 def _operator(function: Callable[..., Any], *, reflected: bool = False) -> Callable[["Deferred", Any], Any]:
@@ -123,10 +123,10 @@ class Deferred:
     ----------
     tape : Tape
     position : int
-        Its place in the order of computation.
+        The number's place in the order of computation.
     """
 
-    __array_ufunc__ = None  # arrays leave operators to this class
+    __array_ufunc__ = None  # so that NumPy arrays leave operators to this class
 
     def __init__(self, tape: Tape, position: int) -> None:
         self.tape, self.position = tape, position
@@ -144,7 +144,7 @@ class Deferred:
     __hash__ = object.__hash__
 
     def __eq__(self, other: Any) -> Any:
-        """Return where an array equals the number; whether another number does is not known."""
+        """Return where an array equals the number; a comparison with another number is refused."""
         return as_operand(self, other) == other if hasattr(other, "shape") else _refuse()
 
     def __ne__(self, other: Any) -> Any:
@@ -152,7 +152,7 @@ class Deferred:
 
 
 def derive(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return a function of numbers: its value, or a `Deferred` if one of them is deferred.
+    """Return the value of a function of numbers, or a `Deferred` if one of the numbers is deferred.
 
     Examples
     --------
@@ -166,7 +166,7 @@ def derive(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def as_operand(number: Any, like: Any) -> Any:
-    """Return a number that can be combined with an array: for a `Deferred`, an array () on its device, in its dtype.
+    """Return a number, or for a `Deferred` an array (), on the device and in the dtype of `like`.
 
     Examples
     --------
@@ -179,7 +179,7 @@ def as_operand(number: Any, like: Any) -> Any:
 
 
 def settle(condition: Any) -> bool:
-    """Return whether a condition holds; a captured step is replayed only where its conditions have the same outcomes.
+    """Return whether a condition holds; a captured step is replayed only if its conditions have the same outcomes.
 
     Examples
     --------
@@ -190,7 +190,7 @@ def settle(condition: Any) -> bool:
 
 
 class DeferredStream:
-    """A stream of random numbers, in whose place a captured step draws deferred ones.
+    """A stream of random numbers for a captured step, which gets deferred seeds from it.
 
     Parameters
     ----------

@@ -92,7 +92,7 @@ def test_the_next_call_overwrites_the_results():
 def test_what_cannot_be_captured_is_told_and_computed():
     net, (X, y) = make_net([Own(), nn.Affine(3)]), minibatch(0)
     loss_and_gradients = capture(net, X, y)
-    assert loss_and_gradients.obstacle.startswith("layer 0 is a Own of your own: give it a true attribute capturable")
+    assert loss_and_gradients.obstacle.startswith("layer 0 is a Own of your own: set its attribute capturable to True")
     assert float(loss_and_gradients(X, y)[0]) == float(net.loss(X, y)[0])
     check_same([CapturableOwn(), nn.Affine(3)])
 

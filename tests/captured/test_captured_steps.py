@@ -514,8 +514,8 @@ REASONS = {
         {"rule": lambda w, dw, config: (w - 0.1 * dw, config)},
         "the update rule is a function of your own",
     ),
-    "augment": ({"augment": shift}, "augment is a function of your own: give it a true attribute capturable"),
-    "layer": ({"net": [Own(), nn.Affine(3)]}, "layer 0 is a Own of your own: give it a true attribute capturable"),
+    "augment": ({"augment": shift}, "augment is a function of your own: set its attribute capturable to True"),
+    "layer": ({"net": [Own(), nn.Affine(3)]}, "layer 0 is a Own of your own: set its attribute capturable to True"),
 }
 
 
@@ -537,7 +537,7 @@ def test_an_augmentation_of_ones_own_that_needs_its_seed_is_not_captured(monkeyp
 
     augment.capturable = True
     check_same(monkeypatch, lambda: make_solver(data, augment=augment), replays=0)
-    assert "it needs the value of a number that changes from step to step" in told[0]
+    assert "the step needs the value of a number that changes from step to step" in told[0]
 
 
 def test_a_method_of_ones_own_is_not_captured(monkeypatch, data):
@@ -547,13 +547,13 @@ def test_a_method_of_ones_own_is_not_captured(monkeypatch, data):
 
     solver = make_solver(data)
     solver.__class__ = OwnSolver
-    assert _capture.solver_obstacle(solver) == "OwnSolver has a _update of its own"
+    assert _capture.solver_obstacle(solver) == "OwnSolver overrides _update"
 
 
 def test_steps_that_differ_in_too_many_ways_are_ordinary(monkeypatch, data, told):
     monkeypatch.setattr(_capture, "MOST_GRAPHS", 1)
     check_same(monkeypatch, lambda: make_solver(data, lookahead=3))
-    assert re.search("they differ in more than 1 ways", told[0])
+    assert re.search("the steps differ in more than 1 ways", told[0])
 
 
 def test_tf32_is_captured_anew(monkeypatch, data):

@@ -1,7 +1,7 @@
 """Training passes of micro-batches, the equal parts into which a minibatch is cut.
 
-A pass is a generator. Where it needs something of the whole minibatch, such as the mean of a batch norm, it yields a
-`Join`, and gets what all parts yielded there, combined. All parts of a minibatch yield at the same places.
+A pass is a generator. Where it needs a value of the whole minibatch, such as the mean of a batch norm, it yields a
+`Join` and receives the combination of what all parts yielded. All parts of a minibatch yield at the same places.
 """
 
 from collections.abc import Callable, Generator
@@ -44,7 +44,7 @@ class Join(NamedTuple):
     array : array
         The part's own array, small and of the same shape in each part.
     combine : callable
-        Takes the arrays of two neighbouring runs of parts, both as long, and returns that of the joined run.
+        Returns the array of a run of parts, given those of its first and its second half.
     """
 
     array: Array
@@ -60,7 +60,7 @@ def run_pass(steps: Pass) -> Any:
         next(steps)
     except StopIteration as end:
         return end.value
-    raise AssertionError("a minibatch that is not cut has nothing to join")
+    raise AssertionError("a pass of the whole minibatch yielded a Join")
 
 
 def add_arrays(a: Array, b: Array) -> Array:

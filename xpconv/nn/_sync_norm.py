@@ -1,7 +1,7 @@
 """Batch norm of a minibatch that is cut into parts, by the statistics of the whole minibatch.
 
-Each part computes its moments in float64. They are joined twice: mean and variance in the forward pass, and in the
-backward pass the sums of dout and ``dout * xhat``.
+The parts join their means and variances in the forward pass, and their sums of dout and ``dout * xhat`` in the backward
+pass, all in float64.
 """
 
 from typing import Any
@@ -41,7 +41,7 @@ def synced_batchnorm_forward(
 def synced_batchnorm_backward(dout: Array, cache: BatchNormCache, count: int) -> Pass:
     """Return the gradients of `synced_batchnorm_forward` for one of `count` parts.
 
-    Those of gamma and beta are this part's terms of the sum over the minibatch.
+    The gradients of gamma and beta are this part's terms of the sums over the minibatch.
     """
     xp: Any = array_api_compat.array_namespace(dout)
     N, C = dout.shape[:2]

@@ -305,7 +305,7 @@ def moments(x: Array) -> Array:
 
 
 def join_moments(a: Array, b: Array) -> Array:
-    """Return the moments of two sets of values of one size, given the moments of each.
+    """Return the moments of the union of two sets of equal size, given the moments of each set.
 
     Parameters
     ----------
@@ -444,13 +444,13 @@ def input_gradient(dout: Array, x: Array, mean: Array, inv_std: Array, gamma: Ar
 
 
 def _by_channel(tile: Callable[..., tuple[Array]], *arrays: Array) -> Array:
-    """Join the results (2, C) of a function of tiles of channels of arrays (N, C, L)."""
+    """Call a function on tiles of channels of arrays (N, C, L), and join its results (2, C)."""
     (result,) = map_tiles(*arrays, function=tile, axis=1)
     return result
 
 
 def _subtract(x: Array, mean: Array) -> Array:
-    """Return ``x - mean`` in the dtype of `x`, for a mean in float64, whose rounding error is subtracted as well."""
+    """Return ``x - mean`` in the dtype of `x`; the rounding error of the float64 mean is subtracted as well."""
     xp = array_api_compat.array_namespace(x)
     rounded = xp.astype(mean, x.dtype)
     out = x - rounded

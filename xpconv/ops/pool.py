@@ -131,7 +131,7 @@ def avg_pool(x: Array, window: Window, counts: tuple[Pair, Pair]) -> Array:
     window : Window
         The padding is zeros.
     counts : (OH ints, OW ints)
-        The rows that count in each row of windows, and the columns that count in each column of windows.
+        How many image rows count in each row of windows, and how many image columns in each column of windows.
 
     Returns
     -------
@@ -180,7 +180,7 @@ def avg_pool_backward(dout: Array, shape: tuple[int, ...], window: Window, count
 
 
 def divisor(counts: tuple[Pair, Pair], like: Array) -> Any:
-    """Return the pixels that count in each window: a number if all windows have the same, else an array (OH, OW).
+    """Return how many pixels count in each window: a number if it is the same for all, otherwise an array (OH, OW).
 
     Parameters
     ----------
@@ -202,7 +202,7 @@ def divisor(counts: tuple[Pair, Pair], like: Array) -> Any:
     if len(set(rows)) == len(set(columns)) == 1:
         return rows[0] * columns[0]
     xp, device = array_api_compat.array_namespace(like), array_api_compat.device(like)
-    # Runs of equal numbers are made on the device: a copy from the host could not be captured in a CUDA graph.
+    # Computed on the device: a copy from the host could not be captured in a CUDA graph.
     runs = ([(len(list(run)), size) for size, run in groupby(sizes)] for sizes in counts)
     down, across = (
         xp.concat([xp.full((length,), size, dtype=like.dtype, device=device) for length, size in each]) for each in runs

@@ -1,4 +1,4 @@
-"""Workers that train one model together: what moves arrays between them."""
+"""Communicators, which move arrays between workers that train one model together."""
 
 from xpconv.parallel._communicator import Communicator
 from xpconv.parallel._launcher import find_communicator

@@ -1,4 +1,4 @@
-"""The base class of what moves arrays between workers; it never adds them."""
+"""The base class of communicators, which move arrays between workers but never add them."""
 
 import os
 import pickle
@@ -15,12 +15,12 @@ __all__ = ["Communicator", "worker_timeout"]
 
 
 def worker_timeout() -> float:
-    """Return after how many seconds a silent worker counts as lost: ``XPCONV_WORKER_TIMEOUT``, by default 30.
+    """Return the seconds after which a silent worker counts as lost: ``XPCONV_WORKER_TIMEOUT``, by default 30.
 
     Raises
     ------
     ArgumentError
-        If it is not a number above 0.
+        If the variable is not a number above 0.
 
     Examples
     --------
@@ -38,7 +38,7 @@ def worker_timeout() -> float:
 
 
 class Communicator:
-    """One worker's connection to the others. This class is that of a worker without others.
+    """One worker's connection to the other workers. This base class serves a single worker.
 
     Every worker must call the same methods in the same order.
 
@@ -49,7 +49,7 @@ class Communicator:
     size : int
         Number of workers.
     local_rank, local_size : int
-        Number among the workers of this machine, and their number.
+        The worker's number among the workers of its machine, and how many those are.
     activity : str
         What the worker does, such as "at iteration 7", for errors.
     timeout : float
@@ -70,17 +70,17 @@ class Communicator:
         self.timeout = worker_timeout()
 
     def exchange(self, arrays: Sequence[Array]) -> list[Array]:
-        """Send an array to each worker, and return those that they sent to this one, all in the order of the ranks.
+        """Send an array to each worker, and return the arrays received from each; both in the order of the ranks.
 
         Parameters
         ----------
         arrays : sequence of `size` arrays
-            Of one shape and dtype, the same for all workers. An array on a device is copied by way of host memory.
+            All of one shape and dtype, also on the other workers. Arrays on a device pass through host memory.
 
         Raises
         ------
         WorkerError
-            If a worker has failed, or sends nothing for `timeout` seconds; the text names its rank.
+            If a worker has failed, or sends nothing for `timeout` seconds; the message names its rank.
         """
         if self.size == 1:
             return list(arrays)
@@ -110,7 +110,7 @@ class Communicator:
         return self.gather_objects(value if self.rank == 0 else None)[0]
 
     def wait_for_all(self) -> None:
-        """Wait, without limit, until all workers have come here; errors are those of `exchange`."""
+        """Wait, without a time limit, until all workers have called this method; errors are those of `exchange`."""
         before, self.timeout = self.timeout, inf
         try:
             self.gather_objects(None)
@@ -132,6 +132,6 @@ class Communicator:
     def _describe_silence(self, ranks: Iterable[int]) -> str:
         names = ", ".join(map(str, ranks))
         return (
-            f"rank {names} sent nothing for {self.timeout:g} s {self.activity}: it was stopped or killed, or is that "
-            "slow, for which XPCONV_WORKER_TIMEOUT sets a longer time"
+            f"rank {names} sent nothing for {self.timeout:g} s {self.activity}: it was stopped or killed, or "
+            "it is slow: XPCONV_WORKER_TIMEOUT sets a longer time"
         )

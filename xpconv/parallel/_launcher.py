@@ -1,4 +1,4 @@
-"""Whether a launcher such as ``mpiexec`` has started this process as one of several workers."""
+"""Detect whether a launcher such as ``mpiexec`` has started this process as one of several workers."""
 
 import os
 
@@ -9,16 +9,16 @@ from xpconv.parallel._mpi import Mpi
 __all__ = ["find_communicator"]
 
 SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
-"""The variables in which launchers of Open MPI, MPICH and Intel MPI, MVAPICH and Slurm give the number of workers."""
+"""Variables with the number of workers, set by Open MPI, by MPICH and Intel MPI, by MVAPICH and by Slurm."""
 
 
 def find_communicator() -> Communicator:
-    """Return the connection to the other workers if a launcher has started several; else that of a single worker.
+    """Return an MPI communicator if a launcher has started several workers, otherwise that of a single worker.
 
     Raises
     ------
     BackendUnavailableError
-        If the launcher started several workers, but mpi4py cannot be imported or does not know of the others.
+        If the launcher started several workers, but mpi4py cannot be imported or finds only one.
 
     Examples
     --------
@@ -33,7 +33,7 @@ def find_communicator() -> Communicator:
     if communicator.size == 1:
         library = communicator._mpi.Get_library_version().split("\n")[0].split(",")[0].rstrip("\0")
         raise BackendUnavailableError(
-            f"the launcher started {size} workers ({name}), but mpi4py's library ({library}) knows of one: take the "
-            "launcher of that library, or build mpi4py for the MPI of this launcher"
+            f"the launcher started {size} workers ({name}), but mpi4py's library ({library}) finds only one: take "
+            "the launcher of that library, or build mpi4py for the MPI of this launcher"
         )
     return communicator

@@ -1,7 +1,7 @@
-"""Workers that are processes of MPI, on one machine or several.
+"""Workers that are MPI processes, on one machine or several.
 
-Messages go from worker to worker. MPI's collective operations could neither stop waiting after a time nor tell which
-worker is missing.
+Messages go from worker to worker, since MPI's collective operations have no timeout and do not tell which worker is
+missing.
 """
 
 import atexit
@@ -18,7 +18,7 @@ from xpconv.parallel._communicator import Communicator
 __all__ = ["Mpi"]
 
 _DATA, _FAILURE = 1, 2  # tags of messages
-_SPIN_SECONDS = 1e-3  # Poll this long without sleeping: most messages arrive by then.
+_SPIN_SECONDS = 1e-3  # Poll without sleeping for this time, in which most messages arrive.
 _SLEEP_SECONDS = 2e-4
 _NOTICE_SECONDS = 1.0  # Time for the other workers to learn of a failure before MPI ends them.
 
@@ -26,7 +26,7 @@ _NOTICE_SECONDS = 1.0  # Time for the other workers to learn of a failure before
 class Mpi(Communicator):
     """Workers that a launcher such as ``mpiexec`` or ``srun`` started; needs mpi4py.
 
-    The process must end if a method raises an error: MPI then ends the other workers with it.
+    If a method raises an error, the process must end: MPI then ends the other workers, too.
 
     Raises
     ------
@@ -43,7 +43,7 @@ class Mpi(Communicator):
         super().__init__()
         try:
             from mpi4py import MPI
-        except Exception as error:  # without a library of MPI it raises a RuntimeError
+        except Exception as error:  # without an MPI library, the import raises a RuntimeError
             raise BackendUnavailableError(import_failure("several workers need mpi4py", error, extra="mpi")) from error
         self._mpi: Any = MPI
         self._world: Any = MPI.COMM_WORLD
@@ -88,7 +88,7 @@ class Mpi(Communicator):
             return
         self._aborting = True
         atexit.register(self._end_all)
-        with suppress(Exception):  # they may have ended
+        with suppress(Exception):  # the other workers may have ended
             text = self._describe_failure(error)
             peers = (rank for rank in range(self.size) if rank != self.rank)
             notices = [self._world.isend(text, dest=peer, tag=_FAILURE) for peer in peers]
@@ -99,7 +99,7 @@ class Mpi(Communicator):
     def _end_all(self) -> None:
         time.sleep(_NOTICE_SECONDS)
         for stream in (sys.stdout, sys.stderr):
-            with suppress(Exception):  # it may be closed
+            with suppress(Exception):  # the stream may be closed
                 stream.flush()
         self._world.Abort(1)
 

@@ -1,4 +1,4 @@
-"""Workers that each have a CUDA device of their own, between which NCCL moves arrays."""
+"""Workers with a CUDA device each, which exchange arrays by NCCL."""
 
 import importlib
 import time
@@ -17,7 +17,7 @@ _SLEEP_SECONDS = 1e-4
 
 
 def nccl_available() -> bool:
-    """Return whether CuPy is here and has NCCL."""
+    """Return whether CuPy can be imported and has NCCL."""
     try:
         return bool(getattr(importlib.import_module("cupy.cuda.nccl"), "available", False))
     except ImportError:
@@ -30,7 +30,7 @@ class Nccl(Communicator):
     Parameters
     ----------
     host : Communicator
-        Connects the same workers for everything else, such as the start of NCCL, objects and failures.
+        Connects the same workers; used to start NCCL, and for objects and failures.
 
     Raises
     ------
@@ -48,7 +48,7 @@ class Nccl(Communicator):
         self.local_rank, self.local_size = host.local_rank, host.local_size
         if not nccl_available():
             raise BackendUnavailableError(
-                "CuPy has no NCCL here: pip install nvidia-nccl-cu12 (or -cu13), or exchange by way of host memory"
+                "CuPy has no NCCL here: pip install nvidia-nccl-cu12 (or -cu13), or exchange through host memory"
             )
         self._cupy: Any = importlib.import_module("cupy")
         self._library: Any = importlib.import_module("cupy.cuda.nccl")
@@ -56,7 +56,7 @@ class Nccl(Communicator):
         self._nccl = self._library.NcclCommunicator(self.size, identifier, self.rank)
 
     def exchange(self, arrays: Sequence[Array]) -> list[Array]:
-        """Send an array to each worker, as `Communicator.exchange` does; between devices without host memory."""
+        """Do what `Communicator.exchange` does; CuPy arrays go directly from device to device."""
         if library_of(arrays[0]) != "cupy":
             return super().exchange(arrays)
         cupy, nccl, stream = self._cupy, self._library, self._cupy.cuda.get_current_stream()
@@ -72,7 +72,7 @@ class Nccl(Communicator):
         return [backend.xp.reshape(a, tuple(arrays[0].shape)) for a in received]
 
     def _wait(self, event: Any) -> None:
-        """Wait for the device, so that a silent worker is noticed."""
+        """Wait for the device; raise a WorkerError if a worker has failed or is silent."""
         start = time.monotonic()
         while not event.done:
             self._host.check_failures()

@@ -17,7 +17,7 @@ __all__ = ["Threads"]
 
 
 class _Mail:
-    """What the threads have sent and not yet received."""
+    """Arrays that threads have sent and others have not yet received."""
 
     def __init__(self) -> None:
         self.changed = Condition()
@@ -26,7 +26,7 @@ class _Mail:
 
 
 class Threads(Communicator):
-    """Workers that are threads of this process; `run` starts them. Meant for tests: they share Python's lock.
+    """Workers that are threads of this process; `run` starts them. Use them for tests only: they share Python's lock.
 
     Examples
     --------
@@ -47,7 +47,7 @@ class Threads(Communicator):
         Raises
         ------
         Exception
-            That of the first worker that failed.
+            The exception of the first worker that failed.
         """
         mail, results, errors = _Mail(), [None] * check_count("size", size), list[BaseException]()
 

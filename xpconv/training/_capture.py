@@ -1,8 +1,8 @@
 """Steps of a Solver that a CUDA graph replays.
 
-A captured step gives its work to the device in one call. It has the same bits as an ordinary one, since the same code
-is captured. What changes from step to step is read from the device's memory (`xpconv._deferred`). Arrays that a step
-replaces, such as running statistics, are copied back into those that it was captured with.
+A replay gives the work of a whole step to the device in one call. It has the same bits as an ordinary step, since the
+same code is captured. Numbers that change from step to step are read from the device's memory (`xpconv._deferred`). If
+a step replaces an array, such as a running mean, the result is copied into the array of the capture.
 """
 
 import importlib
@@ -33,10 +33,10 @@ __all__ = [
     "write_back",
 ]
 
-WARM_UP = 2  # ordinary steps, which make the memory of the update rule and the first workspaces
+WARM_UP = 2  # Ordinary steps first, which allocate the memory of the update rule and workspaces.
 RING = 64  # rows of losses on the device
 MOST_GRAPHS = 8
-CHANGING = ("learning_rate", "t")  # what changes from step to step in the options and memory of an update rule
+CHANGING = ("learning_rate", "t")  # Numbers of an update rule that change from step to step.
 SETTINGS = ("XPCONV_ACCELERATE", "XPCONV_WORKSPACE")
 _settings: dict[str | None, str | None] = {}
 
@@ -55,7 +55,7 @@ def capture_obstacle(backend: Backend) -> str:
     if os.environ.get("XPCONV_CAPTURE") == "0":
         return "XPCONV_CAPTURE is 0"
     library, reason = importlib.import_module("xpconv.ops.cupy._gemm").load()
-    return "" if library is not None else f"CuPy's own products of matrices refuse it, and {reason}"
+    return "" if library is not None else f"CuPy's own matrix products cannot be captured, and {reason}"
 
 
 def model_obstacle(model: Any) -> str:
@@ -65,8 +65,8 @@ def model_obstacle(model: Any) -> str:
     for path, layer in nodes(model.layers):
         if not type(layer).__module__.startswith("xpconv.") and not getattr(layer, "capturable", False):
             return (
-                f"layer {path} is a {type(layer).__name__} of your own: give it a true attribute capturable if it does "
-                "the same work on the device in each step"
+                f"layer {path} is a {type(layer).__name__} of your own: set its attribute capturable to True if it "
+                "does the same work on the device in each step"
             )
     return ""
 
@@ -79,7 +79,7 @@ def solver_obstacle(solver: Any) -> str:
         return "the update rule is a function of your own"
     if solver.augment is not None and not getattr(solver.augment, "capturable", False):
         return (
-            "augment is a function of your own: give it a true attribute capturable if it does the same work on the "
+            "augment is a function of your own: set its attribute capturable to True if it does the same work on the "
             "device in each step, apart from its seed"
         )
     if solver._workers.several:
@@ -87,19 +87,19 @@ def solver_obstacle(solver: Any) -> str:
     base = next(kind for kind in type(solver).__mro__ if kind.__module__ == "xpconv.training.solver")
     methods = ("_take_step", "_step", "_compute_step", "_augmented", "_update", "_check_finite", "_own_gradients")
     changed = [name for name in methods if getattr(type(solver), name) is not getattr(base, name)]
-    return f"{type(solver).__name__} has a {changed[0]} of its own" if changed else ""
+    return f"{type(solver).__name__} overrides {changed[0]}" if changed else ""
 
 
 def captured_steps(solver: Any, batches: Batches, tell: Callable[[str], None]) -> "CapturedSteps | None":
-    """Return the captured steps of a training, or None if there cannot be any; on CuPy, tell why.
+    """Return the captured steps of a training, or None if its steps cannot be captured; on CuPy, tell why.
 
     Parameters
     ----------
     solver : Solver
     batches : Batches
-        Those of the training.
+        Minibatches of the training.
     tell : callable
-        Gets a text that says why steps are not captured.
+        Receives the reason why steps are not captured.
     """
     reason = solver_obstacle(solver)
     try:
@@ -115,8 +115,8 @@ def captured_steps(solver: Any, batches: Batches, tell: Callable[[str], None]) -
 class CapturedSteps:
     """The steps of one training: ordinary ones first, then replays of captured ones.
 
-    Steps that do different things, such as those that end with a move of lookahead's slow weights, have graphs of their
-    own. Everything is freed by `close`.
+    Steps that do different work have separate graphs, such as those that move the slow weights of lookahead. `close`
+    frees everything.
 
     Parameters
     ----------
@@ -131,11 +131,11 @@ class CapturedSteps:
         capacity = 256 + 16 * len(solver.model.params) + 4 * len(solver.model.layers)
         self._numbers = self._graphs.Numbers(solver.batch_size, capacity)
         self._steps: list[_Step] = []
-        self._ordinary_steps = 0  # since something changed that captured steps depend on
+        self._ordinary_steps = 0  # since the last change of what captured steps depend on
         self._frozen: list[Any] = []
-        self._minibatch: tuple[Array, Array] | None = None  # the arrays that captured steps read, for data on the host
+        self._minibatch: tuple[Array, Array] | None = None  # for data on the host: what captured steps read
         self._ring: Array | None = None
-        self._used = 0  # rows of the ring that are not in the Solver's pending rows
+        self._used = 0  # rows of the ring that have not been moved to the Solver's pending rows
         self.failed = False
 
     def take_step(self, need_images: bool) -> Array | None:
@@ -167,7 +167,7 @@ class CapturedSteps:
         return None
 
     def collect_rows(self) -> None:
-        """Move the rows of losses to those that the Solver reads, without waiting for the device."""
+        """Move the rows of losses to the Solver's pending rows, without waiting for the device."""
         if self._ring is not None and self._used:
             xp = self.solver.backend.xp
             self.solver._pending_rows.append(xp.asarray(self._ring[: self._used, :], copy=True))
@@ -184,14 +184,14 @@ class CapturedSteps:
             self._steps, self._ring, self._minibatch, self._memory = [], None, None, None
 
     def _unchanged(self) -> bool:
-        """Return whether captured steps may be replayed; if something has changed, forget them."""
+        """Return whether captured steps may be used; forget those captured so far if a dependency has changed."""
         now = self._dependencies()
         if len(now) != len(self._frozen) or not all(map(is_, now, self._frozen)):
             self._steps, self._frozen, self._ordinary_steps = [], now, min(self._ordinary_steps, WARM_UP - 1)
         return self._ordinary_steps >= WARM_UP
 
     def _dependencies(self) -> list[Any]:
-        """Return all objects that captured steps depend on: arrays, and options that are not read anew in each step."""
+        """Return all objects that captured steps depend on: arrays, and options that a replay does not read again."""
         solver, model = self.solver, self.solver.model
         found = [solver.X_train, solver.y_train, solver.augment, solver.clip_norm, solver.on_nonfinite, model]
         found += [solver.update_rule, solver._microbatches, tf32_enabled()]
@@ -202,7 +202,7 @@ class CapturedSteps:
 
     @staticmethod
     def _stores(solver: Any) -> list[dict[str, Any]]:
-        """Return the dicts that hold everything that a step changes, besides counts."""
+        """Return the dicts that hold all arrays that a step changes."""
         averages, configs = solver._averages.arrays.values(), solver.optim_configs.values()
         return [solver.model.params, solver.model.state, *averages, *configs]
 
@@ -211,7 +211,7 @@ class CapturedSteps:
         return keeping_arrays(self._stores(self.solver) if self._steps else [], lambda: self._stores(self.solver))
 
     def _next_minibatch(self) -> tuple[Array, Array] | None:
-        """Draw the next minibatch; return it if it comes from the host, and copy it to where captured steps read it."""
+        """Draw the next minibatch; if it comes from the host, copy it to the arrays of captured steps and return it."""
         if self._batches.arrays is not None:
             self._batches.draw_rows()
             return None
@@ -224,7 +224,7 @@ class CapturedSteps:
         return X, y
 
     def _find_step(self) -> "_Step | None":
-        """Return the captured step that does what the next step is to do, captured now if need be."""
+        """Return the captured step with the work of the next step; capture it if need be."""
         if self.failed:
             return None
         for step in self._steps:
@@ -232,8 +232,8 @@ class CapturedSteps:
                 return step
         try:
             if len(self._steps) == MOST_GRAPHS:
-                raise NotCapturableError(f"they differ in more than {MOST_GRAPHS} ways")
-            self._trace(Tape(self._numbers.place), rehearse=True)  # loads kernels, which must not happen in a capture
+                raise NotCapturableError(f"the steps differ in more than {MOST_GRAPHS} ways")
+            self._trace(Tape(self._numbers.place), rehearse=True)  # Kernels must be loaded before a capture.
             tape = Tape(self._numbers.place)
             graph, results = self._memory.capture(lambda: self._trace(tape, rehearse=False))
         except Exception as error:  # Nothing has changed: training goes on with ordinary steps.
@@ -244,7 +244,7 @@ class CapturedSteps:
         return self._steps[0]
 
     def _trace(self, tape: Tape, *, rehearse: bool) -> list[tuple[Callable[[Any], None], int]]:
-        """Give the work of a step to the device; return what to do with numbers of the tape after each replay.
+        """Give the work of a step to the device; return the functions to call after each replay, as in `_Step.results`.
 
         A rehearsal works on copies of all arrays.
         """
@@ -285,7 +285,7 @@ class CapturedSteps:
         }
 
     def _gather(self) -> tuple[Array, Array]:
-        """Return the minibatch whose rows, or whose images and labels, are written to the device before each replay."""
+        """Return the minibatch, whose row numbers or arrays are written to the device before each replay."""
         if self._batches.arrays is None:
             assert self._minibatch is not None
             return self._minibatch
@@ -312,7 +312,7 @@ class _Step:
     tape : Tape
     graph : cupy.cuda.Graph
     results : list of (callable, int)
-        Functions that get a number of the tape after each replay, and its position.
+        A function to call after each replay, and the position on the tape of the number that it gets.
     groups : list
         As `Numbers.write` takes it.
     """
@@ -324,9 +324,9 @@ class _Step:
 def write_back(
     real: dict[str, Any], old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> list[tuple[Callable[[Any], None], int]]:
-    """Copy arrays that a step has replaced into the old ones; return what to do with deferred numbers."""
+    """Copy arrays that a step has replaced into the old ones; for deferred numbers, return results as in `_Step`."""
     if old.keys() != new.keys():
-        raise NotCapturableError(f"it adds or removes {', '.join(sorted(old.keys() ^ new.keys()))}")
+        raise NotCapturableError(f"the step adds or removes {', '.join(sorted(old.keys() ^ new.keys()))}")
     results: list[tuple[Callable[[Any], None], int]] = []
     for key, value in new.items():
         if value is old[key]:
@@ -336,7 +336,9 @@ def write_back(
         elif hasattr(value, "shape") and hasattr(old[key], "shape") and value.shape == old[key].shape:
             old[key][...] = value
         else:
-            raise NotCapturableError(f"it replaces {key}, a {type(old[key]).__name__}, by a {type(value).__name__}")
+            raise NotCapturableError(
+                f"the step replaces {key}, a {type(old[key]).__name__}, by a {type(value).__name__}"
+            )
     return results
 
 
@@ -344,9 +346,9 @@ def write_back(
 def keeping_arrays(
     stores: list[dict[str, Any]], find_stores: Callable[[], list[dict[str, Any]]] | None = None
 ) -> Iterator[None]:
-    """In this context, let arrays that replace others in dicts be copied to those others at its end.
+    """At the end of this context, copy arrays that have replaced others in dicts into the originals, and keep those.
 
-    `find_stores` returns the dicts at the end, if they may be others.
+    `find_stores` returns the dicts at the end, if the dicts themselves may have been replaced.
     """
     before = [dict(store) for store in stores]
     yield
@@ -358,7 +360,7 @@ def keeping_arrays(
 
 
 def shallow_copy(thing: Any) -> Any:
-    """Return a copy with the same attributes, also of a Solver in training, which has a way of its own to be copied."""
+    """Return a copy with the same attributes, without `__getstate__`, which changes those of a Solver in training."""
     copied = object.__new__(type(thing))
     copied.__dict__.update(thing.__dict__)
     return copied

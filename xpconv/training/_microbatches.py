@@ -19,20 +19,20 @@ from xpconv.parallel import Communicator
 __all__ = ["NORM_SYNCS", "MicroBatches", "combine_in_tree"]
 
 NORM_SYNCS = ("whole", "ghost")
-"""Over what batch norm takes its statistics: the whole minibatch or each micro-batch."""
+"""Whether batch norm takes its statistics over the whole minibatch or over each micro-batch."""
 
 _T = TypeVar("_T")
 
 
 def combine_in_tree(values: Iterable[_T], combine: Callable[[_T, _T], _T]) -> _T:
-    """Combine 2**k values in a binary tree, each pair as soon as both are there.
+    """Combine 2**k values in a binary tree, each pair as soon as both values are available.
 
     Examples
     --------
     >>> combine_in_tree("abcd", lambda a, b: f"({a}{b})")
     '((ab)(cd))'
     """
-    runs: list[tuple[int, _T]] = []  # of neighbouring values: their number and their combination
+    runs: list[tuple[int, _T]] = []  # the length of each run of neighbouring values, and their combination
     for value in values:
         size, combined = 1, value
         while runs and runs[-1][0] == size:
@@ -53,8 +53,8 @@ class Terms(NamedTuple):
 class MicroBatches:
     """The micro-batches of each minibatch of a training, which one or several workers compute.
 
-    Worker r of R computes the neighbouring micro-batches from ``r * count / R`` on, which are a whole subtree. So the
-    bits do not depend on the number of workers.
+    Worker r of R computes the ``count / R`` micro-batches from number ``r * count / R`` on. They form a subtree, so the
+    bits of the sums do not depend on R.
 
     Parameters
     ----------
@@ -69,7 +69,9 @@ class MicroBatches:
     Raises
     ------
     ArgumentError
-        If the batch size or the model cannot be cut.
+        If `count` is not a power of two, does not divide the batch size, or cannot be shared among the workers.
+    ArgumentTypeError
+        If there are several micro-batches and the model is not a Sequential.
     """
 
     def __init__(
@@ -92,8 +94,8 @@ class MicroBatches:
         workers = self.communicator.size
         if self.count % workers:
             raise ArgumentError(
-                f"microbatches is {count}, which {workers} workers cannot share equally: take a number of workers that "
-                f"divides it, or start again with a multiple of {workers} as microbatches, a power of two"
+                f"microbatches is {count}, which {workers} workers cannot share equally: start a number of workers "
+                "that divides microbatches, or start a new run with a power of two that the number of workers divides"
             )
         self.norm_sync, self.own_count = norm_sync, self.count // workers
         size, rank = batch_size // workers, self.communicator.rank
@@ -117,9 +119,9 @@ class MicroBatches:
     def loss(self, model: Any, X: Array, y: Array) -> tuple[Any, dict[str, Array]]:
         """Return what ``model.loss(X, y)`` returns for the whole minibatch, and update the model's state.
 
-        Micro-batches are computed one after another, with less memory for more of them. Where they join, as in a batch
-        norm over the whole minibatch, each is computed up to there before any goes on, so the activations of all of
-        them stay in memory.
+        Micro-batches are computed one after another, so more of them take less memory. Where they join, as in a batch
+        norm over the whole minibatch, each is computed up to the join before any continues, so the activations of all
+        micro-batches stay in memory.
 
         Parameters
         ----------
@@ -161,7 +163,7 @@ class MicroBatches:
                 answer = self.combine((join.array for join in joins), joins[0].combine)
 
     def _add_over_workers(self, own: Terms) -> Terms:
-        """Add the terms of all workers: each worker adds a slice of them in the tree, and sends it to the others."""
+        """Add the terms of all workers: each worker adds up one slice in the tree, and sends the sum to the others."""
         arrays = [own.loss, *own.grads.values(), *own.state.values()]
         xp, workers = array_namespace(grad=arrays[1]), self.communicator.size
         shapes = [tuple(a.shape) for a in arrays]
@@ -184,7 +186,7 @@ class MicroBatches:
 
 
 def _add(a: Terms, b: Terms) -> Terms:
-    """Add terms; the gradients in place."""
+    """Return the sum of two micro-batches' terms; the gradients are added in place."""
 
     def add(x: Array, y: Array) -> None:
         x += y

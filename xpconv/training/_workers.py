@@ -1,4 +1,4 @@
-"""What the workers of a training agree on: that they train the same, when to stop, and that a failure ends them all."""
+"""Checks that all workers train the same model, and signals and failures that stop all of them."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ __all__ = ["Workers", "digest"]
 
 
 def digest(arrays: Mapping[str, Array]) -> str:
-    """Return a hash of the names and the bits of arrays.
+    """Return a hash of the names and bits of arrays.
 
     Examples
     --------
@@ -43,7 +43,7 @@ class Workers:
         self._stopping = False
 
     def compare(self, description: Mapping[str, Any]) -> None:
-        """Raise a WorkerError, on all workers, unless descriptions in plain data agree."""
+        """Raise a WorkerError on all workers unless their descriptions, which JSON can hold, are equal."""
         if not self.several:
             return
         first, *others = self.communicator.gather_objects(json.dumps(description, default=str))
@@ -57,7 +57,7 @@ class Workers:
                 )
 
     def compare_start(self, library: str, configuration: Mapping[str, Any], model: Any, **more: Any) -> None:
-        """Raise a WorkerError unless all workers start alike: versions, settings, data and parameters."""
+        """Raise a WorkerError unless all workers start with the same versions, settings, data and parameters."""
         if self.several:
             versions = {"xpconv version": __version__} | {
                 f"{name} version": _version(name) for name in ("numpy", library)
@@ -66,16 +66,16 @@ class Workers:
             self.compare({**versions, **settings, "parameters": digest(model.params)})
 
     def compare_models(self, model: Any) -> None:
-        """Raise a WorkerError if the replicas of the model have drifted apart."""
+        """Raise a WorkerError if the workers' models differ."""
         if self.several:
             self.compare({"parameters": digest(model.params), "state": digest(model.state)})
 
     def begin(self, iteration: int) -> None:
-        """Name the iteration in errors from now on."""
+        """Let errors name this iteration from now on."""
         self.communicator.activity = f"at iteration {iteration}"
 
     def deliver(self, signals: PostponedSignal) -> None:
-        """Deliver a signal that any worker has received, on all of them."""
+        """If any worker has received a signal, deliver it on all workers."""
         if not self.several:
             signals.deliver()
             return
@@ -88,7 +88,7 @@ class Workers:
 
     @contextmanager
     def fail_together(self) -> Iterator[None]:
-        """Tell the other workers of an error, unless all of them stop together."""
+        """Tell the other workers of an error in this context, unless a signal stops all workers."""
         self._stopping = False
         try:
             yield

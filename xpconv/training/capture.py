@@ -1,4 +1,4 @@
-"""A model's loss and gradients, captured in a CUDA graph, for training loops of one's own."""
+"""A model's loss and gradients, captured in a CUDA graph, for training loops without the Solver."""
 
 import importlib
 from contextlib import suppress
@@ -25,20 +25,20 @@ __all__ = ["CapturedLoss", "capture"]
 def capture(model: Sequential, X: Array, y: Array) -> "CapturedLoss":
     """Return a function ``(X, y) -> (loss, grads)`` that does what ``model.loss`` does, in one call to the GPU.
 
-    On a GPU, a small net spends most of its time in Python, which launches hundreds of kernels for each minibatch. The
-    function captures them in a CUDA graph and replays that, with the same bits. Elsewhere it calls ``model.loss``.
+    On a GPU, most of a small net's time goes into launching hundreds of kernels from Python for each minibatch. The
+    function captures the kernels in a CUDA graph and replays it, with the same bits. Elsewhere it calls ``model.loss``.
 
     Parameters
     ----------
     model : Sequential
-        Its parameters and state may change, and parts of it may be replaced: the function then captures anew.
+        Its parameters and state may change. If parts of the model are replaced, the function captures again.
     X, y : array
-        A minibatch. For one of other shapes or dtypes, the function calls ``model.loss``.
+        A minibatch. For minibatches of other shapes or dtypes, the function calls ``model.loss``.
 
     Returns
     -------
     CapturedLoss
-        The loss and gradients that it returns are overwritten by the next call: copy what you keep.
+        The next call overwrites the loss and gradients that this function returned: copy what you keep.
 
     Examples
     --------
@@ -93,7 +93,7 @@ class CapturedLoss:
 
     @on_its_device
     def _prepare(self, X: Array, y: Array) -> None:
-        # The dtypes of the caller's arrays: the model converts those of each minibatch.
+        # Keep the caller's dtypes: the model converts each minibatch itself.
         self._minibatch = tuple(copy_arrays({"X": self.backend.asarray(X), "y": self.backend.asarray(y)}).values())
         self._capture()
 
@@ -112,7 +112,7 @@ class CapturedLoss:
         return loss, dict(grads)
 
     def close(self) -> None:
-        """Free the graph and its memory; later calls capture anew."""
+        """Free the graph and its memory; the next call captures again."""
         if self._graph is not None:
             with self.backend.current(), suppress(Exception):  # after a failure of the device
                 self._graphs.wait_for_stream()

@@ -55,7 +55,7 @@ def convolve_backward(
 
 @accelerate("cupy")
 def convolve_transposed(x: Array, w: Array, b: Array | None, size: Pair, window: Window, groups: int) -> Array:
-    """Multiply the filters by x, as rows of filters, for the gradient of the columns; add the bias while folding."""
+    """Multiply the transposed filters by x, which gives columns; fold the columns and add the bias in one kernel."""
     F, L = w.shape[0], prod(x.shape[2:])
     columns = _by_groups(w, groups).transpose(0, 2, 1)  # (G, K, F / G)
     out = cupy.empty((x.shape[0], groups * w.shape[1], *size), x.dtype)

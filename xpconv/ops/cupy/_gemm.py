@@ -1,8 +1,8 @@
-"""Matrix products on CuPy by cuBLAS, through a handle of our own.
+"""Matrix products of CuPy arrays by direct calls of cuBLAS.
 
-CuPy's own products refuse to run while a CUDA graph is captured; these may be captured.
+CuPy's own products cannot be captured in a CUDA graph; these can.
 
-cuBLAS stores matrices by columns. The memory of a row-major matrix is that of its transpose stored by columns, so
+cuBLAS stores matrices by columns. A matrix stored by rows has the same memory as its transpose stored by columns, so
 C = A @ B is computed as C' = B' A'. A transposed view is passed with an op flag and not copied.
 """
 
@@ -56,15 +56,15 @@ _SIGNATURES = {
 def gemm(a: Array, b: Array, out: Array | None = None, *, beta: float = 0.0) -> Array:
     """Return ``a @ b + beta * out``, written to `out` if that is given.
 
-    Sums of float16 products are added in float32. Products of float32 matrices use TF32 if `tf32_enabled` says so.
-    With beta 0, `out` is not read.
+    float16 products are summed in float32. float32 products use TF32 if `tf32_enabled` returns True. With beta 0, `out`
+    is not read.
 
     Parameters
     ----------
     a : array (M, K) or (G, M, K)
     b : array (K, N) or (G, K, N)
     out : array (M, N) or (G, M, N), optional
-        Of the inputs' dtype, or float32 with inputs in float16. By default a new array of the inputs' dtype.
+        Has the inputs' dtype, or float32 for inputs in float16. By default a new array of the inputs' dtype.
     beta : float
     """
     if load()[0] is None:
@@ -93,16 +93,15 @@ def gemm(a: Array, b: Array, out: Array | None = None, *, beta: float = 0.0) -> 
 
 @accelerate("cupy")
 def matmul(a: Array, b: Array) -> Array:
-    """Let cuBLAS multiply without copies of transposed views."""
+    """Multiply without copying transposed views."""
     return gemm(a, b)
 
 
 def release_workspace() -> None:
-    """Give cuBLAS's workspaces back to the memory pools that they came from.
+    """Release cuBLAS's workspaces; the next product takes a new one from CuPy's current allocator.
 
-    The next product in each stream takes a new one from CuPy's current allocator. A captured graph keeps using the
-    workspace of its capture. So call this before a capture, for a workspace from the pool of the graph, and after it,
-    for that pool to be the only owner.
+    Call this before a capture, so that the workspace comes from the pool of the graph, and after it, so that no other
+    product uses the workspace of the graph.
     """
     for handle in list(_handles.values()):
         with handle.lock:
@@ -121,13 +120,13 @@ def load() -> tuple[Any, str]:
         for kind in range(3):  # major, minor, patch
             _check(library.cublasGetProperty(kind, ctypes.byref(part)), "cublasGetProperty")
             version.append(str(part.value))
-    except Exception as error:  # the package cuda-pathfinder has errors of its own
+    except Exception as error:  # cuda-pathfinder defines its own error classes
         return None, f"{name} cannot be loaded ({error})"
     return library, ".".join(version)
 
 
 def _open(name: str) -> Any:
-    """Open the library that CuPy has loaded, else the one that NVIDIA's pathfinder finds."""
+    """Open the library that CuPy has loaded, otherwise the one that NVIDIA's cuda-pathfinder finds."""
     try:
         return ctypes.CDLL(name)
     except OSError:
@@ -161,15 +160,14 @@ class _Handle:
     def use_current_stream(self) -> None:
         """Let products run in CuPy's current stream, with a workspace that no other stream uses.
 
-        The per-thread default stream has the same number in each thread, so a stream counts as another one in another
-        thread.
+        Streams are identified by pointer and thread: the per-thread default stream has one pointer in all threads.
         """
         current = cupy.cuda.get_current_stream().ptr, threading.get_ident()
         if current == self.current:
             return
         self.current = None
         self.workspace = cupy.cuda.alloc(_WORKSPACE_BYTES)
-        self.call("cublasSetStream_v2", self.pointer, current[0])  # which forgets the workspace
+        self.call("cublasSetStream_v2", self.pointer, current[0])  # First, since it resets the workspace.
         self.call("cublasSetWorkspace_v2", self.pointer, self.workspace.ptr, _WORKSPACE_BYTES)
         self.current = current
 
@@ -190,7 +188,7 @@ def _handle() -> _Handle:
 
 @lru_cache(maxsize=64)
 def _scalar(kind: str, value: float) -> Any:
-    """Return alpha or beta in host memory, in the type that sums have."""
+    """Return a pointer to alpha or beta in host memory, in the type of the sums."""
     return ctypes.pointer(ctypes.c_double(value) if kind == "d" else ctypes.c_float(value))
 
 
@@ -198,10 +196,10 @@ Description = tuple[str, Shape, Shape, int]  # the dtype's character, the shape,
 
 
 class _Plan(NamedTuple):
-    """The arguments of a call of cuBLAS that follow from dtypes, shapes and strides."""
+    """The arguments of a cuBLAS call that depend only on dtypes, shapes and strides."""
 
     copied: tuple[bool, bool]  # whether a and b must be copied first
-    by_rows: bool  # whether `out` is stored by rows; b is the first operand then, else a
+    by_rows: bool  # whether `out` is stored by rows; then b is the first operand, otherwise a
     function: str
     operation: tuple[int, ...]  # op of the first and of the second operand, m, n, k
     first: tuple[int, ...]  # type, leading dimension and, in a batch, the distance from one matrix to the next
@@ -212,7 +210,7 @@ class _Plan(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def _plan(a: Description, b: Description, out: Description) -> _Plan | None:
-    """Return how cuBLAS computes a product; None if it cannot."""
+    """Return how to call cuBLAS for a product, or None if it cannot compute it."""
     layouts = [_layout(*x[1:]) for x in (a, b, out)]
     kinds, (M, K), N = a[0] + b[0] + out[0], a[1][-2:], b[1][-1]
     if kinds not in ("fff", "ddd", "eee", "eef") or layouts[2] is None or not K * prod(out[1]):
@@ -238,7 +236,7 @@ def _plan(a: Description, b: Description, out: Description) -> _Plan | None:
 
 class _Layout(NamedTuple):
     by_columns: bool
-    leading: int  # the elements from one row (column) to the next
+    leading: int  # elements from the start of one row (or column) to the next
 
 
 def _layout(shape: Shape, strides: Shape, size: int) -> _Layout | None:
@@ -254,7 +252,7 @@ def _layout(shape: Shape, strides: Shape, size: int) -> _Layout | None:
 
 
 def _multiply_by_cupy(a: Array, b: Array, out: Array | None, beta: float) -> Array:
-    """Compute what cuBLAS does not: other dtypes, empty matrices, and everything where it cannot be loaded."""
+    """Multiply other dtypes and empty matrices, and all matrices if cuBLAS cannot be loaded."""
     if out is not None and out.dtype != a.dtype:
         a, b = a.astype(out.dtype), b.astype(out.dtype)
     product = a.dot(b) if a.ndim == 2 else cupy.matmul(a, b)

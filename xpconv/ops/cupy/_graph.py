@@ -11,30 +11,30 @@ from xpconv._deferred import NotCapturableError, Tape
 from xpconv.ops.cupy._gemm import release_workspace
 from xpconv.ops.cupy._launch import Array
 
-_PINNED_BUFFERS = 4  # The host may be this number of replays ahead of the device.
+_PINNED_BUFFERS = 4  # The host may be this many replays ahead of the device.
 
 
 class GraphMemory:
-    """The stream and the memory that the graphs of one owner are captured with.
+    """The stream and the memory pool with which the graphs of one owner are captured.
 
-    The graphs share the memory, since only one runs at a time. It must live as long as they do.
+    The graphs share the pool, since only one of them runs at a time. It must live as long as the graphs.
     """
 
     def __init__(self) -> None:
         self._stream = cupy.cuda.Stream(non_blocking=True)
-        # The pool would free blocks that no array uses when memory runs out, but captured graphs use them.
+        # When memory runs out, a pool frees blocks that no array uses. Captured graphs use such blocks, so hold them.
         blocks: list[Any] = []
 
         def allocate(size: int) -> Any:
             blocks.append(cupy.cuda.Memory(size))
             return cupy.cuda.MemoryPointer(blocks[-1], 0)
 
-        self._pool = cupy.cuda.MemoryPool(allocate)  # without a reference to self: CuPy's pools are in no cycle
+        self._pool = cupy.cuda.MemoryPool(allocate)  # no reference to self, so that no cycle keeps the pool alive
 
     def capture(self, work: Callable[[], Any]) -> tuple[Any, Any]:
         """Return a graph of the work that a function gives to the device, and what the function returns.
 
-        The device does none of that work. Arrays that are made by the function are overwritten by other graphs.
+        The device does the work only at replays. Other graphs may overwrite arrays that the function allocates.
         """
         release_workspace()
         cupy.get_default_memory_pool().free_all_blocks()
@@ -69,16 +69,16 @@ class Numbers:
         self._buffers = [_Buffer(rows + capacity) for _ in range(_PINNED_BUFFERS)]
 
     def place(self, number: int, dtype: str) -> Array:
-        """Return the array () of number `number`, as a `Tape` needs it."""
+        """Return the array () of number `number`, for `Tape.place`."""
         if number >= self._capacity:
-            raise NotCapturableError(f"it needs more than {self._capacity} numbers that change from step to step")
+            raise NotCapturableError(f"the step needs more than {self._capacity} numbers that change from step to step")
         cell = self._block[self._count + number : self._count + number + 1]
         return cell.view(dtype)[:1].reshape(())
 
     def write(
         self, rows: np.ndarray | None, groups: Sequence[tuple[str, np.ndarray, list[int]]], values: list[Any]
     ) -> None:
-        """Write the row numbers and the values at the positions that `number_groups` returns for a tape."""
+        """Write the row numbers, and the values of a tape whose `number_groups` are given."""
         buffer = self._buffers.pop(0)
         self._buffers.append(buffer)
         buffer.wait()
@@ -109,14 +109,14 @@ class _Buffer:
             self._read.synchronize()
 
     def upload(self, block: Array, count: int) -> None:
-        """Copy the first cells to an array, without waiting."""
+        """Copy the first `count` cells to an array, without waiting."""
         block.data.copy_from_host_async(self._memory.ptr, 8 * count)
         self._read.record()
         self._in_use = True
 
 
 def number_groups(tape: Tape) -> list[tuple[str, np.ndarray, list[int]]]:
-    """Return, for each dtype, the places of its numbers and their positions on the tape."""
+    """Return each dtype with the places of its numbers on the device and their positions on the tape."""
     groups: dict[str, list[tuple[int, int]]] = {}
     for place, (position, dtype) in enumerate(tape.cells):
         groups.setdefault(dtype, []).append((place, position))
@@ -127,5 +127,5 @@ def number_groups(tape: Tape) -> list[tuple[str, np.ndarray, list[int]]]:
 
 
 def wait_for_stream() -> None:
-    """Wait until the current stream has done its work, since graphs and their memory must not be freed before."""
+    """Wait for the current stream, before whose end graphs and their memory must not be freed."""
     cupy.cuda.get_current_stream().synchronize()

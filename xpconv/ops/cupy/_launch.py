@@ -25,9 +25,9 @@ DIVISOR = np.dtype([("d", np.uint32), ("m", np.uint32), ("s", np.uint32)])  # Th
 def launch(
     name: str, dtype: np.dtype, grid: tuple[Any, Any], *arguments: Any, index: str = "uint8", wide: int = 1
 ) -> None:
-    """Launch a kernel that is compiled for values of `dtype`, `wide` of them at once, and an argmax of dtype `index`.
+    """Launch a kernel compiled for values of `dtype`, `wide` values per load, and an argmax of dtype `index`.
 
-    If `wide` is not 1, the arrays that the kernel reads must be `aligned`.
+    If `wide` is not 1, pass the arrays that the kernel reads through `aligned`.
     """
     _kernel(name, dtype.char, index, wide)(*grid, arguments)
 
@@ -45,16 +45,16 @@ def _module(real: str, index: str, wide: int) -> Any:
 
 
 def width(count: int, dtype: np.dtype) -> int:
-    """Return how many values a kernel may load at once from rows of `count` values: those of 16 bytes, or 1.
+    """Return how many values a kernel may load at once from rows of `count` values: 16 bytes of values, or 1.
 
-    It depends on the shape alone, so that sums are always added in the same order.
+    The width depends on the shape alone, so that sums are always added in the same order.
     """
     wide = _ACCESS_BYTES // dtype.itemsize
     return wide if count % wide == 0 else 1
 
 
 def aligned(a: Array) -> Array:
-    """Return a contiguous array whose address allows wide loads, which is a copy if need be."""
+    """Return a contiguous array whose address allows wide loads; copy it if need be."""
     a = cupy.ascontiguousarray(a)
     return a if a.data.ptr % _ACCESS_BYTES == 0 else a.copy()
 

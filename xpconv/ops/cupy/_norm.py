@@ -13,7 +13,7 @@ from xpconv.ops.dispatch import accelerate
 def normalise(
     x: Array, gamma: Array, beta: Array, *, axes: Sequence[int], tile_axis: int, eps: float
 ) -> tuple[Array, Array, Array, Array]:
-    """Sum x and its squares in one pass, in pieces; a second kernel scales and shifts."""
+    """Sum x and its squares in one pass, in pieces; a second kernel normalises, scales and shifts."""
     grid, groups, shape, wide = plan_sums(x.shape, x.dtype, tuple(axes), gamma.shape)
     x, gamma, beta = aligned(x), cupy.ascontiguousarray(gamma), cupy.ascontiguousarray(beta)
     dtype = x.dtype

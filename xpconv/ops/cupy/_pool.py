@@ -12,7 +12,7 @@ from xpconv.ops.windows import Window
 
 @accelerate("cupy")
 def max_pool(x: Array, window: Window) -> tuple[Array, Array]:
-    """Let each thread search a few windows of one row."""
+    """Let each thread search one or more windows of a row."""
     output, windows, (grid, wide), _ = windows_and_grids(x.shape, window, x.dtype)
     shape, index = (*x.shape[:2], *output), "uint8" if prod(window.kernel_size) <= 256 else "int64"
     out, argmax = cupy.empty(shape, x.dtype), cupy.empty(shape, index)

@@ -19,7 +19,7 @@ _WINDOWS = np.dtype([*((name, np.int32) for name in _SIZES), *((name, DIVISOR) f
 def windows_and_grids(
     shape: Shape, window: Window, dtype: np.dtype
 ) -> tuple[Pair, np.ndarray, tuple[Grid, int], tuple[Grid, int]]:
-    """Return the output's size, the struct Windows, and the grids over outputs and over pixels, with their widths."""
+    """Return the output's size, the struct Windows, and grid and values per load over outputs and over pixels."""
     (N, C, H, W), (kernel_size, stride, ((top, _), (left, _)), dilation) = shape, window
     output = window.output_size((H, W))
     sizes = dict(zip(_SIZES, (*shape, *kernel_size, *stride, *dilation, top, left, *output), strict=True))
@@ -34,7 +34,7 @@ def windows_and_grids(
 
 @accelerate("cupy")
 def unfold(x: Array, window: Window) -> Array:
-    """Let each thread copy a few windows of one row."""
+    """Let each thread copy one or more windows of a row."""
     output, windows, (grid, wide), _ = windows_and_grids(x.shape, window, x.dtype)
     cols = cupy.empty((x.shape[1] * prod(window.kernel_size), x.shape[0] * prod(output)), x.dtype)
     launch("unfold", x.dtype, grid, cupy.ascontiguousarray(x), cols, windows, wide=wide)

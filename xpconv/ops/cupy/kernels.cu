@@ -1,5 +1,5 @@
-// The CUDA kernels, compiled by NVRTC with -DReal=float or double, -DIndex=uint8 or int64 (of an argmax), and -DWIDE=n:
-// how many neighbouring values are loaded and stored at once, in one access of 16 bytes if n > 1.
+// The CUDA kernels, compiled by NVRTC with -DReal=float or double, -DIndex=uint8 or int64 (of an argmax), and -DWIDE=n,
+// the number of neighbouring values that one access loads or stores: 1, or those of 16 bytes.
 //
 // blockIdx.x selects a channel, or a group of values that share their statistics. The blocks along y share its values,
 // which FOR_EACH numbers e = 0, 1, ... through all images. Each thread gathers the terms of its own results: no two
@@ -111,8 +111,8 @@ extern "C" __global__ void fold(const T* __restrict__ cols, const T* bias, T* __
     }
 }
 
-// At stride 1, row k of the window i = h - k * DH reaches over row h. Each thread adds up WIDE pixels of one row, in the
-// order of `fold`.
+// At stride 1, row k of window i = h - k * DH lies on row h. Each thread adds up WIDE pixels of one row, in the order of
+// `fold`.
 extern "C" __global__ void fold_at_stride_1(const T* __restrict__ cols, const T* bias, T* __restrict__ x, Windows g) {
     const size_t P = (size_t)g.N * g.output.d;
     const T b = bias ? bias[blockIdx.x] : T(0);
@@ -210,7 +210,7 @@ __device__ size_t index(Groups g, unsigned e) {
 // The place in gamma and beta of this block's first value.
 __device__ unsigned first_channel(Groups g) { return (size_t)blockIdx.x * g.B.d / g.inner.d % g.channels; }
 
-// gamma or beta of value e of this block's group; `held` is that of the first value, which often is that of all.
+// gamma or beta of value e of this block's group; `held` is that of the first value, often shared by all values.
 __device__ T of_channel(const T* values, T held, Groups g, unsigned first, unsigned e) {
     return g.inner.d >= g.B.d ? held : values[first + e % g.B / g.inner];
 }
@@ -283,8 +283,8 @@ extern "C" __global__ void to_rows(const T* __restrict__ images, T* __restrict__
 
 // ---- normalisation
 
-// The first value of this block's group; differences from it are of the size of the standard deviation, or, if it is an
-// outlier, at most sqrt(size) times as large, so the variance keeps its digits.
+// The first value of this block's group. Its difference from the mean is at most sqrt(size) standard deviations, so sums
+// of differences from it lose few digits of the variance.
 __device__ T pivot(const T* x, Groups g) { return x[(size_t)blockIdx.x * g.B.d]; }
 
 // Sum the differences from the pivot and their squares. moments is (2, S, pieces). Sums are in double: the rounding error

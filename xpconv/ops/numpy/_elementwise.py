@@ -12,8 +12,8 @@ from xpconv.ops.numpy._tiles import map_tiles
 from xpconv.ops.update import flush_threshold
 
 Array = np.ndarray
-# Values of each array in a block of `gated`. The arrays fit in L3: with blocks that fit in L2, threads wait too often
-# for Python's lock, once for each NumPy call.
+# Values of each array in a block of `gated`, which fits in L3. Each NumPy call on a block takes Python's lock: with
+# blocks that fit in L2, threads would wait for the lock too often.
 _GATED_VALUES = 1 << 17
 
 
@@ -29,7 +29,7 @@ def write_where(mask: Array, values: Array, out: Array) -> None:
 
 @accelerate("numpy")
 def flush_denormals(a: Array) -> None:
-    """Write only if there are such values: they are rare, and writing takes twice as long as comparing."""
+    """Write only if there are denormals: they are rare, and writing takes twice as long as comparing."""
     magnitude, tiny = scratch("magnitude", a.shape, a.dtype), scratch("tiny", a.shape, np.bool_)
     np.abs(a, out=magnitude)
     np.less(magnitude, flush_threshold(np, a), out=tiny)
@@ -213,7 +213,7 @@ def _normal(x: Array, out: Array, derivative: Array, P: Array) -> None:
     """Gate by the normal distribution; `P` is scratch memory."""
     _normal_tail(x, P, derivative, out)
     P -= np.greater(x, 0, out=scratch("positive", x.shape, np.bool_))
-    np.abs(P, out=P)  # Where x is positive, P was the tail minus 1.
+    np.abs(P, out=P)  # Where x is positive, P is the tail minus 1 before this line.
     np.multiply(x, P, out=out)
     derivative *= x
     derivative += P
@@ -242,7 +242,7 @@ def _normal_tail(x: Array, tail: Array, density: Array, r: Array) -> None:
 def _tanh(x: Array, out: Array, derivative: Array, growth: Array) -> None:
     """Gate by the approximation of the normal distribution by tanh; `growth` is scratch memory."""
     a, b = TANH_GATE
-    # Beyond these limits, P is 0 or 1; at the upper one, exp(z) is finite.
+    # Beyond these limits, P rounds to 0 or 1; at the upper limit, exp(z) is still finite.
     inside = np.clip(x, -30, 10 if x.itemsize == 4 else 21, out=derivative)
     np.square(inside, out=growth)
     z = np.multiply(growth, a * b, out=out)

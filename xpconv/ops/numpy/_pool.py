@@ -73,7 +73,7 @@ def max_pool_backward(dout: Array, argmax: Array, shape: tuple[int, ...], window
 
 @accelerate("numpy")
 def avg_pool(x: Array, window: Window, counts: tuple[Pair, Pair]) -> Array:
-    """Add up the rows of each window, which are contiguous in memory, and then the columns of those sums."""
+    """Add up the rows of each window first, since rows are contiguous, and then the columns of those sums."""
     output = OH, _ = window.output_size(x.shape[2:])
     width = window.padded_size(x.shape[2:])[1]
     out, count = np.empty((*x.shape[:2], *output), x.dtype), divisor(counts, like=x)
@@ -94,7 +94,7 @@ def avg_pool(x: Array, window: Window, counts: tuple[Pair, Pair]) -> Array:
 
 @accelerate("numpy")
 def avg_pool_backward(dout: Array, shape: tuple[int, ...], window: Window, counts: tuple[Pair, Pair]) -> Array:
-    """Spread the gradients over the columns of each window, and then those columns over its rows."""
+    """Spread each gradient over the columns of its window, and then those columns over the rows."""
     output = OH, _ = dout.shape[2:]
     size = window.padded_size(shape[2:])
     dx, count = np.empty(shape, dout.dtype), divisor(counts, like=dout)
@@ -118,7 +118,7 @@ def avg_pool_backward(dout: Array, shape: tuple[int, ...], window: Window, count
 
 
 def _split(window: Window) -> tuple[Window, Window]:
-    """Return windows of one column and of one row, which together sum over the same pixels of a padded image."""
+    """Return windows of one column and of one row; applied in turn, they sum over the same pixels as `window`."""
     (KH, KW), (SH, SW), (DH, DW) = window.kernel_size, window.stride, window.dilation
     return Window((KH, 1), (SH, 1), dilation=(DH, 1)), Window((1, KW), (1, SW), dilation=(1, DW))
 
@@ -135,7 +135,7 @@ def _add_up(parts: Iterator[Any], out: Array) -> None:
 
 
 def _spread(part: Array, out: Array, window: Window, output: Pair) -> None:
-    """Write to `out` the sum of `part` over all positions in the window: the adjoint of adding up its views."""
+    """Add each element of `part` to all pixels of its window in `out`, from zero: the adjoint of summing windows."""
     disjoint = all(stride >= extent for stride, extent in zip(window.stride, window.extent, strict=True))
     if not disjoint or prod(output) * prod(window.kernel_size) < prod(out.shape[2:]):
         out[...] = 0
