@@ -1,9 +1,9 @@
-"""Prove on a machine with a GPU what is otherwise emulated: ``python -m benchmarks.prove_gpu [FOLDER]``.
+"""Test on a GPU what other tests emulate: ``python -m benchmarks.prove_gpu [FOLDER]``.
 
-It runs the tests with the kernels and without them, the memory checker on the kernels, and the benchmark of steps
-against PyTorch, and downloads nothing. FOLDER (default: gpu_proof) gets ``proof.json`` and ``proof.log``. The exit
-status is 0 if everything passed and all speed aims are reached. What is missing on the machine, such as PyTorch or
-compute-sanitizer, is left out and named.
+It runs the tests with and without the kernels, the memory checker on the kernels, and the benchmark of steps against
+PyTorch. It downloads nothing. FOLDER (default: gpu_proof) gets ``proof.json`` and ``proof.log``. The exit status is 0
+if everything passed and all speed aims are reached. Checks whose program is missing, such as PyTorch or
+compute-sanitizer, are left out and named.
 """
 
 import json
@@ -26,7 +26,7 @@ TESTS = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu and not slow
 
 @dataclass(frozen=True)
 class Check:
-    """A command, and why it cannot run here."""
+    """A command with its time limit, and the reason if it cannot run here."""
 
     name: str
     command: tuple[str, ...]

@@ -56,7 +56,7 @@ def check_count(name: str, value: object, minimum: int = 1, maximum: int | None 
     Traceback (most recent call last):
     xpconv.errors.ArgumentError: batch_size is 0; expected an int, 1 or more
     """
-    if isinstance(value, Deferred):  # a seed in a captured step: it is drawn later, from the range of seeds
+    if isinstance(value, Deferred):  # In a captured step, seeds are drawn later, from the allowed range.
         seed: Any = value
         return seed
     wanted = f"an int, {minimum} or more" if maximum is None else f"an int from {minimum} to {maximum}"

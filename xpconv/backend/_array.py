@@ -125,7 +125,7 @@ def array_namespace(**arrays: Array | None) -> Any:
 _NOT_ARRAYS = np.generic, np.ma.MaskedArray, np.matrix  # NumPy types whose operators differ from those of arrays
 _namespaces: dict[type, tuple[str, Any]] = {}  # the library and the namespace of each type of array seen so far
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_namespaces.clear)  # to check once more whether arrays can be used
+    os.register_at_fork(after_in_child=_namespaces.clear)  # A forked process must check each array type again.
 
 
 def check_no_pair(name: str, value: Any) -> None:

@@ -316,7 +316,7 @@ def to_host(x: Any) -> np.ndarray:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_find.cache_clear)  # to probe once more whether backends work
+    os.register_at_fork(after_in_child=_find.cache_clear)  # A forked process must probe backends again.
 
 
 @lru_cache

@@ -10,11 +10,11 @@ from xpconv.errors import ArgumentError, BackendUnavailableError, printable
 __all__ = ["PROBES", "check_not_forked", "note_cuda_process"]
 
 
-_cuda_process: int | None = None  # The process that has used a GPU through CuPy.
+_cuda_process: int | None = None  # id of the first process that used a GPU through CuPy
 
 
 def note_cuda_process() -> None:
-    """Remember that this process uses a GPU through CuPy, unless the process that it was forked from did."""
+    """Remember that this process uses a GPU through CuPy, unless a process that it was forked from did before."""
     global _cuda_process
     if _cuda_process is None:
         _cuda_process = os.getpid()

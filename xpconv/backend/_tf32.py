@@ -13,9 +13,9 @@ _chosen: bool | None = None
 def set_tf32(enabled: bool) -> None:
     """Choose whether products of float32 matrices on an NVIDIA GPU may round their inputs to 10 bits of mantissa.
 
-    Tensor cores compute such products (TF32) several times faster; results agree to about 3 digits. It applies to the
-    whole process, to CuPy arrays only, and to GPUs of compute capability 8.0 or more. A call overrides the environment
-    variables ``XPCONV_TF32`` and ``CUPY_TF32``, of which ``XPCONV_TF32`` counts if both are set. The default is off.
+    Tensor cores compute such products (TF32) faster; results agree to about 3 digits. The choice applies to the whole
+    process, to CuPy arrays only, and to GPUs of compute capability 8.0 or more. It overrides the environment variable
+    ``XPCONV_TF32``, which overrides ``CUPY_TF32``. The default is off.
 
     Parameters
     ----------

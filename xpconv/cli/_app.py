@@ -257,15 +257,13 @@ def bench(
     backend: BackendOption = "cupy",
     workers: Annotated[
         bool,
-        typer.Option(
-            "--workers", help="Compare the workers that mpiexec started with one of them, on --backend alone."
-        ),
+        typer.Option("--workers", help="Compare all workers that mpiexec started with one worker, on --backend only."),
     ] = False,
 ) -> None:
     """Compare a training step of your net on NumPy and on another backend.
 
     Prints the time and memory of a step on both, with the same random images, and whether it pays to move. With
-    --workers, prints the time of a step on all workers and on one, and how efficient more workers would be.
+    --workers, prints the time of a step on all workers and on one, and the estimated efficiency of more workers.
     """
     from xpconv.cli._bench import load_net, measure_step, table, verdict
 

@@ -1,4 +1,4 @@
-"""Time of a training step on several workers, and what it would be on more of them."""
+"""Measure a training step on several workers, and estimate its time on more."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from xpconv.training.optim import UPDATE_RULES
 __all__ = ["CostModel", "cost_table", "measure_workers"]
 
 _REPEATS = 5
-_LARGE = 1 << 23  # bytes of the arrays from which the bandwidth is measured
+_LARGE = 1 << 23  # bytes of the arrays that measure the bandwidth
 BANDWIDTHS = (25e9, 100e9, 450e9)
 """Bytes per second: a network card of 200 Gbit/s, four of them, and NVLink between eight GPUs."""
 
@@ -49,12 +49,12 @@ class CostModel:
     latency: float
 
     def step(self, workers: int, bandwidth: float) -> float:
-        """Return the seconds of a step, in which nothing is sent while a gradient is computed."""
+        """Return the seconds of a step; nothing is sent while gradients are computed."""
         sent = 2 * (workers - 1) / workers * self.gradient_bytes
         return self.compute + sent / bandwidth + self.exchanges * self.latency
 
     def efficiency(self, workers: int, bandwidth: float) -> float:
-        """Return the speed per worker as a fraction of that of one worker alone."""
+        """Return the speed per worker as a fraction of the speed of a single worker."""
         return self.compute / self.step(workers, bandwidth)
 
 
@@ -74,20 +74,20 @@ def cost_table(model: CostModel, bandwidths: Sequence[float] = BANDWIDTHS) -> li
 
 
 def measure_workers(net: Sequential, batch_size: int, communicator: Communicator) -> tuple[list[str], CostModel]:
-    """Time steps of all workers together, of rank 0 alone, and exchanges.
+    """Measure steps of all workers together, steps of rank 0 alone, and exchanges.
 
     Parameters
     ----------
     net : Sequential
         The same on all workers.
     batch_size : int
-        Of all workers together.
+        Images of all workers together.
     communicator : Communicator
 
     Returns
     -------
     lines : list of str
-        The measured times in words.
+        The measurements, as text.
     model : CostModel
 
     Raises
@@ -130,7 +130,7 @@ def _step(net: Sequential, microbatches: MicroBatches, X: Array, y: Array) -> No
 
 
 def _fastest(call: Callable[[], object], communicator: Communicator, *, only_rank_0: bool = False) -> float:
-    """Return the seconds of the fastest call on rank 0, where all workers call, or the others wait."""
+    """Return the seconds of the fastest call on this worker; with `only_rank_0`, the other workers wait."""
     seconds = []
     for _ in range(_REPEATS):
         communicator.wait_for_all()

@@ -69,10 +69,10 @@ def _workspace() -> str:
 
 
 def _products() -> str:
-    """Say what multiplies matrices on CuPy, and whether with TF32."""
+    """Return which library multiplies CuPy's matrices, and whether TF32 is on."""
     library, text = importlib.import_module("xpconv.ops.cupy._gemm").load()
     if library is None:
-        return f"by CuPy, which CUDA graphs cannot capture and only CUPY_TF32 gives TF32: {text}"
+        return f"by CuPy, without CUDA graphs, and with TF32 only if CUPY_TF32 is 1: {text}"
     return f"by cuBLAS {text}, TF32 {'on' if tf32_enabled() else 'off'}"
 
 

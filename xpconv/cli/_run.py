@@ -66,7 +66,7 @@ def build_solver(
     preflight: bool = False,
     communicator: Communicator | None = None,
 ) -> Solver:
-    """Return the Solver that the settings describe, with its model; that of a worker is on a device of its own.
+    """Return the Solver that the settings describe, with its model on this worker's device.
 
     Raises
     ------
@@ -277,7 +277,7 @@ def _resume(folder: Path, solver: Solver, checkpoints: CheckpointFolder, data: s
 
 
 def _load_state(solver: Solver, checkpoint: Path | None) -> None:
-    """Continue from the checkpoint that rank 0 gives, which sends it to the other workers."""
+    """Continue from the checkpoint of rank 0, which sends its state to the other workers."""
     if solver.communicator.size == 1:
         if checkpoint is not None:
             solver.resume(checkpoint)

@@ -89,8 +89,8 @@ def train(
         int | None,
         setting_option(
             "microbatches",
-            "Cut each minibatch into this number of micro-batches and add their gradients, for less memory, or for as "
-            "many workers of mpiexec: a power of two that divides --batch-size.",
+            "Cut each minibatch into this number of micro-batches and add their gradients, to save memory or to share "
+            "the work among workers of mpiexec: a power of two that divides --batch-size.",
             "1, or one for each worker",
         ),
     ] = None,
@@ -328,7 +328,7 @@ def _settings_to_resume(resume: Path, checkpoint_every: int | None, data: str | 
 
 
 def _train_and_report(out: Path | None, settings: Settings, solver: Solver, dataset: Dataset, *, resume: bool) -> None:
-    """Train; on rank 0, save the results, and print what they are worth."""
+    """Train; on rank 0, save the results and print the test accuracy."""
     print_net(solver.model)
     if solver.communicator.rank > 0:
         train_with_checkpoints(None, settings, solver, dataset, resume=resume)

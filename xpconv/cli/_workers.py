@@ -1,4 +1,4 @@
-"""``xpconv train`` under a launcher: the workers, what each of them shows, and how they end."""
+"""Workers that a launcher started: their output, CPUs, devices and failures."""
 
 import os
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ __all__ = ["backend_of_worker", "join_workers"]
 
 @contextmanager
 def join_workers() -> Iterator[Communicator]:
-    """Yield the connection to the other workers; if the block fails on one, all of them end.
+    """Yield a communicator of all workers; if the block fails on one worker, all of them end.
 
     Only rank 0 writes to standard output. The CPUs of a machine are shared among its workers, unless
     ``XPCONV_NUM_THREADS`` is set or the launcher has bound each worker to some of them.
@@ -43,10 +43,10 @@ def _share_cpus(workers: int) -> None:
 
 
 def backend_of_worker(spec: str, communicator: Communicator) -> tuple[str, Communicator]:
-    """Return the backend on a device of this worker's own, and the fastest communicator for it.
+    """Return the backend on this worker's device, and the fastest communicator for it.
 
-    Worker r of a machine takes its CUDA device r. If there are fewer devices, workers share them, and arrays go by way
-    of host memory; else NCCL moves them, where CuPy has it.
+    Worker r of a machine uses CUDA device r of that machine. If there are fewer devices than workers, workers share
+    them and arrays pass through host memory. Otherwise NCCL moves arrays, if CuPy has it.
     """
     if communicator.size == 1 or not spec.startswith("cupy"):
         return spec, communicator

@@ -112,7 +112,7 @@ class Solver(solver.Solver):
         super().train(each_iteration)
 
     def _start_captured_steps(self, batches: Batches, progress: Progress) -> None:
-        """Capture no step, since notebooks replace methods."""
+        """Capture no steps, since notebooks replace methods of the Solver."""
 
     def _take_step(self, batches: Batches, need_images: bool) -> Array:
         for config in self.optim_configs.values():
@@ -152,7 +152,7 @@ class Solver(solver.Solver):
         return loss, True
 
     def _memory_to_check(self) -> dict[str, Array]:
-        """Return nothing, so that the search for a learning rate goes on."""
+        """Return no arrays, so that a search for the learning rate continues after overflows."""
         return {}
 
     def _read_losses(self) -> None:

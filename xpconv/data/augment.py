@@ -499,7 +499,7 @@ def _computed(x: Array, change: Callable[[Array], Array]) -> Array:
         raise ArgumentTypeError(f"x has dtype {x.dtype}; expected uint8 or floating-point images")
     lowest, highest = (xp.asarray(limit, dtype=xp.float32, device=array_api_compat.device(x)) for limit in (0, 255))
     pixels = xp.round(change(xp.astype(x, xp.float32)))
-    # Not by xp.clip, which waits for a device in array_api_compat.
+    # Not by array_api_compat's clip, which waits for the device.
     return xp.astype(xp.minimum(xp.maximum(pixels, lowest), highest), xp.uint8)
 
 

@@ -43,8 +43,8 @@ def dropout_forward(
     train : bool
         Whether to drop anything.
     first : int
-        Number of the first element of `x` in the whole minibatch, if `x` is a part of one. The parts are then masked as
-        the whole would be.
+        Position of the first element of `x` in the whole minibatch, if `x` is a part of it. The mask is then that part
+        of the whole minibatch's mask.
 
     Returns
     -------

@@ -187,7 +187,7 @@ def _one_hot(xp: Any, x: Array, y: Array) -> Array:
 
 
 def _nan_without_labels(xp: Any, loss: Array, y: Array, correct: Array | None) -> Array:
-    """Return the loss, or NaN if a label on a device is out of range, which only the host's labels are checked for."""
+    """Return the loss, or NaN if a label on a device is out of range, since only labels on the host are checked."""
     if correct is None or on_host(y):
         return loss
     return xp.where(xp.all(xp.any(correct, axis=1)), loss, xp.full_like(loss, xp.nan))

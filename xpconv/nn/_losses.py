@@ -55,7 +55,7 @@ def loss_arguments(options: Mapping[str, Any], backend: Backend, dtype: str) -> 
 def loss_and_gradient(loss: str, scores: Array, y: Array, arguments: Mapping[str, Any], part: Part) -> Pass:
     """Return a model's loss and the gradient of its scores; probabilities in `y` get the dtype of the scores.
 
-    For a part of a minibatch, these are its terms of the loss of the whole minibatch.
+    For a part of a minibatch, return the part's terms of the loss and the gradient of the whole minibatch.
     """
     xp = array_namespace(scores=scores, y=y)
     is_probabilities = len(y.shape) == 2 and xp.isdtype(y.dtype, "real floating")

@@ -508,7 +508,7 @@ class Dropout(_WithoutParameters):
         yield from ()
         if part.count == 1:
             return self.forward(x, p, train=train, seed=seed)
-        first = part.number * prod(x.shape)  # so that a mask does not depend on how the minibatch is cut
+        first = part.number * prod(x.shape)  # so that the mask does not depend on the number of parts
         return F.dropout_forward(x, keep_prob=self.keep_prob, seed=seed, train=train, first=first)
 
 

@@ -246,7 +246,7 @@ class Sequential:
 
     @contextmanager
     def _memory_errors(self, X: Array) -> Iterator[None]:
-        """Raise an OutOfMemoryError that says what to do if the device has too little memory for samples."""
+        """If the device has too little memory for the samples, raise an OutOfMemoryError that says what to do."""
         try:
             yield
         except (MemoryError, RuntimeError) as error:
@@ -271,7 +271,7 @@ class Sequential:
         return loss, grads
 
     def _training_pass(self, X: Array, y: Array, seeds: Sequence[int], part: Part) -> Pass:
-        """Return the loss without the penalty, the gradients and the new state; of a part, its terms of them."""
+        """Return the loss without the penalty, the gradients and the new state; for a part, its terms of these."""
         scores, caches, state = yield from self._forward(self._prepare(X), seeds, part)
         y = self.backend.upload("y", y)
         loss, dout = yield from loss_and_gradient(self.loss_name, scores, y, self._loss_arguments, part)
@@ -304,7 +304,7 @@ class Sequential:
     def _forward(self, x: Array, seeds: Sequence[int] | None = None, part: Part = WHOLE) -> Pass:
         """Return the scores and, in training, the caches from the first trained layer on and the layers' new state.
 
-        It is a training pass if there are seeds, one for each layer.
+        Seeds, one for each layer, make it a training pass.
         """
         store, caches, state = {**self.params, **self.state}, list[Any](), Arrays()
         train = seeds is not None

@@ -29,7 +29,7 @@ def keep_mask(seed: int, shape: tuple[int, ...], keep_prob: float, like: Array, 
     like : array
         An array whose library and device the mask gets.
     first : int
-        Number of the first element.
+        Position of the first element, added to each i.
 
     Returns
     -------

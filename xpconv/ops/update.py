@@ -128,9 +128,9 @@ def move_toward(a: Array, target: Array, rate: float | Array) -> None:
 
 @operation
 def sign(a: Array) -> Array:
-    """Return -1, 0 or 1, the sign of each element; NaN stays.
+    """Return the sign of each element: -1, 0 or 1, and NaN for NaN.
 
-    This does not wait for a device, as array_api_compat's does with CuPy.
+    Unlike array_api_compat's sign with CuPy, this does not wait for the device.
 
     Parameters
     ----------

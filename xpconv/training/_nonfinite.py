@@ -48,7 +48,7 @@ def check_finite(loss: Any, grads: Mapping[str, Array], *, per_gradient: bool) -
         return (float(loss), *(float(value) for pair in pairs for value in pair)), good
     xp = backend_of(loss).xp
     row = xp.empty(1 + 2 * len(grads), dtype=loss.dtype, device=array_api_compat.device(loss))
-    row[0] = loss  # not by xp.concat, for which CuPy copies the addresses of many arrays to the device
+    row[0] = loss  # Not by xp.concat: with many arrays, CuPy copies their addresses to the device.
     for k, grad in enumerate(grads.values()):
         largest_finite(grad, row[2 * k + 1 : 2 * k + 3])
     if per_gradient:
@@ -124,7 +124,7 @@ def finite_flags(arrays: Mapping[str, Array], backend: Backend) -> Array:
 
 
 def read_together(arrays: Iterable[Any]) -> list[np.ndarray]:
-    """Return arrays as NumPy arrays, for which the host waits once; those of a device come as float64.
+    """Return arrays as NumPy arrays, waiting once for the device; arrays of a device become float64.
 
     Examples
     --------
@@ -200,7 +200,7 @@ def describe_nonfinite(loss: float, iteration: int, names: Iterable[str], pairs:
         return (
             f"the gradient of {name} stopped being finite at iteration {iteration} (its largest finite value is {size})"
         )
-    if np.isnan(loss) and not bad.any():  # NaN in scores would be in gradients, too
+    if np.isnan(loss) and not bad.any():  # NaN in the scores would also be in the gradients
         return (
             f"the loss became nan at iteration {iteration} (all gradients are finite, so a label may be out of range)"
         )

@@ -105,7 +105,7 @@ def evaluate(
         Whether samples whose highest score is NaN or infinite count as wrong, with an infinite loss; otherwise they
         raise an error.
     communicator : Communicator, optional
-        Connects workers that evaluate the same model on the same samples, each on some batches.
+        Connects workers with the same model and samples, each of which evaluates some of the batches.
 
     Returns
     -------
@@ -158,7 +158,7 @@ def _batch_totals(scores: Array, labels: Array, xp: Any) -> Array:
     C = scores.shape[1]
     check_labels(labels, labels.shape[0], C, xp)
     labels = xp.astype(labels, xp.int64)
-    finite = xp.isfinite(xp.max(scores, axis=1))  # the highest of scores with NaN is NaN
+    finite = xp.isfinite(xp.max(scores, axis=1))  # The maximum of scores with NaN is NaN.
     hits = xp.logical_and(xp.argmax(scores, axis=1) == labels, finite)
     unknown = xp.logical_or(labels < 0, labels >= C)
     counts = [xp.sum(xp.astype(flag, xp.float64)) for flag in (hits, xp.logical_not(finite), unknown)]
@@ -168,10 +168,10 @@ def _batch_totals(scores: Array, labels: Array, xp: Any) -> Array:
 
 
 def _add_totals(totals: list[Array], communicator: Communicator, backend: Backend) -> list[float]:
-    """Add the totals of all batches in their order: the same bits for any number of workers."""
+    """Add the totals of all batches in order, so that the bits do not depend on the number of workers."""
     own = to_host(backend.xp.stack(totals)).tolist() if totals else []
     rows = [row for table in communicator.gather_objects(own) for row in table]
-    return [reduce(add, column, 0.0) for column in zip(*rows, strict=True)]  # sum() would round in another way
+    return [reduce(add, column, 0.0) for column in zip(*rows, strict=True)]  # sum() rounds differently
 
 
 def _samples(X: Array) -> Array:

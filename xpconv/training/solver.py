@@ -127,9 +127,9 @@ class Solver:
         Cut each minibatch into this number of equal micro-batches, a power of two, and add their gradients. Without
         batch norm, or with ``norm_sync="ghost"``, this takes less memory. Needs a Sequential.
     communicator : Communicator, optional
-        Connects the workers that train the model together, each a Solver with the same arguments; see
-        `xpconv.parallel`. Their number must divide `microbatches`, and does not change the results. Only rank 0 shows
-        progress.
+        Connects the workers that train the model together, each of which makes a Solver with the same arguments; see
+        `xpconv.parallel`. The number of workers must divide `microbatches` and does not change the results. Only rank 0
+        shows progress.
     norm_sync : {"whole", "ghost"}
         Whether batch norm takes its statistics over the whole minibatch or over each micro-batch (Hoffer et al., "Train
         longer, generalize better", 2017).
@@ -831,7 +831,7 @@ class Solver:
                 config["learning_rate"] = rate * factor
 
     def _compute_step(self, X: Array, y: Array) -> None:
-        """Do what the device does in a step."""
+        """Do the part of a step that runs on the device: loss, gradients, clipping, update and averages."""
         state_before = {**getattr(self.model, "state", {})}
         loss, grads = self._microbatches.loss(self.model, X, y)
         grads = self._own_gradients(grads)
@@ -895,7 +895,7 @@ class Solver:
             self._give_model(*latest)
 
     def _read_for_check(self, monitor: TrainingMonitor | None, X: Array | None) -> Any:
-        """Measure a step that a check follows, and wait once for all that it reads before accuracies.
+        """Measure the step before a check, and read losses, memory and monitor together, waiting once for the device.
 
         Return the monitor's row. Raise an error if a loss, a gradient or the memory of a built-in rule is not finite.
         """
