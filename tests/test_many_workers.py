@@ -9,7 +9,8 @@ from xpconv import Solver
 from xpconv.cs231n.solver import Solver as CourseSolver
 from xpconv.data.augment import parse_augmentation
 from xpconv.errors import ArgumentError, NonFiniteLossError, WorkerError
-from xpconv.parallel import Communicator, Threads
+from xpconv.parallel import Communicator, Threads, find_communicator
+from xpconv.parallel._launcher import SIZES
 from xpconv.training.optim import UPDATE_RULES
 
 RNG = np.random.default_rng(5)
@@ -187,3 +188,10 @@ def test_only_rank_0_shows_progress(capsys):
     Threads.run(2, lambda communicator: make(communicator=communicator, verbose=True, print_every=1).train())
     lines = capsys.readouterr().out.splitlines()
     assert len([line for line in lines if line.startswith("(Iteration ")]) == 6
+
+
+@pytest.mark.parametrize("size", ["0", "1", "", "many"])
+def test_a_launcher_of_one_worker_needs_no_mpi(monkeypatch, size):
+    for name in SIZES:
+        monkeypatch.setenv(name, size)
+    assert find_communicator().size == 1

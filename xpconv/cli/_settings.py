@@ -321,7 +321,8 @@ def settings_for(data: str, num_images: int | None = None, **options: Any) -> Se
 
     If the number of a folder's training images is known, the default batch size is at most a tenth of it (but not below
     4), and the default epochs are enough for 300 iterations, over which the learning rate falls as far as it would over
-    the usual number of epochs. With weight decay, the default of the L2 penalty is 0.
+    the usual number of epochs. With weight decay, the default of the L2 penalty is 0. The default batch size is
+    rounded up to a multiple of the micro-batches.
 
     Parameters
     ----------
@@ -340,6 +341,8 @@ def settings_for(data: str, num_images: int | None = None, **options: Any) -> Se
     >>> settings = settings_for("my/pictures", num_images=84)
     >>> settings.epochs, settings.batch_size, settings.lr_decay
     (30, 8, 0.9322)
+    >>> settings_for("digits", microbatches=4).batch_size
+    52
     """
     defaults = DEFAULTS[data if data in DATASETS else "a folder"]
     given = {name: value for name, value in options.items() if value is not None}
@@ -350,6 +353,8 @@ def settings_for(data: str, num_images: int | None = None, **options: Any) -> Se
             defaults["reg"] = 0.0
     if data not in DATASETS and num_images is not None:
         defaults = _for_few_images(defaults, given, num_images)
+    parts = max(given.get("microbatches", 1), 1)
+    defaults = {**defaults, "batch_size": -(-defaults["batch_size"] // parts) * parts}
     return Settings(data=data, **{**defaults, **given})
 
 

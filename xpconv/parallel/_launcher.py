@@ -25,10 +25,11 @@ def find_communicator() -> Communicator:
     >>> find_communicator().size
     1
     """
-    started = {name: int(os.environ[name]) for name in SIZES if os.environ.get(name, "").isdecimal()}
-    if max(started.values(), default=1) == 1:
+    sizes = {name: int(os.environ[name]) for name in SIZES if os.environ.get(name, "").isdecimal()}
+    several = [(name, size) for name, size in sizes.items() if size > 1]
+    if not several:
         return Communicator()
-    name, size = next((name, size) for name, size in started.items() if size > 1)
+    name, size = several[0]
     communicator = Mpi()
     if communicator.size == 1:
         library = communicator._mpi.Get_library_version().split("\n")[0].split(",")[0].rstrip("\0")

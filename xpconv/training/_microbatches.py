@@ -94,8 +94,8 @@ class MicroBatches:
         workers = self.communicator.size
         if self.count % workers:
             raise ArgumentError(
-                f"microbatches is {count}, which {workers} workers cannot share equally: start a number of workers "
-                "that divides microbatches, or start a new run with a power of two that the number of workers divides"
+                f"microbatches is {count}, which {workers} workers cannot share equally: start 1, 2, 4, ... workers, "
+                "at most microbatches of them"
             )
         self.norm_sync, self.own_count = norm_sync, self.count // workers
         size, rank = batch_size // workers, self.communicator.rank
