@@ -190,7 +190,7 @@ def geometric_means(rows: list[dict[str, Any]]) -> list[tuple[str, float]]:
     result = []
     for group, names in GROUPS.items():
         for name in ("forward", "forward+backward"):
-            kinds = (name, "update") if name == "forward+backward" else (name,)
+            kinds = (name, "update", "step") if name == "forward+backward" else (name,)
             ratios = [row["ratio"] for row in rows if row["name"] in names and row["pass"] in kinds]
             if ratios:
                 result.append((f"{group}, {name}", exp(sum(map(log, ratios)) / len(ratios))))

@@ -146,4 +146,14 @@ GROUPS = {
         "Adam",
         "AdamW",
     ],
+    "dilated, grouped, depthwise, avg pool, GELU, AdamW, residual nets": [
+        "depthwise 3x3",
+        "dilated 3x3",
+        "grouped 3x3",
+        "avg pool 2x2/2",
+        "gelu",
+        "AdamW",
+        "resnet20 step",
+        "ResNet9 step",
+    ],
 }

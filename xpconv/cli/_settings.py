@@ -107,7 +107,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "lr_decay": 0.85,
         "sampling": "replacement",
     },
-    "cifar10": {**_SMALL_PICTURES, "epochs": 5, "batch_size": 128, "augment": "reflect2-flip", "lr_decay": 0.8},
+    "cifar10": {**_SMALL_PICTURES, "epochs": 3, "batch_size": 128, "augment": "reflect2-flip", "lr_decay": 0.8},
     "a folder": {**_SMALL_PICTURES, "epochs": 20, "batch_size": 50, "augment": "none", "lr_decay": 0.9},
 }
 """For each data set the settings that train well on it; a folder of few images gets those of `settings_for`."""
