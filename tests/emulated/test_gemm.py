@@ -343,7 +343,7 @@ def test_info_tells_what_multiplies_matrices(monkeypatch):
     xpconv.set_tf32(True)
     assert _info._products() == "by cuBLAS 13.9.5, TF32 on"
     monkeypatch.setattr(_gemm, "load", lambda: (None, "libcublas.so.99 cannot be loaded (no such file)"))
-    assert _info._products().endswith("only CUPY_TF32 gives TF32: libcublas.so.99 cannot be loaded (no such file)")
+    assert _info._products().endswith("TF32 only if CUPY_TF32 is 1: libcublas.so.99 cannot be loaded (no such file)")
 
 
 # ---- convolutions
