@@ -90,9 +90,12 @@ def ranks_of(process):
         while ancestor in parents and ancestor != process.pid:
             ancestor = parents[ancestor]
         if ancestor == process.pid:
-            rank = re.search(rb"(?:PMI_RANK|PMIX_RANK)=(\d+)", Path(f"/proc/{pid}/environ").read_bytes())
-            if rank and rank[1] and b"python" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]:
-                found[int(rank[1])] = pid
+            try:
+                rank = re.search(rb"(?:PMI_RANK|PMIX_RANK)=(\d+)", Path(f"/proc/{pid}/environ").read_bytes())
+                if rank and rank[1] and b"python" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]:
+                    found[int(rank[1])] = pid
+            except OSError:  # the process has ended in the meantime
+                continue
     return found
 
 
