@@ -94,6 +94,7 @@ _SMALL_PICTURES = {
     "schedule": "one-cycle",
     "sampling": "epoch",
 }
+"""The settings that CIFAR-10 and folders have in common; docs/howto/cifar10.md has the accuracies."""
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {

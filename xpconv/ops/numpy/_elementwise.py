@@ -12,8 +12,8 @@ from xpconv.ops.numpy._tiles import map_tiles
 from xpconv.ops.update import flush_threshold
 
 Array = np.ndarray
-# Values of each array in a block of `gated`, which fits in L3. Each NumPy call on a block takes Python's lock: with
-# blocks that fit in L2, threads would wait for the lock too often.
+# Values of each array in a block of `gated`, which fits in L3. Each NumPy call on a block takes Python's lock, so
+# larger blocks make fewer calls for which threads may wait.
 _GATED_VALUES = 1 << 17
 
 
