@@ -13,7 +13,7 @@ from PIL import Image
 
 from xpconv.backend import get_backend
 from xpconv.errors import ArgumentError, XpconvError
-from xpconv.viz import _curves, save_comparison, save_curves, save_filters, visualize_grid
+from xpconv.viz import _curves, _filters, save_comparison, save_curves, save_filters, visualize_grid
 from xpconv.viz._figure import import_figure
 
 GAP = (70, 130, 180)  # steelblue
@@ -87,14 +87,45 @@ def test_filters_of_three_channels_are_in_colour_and_others_grey(rng, tmp_path, 
     assert (tiles.min(), tiles.max()) == (0, 255)
 
 
-def test_gaps_between_filters_have_a_colour_of_their_own(tmp_path):
+def test_gaps_between_filters_are_thin_and_have_a_colour_of_their_own(tmp_path):
     path = tmp_path / "filters.png"
-    save_filters(np.array([0.0, 1, 1, 0] * 3).reshape(3, 1, 2, 2), path)
+    save_filters(np.array([-1.0, 1, 1, -1] * 4).reshape(4, 1, 2, 2), path)
     image = pixels(path)
     rows, columns = np.nonzero((image == GAP).all(axis=2))
     inside = image[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
     fractions = [(inside == colour).all(axis=2).mean() for colour in (0, 255, GAP)]
-    np.testing.assert_allclose(fractions, [6 / 25, 6 / 25, 13 / 25], atol=0.02)
+    np.testing.assert_allclose(fractions, [0.48, 0.48, 0.04], atol=0.02)
+
+
+@pytest.fixture
+def grids(monkeypatch):
+    """The colours of the tiles of each panel, as (N, H, W, 3), in the order in which the panels are drawn."""
+    grids = []
+    draw = _filters._with_thin_gaps
+    monkeypatch.setattr(_filters, "_with_thin_gaps", lambda colors: grids.append(colors) or draw(colors))
+    return grids
+
+
+def test_each_filter_is_scaled_by_its_largest_weight_and_the_largest_norm_is_first(tmp_path, grids):
+    save_filters(np.array([[0.0, 0.5, -1, 1], [0, 30, -40, 20]]).reshape(2, 1, 2, 2), tmp_path / "filters.png")
+    np.testing.assert_allclose(grids[0][..., 0].reshape(2, 4), [[0.5, 0.875, 0, 0.75], [0.5, 0.75, 0, 1]])
+
+
+def test_the_change_of_filters_has_one_scale_and_a_panel_of_its_own(tmp_path, grids):
+    before = np.array([[2.0, 0, 0, 0], [1, 1, 0, -1]]).reshape(2, 1, 2, 2)
+    after = np.array([[2.0, 0.5, 0, 0], [0, 1, 0.5, -1]]).reshape(2, 1, 2, 2)
+    save_filters(after, tmp_path / "filters.png", before=before)
+    first, second = (grid[..., 0].reshape(2, 4) for grid in grids[:2])
+    np.testing.assert_allclose(first, [[1, 1, 0.5, 0], [1, 0.5, 0.5, 0.5]])  # the second filter changed more
+    np.testing.assert_allclose(second, [[0.5, 1, 0.75, 0], [1, 0.625, 0.5, 0.5]])
+    white, blue, half_orange = [1, 1, 1], [0, 0.45, 0.7], [0.92, 0.685, 0.5]
+    np.testing.assert_allclose(grids[2].reshape(2, 4, 3)[0], [blue, white, half_orange, white])
+    np.testing.assert_allclose(grids[2].reshape(2, 4, 3)[1], [white, half_orange, white, white])
+
+
+def test_filters_that_training_did_not_change_are_drawn(tmp_path, grids):
+    save_filters(np.zeros((2, 3, 3, 3)), tmp_path / "filters.png", before=np.zeros((2, 3, 3, 3)))
+    assert [float(grid.min()) for grid in grids] == [float(grid.max()) for grid in grids] == [0.5, 0.5, 0.5]
 
 
 def test_affine_weights_are_refused_as_filters(tmp_path):
@@ -108,10 +139,10 @@ def test_filters_before_and_after_training_are_side_by_side(rng, tmp_path):
     save_filters(after, tmp_path / "both.png", before=before)
     save_filters(after, tmp_path / "after.png")
     both, alone = pixels(tmp_path / "both.png"), pixels(tmp_path / "after.png")
-    assert both.shape == (alone.shape[0], 2 * alone.shape[1], 3)
-    left, right = np.split(both, 2, axis=1)
-    assert (left != right).any(axis=2).mean() > 0.3
-    assert abs(right[100:].astype(int) - alone[100:]).mean() < abs(left[100:].astype(int) - alone[100:]).mean() / 2
+    assert both.shape == (alone.shape[0], 3 * alone.shape[1], 3)
+    left, middle, right = np.split(both, 3, axis=1)
+    assert (left != middle).any(axis=2).mean() > 0.3
+    assert not is_grey(right)
 
 
 def test_filters_before_training_must_have_the_same_shape(tmp_path):
@@ -189,8 +220,19 @@ def test_health_is_drawn_with_one_line_for_each_layer_if_it_is_given(tmp_path, f
     assert ratio.get_yscale() == "log"
     low, high = ratio.get_ylim()
     assert low < 1e-4 < 1e-2 < high < 0.1
-    assert [text.get_text() for text in ratio.get_legend().get_texts()] == ["W1", "W2", "usual"]
+    assert [text.get_text() for text in ratio.get_legend().get_texts()] == ["W1", "W2", "0.001, a usual ratio"]
+    assert [text.get_text() for text in dead.get_legend().get_texts()] == ["ReLU 1"]
     np.testing.assert_array_equal(dead.lines[0].get_xydata(), [[0, 0], [1, 0.25]])
+
+
+def test_updates_that_vanish_do_not_flatten_the_others(tmp_path, figures):
+    ratios = [1e-2, 1e-3, 1e-12, 0.0]  # as with a cosine, whose last learning rate is 0
+    save_curves(
+        make_history([2.3], [0.1], [0.1]) | {"health_history": {"update_ratio_W1": ratios}}, tmp_path / "curves.png"
+    )
+    axes = figures[0].axes[2]
+    assert axes.get_ylim() == (5e-7, 2e-2)
+    np.testing.assert_array_equal(axes.lines[0].get_ydata(), [1e-2, 1e-3, 1e-6, 1e-6])
 
 
 def test_one_early_loss_does_not_flatten_the_curve(tmp_path, figures):

@@ -15,6 +15,8 @@ __all__ = ["save_comparison", "save_curves"]
 COLORS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"
 BLUE, ORANGE = COLORS[:2]
 HEALTH_TITLES = {"update_ratio_": "Norm of update / norm of weights", "dead_relu_": "Fraction of dead ReLUs"}
+HEALTH_LABELS = {"update_ratio_": "", "dead_relu_": "ReLU "}
+LEAST_RATIO = 1e-6  # smaller updates, as at the end of a cosine, are drawn at the bottom of the panel
 LINE_STYLES = "-", "--", "-.", ":"
 MARKERS = "o", "s", "^", "D", "v", "P", "X"
 REQUIRED_HISTORIES = "loss_history", "train_acc_history", "val_acc_history"
@@ -182,7 +184,7 @@ def _health_panels(history: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray
     """Return the lines of each health panel, by its title; a panel without lines is left out."""
     panels = {
         title: {
-            name.removeprefix(prefix): as_host_array(values)
+            HEALTH_LABELS[prefix] + name.removeprefix(prefix): as_host_array(values)
             for name, values in history.items()
             if name.startswith(prefix)
         }
@@ -193,15 +195,17 @@ def _health_panels(history: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray
 
 def _draw_health(axes: Any, title: str, lines: Mapping[str, np.ndarray]) -> None:
     """Draw one line for each layer, with a logarithmic scale for ratios, which differ by orders of magnitude."""
+    are_ratios = title == HEALTH_TITLES["update_ratio_"]
     for i, (name, values) in enumerate(lines.items()):
         line_style = LINE_STYLES[i // len(COLORS) % len(LINE_STYLES)]
-        _draw_accuracies(axes, values, COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)], name, line_style)
+        shown = np.maximum(values, LEAST_RATIO) if are_ratios else values
+        _draw_accuracies(axes, shown, COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)], name, line_style)
     axes.set(title=title, xlabel="epoch", ylim=(-0.02, 1.02))
-    if title == HEALTH_TITLES["update_ratio_"]:
-        positive = np.concatenate([values[np.isfinite(values) & (values > 0)] for values in lines.values()])
-        low, high = (positive.min(), positive.max()) if positive.size else (1e-3, 1e-3)
+    if are_ratios:
+        finite = np.concatenate([values[np.isfinite(values)] for values in lines.values()])
+        low, high = (max(finite.min(), LEAST_RATIO), finite.max()) if finite.size else (1e-3, 1e-3)
         axes.set(yscale="log", ylim=(min(low, 1e-3) / 2, max(high, 1e-3) * 2))
-        axes.axhline(1e-3, color="grey", linestyle=":", linewidth=1, label="usual")
+        axes.axhline(1e-3, color="grey", linestyle=":", linewidth=1, label="0.001, a usual ratio")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25), fontsize="small", ncols=6)
 
 

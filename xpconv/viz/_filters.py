@@ -50,13 +50,18 @@ def visualize_grid(Xs: Array, ubound: float = 255.0, padding: int = 1) -> np.nda
     Xs = to_host(Xs)
     if Xs.ndim != 4 or Xs.size == 0:
         raise ArgumentError(f"Xs has shape {Xs.shape}; expected images (N, H, W, C), at least one")
-    N, H, W, C = Xs.shape
     padding = check_count("padding", padding, 0)
     Xs = Xs.astype(np.float64)
     low, high = Xs.min(axis=(1, 2, 3), keepdims=True), Xs.max(axis=(1, 2, 3), keepdims=True)
+    return _arrange(ubound * (Xs - low) / np.where(high > low, high - low, 1), padding)
+
+
+def _arrange(images: np.ndarray, padding: int) -> np.ndarray:
+    """Arrange images (N, H, W, C) as the tiles of one square picture, row by row; the gaps are 0."""
+    N, H, W, C = images.shape
     side = math.ceil(math.sqrt(N))
     tiles = np.zeros((side * side, H + padding, W + padding, C))
-    tiles[:N, :H, :W] = ubound * (Xs - low) / np.where(high > low, high - low, 1)
+    tiles[:N, :H, :W] = images
     rows = tiles.reshape(side, side, H + padding, W + padding, C).transpose(0, 2, 1, 3, 4)
     grid = rows.reshape(side * (H + padding), side * (W + padding), C)
     return grid[: side * (H + padding) - padding, : side * (W + padding) - padding]
@@ -67,8 +72,11 @@ def save_filters(
 ) -> None:
     """Draw convolution filters as tiles, as a PNG.
 
-    Filters of three channels are drawn in colour, others as one grey tile for each filter and channel. Each tile is
-    rescaled on its own, so the picture shows the pattern of a filter and not its magnitude.
+    Filters of three channels are drawn in colour, others as one grey tile for each filter and channel. A weight w of a
+    tile has the brightness ``1/2 + w / (2 m)``, with m the tile's largest absolute weight: 0 is grey. With `before`, m
+    is the largest of both, and a third panel shows the change, ``w - before``, with one scale for all tiles: orange is
+    an increase and blue a decrease. Tiles are sorted by their change relative to their norm before, or without `before`
+    by their norm; the largest is first.
 
     Parameters
     ----------
@@ -94,28 +102,74 @@ def save_filters(
     ...     os.listdir(folder)
     ['filters.png']
     """
-    pictures = {"": to_host(w)}
-    if before is not None:
-        pictures = {"before training": to_host(before), "after training": pictures[""]}
     if len(w.shape) != 4 or 0 in w.shape:
         raise ArgumentError(f"w has shape {tuple(w.shape)}; expected filters (F, C, KH, KW), at least one")
     if before is not None and tuple(before.shape) != tuple(w.shape):
         raise ArgumentError(f"before has shape {tuple(before.shape)}; expected that of w, {tuple(w.shape)}")
     F, C, KH, KW = w.shape
-    figure = new_figure((5 * len(pictures), 5.3))
-    figure.suptitle(f"{title}: {F} of {C}×{KH}×{KW}")
-    for axes, (name, filters) in zip(
-        figure.subplots(1, len(pictures), squeeze=False)[0], pictures.items(), strict=True
-    ):
-        axes.imshow(_filter_grid(filters), interpolation="nearest")
+    tiles = _tiles(w)
+    panels = _sorted_by_norm(tiles) if before is None else _before_after_and_change(_tiles(before), tiles)
+    figure = new_figure((5 * len(panels), 5.3))
+    figure.suptitle(f"{title}: {F} of {C}×{KH}×{KW}, sorted by {'norm' if before is None else 'change'}")
+    for axes, (name, colors) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        axes.imshow(_with_thin_gaps(colors), interpolation="nearest")
         axes.set(title=name, facecolor="steelblue", xticks=[], yticks=[])
     write_figure(figure, path)
 
 
-def _filter_grid(w: np.ndarray) -> np.ndarray:
-    """Return a grid of filters (F, C, KH, KW) as RGBA; the gaps between tiles are transparent."""
-    F, C, KH, KW = w.shape
-    tiles = w.transpose(0, 2, 3, 1) if C == 3 else np.repeat(w.reshape(F * C, KH, KW, 1), 3, axis=3)
-    # An alpha channel that equals the tile's maximum is rescaled to 255, and is 0 in the gaps.
-    alpha = np.broadcast_to(tiles.max(axis=(1, 2, 3), keepdims=True), (len(tiles), KH, KW, 1))
-    return visualize_grid(np.concatenate([tiles, alpha], axis=3)).astype(np.uint8)
+INCREASE, DECREASE = (0.84, 0.37, 0.0), (0.0, 0.45, 0.70)
+TILE_WIDTH = 24  # gaps are one pixel wide
+
+
+def _tiles(w: Array) -> np.ndarray:
+    """Return filters (F, C, KH, KW) as tiles (N, KH, KW, 3) in colour, or (N, KH, KW, 1)."""
+    w = to_host(w).astype(np.float64)
+    return w.transpose(0, 2, 3, 1) if w.shape[1] == 3 else w.reshape(-1, *w.shape[2:], 1)
+
+
+def _sorted_by_norm(tiles: np.ndarray) -> dict[str, np.ndarray]:
+    tiles = tiles[np.argsort(-_norms(tiles), kind="stable")]
+    return {"": _brightness(tiles, _largest(tiles))}
+
+
+def _before_after_and_change(before: np.ndarray, after: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the colours of the three panels by their names."""
+    norms = _norms(before)
+    order = np.argsort(-_norms(after - before) / np.where(norms > 0, norms, 1), kind="stable")
+    before, after = before[order], after[order]
+    change, largest = after - before, np.maximum(_largest(before), _largest(after))
+    limit = np.abs(change).max()
+    relative = f"up to {limit / largest.max():.2g} × the largest weight" if limit > 0 else "none"
+    return {
+        "before training": _brightness(before, largest),
+        "after training": _brightness(after, largest),
+        f"change: {relative}": _signed_colors(change / (limit or 1)),
+    }
+
+
+def _norms(tiles: np.ndarray) -> np.ndarray:
+    return np.sqrt((tiles**2).sum(axis=(1, 2, 3)))
+
+
+def _largest(tiles: np.ndarray) -> np.ndarray:
+    return np.abs(tiles).max(axis=(1, 2, 3), keepdims=True)
+
+
+def _brightness(tiles: np.ndarray, largest: np.ndarray) -> np.ndarray:
+    return np.broadcast_to(0.5 + tiles / np.where(largest > 0, 2 * largest, 1), (*tiles.shape[:3], 3))
+
+
+def _signed_colors(change: np.ndarray) -> np.ndarray:
+    """Return colours of changes from -1 to 1: one channel from blue over white to orange, three as their brightness."""
+    if change.shape[3] == 3:
+        return 0.5 + change / 2
+    end = np.where(change > 0, np.array(INCREASE), np.array(DECREASE))
+    return 1 - np.abs(change) * (1 - end)
+
+
+def _with_thin_gaps(colors: np.ndarray) -> np.ndarray:
+    """Return a grid of tiles as RGBA, each enlarged so that a gap of one pixel is thin; the gaps are transparent."""
+    factor = max(TILE_WIDTH // max(colors.shape[1:3]), 1)
+    tiles = colors.repeat(factor, axis=1).repeat(factor, axis=2)
+    grid = _arrange(np.concatenate([tiles, np.ones((*tiles.shape[:3], 1))], axis=3), 1)
+    return (255 * grid).round().astype(np.uint8)
