@@ -30,10 +30,11 @@ from xpconv.ops.dispatch import accelerated_versions
 from xpconv.ops.windows import Window
 
 CASES = int(os.environ.get("EMULATED_CASES", "60"))  # per operation and dtype
-TOLERANCE = {"float32": 3e-6, "float64": 1e-13}  # relative to the largest value
+TOLERANCE = {"float16": 1e-3, "float32": 3e-6, "float64": 1e-13}  # relative to the largest value
 VERSIONS = accelerated_versions("cupy")
 
-every_dtype = pytest.mark.parametrize("dtype", list(TOLERANCE))
+every_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
+every_activation = pytest.mark.parametrize("dtype", list(TOLERANCE))
 
 
 @pytest.fixture(autouse=True)
@@ -88,10 +89,15 @@ def place(rng, a, dtype):
     return cupy.asarray(np.ascontiguousarray(a), dtype)
 
 
+def parameter(dtype):
+    """Return the dtype of parameters and sums where activations have the given dtype."""
+    return "float32" if dtype == "float16" else dtype
+
+
 def exact(a):
-    """Return a NumPy array, with float32 converted to float64."""
+    """Return a NumPy array, with floating-point values converted to float64."""
     a = np.array(a)
-    return a.astype(np.float64) if a.dtype == np.float32 else a
+    return a.astype(np.float64) if a.dtype.kind == "f" else a
 
 
 def largest(a):
@@ -108,7 +114,7 @@ def compare(actual, expected, dtype, tolerance=None, scale=()):
         other = np.asarray(other)
         assert isinstance(one, cupy.ndarray)
         assert one.shape == other.shape
-        assert one.dtype == (dtype if other.dtype == np.float64 else other.dtype)
+        assert one.dtype in ((dtype, parameter(dtype)) if other.dtype == np.float64 else (other.dtype,))
         finite = np.isfinite(other)
         limit = (TOLERANCE[dtype] if tolerance is None else tolerance) * np.max(np.abs(other[finite]), initial=terms)
         np.testing.assert_allclose(exact(one), other, rtol=0, atol=limit)
@@ -150,14 +156,14 @@ def columns(shape, window):
     return shape[1] * np.prod(window.kernel_size), shape[0] * np.prod(window.output_size(shape[2:]))
 
 
-@every_dtype
+@every_activation
 def test_unfold_equals_the_portable_version(monkeypatch, dtype):
     for rng in cases(monkeypatch, 1):
         shape, window = geometry(rng)
         check("unfold", [place(rng, draw(rng, *shape), dtype), window], {}, dtype, tolerance=0)
 
 
-@every_dtype
+@every_activation
 def test_fold_equals_the_portable_version(monkeypatch, dtype):
     for rng in cases(monkeypatch, 2):
         shape, window = geometry(rng)
@@ -165,13 +171,13 @@ def test_fold_equals_the_portable_version(monkeypatch, dtype):
         check("fold", [place(rng, cols, dtype), shape, window], {}, dtype)
 
 
-@every_dtype
+@every_activation
 def test_folding_at_stride_1_gives_the_bits_of_the_general_kernel(monkeypatch, dtype):
     for rng in cases(monkeypatch, 21, CASES // 2):
         shape, window = geometry(rng)
         shape, window = (*shape[:3], any_of(rng, 1, 2) * shape[3]), window._replace(stride=(1, 1))
         cols = cupy.asarray(rng.standard_normal(columns(shape, window)), dtype)
-        bias = cupy.asarray(rng.standard_normal(shape[1]), dtype) if rng.integers(2) else None
+        bias = cupy.asarray(rng.standard_normal(shape[1]), parameter(dtype)) if rng.integers(2) else None
         x, expected = cupy.empty(shape, dtype), cupy.empty(shape, dtype)
         _windows.fold_into(x, cols, window, bias)
         _, windows, _, (grid, _) = _windows.windows_and_grids(shape, window, x.dtype)
@@ -179,7 +185,7 @@ def test_folding_at_stride_1_gives_the_bits_of_the_general_kernel(monkeypatch, d
         assert x.tobytes() == expected.tobytes()
 
 
-@every_dtype
+@every_activation
 def test_max_pool_and_its_backward_pass_equal_the_portable_versions(monkeypatch, dtype):
     for rng in cases(monkeypatch, 3):
         shape, window = geometry(rng, pool=True)
@@ -189,7 +195,7 @@ def test_max_pool_and_its_backward_pass_equal_the_portable_versions(monkeypatch,
         check("max_pool_backward", [dout, place(rng, np.array(places), places.dtype), shape, window], {}, dtype)
 
 
-@every_dtype
+@every_activation
 @pytest.mark.parametrize(
     ("values", "best", "winner"),
     [
@@ -211,7 +217,7 @@ def test_max_pool_prefers_nan_and_the_first_of_tied_maxima(dtype, values, best, 
     assert where[0, 0, 0, 0] == (winner // 2 + 2) * 5 + winner % 2 + 2
 
 
-@every_dtype
+@every_activation
 @pytest.mark.parametrize("size", [(16, 16), (16, 17), (1, 257), (40, 40)])
 def test_indices_in_large_windows_have_a_dtype_that_holds_them(dtype, size):
     rng = np.random.default_rng(size)
@@ -224,15 +230,18 @@ def test_indices_in_large_windows_have_a_dtype_that_holds_them(dtype, size):
 # ---- convolution
 
 
-@every_dtype
+@every_activation
 def test_convolution_and_its_gradients_equal_the_portable_versions(monkeypatch, dtype):
     for rng in cases(monkeypatch, 4):
         (N, C, *image), window = geometry(rng)
         groups = any_of(rng, 1, 1, C)
         F = groups * any_of(rng, 1, 2, 5)
         shapes = (N, C, *image), (F, C // groups, *window.kernel_size)
-        x, w = (place(rng, rng.standard_normal(shape), dtype) for shape in shapes)
-        bias = place(rng, rng.standard_normal(F), dtype) if rng.integers(2) else None
+        x, w = (
+            place(rng, rng.standard_normal(shape), kind)
+            for shape, kind in zip(shapes, (dtype, parameter(dtype)), strict=True)
+        )
+        bias = place(rng, rng.standard_normal(F), parameter(dtype)) if rng.integers(2) else None
         monkeypatch.setenv("XPCONV_WORKSPACE", any_of(rng, "1GiB", "1B", f"{8 * 2 * N * w.size}B"))
         out, _ = check("convolve", [x, w, bias, window, groups, "auto"], {}, dtype, 10 * TOLERANCE[dtype])
         dout = place(rng, rng.standard_normal(out.shape), dtype)
@@ -243,15 +252,18 @@ def test_convolution_and_its_gradients_equal_the_portable_versions(monkeypatch, 
         assert (result[0] is not None) == need_dx
 
 
-@every_dtype
+@every_activation
 def test_transposed_convolution_equals_the_portable_version(monkeypatch, dtype):
     for rng in cases(monkeypatch, 16):
         (N, C, *image), window = geometry(rng)
         groups = any_of(rng, 1, 1, C)
         F = groups * any_of(rng, 1, 2, 5)
         shapes = (N, F, *window.output_size(tuple(image))), (F, C // groups, *window.kernel_size)
-        x, w = (place(rng, rng.standard_normal(shape), dtype) for shape in shapes)
-        bias = place(rng, rng.standard_normal(C), dtype) if rng.integers(2) else None
+        x, w = (
+            place(rng, rng.standard_normal(shape), kind)
+            for shape, kind in zip(shapes, (dtype, parameter(dtype)), strict=True)
+        )
+        bias = place(rng, rng.standard_normal(C), parameter(dtype)) if rng.integers(2) else None
         monkeypatch.setenv("XPCONV_WORKSPACE", any_of(rng, "1GiB", "1B", f"{8 * 2 * N * w.size}B"))
         check("convolve_transposed", [x, w, bias, tuple(image), window, groups], {}, dtype, 10 * TOLERANCE[dtype])
 
@@ -275,12 +287,12 @@ def statistics(rng):
     )
 
 
-@every_dtype
+@every_activation
 def test_normalise_and_its_gradients_equal_the_portable_versions(monkeypatch, dtype):
     for rng in cases(monkeypatch, 5):
         shape, channels, options, param_axes = statistics(rng)
         x = place(rng, any_of(rng, 1, 0.01, 100) * rng.standard_normal(shape) + any_of(rng, 0, 0, 1, -3), dtype)
-        gamma, beta = (place(rng, rng.standard_normal(channels), dtype) for _ in range(2))
+        gamma, beta = (place(rng, rng.standard_normal(channels), parameter(dtype)) for _ in range(2))
         options["eps"] = any_of(rng, 1e-1, 1e-5)
         _, (_, mean, _, inv_std) = check(
             "normalise",
@@ -291,7 +303,7 @@ def test_normalise_and_its_gradients_equal_the_portable_versions(monkeypatch, dt
             [largest(x) / np.sqrt(options["eps"]) * largest(gamma)],
         )
         dout = place(rng, rng.standard_normal(shape), dtype)
-        mean, inv_std = (place(rng, a, dtype) for a in (mean, inv_std))
+        mean, inv_std = (place(rng, a, parameter(dtype)) for a in (mean, inv_std))
         del options["eps"]
         check(
             "normalise_backward",
@@ -438,13 +450,19 @@ def test_norm_layers_give_the_same_results_with_the_kernels_as_without(monkeypat
 # ---- elementwise operations and losses
 
 
+@every_activation
+def test_relu_equals_the_portable_version(monkeypatch, dtype):
+    for rng in cases(monkeypatch, 8, CASES // 4):
+        shape = any_of(rng, (), (1,), (3, 5), (2, 3, 4, 5), (257,), (0, 3))
+        (_, mask), _ = check("relu", [place(rng, draw(rng, *shape), dtype)], {}, dtype, tolerance=0)
+        check("relu_backward", [place(rng, draw(rng, *shape), dtype), mask], {}, dtype, tolerance=0)
+
+
 @every_dtype
 def test_elementwise_operations_equal_the_portable_versions(monkeypatch, dtype):
     for rng in cases(monkeypatch, 8, CASES // 4):
         shape = any_of(rng, (), (1,), (3, 5), (2, 3, 4, 5), (257,), (0, 3))
         x = place(rng, draw(rng, *shape), dtype)
-        (_, mask), _ = check("relu", [x], {}, dtype, tolerance=0)
-        check("relu_backward", [place(rng, draw(rng, *shape), dtype), mask], {}, dtype, tolerance=0)
         slope = any_of(rng, 0.0, 0.25, 2.0)
         (_, mask), _ = check("leaky_relu", [x, slope], {}, dtype, tolerance=0)
         check("leaky_relu_backward", [place(rng, draw(rng, *shape), dtype), mask, slope], {}, dtype, tolerance=0)

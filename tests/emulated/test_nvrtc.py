@@ -16,6 +16,7 @@ FOLDERS = [Path(folder) for folder in getattr(find_spec("nvidia"), "submodule_se
 FOUND = [path for folder in FOLDERS for path in sorted(folder.glob("*/lib/libnvrtc*.so.*"), reverse=True)]
 SOURCE = Path(xpconv.__file__).parent / "ops" / "cupy" / "kernels.cu"
 STREAMED = ["unfold", "fold_at_stride_1", "max_pool", "max_pool_backward", "to_images", "to_rows", "normalise"]
+ELEMENTS = ["float", "double", "Half"]
 STREAMED += ["normalise_backward", "relu", "relu_backward"]
 
 if not FOUND:
@@ -49,12 +50,16 @@ def compile_kernels(nvrtc, *definitions):
 
 
 @pytest.mark.parametrize("index", ["uint8", "int64"])
-@pytest.mark.parametrize(("real", "wide"), [("float", 4), ("float", 1), ("double", 2), ("double", 1)])
-def test_kernels_compile_without_warnings_or_spilled_registers(nvrtc, real, wide, index):
-    ptx, log = compile_kernels(nvrtc, f"Real={real}", f"WIDE={wide}", f"Index={index}")
+@pytest.mark.parametrize(
+    ("element", "wide", "store"),
+    [("float", 4, "v4.f32"), ("double", 2, "v2.f64"), ("Half", 8, "v4.u32"), *((name, 1, "v") for name in ELEMENTS)],
+)
+def test_kernels_compile_without_warnings_or_spilled_registers(nvrtc, element, wide, store, index):
+    arithmetic = "double" if element == "double" else "float"
+    ptx, log = compile_kernels(nvrtc, f"Element={element}", f"Real={arithmetic}", f"WIDE={wide}", f"Index={index}")
     assert "warning" not in log
     spills = re.findall(r"(\d+) bytes spill", log)
     assert set(spills) == {"0"}
     code = dict(re.findall(r"\.entry (\w+)\((.*?)(?=\.entry|\Z)", ptx, re.DOTALL))
-    stores = {name: f"st.global.v{wide}.f{32 if real == 'float' else 64}" in code[name] for name in STREAMED}
+    stores = {name: f"st.global.{store}" in code[name] for name in STREAMED}
     assert stores == dict.fromkeys(STREAMED, wide > 1)

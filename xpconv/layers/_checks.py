@@ -6,7 +6,7 @@ from types import EllipsisType
 from typing import Any, TypeAlias
 
 from xpconv._validation import MOST_PIXELS, check_pair, is_integer
-from xpconv.backend import Array, array_namespace, on_host
+from xpconv.backend import Array, array_namespace, library_of, on_host
 from xpconv.errors import ArgumentError, ArgumentTypeError
 from xpconv.ops.windows import Pair, Sides, Window
 
@@ -32,19 +32,20 @@ _PADDINGS = "an int, a pair of ints (height, width) or two pairs of ints ((top, 
 def check_arrays(**arrays: Array | None) -> Any:
     """Check that the arrays have the same library, device and dtype, float32 or float64; return their namespace.
 
-    Only a bias `b` may be None.
+    On CuPy, activations, which come first, may be float16; parameters then are float32. Only a bias `b` may be None.
     """
     for name, a in arrays.items():
         if a is None and name != "b":
             raise ArgumentTypeError(f"{name} is None; expected an array")
     xp = array_namespace(**arrays)
     (first, a), *rest = ((name, a) for name, a in arrays.items() if a is not None)
-    if a.dtype not in (xp.float32, xp.float64):
+    half = a.dtype == xp.float16 if library_of(a) == "cupy" else False
+    if a.dtype not in (xp.float32, xp.float64) and not half:
         raise ArgumentTypeError(
             f"{first} has dtype {a.dtype}; expected float32 or float64: pass xp.astype({first}, xp.float32)"
         )
     for name, b in rest:
-        if b.dtype != a.dtype:
+        if b.dtype != a.dtype and not (half and b.dtype == xp.float32):
             raise ArgumentTypeError(
                 f"{first} has dtype {a.dtype} but {name} has dtype {b.dtype}: "
                 f"cast one of them, as in xp.astype({name}, {first}.dtype)"

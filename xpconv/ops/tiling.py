@@ -199,7 +199,7 @@ def sum_in_blocks(x: Array, *others: Array, term: Callable[..., Array]) -> Array
 
 @operation
 def sum_rows(a: Array) -> Array:
-    """Return the sum over the first axis.
+    """Return the sum over the first axis, in float32 for float16.
 
     Examples
     --------
@@ -207,7 +207,8 @@ def sum_rows(a: Array) -> Array:
     >>> sum_rows(np.ones((4, 2)))
     array([4., 4.])
     """
-    return array_api_compat.array_namespace(a).sum(a, axis=0)
+    xp = array_api_compat.array_namespace(a)
+    return xp.sum(a, axis=0, dtype=xp.result_type(a.dtype, xp.float32))
 
 
 @operation

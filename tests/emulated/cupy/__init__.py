@@ -252,7 +252,7 @@ class ElementwiseKernel:
         ins = [(f"const {kind}* _{name}", f"const {kind} {name} = _{name}[_i];") for kind, name in self._ins]
         outs = [(f"{kind}* _{name}", f"{kind}& {name} = _{name}[_i];") for kind, name in self._outs]
         parameters, values = zip(*ins, *outs, strict=True)
-        return f"""typedef {"float" if dtype == np.float32 else "double"} T;
+        return f"""typedef { {"e": "Half", "f": "float", "d": "double"}[dtype.char] } T;
             extern "C" __global__ void {self._name}({", ".join(parameters)}, long long _count) {{
                 const long long _i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
                 if (_i >= _count) return;

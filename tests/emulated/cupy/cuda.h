@@ -6,6 +6,7 @@
 #include <type_traits>
 #include <utility>
 
+#define Half _Float16
 #define __global__
 #define __device__
 #define __shared__ static thread_local
@@ -43,7 +44,7 @@ EXTREMES(double, fmin(a, b), fmax(a, b))
 // Write a parameter's type: & for a pointer to constants, * for another pointer, then NumPy's kind and size, as in &f4.
 template <class P> NO_HOOKS int describe(char* out) {
     using V = std::remove_pointer_t<P>;
-    const char kind = std::is_floating_point_v<V> ? 'f' : std::is_class_v<V> ? 'V' :
+    const char kind = std::is_floating_point_v<V> || std::is_same_v<std::remove_const_t<V>, _Float16> ? 'f' : std::is_class_v<V> ? 'V' :
         std::is_same_v<std::remove_const_t<V>, bool> ? 'b' : std::is_unsigned_v<V> ? 'u' : 'i';
     return sprintf(out, "%s%c%zu ", !std::is_pointer_v<P> ? "" : std::is_const_v<V> ? "&" : "*", kind, sizeof(V));
 }

@@ -6,7 +6,7 @@ import cupy
 
 from xpconv.ops.cupy._gemm import gemm
 from xpconv.ops.cupy._groups import plan_sums
-from xpconv.ops.cupy._launch import THREADS, Array, aligned, launch
+from xpconv.ops.cupy._launch import THREADS, Array, aligned, launch, sum_dtype
 from xpconv.ops.cupy._windows import fold_into, unfold
 from xpconv.ops.dispatch import accelerate
 from xpconv.ops.tiling import for_each_tile
@@ -17,7 +17,7 @@ from xpconv.ops.windows import Pair, Window
 def convolve(x: Array, w: Array, b: Array | None, window: Window, groups: int, algorithm: str) -> Array:
     """Multiply the filters by the columns."""
     (F, *_), output = w.shape, window.output_size(x.shape[2:])
-    L, filters = prod(output), _by_groups(w, groups)  # (G, F / G, K)
+    L, filters = prod(output), _by_groups(w.astype(x.dtype, copy=False), groups)  # (G, F / G, K)
     out = cupy.empty((x.shape[0], F, *output), x.dtype)
     bias = None if b is None else cupy.ascontiguousarray(b)
 
@@ -36,9 +36,9 @@ def convolve_backward(
 ) -> tuple[Array | None, Array, Array]:
     """Multiply dout, as rows of filters, by the columns for dw and by the filters for the gradient of the columns."""
     F, L = w.shape[0], prod(dout.shape[2:])
-    columns = _by_groups(w, groups).transpose(0, 2, 1)  # (G, K, F / G)
+    columns = _by_groups(w.astype(x.dtype, copy=False), groups).transpose(0, 2, 1)  # (G, K, F / G)
     dx = cupy.empty(x.shape, x.dtype) if need_dx else None
-    dw, sums = cupy.empty((groups, F // groups, columns.shape[1]), x.dtype), []
+    dw, sums = cupy.empty((groups, F // groups, columns.shape[1]), sum_dtype(x.dtype)), []
 
     def task(tile: slice) -> None:
         dy, db = images_to_rows(dout[tile])
@@ -57,7 +57,7 @@ def convolve_backward(
 def convolve_transposed(x: Array, w: Array, b: Array | None, size: Pair, window: Window, groups: int) -> Array:
     """Multiply the transposed filters by x, which gives columns; fold the columns and add the bias in one kernel."""
     F, L = w.shape[0], prod(x.shape[2:])
-    columns = _by_groups(w, groups).transpose(0, 2, 1)  # (G, K, F / G)
+    columns = _by_groups(w.astype(x.dtype, copy=False), groups).transpose(0, 2, 1)  # (G, K, F / G)
     out = cupy.empty((x.shape[0], groups * w.shape[1], *size), x.dtype)
     bias = None if b is None else cupy.ascontiguousarray(b)
 
@@ -78,7 +78,7 @@ def images_to_rows(images: Array) -> tuple[Array, Array]:
     """Return images (m, F, ...) as a matrix (F, m * L), and the sum of each of its rows."""
     (m, F), L, dtype = images.shape[:2], prod(images.shape[2:]), images.dtype
     grid, groups, _, wide = plan_sums((m, F, L), dtype, (0, 2))
-    rows, pieces, sums = cupy.empty((F, m * L), dtype), cupy.empty(grid[0], dtype), cupy.empty(F, dtype)
+    rows, pieces, sums = cupy.empty((F, m * L), dtype), *(cupy.empty(n, sum_dtype(dtype)) for n in (grid[0], F))
     launch("to_rows", dtype, grid, aligned(images), rows, pieces, groups, wide=wide)
     launch("total", dtype, ((F,), (THREADS,)), pieces, sums, groups)
     return rows, sums

@@ -87,7 +87,7 @@ def relu_backward(dout: Array, mask: Array) -> Array:
 
 def _contiguous(x: Array) -> bool:
     """Return whether the kernels of kernels.cu can read an array without a copy."""
-    return bool(x.flags.c_contiguous) and x.dtype.char in "fd" and 0 < x.size < 2**31
+    return bool(x.flags.c_contiguous) and x.dtype.char in "efd" and 0 < x.size < 2**31
 
 
 def _launch_on_all(name: str, x: Array, *others: Array) -> None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import cupy
 
 from xpconv.backend import tf32_enabled
-from xpconv.ops.cupy._launch import Array, Shape
+from xpconv.ops.cupy._launch import Array, Shape, sum_dtype
 from xpconv.ops.dispatch import accelerate
 
 # Constants of cublas_api.h and library_types.h
@@ -93,8 +93,14 @@ def gemm(a: Array, b: Array, out: Array | None = None, *, beta: float = 0.0) -> 
 
 @accelerate("cupy")
 def matmul(a: Array, b: Array) -> Array:
-    """Multiply without copying transposed views."""
-    return gemm(a, b)
+    """Multiply without copying transposed views.
+
+    With float16 activations: their product with parameters in float32 is float16, and the product of two of them, the
+    gradient of parameters, is float32.
+    """
+    if a.dtype != b.dtype:
+        return gemm(a.astype("float16", copy=False), b.astype("float16", copy=False))
+    return gemm(a, b, cupy.empty((*a.shape[:-1], b.shape[-1]), sum_dtype(a.dtype)))
 
 
 def release_workspace() -> None:

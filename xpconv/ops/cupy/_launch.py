@@ -1,6 +1,7 @@
 """Compiling and launching the kernels of kernels.cu."""
 
 from functools import lru_cache
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ THREADS = 256  # Threads per block, as in kernels.cu.
 _BLOCKS_PER_MULTIPROCESSOR = 8  # A multiprocessor holds 2048 threads.
 _MAX_GRID_Y = 65535
 _ACCESS_BYTES = 16  # the widest load or store of a thread
-_REAL = {"f": "float", "d": "double"}
+_TYPES = {"e": ("Half", "float"), "f": ("float", "float"), "d": ("double", "double")}  # Element and Real of kernels.cu.
 
 DIVISOR = np.dtype([("d", np.uint32), ("m", np.uint32), ("s", np.uint32)])  # The struct Divisor of kernels.cu.
 
@@ -25,7 +26,7 @@ DIVISOR = np.dtype([("d", np.uint32), ("m", np.uint32), ("s", np.uint32)])  # Th
 def launch(
     name: str, dtype: np.dtype, grid: tuple[Any, Any], *arguments: Any, index: str = "uint8", wide: int = 1
 ) -> None:
-    """Launch a kernel compiled for values of `dtype`, `wide` values per load, and an argmax of dtype `index`.
+    """Launch a kernel compiled for activations of `dtype`, `wide` values per load, and an argmax of dtype `index`.
 
     If `wide` is not 1, pass the arrays that the kernel reads through `aligned`.
     """
@@ -34,23 +35,28 @@ def launch(
 
 @lru_cache
 def _kernel(name: str, dtype: str, index: str, wide: int) -> Any:
-    return _module(_REAL[dtype], index, wide).get_function(name)
+    return _module(dtype, index, wide).get_function(name)
 
 
 @lru_cache
-def _module(real: str, index: str, wide: int) -> Any:
+def _module(dtype: str, index: str, wide: int) -> Any:
     source = Path(__file__).with_name("kernels.cu").read_text(encoding="utf-8")
-    options = "-std=c++17", f"-DReal={real}", f"-DIndex={index}", f"-DWIDE={wide}"
+    element, arithmetic = _TYPES[dtype]
+    options = "-std=c++17", f"-DElement={element}", f"-DReal={arithmetic}", f"-DIndex={index}", f"-DWIDE={wide}"
     return cupy.RawModule(code=source, options=options)
 
 
+def sum_dtype(dtype: np.dtype) -> np.dtype:
+    """Return the dtype of sums over activations, and of parameters: float32 if the activations are float16."""
+    return np.promote_types(dtype, np.float32)
+
+
 def width(count: int, dtype: np.dtype) -> int:
-    """Return how many values a kernel may load at once from rows of `count` values: 16 bytes of values, or 1.
+    """Return how many values a kernel may load at once from rows of `count` values: at most 16 bytes, a power of two.
 
     The width depends on the shape alone, so that sums are always added in the same order.
     """
-    wide = _ACCESS_BYTES // dtype.itemsize
-    return wide if count % wide == 0 else 1
+    return gcd(count, _ACCESS_BYTES // dtype.itemsize)
 
 
 def aligned(a: Array) -> Array:

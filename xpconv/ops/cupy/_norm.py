@@ -17,7 +17,7 @@ def normalise(
     grid, groups, shape, wide = plan_sums(x.shape, x.dtype, tuple(axes), gamma.shape)
     x, gamma, beta = aligned(x), cupy.ascontiguousarray(gamma), cupy.ascontiguousarray(beta)
     dtype = x.dtype
-    out, mean, var, inv_std = cupy.empty(x.shape, dtype), *(cupy.empty(shape, dtype) for _ in range(3))
+    out, mean, var, inv_std = cupy.empty(x.shape, dtype), *(cupy.empty(shape, gamma.dtype) for _ in range(3))
     moments = cupy.empty((2, *grid[0]), "float64")
     launch("sum_moments", dtype, grid, x, moments, groups, wide=wide)
     launch("normalise", dtype, grid, x, gamma, beta, moments, float(eps), out, mean, var, inv_std, groups, wide=wide)
@@ -42,8 +42,8 @@ def normalise_backward(
     params_per_group = params.grid[0][0] // wholes.grid[0][0]
     mean, inv_std, gamma = (cupy.ascontiguousarray(a) for a in (mean, inv_std, gamma))
     inputs, dtype = (aligned(dout), aligned(x), mean, inv_std, gamma), x.dtype
-    dx, dgamma, dbeta = cupy.empty(x.shape, dtype), cupy.empty(params.shape, dtype), cupy.empty(params.shape, dtype)
-    pieces = cupy.empty((5, *params.grid[0]), dtype)
+    dx, dgamma, dbeta = cupy.empty(x.shape, dtype), *(cupy.empty(params.shape, gamma.dtype) for _ in range(2))
+    pieces = cupy.empty((5, *params.grid[0]), gamma.dtype)
     launch("gradient_sums", dtype, params.grid, *inputs, pieces, params_per_group, params.groups, wide=params.wide)
     outputs = pieces, dx, dgamma, dbeta
     launch(

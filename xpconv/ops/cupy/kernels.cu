@@ -1,5 +1,6 @@
-// The CUDA kernels, compiled by NVRTC with -DReal=float or double, -DIndex=uint8 or int64 (of an argmax), and -DWIDE=n,
-// the number of neighbouring values that one access loads or stores: 1, or those of 16 bytes.
+// The CUDA kernels, compiled by NVRTC with -DElement=float, double or Half, the type of activations and their gradients,
+// -DReal=float or double, the type of arithmetic, parameters and sums, -DIndex=uint8 or int64 (of an argmax), and -DWIDE=n,
+// the number of neighbouring values that one access loads or stores: those of 16 bytes at most.
 //
 // blockIdx.x selects a channel, or a group of values that share their statistics. The blocks along y share its values,
 // which FOR_EACH numbers e = 0, 1, ... through all images. Each thread gathers the terms of its own results: no two
@@ -12,20 +13,43 @@ typedef Real T;
 typedef unsigned char uint8;
 typedef long long int64;
 
+#ifndef Half  // The CPU emulation has a type of its compiler.
+struct Half {  // A float16.
+    unsigned short bits;
+    Half() = default;
+    __device__ Half(float value) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value)); }
+    __device__ operator float() const {
+        float value;
+        asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+        return value;
+    }
+};
+#endif
+
 #define THREADS 256  // per block
 
 #define FOR_EACH(e, count) \
     for (unsigned e = blockIdx.y * THREADS + threadIdx.x; e < (count); e += gridDim.y * THREADS)
 
-struct alignas(WIDE * sizeof(T)) Pack { T v[WIDE]; };
+struct Pack { T v[WIDE]; };
+struct alignas(WIDE * sizeof(Element)) Elements { Element v[WIDE]; };
 struct alignas(WIDE) Mask { bool v[WIDE]; };
 
 #define FOR_EACH_PACK(e, count) \
     for (unsigned e = WIDE * (blockIdx.y * THREADS + threadIdx.x); e < (count); e += WIDE * gridDim.y * THREADS)
 
-__device__ Pack load(const T* x) { return *reinterpret_cast<const Pack*>(x); }
+__device__ Pack load(const Element* x) {
+    const Elements loaded = *reinterpret_cast<const Elements*>(x);
+    Pack pack;
+    for (int k = 0; k < WIDE; ++k) pack.v[k] = loaded.v[k];
+    return pack;
+}
 
-__device__ void store(T* x, Pack pack) { *reinterpret_cast<Pack*>(x) = pack; }
+__device__ void store(Element* x, Pack pack) {
+    Elements stored;
+    for (int k = 0; k < WIDE; ++k) stored.v[k] = pack.v[k];
+    *reinterpret_cast<Elements*>(x) = stored;
+}
 
 // A divisor with its multiplier: n / d = (the upper half of n * m, plus n) >> s for n < 2^31 (Granlund and
 // Montgomery 1994). An ordinary division would cost more time than loading a value.
@@ -71,27 +95,27 @@ __device__ int number(unsigned distance, Divisor dilation) {
 }
 
 // Each thread copies WIDE windows of one row of windows.
-extern "C" __global__ void unfold(const T* __restrict__ x, T* __restrict__ cols, Windows g) {
+extern "C" __global__ void unfold(const Element* __restrict__ x, Element* __restrict__ cols, Windows g) {
     const unsigned P = g.N * g.output.d;
     FOR_EACH_PACK(p, P) {
         const unsigned n = p / g.output, l = p % g.output;
         const int top = l / g.output_row * g.SH - g.PH, left = l % g.output_row * g.SW - g.PW;
-        const T* image = x + plane(g, n) * g.image.d;
-        T* out = cols + (size_t)blockIdx.x * g.KH * g.KW * P + p;
+        const Element* image = x + plane(g, n) * g.image.d;
+        Element* out = cols + (size_t)blockIdx.x * g.KH * g.KW * P + p;
         for (int h = top; h < top + g.KH * g.DH; h += g.DH)
             for (int w = left; w < left + g.KW * g.DW; w += g.DW, out += P) {
                 Pack pack;
                 for (int k = 0; k < WIDE; ++k) {
                     const int column = w + k * g.SW;
                     const bool inside = h >= 0 && h < g.H && column >= 0 && column < g.W;
-                    pack.v[k] = inside ? image[h * g.W + column] : T(0);
+                    pack.v[k] = inside ? T(image[h * g.W + column]) : T(0);
                 }
                 store(out, pack);
             }
     }
 }
 
-extern "C" __global__ void fold(const T* __restrict__ cols, const T* bias, T* __restrict__ x, Windows g) {
+extern "C" __global__ void fold(const Element* __restrict__ cols, const T* bias, Element* __restrict__ x, Windows g) {
     const size_t P = (size_t)g.N * g.output.d;
     const T b = bias ? bias[blockIdx.x] : T(0);
     FOR_EACH(e, g.N * g.image.d) {
@@ -99,7 +123,7 @@ extern "C" __global__ void fold(const T* __restrict__ cols, const T* bias, T* __
         const int h = pixel / g.row + g.PH, w = pixel % g.row + g.PW;
         const Span rows = windows_over(h, g.KH, g.down, g.apart_down, g.OH);
         const Span columns = windows_over(w, g.KW, g.across, g.apart_across, g.OW);
-        const T* image_cols = cols + n * g.output.d;
+        const Element* image_cols = cols + n * g.output.d;
         T sum = 0;
         for (int i = rows.first; i <= rows.last; ++i)
             for (int j = columns.first; j <= columns.last; ++j) {
@@ -113,19 +137,20 @@ extern "C" __global__ void fold(const T* __restrict__ cols, const T* bias, T* __
 
 // At stride 1, row k of window i = h - k * DH lies on row h. Each thread adds up WIDE pixels of one row, in the order of
 // `fold`.
-extern "C" __global__ void fold_at_stride_1(const T* __restrict__ cols, const T* bias, T* __restrict__ x, Windows g) {
+extern "C" __global__ void fold_at_stride_1(const Element* __restrict__ cols, const T* bias,
+                                            Element* __restrict__ x, Windows g) {
     const size_t P = (size_t)g.N * g.output.d;
     const T b = bias ? bias[blockIdx.x] : T(0);
     FOR_EACH_PACK(e, g.N * g.image.d) {
         const unsigned n = e / g.image, pixel = e % g.image;
         const int h = pixel / g.row + g.PH, w = pixel % g.row + g.PW;
-        const T* image_cols = cols + (size_t)blockIdx.x * g.KH * g.KW * P + n * g.output.d;
+        const Element* image_cols = cols + (size_t)blockIdx.x * g.KH * g.KW * P + n * g.output.d;
         Pack sum = {};
         for (int k = g.KH - 1; k >= 0; --k) {
             const int i = h - k * g.DH;
             if (i < 0 || i >= g.OH) continue;
             for (int l = g.KW - 1; l >= 0; --l) {
-                const T* row = image_cols + (size_t)(k * g.KW + l) * P + i * g.OW;
+                const Element* row = image_cols + (size_t)(k * g.KW + l) * P + i * g.OW;
                 for (int m = 0; m < WIDE; ++m) {
                     const int j = w + m - l * g.DW;
                     if (j >= 0 && j < g.OW) sum.v[m] += row[j];
@@ -140,12 +165,12 @@ extern "C" __global__ void fold_at_stride_1(const T* __restrict__ cols, const T*
 struct alignas(WIDE * sizeof(Index) < 16 ? WIDE * sizeof(Index) : 16) Indices { Index v[WIDE]; };
 
 // Each thread searches WIDE windows of one row of windows.
-extern "C" __global__ void max_pool(const T* __restrict__ x, T* __restrict__ out, Index* __restrict__ argmax,
-                                    Windows g) {
+extern "C" __global__ void max_pool(const Element* __restrict__ x, Element* __restrict__ out,
+                                    Index* __restrict__ argmax, Windows g) {
     FOR_EACH_PACK(p, g.N * g.output.d) {
         const unsigned n = p / g.output, l = p % g.output;
         const int top = l / g.output_row * g.SH - g.PH, first = (max(0, -top) + g.DH - 1) / g.DH;
-        const T* image = x + plane(g, n) * g.image.d;
+        const Element* image = x + plane(g, n) * g.image.d;
         Pack maxima;
         Indices places;
         for (int m = 0; m < WIDE; ++m) {
@@ -168,8 +193,8 @@ extern "C" __global__ void max_pool(const T* __restrict__ x, T* __restrict__ out
 }
 
 // Each thread adds up the gradients of WIDE pixels of one row.
-extern "C" __global__ void max_pool_backward(const T* __restrict__ dout, const Index* __restrict__ argmax,
-                                             T* __restrict__ dx, Windows g) {
+extern "C" __global__ void max_pool_backward(const Element* __restrict__ dout, const Index* __restrict__ argmax,
+                                             Element* __restrict__ dx, Windows g) {
     FOR_EACH_PACK(e, g.N * g.image.d) {
         const unsigned n = e / g.image, pixel = e % g.image;
         const int h = pixel / g.row + g.PH;
@@ -260,7 +285,8 @@ extern "C" __global__ void total(const T* sums, T* totals, Groups g) {
 
 // ---- convolution: copy a matrix (F, m * L), whose row f is the group of channel f, to images (m, F, L), and back
 
-extern "C" __global__ void to_images(const T* __restrict__ rows, const T* bias, T* __restrict__ images, Groups g) {
+extern "C" __global__ void to_images(const Element* __restrict__ rows, const T* bias,
+                                     Element* __restrict__ images, Groups g) {
     const T b = bias ? bias[blockIdx.x] : T(0);
     #pragma unroll 2
     FOR_EACH_PACK(e, size(g)) {
@@ -270,7 +296,8 @@ extern "C" __global__ void to_images(const T* __restrict__ rows, const T* bias, 
     }
 }
 
-extern "C" __global__ void to_rows(const T* __restrict__ images, T* __restrict__ rows, T* sums, Groups g) {
+extern "C" __global__ void to_rows(const Element* __restrict__ images, Element* __restrict__ rows, T* sums,
+                                   Groups g) {
     T sum = 0;
     #pragma unroll 2
     FOR_EACH_PACK(e, size(g)) {
@@ -285,11 +312,11 @@ extern "C" __global__ void to_rows(const T* __restrict__ images, T* __restrict__
 
 // The first value of this block's group. Its difference from the mean is at most sqrt(size) standard deviations, so sums
 // of differences from it lose few digits of the variance.
-__device__ T pivot(const T* x, Groups g) { return x[(size_t)blockIdx.x * g.B.d]; }
+__device__ T pivot(const Element* x, Groups g) { return x[(size_t)blockIdx.x * g.B.d]; }
 
 // Sum the differences from the pivot and their squares. moments is (2, S, pieces). Sums are in double: the rounding error
 // of a float mean far from zero may exceed the differences between values, and squares beyond 1e19 overflow in float.
-extern "C" __global__ void sum_moments(const T* __restrict__ x, double* moments, Groups g) {
+extern "C" __global__ void sum_moments(const Element* __restrict__ x, double* moments, Groups g) {
     const double first = pivot(x, g);
     double sum = 0, squares = 0;
     #pragma unroll 2
@@ -305,9 +332,9 @@ extern "C" __global__ void sum_moments(const T* __restrict__ x, double* moments,
     store_piece(squares, moments + (size_t)g.S * g.pieces);
 }
 
-extern "C" __global__ void normalise(const T* __restrict__ x, const T* __restrict__ gamma, const T* __restrict__ beta,
-                                     const double* moments, double eps, T* __restrict__ out, T* means, T* vars,
-                                     T* inv_stds, Groups g) {
+extern "C" __global__ void normalise(const Element* __restrict__ x, const T* __restrict__ gamma,
+                                     const T* __restrict__ beta, const double* moments, double eps,
+                                     Element* __restrict__ out, T* means, T* vars, T* inv_stds, Groups g) {
     const double shift = mean_of(moments, g), exact = pivot(x, g) + shift;
     const double rounded = mean_of(moments + (size_t)g.S * g.pieces, g) - shift * shift;
     const double var = rounded < 0 ? 0 : rounded;  // NaN stays NaN
@@ -332,9 +359,9 @@ extern "C" __global__ void normalise(const T* __restrict__ x, const T* __restric
 
 // Sum dout, dout * xhat, gamma * dout, gamma * dout * xhat and xhat over each group of `g`, which gives one value of
 // dbeta and of dgamma. `rows` consecutive groups share their mean and inv_std. sums is (5, S, pieces).
-extern "C" __global__ void gradient_sums(const T* __restrict__ dout, const T* __restrict__ x, const T* means,
-                                         const T* inv_stds, const T* __restrict__ gamma, T* sums, int64 rows,
-                                         Groups g) {
+extern "C" __global__ void gradient_sums(const Element* __restrict__ dout, const Element* __restrict__ x,
+                                         const T* means, const T* inv_stds, const T* __restrict__ gamma, T* sums,
+                                         int64 rows, Groups g) {
     const T mean = means[blockIdx.x / rows], inv_std = inv_stds[blockIdx.x / rows];
     const unsigned first = first_channel(g);
     const T held = gamma[first];
@@ -356,9 +383,10 @@ extern "C" __global__ void gradient_sums(const T* __restrict__ dout, const T* __
 
 // Here a group of `g` is all values that share their mean and inv_std. It consists of `rows` groups of gradient_sums,
 // each of which wrote `pieces` pieces of its sums.
-extern "C" __global__ void normalise_backward(const T* __restrict__ dout, const T* __restrict__ x, const T* means,
-                                              const T* inv_stds, const T* __restrict__ gamma, const T* sums,
-                                              T* __restrict__ dx, T* dgamma, T* dbeta, int64 rows, Groups g) {
+extern "C" __global__ void normalise_backward(const Element* __restrict__ dout, const Element* __restrict__ x,
+                                              const T* means, const T* inv_stds, const T* __restrict__ gamma,
+                                              const T* sums, Element* __restrict__ dx, T* dgamma, T* dbeta, int64 rows,
+                                              Groups g) {
     const T mean = means[blockIdx.x], inv_std = inv_stds[blockIdx.x];
     const size_t mine = blockIdx.x * rows * g.pieces, all = g.S * rows * g.pieces;
     const T mean_dxhat = block_total(sums + 2 * all + mine, rows * g.pieces) / size(g);
@@ -392,7 +420,8 @@ extern "C" __global__ void normalise_backward(const T* __restrict__ dout, const 
 
 // ---- relu
 
-extern "C" __global__ void relu(const T* __restrict__ x, T* __restrict__ out, bool* __restrict__ mask, int64 count) {
+extern "C" __global__ void relu(const Element* __restrict__ x, Element* __restrict__ out, bool* __restrict__ mask,
+                                int64 count) {
     #pragma unroll 2
     FOR_EACH_PACK(e, count) {
         Pack pack = load(x + e);
@@ -406,8 +435,8 @@ extern "C" __global__ void relu(const T* __restrict__ x, T* __restrict__ out, bo
     }
 }
 
-extern "C" __global__ void relu_backward(const T* __restrict__ dout, const bool* __restrict__ mask, T* __restrict__ dx,
-                                         int64 count) {
+extern "C" __global__ void relu_backward(const Element* __restrict__ dout, const bool* __restrict__ mask,
+                                         Element* __restrict__ dx, int64 count) {
     #pragma unroll 2
     FOR_EACH_PACK(e, count) {
         Pack pack = load(dout + e);
