@@ -164,6 +164,7 @@ FLOORS = {  # name: (kind, what it holds)
     "random": (HOST, "random streams drawn on the host"),
     "_deferred": (HOST, "numbers without a value while a step is captured"),
     "_validation": (HOST, "checks of arguments"),
+    "_html": (HOST, "tables in HTML"),
     "errors": (HOST, "exceptions"),
     "_version": (HOST, "the version"),
 }

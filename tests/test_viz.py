@@ -225,6 +225,15 @@ def test_health_is_drawn_with_one_line_for_each_layer_if_it_is_given(tmp_path, f
     np.testing.assert_array_equal(dead.lines[0].get_xydata(), [[0, 0], [1, 0.25]])
 
 
+def test_the_legend_of_a_deep_net_names_at_most_eight_layers(tmp_path, figures):
+    ratios = {f"update_ratio_W{k}": [1e-3, 1e-3] for k in range(1, 21)}
+    save_curves(make_history([2.3], [0.1], [0.1]) | {"health_history": ratios}, tmp_path / "curves.png")
+    axes = figures[0].axes[2]
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names == [*(f"W{k}" for k in range(1, 21, 3)), "0.001, a usual ratio"]
+    assert len(axes.lines) == 21
+
+
 def test_updates_that_vanish_do_not_flatten_the_others(tmp_path, figures):
     ratios = [1e-2, 1e-3, 1e-12, 0.0]  # as with a cosine, whose last learning rate is 0
     save_curves(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from xpconv.cli._run_folder import CONFIG, read_config, run_of
+from xpconv.cli._run_folder import CONFIG, METRICS, read_config, run_of
 from xpconv.errors import ArgumentError, printable
 
 __all__ = ["Run", "differences", "read_run", "summary"]
@@ -57,7 +57,7 @@ def read_run(folder: Path) -> Run:
     try:
         config = read_config(folder / CONFIG)
         settings = dict(config["settings"])
-        with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        with (folder / METRICS).open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         history = {
             name: np.array([float(row[column]) for row in rows if row[column]]) for name, column in HISTORIES.items()

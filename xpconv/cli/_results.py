@@ -16,6 +16,7 @@ import numpy as np
 
 from xpconv import viz
 from xpconv.backend import get_backend, to_host
+from xpconv.cli._report import epoch_table, run_report
 from xpconv.cli._run_folder import CONFIG, FILES
 from xpconv.cli._settings import Settings
 from xpconv.data import DATASETS, Dataset
@@ -51,15 +52,26 @@ def save_results(
     """
     model = solver.model
     paths = [folder / name for name in FILES]
-    model_path, metrics_path, curves_path, filters_path, confusion_path, mistakes_path, config_path = paths
+    model_path, metrics_path, curves, filters, confusion, mistakes, report_path, config_path = paths
     save_model(model, model_path)
     _write(metrics_path, _metrics_table(solver))
-    viz.save_curves(_histories_by_epoch(solver), curves_path)
+    histories = _histories_by_epoch(solver)
+    viz.save_curves(histories, curves)
     kind = "filters" if len(model.params["W1"].shape) == 4 else "weights"
-    viz.save_filters(_first_filters(model), filters_path, f"first-layer {kind}", before=_first_filters(untrained))
+    viz.save_filters(_first_filters(model), filters, f"first-layer {kind}", before=_first_filters(untrained))
     probs = metrics.probabilities(model, dataset.X_test)
-    viz.save_confusion_matrix(dataset.y_test, probs.argmax(axis=1), dataset.class_names, confusion_path)
-    viz.save_mistakes(dataset.X_test, dataset.y_test, probs, dataset.class_names, mistakes_path)
+    predicted = probs.argmax(axis=1)
+    viz.save_confusion_matrix(dataset.y_test, predicted, dataset.class_names, confusion)
+    viz.save_mistakes(dataset.X_test, dataset.y_test, probs, dataset.class_names, mistakes)
+    report = metrics.classification_report(dataset.y_test, predicted, dataset.class_names)
+    pictures = {
+        "Training curves": curves,
+        "Confusion matrix of the test images": confusion,
+        "Test images with the least certain predictions": mistakes,
+        "First layer before and after training": filters,
+    }
+    config = _config(settings, solver, dataset)
+    _write(report_path, run_report(model, settings, epoch_table(histories), report, config, pictures))
     save_config(config_path.parent, settings, solver, dataset, finished=not solver.interrupted)
     return paths
 

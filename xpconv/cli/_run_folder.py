@@ -19,6 +19,7 @@ __all__ = [
     "CHECKPOINTS",
     "CONFIG",
     "FILES",
+    "METRICS",
     "MODEL",
     "is_finished",
     "read_config",
@@ -30,7 +31,8 @@ __all__ = [
 
 MODEL = "model.safetensors"
 CONFIG = "config.json"
-FILES = (MODEL, "metrics.csv", "curves.png", "filters.png", "confusion.png", "mistakes.png", CONFIG)
+METRICS = "metrics.csv"
+FILES = (MODEL, METRICS, "curves.png", "filters.png", "confusion.png", "mistakes.png", "report.html", CONFIG)
 CHECKPOINTS = "checkpoints"
 
 

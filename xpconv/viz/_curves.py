@@ -17,6 +17,7 @@ BLUE, ORANGE = COLORS[:2]
 HEALTH_TITLES = {"update_ratio_": "Norm of update / norm of weights", "dead_relu_": "Fraction of dead ReLUs"}
 HEALTH_LABELS = {"update_ratio_": "", "dead_relu_": "ReLU "}
 LEAST_RATIO = 1e-6  # smaller updates, as at the end of a cosine, are drawn at the bottom of the panel
+MAX_LABELS = 8
 LINE_STYLES = "-", "--", "-.", ":"
 MARKERS = "o", "s", "^", "D", "v", "P", "X"
 REQUIRED_HISTORIES = "loss_history", "train_acc_history", "val_acc_history"
@@ -196,17 +197,19 @@ def _health_panels(history: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray
 def _draw_health(axes: Any, title: str, lines: Mapping[str, np.ndarray]) -> None:
     """Draw one line for each layer, with a logarithmic scale for ratios, which differ by orders of magnitude."""
     are_ratios = title == HEALTH_TITLES["update_ratio_"]
+    labelled = set(list(lines)[:: -(-len(lines) // MAX_LABELS)])  # more labels would be larger than the panel
     for i, (name, values) in enumerate(lines.items()):
         line_style = LINE_STYLES[i // len(COLORS) % len(LINE_STYLES)]
         shown = np.maximum(values, LEAST_RATIO) if are_ratios else values
-        _draw_accuracies(axes, shown, COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)], name, line_style)
+        label = name if name in labelled else None
+        _draw_accuracies(axes, shown, COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)], label, line_style)
     axes.set(title=title, xlabel="epoch", ylim=(-0.02, 1.02))
     if are_ratios:
         finite = np.concatenate([values[np.isfinite(values)] for values in lines.values()])
         low, high = (max(finite.min(), LEAST_RATIO), finite.max()) if finite.size else (1e-3, 1e-3)
         axes.set(yscale="log", ylim=(min(low, 1e-3) / 2, max(high, 1e-3) * 2))
         axes.axhline(1e-3, color="grey", linestyle=":", linewidth=1, label="0.001, a usual ratio")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25), fontsize="small", ncols=6)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25), fontsize="small", ncols=4)
 
 
 def _moving_average(values: np.ndarray) -> tuple[np.ndarray, int]:
