@@ -383,6 +383,10 @@ def ascontiguousarray(a, dtype=None):
     return _run(lambda a: np.array(a, dtype, order="C"), a)
 
 
+def copyto(target, source):
+    _write(np.copyto, target._a, source)
+
+
 def concatenate(arrays, axis=0, **kwargs):
     if len(arrays) > 8:
         _refuse_while_capturing("H2D transfers")  # of the arrays' addresses
