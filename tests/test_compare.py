@@ -35,7 +35,9 @@ def test_run_is_read_as_it_was_written(tmp_path):
         "loss_history": [2.3, 2.0, 1.5, 1.0],
         "train_acc_history": [0.1, 0.4, 0.6],
         "val_acc_history": [0.1, 0.4, 0.6],
+        "val_loss_history": [],
     }
+    assert run.iterations_per_epoch == 2
 
 
 @pytest.mark.parametrize(

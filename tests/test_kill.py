@@ -152,7 +152,7 @@ def test_a_folder_in_use_is_refused_but_not_that_of_a_killed_run(server, tmp_pat
             assert server(words, log) == 1
             assert f"{run} is in use by another run: wait for that run to end" in log.read_text()
     assert server(["--out", run], log) == 1
-    assert "which already holds config.json, checkpoints: choose another folder" in log.read_text()
+    assert "which already holds metrics.csv, config.json, checkpoints: choose another folder" in log.read_text()
     assert server(["--resume", run], log) == 0
 
 

@@ -218,6 +218,25 @@ def compare(
     echo(f"wrote {out}")
 
 
+@app.command(epilog="Example: xpconv watch runs/first")
+def watch(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="RUN", help="Folder that train writes, by default the newest one in runs.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Draw the learning curves of a run in the terminal while it trains.
+
+    Start it in a second terminal. It ends when the training ends, or with Ctrl-C, which leaves the training alone. In
+    a pipe, prints a line for each epoch.
+    """
+    from xpconv.cli._watch import newest_run, watch_run
+
+    watch_run(newest_run() if folder is None else folder)
+
+
 @app.command(epilog="Example: xpconv check my_layer.py --input x=4,6 --input w=6,3 --input b=3")
 def check(
     file: Annotated[Path, typer.Argument(metavar="FILE.py", help="Python file with the layers; the command runs it.")],

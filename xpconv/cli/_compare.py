@@ -1,7 +1,7 @@
 """Comparison of training runs: their differing settings, and their results."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from xpconv.errors import ArgumentError, printable
 __all__ = ["Run", "differences", "read_run", "summary"]
 
 HISTORIES = {"loss_history": "loss", "train_acc_history": "train_accuracy", "val_acc_history": "val_accuracy"}
+OPTIONAL_HISTORIES = {"val_loss_history": "val_loss"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +27,9 @@ class Run:
     settings : dict
         The settings in ``config.json``.
     history : dict of str to array
-        ``loss_history``, ``train_acc_history`` and ``val_acc_history``, as those of a Solver.
+        ``loss_history``, ``train_acc_history``, ``val_acc_history`` and ``val_loss_history``, as those of a Solver.
+    iterations_per_epoch : int
+        Less in a run that has not ended its first epoch.
 
     Examples
     --------
@@ -37,6 +40,7 @@ class Run:
     folder: Path
     settings: dict[str, Any]
     history: dict[str, np.ndarray]
+    iterations_per_epoch: int = 0
 
 
 def read_run(folder: Path) -> Run:
@@ -59,19 +63,23 @@ def read_run(folder: Path) -> Run:
         settings = dict(config["settings"])
         with (folder / METRICS).open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
-        history = {
-            name: np.array([float(row[column]) for row in rows if row[column]]) for name, column in HISTORIES.items()
-        }
+        history = {name: _numbers(row[column] for row in rows) for name, column in HISTORIES.items()}
+        history |= {name: _numbers(row.get(column) for row in rows) for name, column in OPTIONAL_HISTORIES.items()}
         epoch_complete = len(rows) > 1 or (len(rows) == 1 and config.get("finished"))
         if epoch_complete and rows[-1]["epoch"] == rows[-1]["iteration"]:  # then the first check is after epoch 1
-            for name in ("train_acc_history", "val_acc_history"):
+            for name in ("train_acc_history", "val_acc_history", "val_loss_history"):
                 history[name] = np.insert(history[name], 0, np.nan)
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise ArgumentError(
             f"{folder} is not the folder of a run ({type(error).__name__}: {printable(error)}): expected one that "
             "xpconv train wrote, with config.json and metrics.csv"
         ) from error
-    return Run(folder, settings, history)
+    return Run(folder, settings, history, sum(row.get("epoch") == "1" for row in rows))
+
+
+def _numbers(texts: Iterable[str | None]) -> np.ndarray:
+    """Return the numbers in a column, which is empty where nothing was checked."""
+    return np.array([float(text) for text in texts if text])
 
 
 def differences(runs: Sequence[Run]) -> list[str]:

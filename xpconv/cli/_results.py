@@ -1,14 +1,11 @@
 """The files that a training run leaves: the model, its metrics, pictures, and the configuration."""
 
 import base64
-import csv
-import io
 import json
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from importlib.metadata import PackageNotFoundError, version
-from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ import numpy as np
 
 from xpconv import viz
 from xpconv.backend import get_backend, to_host
+from xpconv.cli._metrics import histories_by_epoch, metrics_table
 from xpconv.cli._report import epoch_table, run_report
 from xpconv.cli._run_folder import CONFIG, FILES
 from xpconv.cli._settings import Settings
@@ -54,8 +52,8 @@ def save_results(
     paths = [folder / name for name in FILES]
     model_path, metrics_path, curves, filters, confusion, mistakes, report_path, config_path = paths
     save_model(model, model_path)
-    _write(metrics_path, _metrics_table(solver))
-    histories = _histories_by_epoch(solver)
+    _write(metrics_path, metrics_table(solver))
+    histories = histories_by_epoch(solver)
     viz.save_curves(histories, curves)
     kind = "filters" if len(model.params["W1"].shape) == 4 else "weights"
     viz.save_filters(_first_filters(model), filters, f"first-layer {kind}", before=_first_filters(untrained))
@@ -90,47 +88,6 @@ def _first_filters(model: Sequential) -> np.ndarray:
     """Return the weights of the first layer as filters; each unit of an affine layer has one of the image's shape."""
     w = to_host(model.params["W1"])
     return w if w.ndim == 4 else w.T.reshape(-1, *model.input_shape)
-
-
-def _iterations_per_epoch(solver: Solver) -> int:
-    return max(solver.y_train.shape[0] // solver.batch_size, 1)
-
-
-def _histories_by_epoch(solver: Solver) -> dict[str, Any]:
-    """Return the histories, those of checks from epoch 0 on.
-
-    If an epoch is one iteration, the first check comes after epoch 1, so that epoch 0 is NaN.
-    """
-    first = [nan] if _iterations_per_epoch(solver) == 1 else []
-    return {
-        **vars(solver),
-        "train_acc_history": first + solver.train_acc_history,
-        "val_acc_history": first + solver.val_acc_history,
-        "val_loss_history": first + solver.val_loss_history,
-        "iterations_per_epoch": _iterations_per_epoch(solver),
-        "health_history": {name: first + values for name, values in solver.health_history.items()},
-    }
-
-
-def _metrics_table(solver: Solver) -> str:
-    """Return CSV with a row for each iteration, and accuracies, validation loss and health where they were checked."""
-    per_epoch = _iterations_per_epoch(solver)
-    checked = sorted({1, *range(per_epoch, solver.iteration + 1, per_epoch)})
-    checks = {
-        "train_accuracy": solver.train_acc_history,
-        "val_accuracy": solver.val_acc_history,
-        "val_loss": solver.val_loss_history,
-        **solver.health_history,
-    }
-    measured = dict(zip(checked, zip(*checks.values(), strict=False), strict=False))
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["iteration", "epoch", "loss", "learning_rate", *checks])
-    steps = zip(solver.loss_history, solver.learning_rate_history, strict=False)
-    for iteration, (loss, learning_rate) in enumerate(steps, start=1):
-        epoch = (iteration - 1) // per_epoch + 1
-        table.writerow([iteration, epoch, loss, learning_rate, *measured.get(iteration, [""] * len(checks))])
-    return text.getvalue()
 
 
 def _config(settings: Settings, solver: Solver, dataset: Dataset) -> Mapping[str, Any]:

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from xpconv.cli._metrics import LiveMetrics
 from xpconv.cli._nets import build_net
 from xpconv.cli._results import save_config
-from xpconv.cli._run_folder import CHECKPOINTS, MODEL
+from xpconv.cli._run_folder import CHECKPOINTS, METRICS, MODEL
 from xpconv.cli._settings import Settings, decays_weights, parse_class_weights
 from xpconv.cli._tables import echo
 from xpconv.cli._workers import backend_of_worker
@@ -213,7 +214,8 @@ def train_with_checkpoints(
 ) -> None:
     """Train, writing a checkpoint every `settings.checkpoint_every` iterations and when training ends.
 
-    From the last one --resume finishes a run that is killed while it writes its results.
+    The metrics are written now and then. From the last checkpoint, --resume finishes a run that is killed while it
+    writes its results.
 
     Parameters
     ----------
@@ -244,7 +246,14 @@ def train_with_checkpoints(
     if resume:
         _resume(folder, solver, checkpoints, dataset.name)
     save_config(folder, settings, solver, dataset)
-    solver.train(lambda solver: every and solver.iteration % every == 0 and checkpoints.save(solver))
+    live = LiveMetrics(folder / METRICS)
+
+    def record(solver: Solver) -> None:
+        live.update(solver)
+        if every and solver.iteration % every == 0:
+            checkpoints.save(solver)
+
+    solver.train(record)
     if solver.resumable:
         checkpoints.save(solver)
 

@@ -50,7 +50,7 @@ def run_folder(out: Path | None, *, resume: bool = False) -> Iterator[Path]:
     Yields
     ------
     pathlib.Path
-        The folder, which is writable. If the block fails, a new folder that holds nothing but settings is removed.
+        The folder, which is writable. If the block fails, a new folder with only settings and metrics is removed.
 
     Raises
     ------
@@ -87,7 +87,7 @@ def run_folder(out: Path | None, *, resume: bool = False) -> Iterator[Path]:
             yield folder
     except BaseException:
         if is_new:
-            _remove_if_only_settings(folder)
+            _remove_if_unfinished(folder)
         raise
 
 
@@ -107,10 +107,12 @@ def _check_holds_no_run(folder: Path) -> None:
         )
 
 
-def _remove_if_only_settings(folder: Path) -> None:
+def _remove_if_unfinished(folder: Path) -> None:
+    """Remove a folder that holds nothing but settings and metrics."""
     with suppress(OSError):  # rmdir fails if the folder holds anything else
-        if os.listdir(folder) == [CONFIG]:
-            (folder / CONFIG).unlink()
+        if set(os.listdir(folder)) <= {CONFIG, METRICS}:
+            for name in (CONFIG, METRICS):
+                (folder / name).unlink(missing_ok=True)
         folder.rmdir()
 
 

@@ -11,7 +11,7 @@ from typing import IO
 
 from xpconv.errors import FolderInUseError
 
-__all__ = ["lock_folder"]
+__all__ = ["LOCK_NAME", "is_locked", "lock_folder"]
 
 LOCK_NAME = ".lock"
 
@@ -49,6 +49,34 @@ def lock_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
         with suppress(OSError):  # Windows does not remove open files
             path.unlink()
         file.close()
+
+
+def is_locked(folder: str | os.PathLike[str]) -> bool:
+    """Return whether a process has locked a folder; True if that cannot be known.
+
+    For an instant this locks a file that a killed process left.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     before = is_locked(folder)
+    ...     with lock_folder(folder):
+    ...         before, is_locked(folder)
+    (False, True)
+    """
+    try:
+        file = open(Path(folder, LOCK_NAME), "r+b")  # noqa: SIM115 - closed below, which unlocks it
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    with file:
+        try:
+            _lock(file)
+        except OSError:
+            return True
+    return False
 
 
 def _open_locked(path: Path) -> IO[bytes]:

@@ -9,7 +9,7 @@ import numpy as np
 from xpconv.errors import ArgumentError
 from xpconv.viz._figure import as_host_array, new_figure, write_figure
 
-__all__ = ["save_comparison", "save_curves"]
+__all__ = ["moving_average", "save_comparison", "save_curves"]
 
 # Okabe and Ito's palette, which people with any colour vision can distinguish; lines also differ by marker or dash.
 COLORS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"
@@ -110,7 +110,7 @@ def save_comparison(histories: Mapping[str, Mapping[str, Any]], path: str | os.P
     for i, (name, history) in enumerate(histories.items()):
         losses, train, val = _required_histories(history)
         style = {"color": COLORS[i % len(COLORS)], "linestyle": LINE_STYLES[i // len(COLORS) % len(LINE_STYLES)]}
-        averages, first = _moving_average(losses)
+        averages, first = moving_average(losses)
         loss_axes.plot(np.arange(len(averages)) + 1 + first, averages, linewidth=1.5, **style)
         for axes, accuracies, label in (train_axes, train, None), (val_axes, val, _legend_label(name)):
             _draw_accuracies(axes, accuracies, marker=MARKERS[i % len(MARKERS)], label=label, **style)
@@ -142,7 +142,7 @@ def _draw_losses(axes: Any, losses: np.ndarray, val_losses: np.ndarray, iteratio
     Losses far above the averages and the validation losses from epoch 1 on may be cut off.
     """
     iterations = np.arange(1, len(losses) + 1)
-    averages, first = _moving_average(losses)
+    averages, first = moving_average(losses)
     axes.plot(iterations, losses, color=BLUE, linewidth=0.6, alpha=0.4, label="each minibatch")
     axes.plot(iterations[first : first + len(averages)], averages, color=BLUE, linewidth=1.8, label="moving average")
     if len(val_losses):
@@ -212,7 +212,7 @@ def _draw_health(axes: Any, title: str, lines: Mapping[str, np.ndarray]) -> None
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25), fontsize="small", ncols=4)
 
 
-def _moving_average(values: np.ndarray) -> tuple[np.ndarray, int]:
+def moving_average(values: np.ndarray) -> tuple[np.ndarray, int]:
     """Return means over windows of about 1/30 of the run, and the index of the first window's centre."""
     half = len(values) // 60
     width = 2 * half + 1
