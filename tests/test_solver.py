@@ -10,6 +10,7 @@ from xpconv import FullyConnectedNet, Solver, ThreeLayerConvNet, TwoLayerNet
 from xpconv.backend import Backend
 from xpconv.data import load_digits
 from xpconv.errors import ArgumentError, ArgumentTypeError, NonFiniteLossError
+from xpconv.training._progress import show_progress
 from xpconv.training.metrics import Evaluation, accuracy, probabilities
 from xpconv.training.optim import sgd
 
@@ -159,8 +160,24 @@ def test_the_log_has_the_courses_lines_and_the_validation_loss(data, capsys):
         "(Iteration 5 / 6)",
         "(Epoch 2 / 2)",
     ]
-    assert all(len(line.rpartition(".")[2]) == 6 for line in lines)
+    assert re.fullmatch(r"\(Iteration 1 / 6\) loss: \d\.\d{6}", lines[0])
+    assert re.fullmatch(r"\(Iteration 5 / 6\) loss: \d\.\d{6}, [\d,]+ images/s, \d:\d\d:\d\d left", lines[4])
     assert re.fullmatch(r"\(Epoch 0 / 2\) train acc: 0\.\d{6}; val_acc: 0\.\d{6}; val_loss: \d\.\d{6}", lines[1])
+
+
+def test_the_log_has_the_speed_and_the_remaining_time_without_the_first_iteration(monkeypatch, capsys):
+    clock = iter([1000.0, 1002.0, 1010.0])
+    monkeypatch.setattr("xpconv.training._progress.time.perf_counter", lambda: next(clock))
+    with show_progress(4004, 3000, verbose=True, done=1) as progress:
+        for losses in range(5):
+            progress.advance()
+            if losses in (0, 2, 4):
+                progress.loss(f"loss {losses}", 0.5)
+    assert capsys.readouterr().out.splitlines() == [
+        "loss 0",  # the first iteration starts the clock at 1000
+        "loss 2, 3,000 images/s, 1:06:40 left",  # 2 of them in 2 seconds; 4000 are left
+        "loss 4, 1,200 images/s, 2:46:35 left",  # 4 in 10 seconds; 3998 are left
+    ]
 
 
 def test_a_terminal_shows_a_progress_bar(data, monkeypatch, capsys):

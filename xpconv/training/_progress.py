@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from datetime import timedelta
 from io import StringIO
 from typing import Any
 
@@ -27,6 +28,43 @@ class Progress:
 
     def advance(self) -> None:
         """Count one more iteration."""
+
+
+class _Log(Progress):
+    """Plain lines; those of losses end with the speed and the remaining time, once they are known."""
+
+    def __init__(self, total: int, batch_size: int, done: int) -> None:
+        super().__init__()
+        self._clock = _Clock(total, batch_size, done)
+
+    def loss(self, text: str, value: float) -> None:
+        speed = self._clock.text()
+        self.line(f"{text}, {speed}" if speed else text)
+
+    def advance(self) -> None:
+        self._clock.advance()
+
+
+class _Clock:
+    """The speed of the iterations and the remaining time, without the first one, which may compile kernels."""
+
+    def __init__(self, total: int, batch_size: int, done: int) -> None:
+        self.done, self._total, self._batch_size = done, total, batch_size
+        self._start, self._timed = 0.0, -1
+
+    def advance(self) -> None:
+        self.done += 1
+        self._timed += 1
+        if self._timed == 0:
+            self._start = time.perf_counter()
+
+    def text(self) -> str:
+        """Return the speed and the remaining time, or nothing after the first iteration."""
+        if self._timed < 1:
+            return ""
+        seconds = (time.perf_counter() - self._start) / self._timed or 1e-9
+        left = timedelta(seconds=round((self._total - self.done) * seconds))
+        return f"{self._batch_size / seconds:,.0f} images/s, {left} left"
 
 
 class _Silent(Progress):
@@ -67,7 +105,7 @@ def show_progress(total: int, batch_size: int, *, verbose: bool, done: int = 0) 
     if not verbose:
         yield _Silent()
     elif not rich_can_draw():
-        yield Progress()
+        yield _Log(total, batch_size, done)
     else:
         from rich import progress as rich
         from rich.console import Console
