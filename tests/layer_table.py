@@ -16,7 +16,7 @@ from xpconv.layers import reference
 from xpconv.ops.random_bits import keep_mask
 
 NOT_DIFFERENTIABLE = ("running", "y")
-ELEMENTWISE = ("relu", "leaky_relu", "gelu", "silu", "dropout")  # layers that accept an empty batch
+ELEMENTWISE = ("relu", "leaky_relu", "scale", "gelu", "silu", "dropout")  # layers that accept an empty batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,6 +154,7 @@ ROWS = [
     Row("leaky_relu", "flat", {"x": (4, 6)}),
     Row("leaky_relu", "images", _images, {"negative_slope": 0.3}),
     Row("leaky_relu", "ties", {"x": ties(4, 6)}, {"negative_slope": 2}, kinks=True),
+    Row("scale", "flat", {"x": (4, 6)}, {"factor": 0.3}),
     Row("gelu", "flat", {"x": (4, 6)}),
     Row("gelu", "images", _images, {"approximate": "none"}),
     Row("gelu", "wide", {"x": spread(4, 9)}),
@@ -317,6 +318,9 @@ class Torch:
     def leaky_relu(self, x, negative_slope=0.01):
         return self.F.leaky_relu(x, negative_slope)
 
+    def scale(self, x, factor):
+        return factor * x
+
     def gelu(self, x, approximate="none"):
         return self.F.gelu(x, approximate=approximate)
 
@@ -399,7 +403,7 @@ class Object:
 
 OBJECTS = {
     nn.Affine: Object(
-        [nn.Affine(3), nn.Affine(2, bias=False)],
+        [nn.Affine(3), nn.Affine(2, bias=False, init="uniform")],
         lambda t, a, shape: [*[t.Flatten()] * (len(shape) > 1), t.Linear(int(np.prod(shape)), a.units, a.bias)],
     ),
     nn.AvgPool: Object(
@@ -411,7 +415,7 @@ OBJECTS = {
         lambda t, a, shape: [(t.BatchNorm1d, None, t.BatchNorm2d)[len(shape) - 1](shape[0], a.eps, 1 - a.momentum)],
     ),
     nn.Conv: Object(
-        [nn.Conv(3, (3, 5), padding="same"), nn.Conv(2, 2, stride=(2, 1), padding=1, bias=False)],
+        [nn.Conv(3, (3, 5), padding="same"), nn.Conv(2, 2, stride=(2, 1), padding=1, bias=False, init="dirac")],
         lambda t, a, shape: [
             t.Conv2d(
                 shape[0], a.filters, a.kernel_size, a.stride, [before for before, _ in a.window.padding], bias=a.bias
@@ -447,6 +451,7 @@ OBJECTS = {
         lambda t, a, shape: [t.ZeroPad3d((0, 0, 0, 0, 0, a.channels - shape[0]))],
     ),
     nn.Relu: Object([nn.Relu()], lambda t, a, shape: [t.ReLU()]),
+    nn.Scale: Object([nn.Scale(0.25)], lambda t, a, shape: [torch_scale(t, a.factor)]),
     nn.Silu: Object([nn.Silu()], lambda t, a, shape: [t.SiLU()]),
     nn.Residual: Object(
         [
@@ -456,6 +461,16 @@ OBJECTS = {
         lambda t, a, shape: [torch_residual(t, a, shape)],
     ),
 }
+
+
+def torch_scale(t, factor):
+    """Return a PyTorch module that multiplies its input by a factor."""
+
+    class Scale(t.Module):
+        def forward(self, x):
+            return factor * x
+
+    return Scale()
 
 
 def torch_residual(t, layer, shape):

@@ -28,6 +28,7 @@ CASES = {
     "affine": ([draw(3, 2, 4), draw(8, 5, seed=1), draw(5, seed=2)], {}),
     "relu": ([X2], {}),
     "leaky_relu": ([X2], {"negative_slope": 0.3}),
+    "scale": ([X2], {"factor": 0.3}),
     "gelu": ([X2], {}),
     "gelu, tanh": ([X2], {"approximate": "tanh"}),
     "silu": ([X2], {}),

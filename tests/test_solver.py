@@ -407,7 +407,9 @@ def test_digits_as_uint8_are_learned_in_float32():
     [
         ({"update_rule": "adagrad"}, "update_rule is 'adagrad'; expected one of sgd, sgd_momentum, sgd_nesterov, rms"),
         ({"batch_size": 0}, "batch_size is 0; expected an int, 1 or more"),
-        ({"num_epochs": 1.5}, "num_epochs is 1.5; expected an int, 1 or more"),
+        ({"num_epochs": 0}, "num_epochs is 0; expected an int, 1 or more"),
+        ({"num_epochs": -1.5}, "num_epochs is -1.5; expected a finite number above 0"),
+        ({"check_every": 0}, "check_every is 0; expected an int, 1 or more"),
         ({"print_every": 0}, "print_every is 0; expected an int, 1 or more"),
     ],
 )

@@ -22,15 +22,16 @@ except ImportError:
 if not hasattr(cupy, "emulated_graphs"):
     pytest.skip("CuPy is not the one with emulated graphs: run nox -s kernels", allow_module_level=True)
 
+from benchmarks import airbench
 from tests.solvers import assert_same_results, results_of, saving_at
-from xpconv import Solver, get_backend, nn, set_tf32
+from xpconv import Preprocessing, Solver, get_backend, nn, set_tf32
 from xpconv.data.augment import parse_augmentation
 from xpconv.errors import NonFiniteLossError, OutOfMemoryError
 from xpconv.ops.cupy import _gemm, _graph
-from xpconv.training import _capture, metrics
+from xpconv.training import Lookahead, _capture, metrics
 from xpconv.training import solver as solver_module
 from xpconv.training.optim import UPDATE_RULES
-from xpconv.training.schedules import cosine, warmup
+from xpconv.training.schedules import cosine, polynomial, warmup
 
 IMAGE = (2, 6, 6)
 NETS = {
@@ -44,6 +45,16 @@ NETS = {
     ],
     "group norm": lambda: [nn.Conv(4, padding="same"), nn.GroupNorm(groups=2), nn.Gelu(), nn.AvgPool(2), nn.Affine(3)],
     "dropout": lambda: [nn.Conv(3, 3), nn.Relu(), nn.Dropout(0.7), nn.GlobalAvgPool(), nn.Dropout(0.9), nn.Affine(3)],
+    "fixed parameters": lambda: [
+        nn.Conv(16, 2, fixed="W", init="uniform"),
+        nn.Gelu(),
+        nn.Conv(20, padding="same", bias=False, init="dirac"),
+        nn.MaxPool(2),
+        nn.BatchNorm(momentum=0.6, eps=1e-12, fixed="gamma"),
+        nn.Gelu(),
+        nn.Scale(0.5),
+        nn.Affine(3, bias=False, init="uniform"),
+    ],
     "residual": lambda: [
         nn.Conv(3, padding="same"),
         nn.Residual(
@@ -67,6 +78,8 @@ OTHERS = [
     {"lookahead": 4, "ema": 0.8, "clip_norm": 0.3, "param_options": {"b*": {"learning_rate": 0.001}}},
     {"on_nonfinite": "skip", "lookahead": 3, "clip_norm": 1.0},
     {"microbatches": 2},
+    {"lookahead": Lookahead(5, polynomial(30, 3, start=0, final=0.8), statistics=True), "on_nonfinite": "skip"},
+    {"lookahead": Lookahead(2, polynomial(30, 3, start=0, final=0.8), statistics=True), "num_epochs": 2.5},
 ]
 RATES = {"sgd": 0.1, "sgd_momentum": 0.05, "sgd_nesterov": 0.05, "lion": 0.005, "muon": 0.02}
 
@@ -160,7 +173,7 @@ def options_of(schedule, augmentation, others):
 
 
 COMBINATIONS = [
-    (rule, net, [*SCHEDULES][k % 3], AUGMENTATIONS[k % 5], OTHERS[k % 7], ("replacement", "epoch")[k % 2])
+    (rule, net, [*SCHEDULES][k % 3], AUGMENTATIONS[k % 5], OTHERS[k % 9], ("replacement", "epoch")[k % 2])
     for k, (rule, net) in enumerate(product(UPDATE_RULES, NETS))
 ]
 
@@ -171,6 +184,26 @@ def test_captured_steps_have_the_same_bits(
 ):
     options = options_of(schedule, augmentation, others)
     check_same(monkeypatch, lambda: make_solver(data, net, rule, sampling=sampling, **options), replays=15)
+    assert told == ["steps are not captured: XPCONV_CAPTURE is 0"]
+
+
+def test_the_recipe_of_airbench_has_the_same_bits_also_after_its_first_convolution_is_frozen(monkeypatch, told):
+    backend, rng = get_backend("cupy"), np.random.default_rng(0)
+    data = {
+        f"{kind}_{split}": backend.asarray(a)
+        for split in ("train", "val")
+        for kind, a in {"X": rng.integers(0, 255, (96, 3, 13, 13)).astype(np.uint8), "y": np.arange(96) % 3}.items()
+    }
+    options = {"epochs": 4.4, "batch_size": 8, "widths": [26, 28], "num_classes": 3}
+    options |= {"backend": backend, "preprocessing": Preprocessing(128.0, 60.0)}
+    solvers = check_same(
+        monkeypatch,
+        lambda: airbench.build_solver(data, 0, **options),
+        airbench.freeze_first_convolution,
+        replays=45,
+    )
+    assert solvers[0].iteration == 53
+    assert not solvers[0].model.layers[0].trainable
     assert told == ["steps are not captured: XPCONV_CAPTURE is 0"]
 
 

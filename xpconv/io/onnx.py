@@ -194,6 +194,10 @@ def _leaky_relu(graph: Graph, layer: nn.LeakyRelu, x: str, shape: Shape, params:
     return graph.add_node("LeakyRelu", x, alpha=layer.negative_slope)
 
 
+def _scale(graph: Graph, layer: nn.Scale, x: str, shape: Shape, params: dict[str, str]) -> str:
+    return graph.add_node("Mul", x, graph.add_constant(np.asarray(layer.factor, np.float32)))
+
+
 def _gelu(graph: Graph, layer: nn.Gelu, x: str, shape: Shape, params: dict[str, str]) -> str:
     graph.opset = max(graph.opset, GELU_OPSET)
     return graph.add_node("Gelu", x, approximate=layer.approximate)
@@ -248,6 +252,7 @@ CONVERTERS: dict[type[Layer], Converter] = {
     nn.MaxPool: _max_pool,
     nn.PadChannels: _pad_channels,
     nn.Relu: _relu,
+    nn.Scale: _scale,
     nn.Silu: _silu,
     nn.Residual: _residual,
 }

@@ -1,9 +1,9 @@
-"""Activations: ReLU, leaky ReLU, GELU and SiLU."""
+"""Activations: ReLU, leaky ReLU, GELU and SiLU; and scaling by a constant."""
 
 from typing import NamedTuple
 
 from xpconv import ops
-from xpconv._validation import check_choice, check_nonnegative
+from xpconv._validation import check_choice, check_nonnegative, check_positive
 from xpconv.backend import Array, array_namespace
 from xpconv.layers._checks import check_arrays, check_cache, check_gradient_shape
 
@@ -11,6 +11,7 @@ __all__ = [
     "GeluCache",
     "LeakyReluCache",
     "ReluCache",
+    "ScaleCache",
     "SiluCache",
     "gelu_backward",
     "gelu_forward",
@@ -18,6 +19,8 @@ __all__ = [
     "leaky_relu_forward",
     "relu_backward",
     "relu_forward",
+    "scale_backward",
+    "scale_forward",
     "silu_backward",
     "silu_forward",
 ]
@@ -155,6 +158,70 @@ def leaky_relu_backward(dout: Array, cache: LeakyReluCache) -> Array:
     check_cache(cache, LeakyReluCache)
     _check_gradient(dout, mask=cache.mask)
     return ops.leaky_relu_backward(dout, cache.mask, cache.negative_slope)
+
+
+class ScaleCache(NamedTuple):
+    """What the backward pass of scaling needs: the factor.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> scale_forward(np.ones(1), factor=2)[1]
+    ScaleCache(factor=2.0)
+    """
+
+    factor: float
+
+
+def scale_forward(x: Array, *, factor: float) -> tuple[Array, ScaleCache]:
+    """Compute ``out = factor * x``.
+
+    Parameters
+    ----------
+    x : array of any shape
+    factor : float
+        Above 0.
+
+    Returns
+    -------
+    out : array in the shape of `x`
+    cache : ScaleCache
+        For `scale_backward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> scale_forward(np.asarray([-1.0, 2.0]), factor=0.5)[0]
+    array([-0.5,  1. ])
+    """
+    check_arrays(x=x)
+    factor = check_positive("factor", factor)
+    return factor * x, ScaleCache(factor)
+
+
+def scale_backward(dout: Array, cache: ScaleCache) -> Array:
+    """Compute ``dx = factor * dout``.
+
+    Parameters
+    ----------
+    dout : array in the shape of the layer's output
+    cache : ScaleCache
+        From `scale_forward`.
+
+    Returns
+    -------
+    dx : array in the shape of `dout`
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> out, cache = scale_forward(np.asarray([-1.0, 2.0]), factor=0.5)
+    >>> scale_backward(np.ones(2), cache)
+    array([0.5, 0.5])
+    """
+    check_cache(cache, ScaleCache)
+    check_arrays(dout=dout)
+    return cache.factor * dout
 
 
 class GeluCache(NamedTuple):

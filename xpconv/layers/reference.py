@@ -124,6 +124,32 @@ def leaky_relu_backward(dout: Array, cache: Cache) -> Array:
     return dx
 
 
+def scale_forward(x: Array, *, factor: float) -> Result:
+    """Compute ``factor * x``.
+
+    Examples
+    --------
+    >>> scale_forward(np.array([-1.0, 2.0]), factor=0.5)[0].tolist()
+    [-0.5, 1.0]
+    """
+    out = x.copy()
+    for index in np.ndindex(x.shape):
+        out[index] = factor * x[index]
+    return out, (factor,)
+
+
+def scale_backward(dout: Array, cache: Cache) -> Array:
+    """Return dx, which is ``factor * dout``.
+
+    Examples
+    --------
+    >>> scale_backward(np.ones(2), (0.5,)).tolist()
+    [0.5, 0.5]
+    """
+    (factor,) = cache
+    return scale_forward(dout, factor=factor)[0]
+
+
 def gelu_forward(x: Array, *, approximate: str = "none") -> Result:
     """Compute ``x * P(x)`` with the normal distribution function P, by erf or approximated by tanh.
 

@@ -2,13 +2,15 @@
 
 from xpconv.nn import layers
 from xpconv.nn.layers import *
-from xpconv.nn.models import ConvNet, FullyConnectedNet, ResNet, ResNet9, ThreeLayerConvNet, TwoLayerNet
+from xpconv.nn.models import Airbench, ConvNet, FullyConnectedNet, ResNet, ResNet9, ThreeLayerConvNet, TwoLayerNet
 from xpconv.nn.preprocessing import Preprocessing
 from xpconv.nn.registry import register_layer
 from xpconv.nn.residual import Residual
 from xpconv.nn.sequential import Sequential
+from xpconv.nn.whitening import whitening_filters
 
 __all__ = [
+    "Airbench",
     "ConvNet",
     "FullyConnectedNet",
     "Preprocessing",
@@ -19,5 +21,6 @@ __all__ = [
     "ThreeLayerConvNet",
     "TwoLayerNet",
     "register_layer",
+    "whitening_filters",
 ]
 __all__ += layers.__all__

@@ -1,17 +1,18 @@
 """Lists of layers: flatten them, name them, freeze them, and run them forward and backward."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from xpconv.backend import Array
-from xpconv.errors import ArgumentTypeError
+from xpconv.errors import ArgumentError, ArgumentTypeError
 from xpconv.nn._parts import Part, Pass
 from xpconv.nn.layers import Arrays, Layer
 
 __all__ = [
     "NamedLayer",
     "backward_chain",
+    "check_fixed",
     "flatten",
     "forward_chain",
     "is_trained",
@@ -77,9 +78,22 @@ def map_layers(function: Callable[[str, Layer], Layer], layers: Sequence[Layer],
 def is_trained(layer: Layer, name: str) -> bool:
     """Return whether training changes the parameter that a layer has under a name such as ``W`` or ``body.0.W``."""
     if "." not in name:
-        return layer.trainable
+        return layer.trainable and name not in layer.fixed.split("|")
     branch, position, inner = name.split(".", 2)
     return is_trained(layer.branches[branch][int(position)], inner)
+
+
+def check_fixed(layer: Layer, names: Iterable[str]) -> None:
+    """Raise an error if a layer, or one in its branches, says that training keeps a parameter that it does not have.
+
+    `names` are those of the parameters, such as ``W`` or ``body.0.W``.
+    """
+    own = [name for name in names if "." not in name]
+    if unknown := [name for name in layer.fixed.split("|") if name and name not in own]:
+        raise ArgumentError(f"fixed has {unknown[0]!r}; expected names of parameters among {', '.join(own) or 'none'}")
+    for branch, layers in layer.branches.items():
+        for position, inner in enumerate(layers):
+            check_fixed(inner, _inner_names(branch, position, names))
 
 
 def forward_chain(
@@ -112,8 +126,13 @@ def backward_chain(
 
 def _arrays_of(branch: str, position: int, p: Arrays) -> Arrays:
     """Return the arrays of one layer of a branch, by the names that this layer gives them."""
+    return {name: p[f"{branch}.{position}.{name}"] for name in _inner_names(branch, position, p)}
+
+
+def _inner_names(branch: str, position: int, names: Iterable[str]) -> list[str]:
+    """Return the names within one layer of a branch: ``W`` for ``body.0.W``."""
     prefix = f"{branch}.{position}."
-    return {name[len(prefix) :]: a for name, a in p.items() if name.startswith(prefix)}
+    return [name[len(prefix) :] for name in names if name.startswith(prefix)]
 
 
 def outputs_chain(branch: str, layers: Sequence[Layer], x: Array, p: Arrays) -> Iterator[tuple[str, Layer, Array]]:

@@ -45,7 +45,7 @@ def register_layer(kind: _LayerType) -> _LayerType:
     >>> from dataclasses import dataclass
     >>> @register_layer
     ... @dataclass(frozen=True)
-    ... class Scale(Layer):
+    ... class Double(Layer):
     ...     factor: float = 2.0
     ...     def forward(self, x, p, *, train, seed):
     ...         return self.factor * x, None

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from math import sqrt
 from types import MappingProxyType
 from typing import Any
 
@@ -14,7 +13,7 @@ from xpconv import ops
 from xpconv._validation import check_count, check_nonnegative, is_integer
 from xpconv.backend import Array, Backend, get_backend, on_its_device, to_host
 from xpconv.errors import ArgumentError, ArgumentTypeError, OutOfMemoryError, XpconvError
-from xpconv.nn._chain import NamedLayer, flatten, is_trained, map_layers, nodes
+from xpconv.nn._chain import NamedLayer, check_fixed, flatten, is_trained, map_layers, nodes
 from xpconv.nn._losses import LOSSES, check_loss_options, loss_and_gradient, loss_arguments
 from xpconv.nn._parts import WHOLE, Part, Pass, run_pass
 from xpconv.nn._summary import summary
@@ -135,6 +134,7 @@ class Sequential:
         for position, layer in enumerate(self.layers):
             with NamedLayer("layers", position, layer):
                 parameters, state, next_shape = layer.parameters(shape), layer.state(shape), layer.output_shape(shape)
+                check_fixed(layer, parameters)
             keys = numbering.keys_of([*parameters, *state])
             layer_keys.append(keys)
             for name, (size, value) in parameters.items():
@@ -182,11 +182,12 @@ class Sequential:
                 raise ArgumentError(f"{argument} has {text!r}; expected printable text")
 
     def _initial(self, shape: Shape, value: Initial, stream: RandomStream) -> Array:
-        if not isinstance(value, Normal):
+        if isinstance(value, float | int):
             dtype = self.backend.dtype(self.dtype)
             return self.backend.xp.full(shape, value, dtype=dtype, device=self.backend.device)
-        scale = sqrt(2 / value.fan_in) if self.weight_scale is None else self.weight_scale
-        return self.backend.asarray(stream.standard_normal(shape) * scale, dtype=self.dtype)
+        if isinstance(value, Normal) and self.weight_scale is not None:
+            return self.backend.asarray(stream.standard_normal(shape) * self.weight_scale, dtype=self.dtype)
+        return self.backend.asarray(value.draw(shape, stream), dtype=self.dtype)
 
     @property
     def reg(self) -> float:

@@ -224,10 +224,16 @@ class MirrorAveraged:
     It has ``loss(X)`` for scores, so it can take a model's place in `evaluate`, `accuracy` and `probabilities`. Since
     scores are averaged, its probabilities are the geometric means of both probabilities, normalised.
 
+    With `shift`, half of the weight is that of the image and its mirror image, a quarter that of both shifted up and
+    left, and a quarter that of both shifted down and right, with mirrored borders (Jordan, "94% on CIFAR-10 in 3.29
+    Seconds on a Single GPU", 2024, section 3.5).
+
     Parameters
     ----------
     model : object
         Its ``loss(X)`` returns scores (N, C) of images (N, C, H, W).
+    shift : int
+        Pixels by which images are shifted; 0 for no shifts.
 
     Examples
     --------
@@ -239,8 +245,8 @@ class MirrorAveraged:
     True
     """
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    def __init__(self, model: Any, shift: int = 0) -> None:
+        self.model, self.shift = model, check_count("shift", shift, 0)
 
     def loss(self, X: Array) -> Array:
         """Return the averaged scores (N, C) of images (N, C, H, W), of any array library.
@@ -253,7 +259,28 @@ class MirrorAveraged:
         X = _samples(X)
         if len(X.shape) != 4:
             raise ArgumentError(f"X has shape {tuple(X.shape)}; expected images (N, C, H, W), which can be mirrored")
+        scores = self._mirrored(X)
+        if not self.shift:
+            return scores
+        padded = _reflected(X, self.shift)
+        ends = [slice(start, start + X.shape[axis]) for axis in (2, 3) for start in (0, 2 * self.shift)]
+        up_left, down_right = (padded[:, :, rows, cols] for rows, cols in zip(ends[:2], ends[2:], strict=True))
+        return scores / 2 + (self._mirrored(up_left) + self._mirrored(down_right)) / 4
+
+    def _mirrored(self, X: Array) -> Array:
         return (_scores(self.model, X) + _scores(self.model, backend_of(X).xp.flip(X, axis=-1))) / 2
+
+
+def _reflected(X: Array, pixels: int) -> Array:
+    """Return images with borders of a number of pixels that mirror them, without repeating the outermost pixels."""
+    xp = backend_of(X).xp
+    if pixels >= min(X.shape[2:]):
+        raise ArgumentError(f"shift is {pixels}; expected less than the images' {min(X.shape[2:])} pixels")
+    for axis in (2, 3):
+        size = X.shape[axis]
+        index = [*range(pixels, 0, -1), *range(size), *range(size - 2, size - 2 - pixels, -1)]
+        X = xp.take(X, xp.asarray(index, device=backend_of(X).device), axis=axis)
+    return X
 
 
 def confusion_matrix(y_true: Array, y_pred: Array, num_classes: int | None = None) -> np.ndarray:

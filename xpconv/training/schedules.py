@@ -8,7 +8,17 @@ from typing import Any, TypeAlias
 from xpconv._validation import check_choice, check_count, check_fraction, check_nonnegative
 from xpconv.errors import ArgumentError
 
-__all__ = ["Schedule", "check_schedule", "constant", "cosine", "decay", "one_cycle", "step_decay", "warmup"]
+__all__ = [
+    "Schedule",
+    "check_schedule",
+    "constant",
+    "cosine",
+    "decay",
+    "one_cycle",
+    "polynomial",
+    "step_decay",
+    "warmup",
+]
 
 Schedule: TypeAlias = Callable[[int], float]
 
@@ -142,6 +152,42 @@ def _one_cycle(total: int, peak: float, start: float, final: float, cosine: bool
     if cosine:
         fraction = (1 - cos(pi * fraction)) / 2
     return before + (after - before) * fraction
+
+
+def polynomial(total: int, power: float = 1.0, *, start: float = 1.0, final: float = 0.0) -> Schedule:
+    """Change a factor along a power of time: ``start + (final - start) * (step / total) ** power``.
+
+    Parameters
+    ----------
+    total : int
+        Steps until `final` is reached, 1 or more; afterwards the factor stays at `final`.
+    power : float
+        0 or more; 1 changes the factor linearly.
+    start, final : float
+        The first and the last factor, 0 or more.
+
+    Raises
+    ------
+    ArgumentError
+        If an argument is out of range.
+
+    Examples
+    --------
+    >>> schedule = polynomial(4, 3, start=0.0, final=0.8)
+    >>> [round(schedule(step), 4) for step in range(6)]
+    [0.0, 0.0125, 0.1, 0.3375, 0.8, 0.8]
+    """
+    total = check_count("total", total)
+    power, start, final = (
+        check_nonnegative(name, value) for name, value in (("power", power), ("start", start), ("final", final))
+    )
+    return _named(
+        f"polynomial({total}, {power}, start={start}, final={final})", _polynomial, total, power, start, final
+    )
+
+
+def _polynomial(total: int, power: float, start: float, final: float, step: int) -> float:
+    return start + (final - start) * (min(step, total) / total) ** power
 
 
 def warmup(steps: int, then: Schedule = constant) -> Schedule:

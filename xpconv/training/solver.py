@@ -9,11 +9,12 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
+from math import ceil
 from typing import Any, NoReturn, Self
 
 import numpy as np
 
-from xpconv._validation import check_choice, check_count, check_positive
+from xpconv._validation import check_choice, check_count, check_positive, is_integer
 from xpconv.backend import Array, backend_of, copy_arrays, on_its_device, to_host
 from xpconv.data import Batches, Dataset
 from xpconv.data._checks import check_split
@@ -26,7 +27,7 @@ from xpconv.nn import Sequential
 from xpconv.parallel import Communicator
 from xpconv.random import RandomStream, Rng, draw_seed, restore, spawn, state_of
 from xpconv.training import metrics
-from xpconv.training._averages import WeightAverages
+from xpconv.training._averages import Lookahead, WeightAverages
 from xpconv.training._capture import CapturedSteps, captured_steps
 from xpconv.training._clip import clip_gradients
 from xpconv.training._microbatches import MicroBatches
@@ -77,6 +78,7 @@ CONFIGURATION = (  # options in which a training and its continuation agree, bes
     "patience",
     "patience_on",
     "clip_norm",
+    "check_every",
 )
 COUNTS = ("epoch", "iteration", "skipped", "round_start", "round_checks")
 
@@ -107,20 +109,24 @@ class Solver:
     schedule : callable, optional
         ``schedule(step) -> factor`` of the learning rate, in place of `lr_decay`; see `xpconv.training.schedules`.
         A call of `train` counts steps from 0, unless it continues a training that was interrupted or resumed.
-    batch_size, num_epochs : int
-        A batch size above the number of training images is lowered to it, with a warning.
+    batch_size : int
+        If it is above the number of training images, it is lowered to that, with a warning.
+    num_epochs : int or float
+        With a fraction such as 9.9, the last epoch ends early.
+    check_every : int
+        Epochs between two checks of the accuracy; there is always one after the last epoch.
     sampling : {"replacement", "epoch"}
         Draw each minibatch from all samples, as the course does, or use each sample at most once per epoch.
     ema : float, optional
         Keep an exponential moving average of the parameters and running statistics, with this decay above 0 and below
         1. It is used for accuracy checks, and as best parameters; training goes on from the latest parameters. Step t,
         counted from 0, decays it by ``min(ema, (1 + t) / (10 + t))``, so that it soon forgets the initial parameters.
-    lookahead : int, optional
+    lookahead : int or Lookahead, optional
         After this number of steps (5 in the paper), move slow weights half-way to the parameters, which then go on from
         there (Zhang et al., "Lookahead Optimizer: k steps forward, 1 step back", 2019). The slow weights are used for
-        accuracy checks, and as best parameters, unless `ema` is given too.
+        accuracy checks, and as best parameters, unless `ema` is given too. A `Lookahead` can move them by other shares.
     patience : int, optional
-        Stop after this number of epochs without a better validation accuracy or loss.
+        Stop after this number of checks after epochs without a better validation accuracy or loss.
     patience_on : {"accuracy", "loss"}
         What makes a check better than others: a higher validation accuracy or a lower validation loss.
     microbatches : int
@@ -208,7 +214,8 @@ class Solver:
         batch_size: int = 100,
         microbatches: int = 1,
         norm_sync: str = "whole",
-        num_epochs: int = 10,
+        num_epochs: float = 10,
+        check_every: int = 1,
         num_train_samples: int | None = 1000,
         num_val_samples: int | None = None,
         print_every: int = 10,
@@ -221,7 +228,7 @@ class Solver:
         patience: int | None = None,
         patience_on: str = "accuracy",
         ema: float | None = None,
-        lookahead: int | None = None,
+        lookahead: int | Lookahead | None = None,
         preflight: bool = False,
         communicator: Communicator | None = None,
     ) -> None:
@@ -233,7 +240,8 @@ class Solver:
         self.clip_norm = None if clip_norm is None else check_positive("clip_norm", clip_norm)
         check_schedule(schedule, lr_decay, self.optim_config)
         self.batch_size = check_count("batch_size", batch_size)
-        self.num_epochs = check_count("num_epochs", num_epochs)
+        self.num_epochs = _epochs(num_epochs)
+        self.check_every = check_count("check_every", check_every)
         self.patience = _optional_count("patience", patience)
         self.num_train_samples = _optional_count("num_train_samples", num_train_samples)
         self.num_val_samples = _optional_count("num_val_samples", num_val_samples)
@@ -342,7 +350,7 @@ class Solver:
         self._begin()
         before = self.iteration
         steps_per_epoch = self._steps_per_epoch()
-        done, total = self.iteration - self.round_start, self.num_epochs * steps_per_epoch
+        done, total = self.iteration - self.round_start, self._num_steps()
         try:
             with (
                 self._workers.fail_together(),
@@ -359,8 +367,8 @@ class Solver:
                     if self._out_of_patience():
                         break
                     self.resumable = False
-                    epoch_ends = (step + 1) % steps_per_epoch == 0
-                    monitor = TrainingMonitor(self.model, self.backend) if step == 0 or epoch_ends else None
+                    epoch_ends = (step + 1) % steps_per_epoch == 0 or step + 1 == total
+                    monitor = self._start_monitor(step, total)
                     X = self._take_step(batches, need_images=monitor is not None)
                     health = self._read_for_check(monitor, X)
                     self._report_step(step, total, progress)
@@ -389,6 +397,11 @@ class Solver:
         self._read_losses()
         if self.iteration > before and not self.interrupted:
             self._warn_of_high_losses()
+
+    def _start_monitor(self, step: int, total: int) -> TrainingMonitor | None:
+        """Return a monitor of a step if the accuracy is to be checked after it."""
+        checked = step in (0, total - 1) or (step + 1) % (self.check_every * self._steps_per_epoch()) == 0
+        return TrainingMonitor(self.model, self.backend) if checked else None
 
     def _start_batches(self) -> Batches:
         """Return the minibatches; a worker gathers only its own rows, unless augmentation needs the whole minibatch."""
@@ -423,6 +436,10 @@ class Solver:
     def _steps_per_epoch(self) -> int:
         return max(int(self.y_train.shape[0]) // self.batch_size, 1)
 
+    def _num_steps(self) -> int:
+        """Return the iterations of `num_epochs` epochs."""
+        return ceil(round(self.num_epochs * self._steps_per_epoch(), 6))
+
     def _run_preflight(self) -> None:
         check_training(
             self.model,
@@ -434,7 +451,7 @@ class Solver:
             param_options=self.param_options,
             clip_norm=self.clip_norm,
             schedule=self.schedule,
-            num_steps=self.num_epochs * self._steps_per_epoch(),
+            num_steps=self._num_steps(),
             on_finding=_print_passed if self.verbose else None,
         )
 
@@ -453,7 +470,7 @@ class Solver:
             self._start_averages()
 
     def _out_of_patience(self) -> bool:
-        """Return whether the last `patience` epochs of this round brought no better check."""
+        """Return whether the last `patience` checks of this round were no better than an earlier one."""
         before_epoch_ended = self._steps_per_epoch() > 1  # the check after the first iteration of the round
         merits = self._merits()[self.round_checks + before_epoch_ended :]
         return self.patience is not None and metrics.checks_since_best(merits) >= self.patience
@@ -750,7 +767,7 @@ class Solver:
             "optim_config": _without_arrays(self.optim_config),
             "param_options": {pattern: _without_arrays(options) for pattern, options in self.param_options.items()},
             **{name: getattr(self, name) for name in CONFIGURATION},
-            **{name: getattr(self._averages, name) for name in ("ema", "lookahead")},
+            **self._averages.configuration(),
             **{name: None if function is None else name_of(function) for name, function in functions.items()},
         }
         plain: dict[str, Any] = json.loads(json.dumps(configuration, default=str))
@@ -922,7 +939,7 @@ class Solver:
         for history, value in zip(CHECK_HISTORIES, (train_acc, val_acc, val_loss), strict=True):
             getattr(self, history).append(value)
         self._save_checkpoint()
-        epoch = self.epoch - self.round_start // self._steps_per_epoch()
+        epoch = self.epoch - ceil(self.round_start / self._steps_per_epoch())
         progress.line(f"(Epoch {epoch} / {self.num_epochs}) {self._describe_check()}")
         if metrics.checks_since_best(self._merits()) == 0 or not self.best_params:
             self.best_val_acc = val_acc
@@ -1055,6 +1072,11 @@ def _print_passed(finding: PreflightFinding) -> None:
     """Print a finding, unless it failed: the error shows it."""
     if finding.passed:
         Progress().line(str(finding))
+
+
+def _epochs(num_epochs: float) -> float:
+    """Return a number of epochs, 1 or more unless it is a fraction."""
+    return check_count("num_epochs", num_epochs) if is_integer(num_epochs) else check_positive("num_epochs", num_epochs)
 
 
 def _optional_count(name: str, value: int | None) -> int | None:

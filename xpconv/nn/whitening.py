@@ -1,0 +1,84 @@
+"""Filters that whiten small patches of images."""
+
+import array_api_compat
+
+from xpconv._validation import check_nonnegative, check_pair
+from xpconv.backend import Array, backend_of, to_host
+from xpconv.errors import ArgumentError
+from xpconv.ops.tiling import matmul
+
+__all__ = ["whitening_filters"]
+
+_IMAGES_AT_ONCE = 256
+
+
+def whitening_filters(x: Array, kernel_size: int | tuple[int, int] = 2, *, eps: float = 5e-4) -> Array:
+    """Return filters that whiten patches of images: their outputs are uncorrelated and nearly equally large.
+
+    With ``C = mean(patch @ patch.T)`` over all patches of `kernel_size`, and the eigenvalues ``l`` and eigenvectors
+    ``v`` of C, the filters are ``v / sqrt(l + eps)``, from the largest eigenvalue to the smallest, and then their
+    negatives, since a ReLU or GELU keeps only one side of each.
+
+    Parameters
+    ----------
+    x : array (N, C, H, W)
+        Images of a floating-point dtype, preprocessed.
+    kernel_size : int or (int, int)
+        Height and width of the patches.
+    eps : float
+        Added to the eigenvalues, so that the smallest, which are mostly noise, are not made as large as the others.
+
+    Returns
+    -------
+    array (2 * C * KH * KW, C, KH, KW)
+        With the dtype and the device of `x`.
+
+    Raises
+    ------
+    ArgumentError
+        If `x` is not a batch of images, or they are smaller than a patch.
+
+    References
+    ----------
+    Coates and Ng, "Learning Feature Representations with K-means", 2012; Page, "How to Train Your ResNet 8: Bag of
+    Tricks", 2019.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> whitening_filters(np.array([[[[4.0, 0.0, 2.0]]]]), (1, 2), eps=0)[:, 0, 0]
+    array([[ 0.35355339,  0.        ],
+           [ 0.        ,  0.70710678],
+           [-0.35355339, -0.        ],
+           [-0.        , -0.70710678]])
+    """
+    height, width = check_pair("kernel_size", kernel_size, 1)
+    eps = check_nonnegative("eps", eps)
+    if x.ndim != 4 or 0 in x.shape or x.shape[2] < height or x.shape[3] < width:
+        raise ArgumentError(
+            f"x has shape {tuple(x.shape)}; expected images (N, C, H, W) of at least {height} by {width} pixels"
+        )
+    starts, windows = (
+        range(0, x.shape[0], _IMAGES_AT_ONCE),
+        x.shape[0] * (x.shape[2] - height + 1) * (x.shape[3] - width + 1),
+    )
+    moments = sum(_moments(x[start : start + _IMAGES_AT_ONCE, ...], height, width) for start in starts) / windows
+    linalg = array_api_compat.array_namespace(moments).linalg  # on the host, where small matrices are faster
+    eigenvalues, eigenvectors = linalg.eigh(moments)
+    filters = (eigenvectors / (eigenvalues + eps) ** 0.5).T[::-1].reshape(-1, x.shape[1], height, width)
+    half = backend_of(x).asarray(filters, str(x.dtype).rpartition(".")[2])
+    return backend_of(x).xp.concat([half, -half])
+
+
+def _moments(x: Array, height: int, width: int) -> Array:
+    """Return the sum of ``patch @ patch.T`` over all patches of images, in host memory in float64."""
+    xp, (_, C, H, W) = array_api_compat.array_namespace(x), x.shape
+    rows, columns = H - height + 1, W - width + 1
+    values = [
+        xp.reshape(xp.asarray(x[:, c, i : i + rows, j : j + columns], copy=True), (-1,))
+        for c in range(C)
+        for i in range(height)
+        for j in range(width)
+    ]
+    patches = xp.stack(values)
+    return to_host(matmul(patches, patches.T)).astype(float)
