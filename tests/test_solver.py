@@ -167,7 +167,7 @@ def test_the_log_has_the_courses_lines_and_the_validation_loss(data, capsys):
 
 def test_the_log_has_the_speed_and_the_remaining_time_without_the_first_iteration(monkeypatch, capsys):
     clock = iter([1000.0, 1002.0, 1010.0])
-    monkeypatch.setattr("xpconv.training._progress.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("xpconv.training._lines.time.perf_counter", lambda: next(clock))
     with show_progress(4004, 3000, verbose=True, done=1) as progress:
         for losses in range(5):
             progress.advance()

@@ -1,33 +1,15 @@
-"""Show the progress of training: a live bar on a terminal, plain lines in a pipe or without `rich`."""
+"""Show the progress of training: a live bar on a terminal or in Jupyter, plain lines in a pipe or without `rich`."""
 
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
-from datetime import timedelta
-from io import StringIO
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
-__all__ = ["Progress", "outlive_output", "rich_can_draw", "show_progress", "writable"]
+from xpconv.training._lines import Clock, LastingStream, Progress, is_terminal
+from xpconv.training._notebook import NotebookProgress
 
-
-class Progress:
-    """Plain lines on standard output, for logs, notebooks and pipes; a training outlives an output that fails."""
-
-    def __init__(self) -> None:
-        self._stream = _LastingStream(sys.stdout)
-
-    def line(self, text: str) -> None:
-        """Show a permanent line."""
-        print(text, file=self._stream, flush=True)
-
-    def loss(self, text: str, value: float) -> None:
-        """Show the loss of an iteration."""
-        self.line(text)
-
-    def advance(self) -> None:
-        """Count one more iteration."""
+__all__ = ["Progress", "in_notebook", "outlive_output", "rich_can_draw", "show_progress", "writable"]
 
 
 class _Log(Progress):
@@ -35,7 +17,7 @@ class _Log(Progress):
 
     def __init__(self, total: int, batch_size: int, done: int) -> None:
         super().__init__()
-        self._clock = _Clock(total, batch_size, done)
+        self._clock = Clock(total, batch_size, done)
 
     def loss(self, text: str, value: float) -> None:
         speed = self._clock.text()
@@ -43,28 +25,6 @@ class _Log(Progress):
 
     def advance(self) -> None:
         self._clock.advance()
-
-
-class _Clock:
-    """The speed of the iterations and the remaining time, without the first one, which may compile kernels."""
-
-    def __init__(self, total: int, batch_size: int, done: int) -> None:
-        self.done, self._total, self._batch_size = done, total, batch_size
-        self._start, self._timed = 0.0, -1
-
-    def advance(self) -> None:
-        self.done += 1
-        self._timed += 1
-        if self._timed == 0:
-            self._start = time.perf_counter()
-
-    def text(self) -> str:
-        """Return the speed and the remaining time, or nothing after the first iteration."""
-        if self._timed < 1:
-            return ""
-        seconds = (time.perf_counter() - self._start) / self._timed or 1e-9
-        left = timedelta(seconds=round((self._total - self.done) * seconds))
-        return f"{self._batch_size / seconds:,.0f} images/s, {left} left"
 
 
 class _Silent(Progress):
@@ -104,6 +64,12 @@ def show_progress(total: int, batch_size: int, *, verbose: bool, done: int = 0) 
     """
     if not verbose:
         yield _Silent()
+    elif in_notebook():
+        notebook = NotebookProgress(total, batch_size, done)
+        try:
+            yield notebook
+        finally:
+            notebook.close()
     elif not rich_can_draw():
         yield _Log(total, batch_size, done)
     else:
@@ -119,8 +85,19 @@ def show_progress(total: int, batch_size: int, *, verbose: bool, done: int = 0) 
             rich.TimeRemainingColumn(),
             rich.TextColumn("left"),
         )
-        with rich.Progress(*columns, console=Console(file=_LastingStream(sys.stdout))) as bar:  # type: ignore[arg-type]
+        with rich.Progress(*columns, console=Console(file=LastingStream(sys.stdout))) as bar:  # type: ignore[arg-type]
             yield _Bar(bar, total, batch_size, done)
+
+
+def in_notebook() -> bool:
+    """Return whether standard output is that of a cell of Jupyter, and not redirected to elsewhere.
+
+    Examples
+    --------
+    >>> in_notebook()
+    False
+    """
+    return type(sys.stdout).__module__ == "ipykernel.iostream"
 
 
 def rich_can_draw() -> bool:
@@ -134,19 +111,13 @@ def rich_can_draw() -> bool:
     >>> drawn
     False
     """
-    if not _is_terminal(sys.stdout):
+    if not is_terminal(sys.stdout):
         return False
     try:
         import rich.progress  # noqa: F401
     except Exception:  # an incompatible library may raise anything
         return False
     return True
-
-
-def _is_terminal(stream: Any) -> bool:
-    with suppress(AttributeError, TypeError, ValueError, OSError):  # a logger in its place, or a closed file
-        return bool(stream.isatty())
-    return False
 
 
 @contextmanager
@@ -161,7 +132,7 @@ def outlive_output() -> Iterator[None]:
     ...     print("hello")
     hello
     """
-    out, err = map(_LastingStream, (sys.stdout, sys.stderr))
+    out, err = map(LastingStream, (sys.stdout, sys.stderr))
     with redirect_stdout(out), redirect_stderr(err):
         try:
             yield
@@ -181,47 +152,11 @@ def writable(stream: Any) -> Any:
 
     Examples
     --------
+    >>> from io import StringIO
     >>> stream = StringIO()
     >>> stream.close()
     >>> writable(stream)
     """
     if getattr(stream, "closed", False):
         return None
-    return stream if stream is None or hasattr(stream, "flush") else _LastingStream(stream)
-
-
-class _LastingStream:
-    """Wraps a text stream; after the stream's first error, discards everything that is written."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = StringIO() if stream is None else stream  # None if it is closed, or under pythonw
-        self.error: Exception | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def isatty(self) -> bool:
-        return self.error is None and _is_terminal(self._stream)
-
-    def write(self, text: str) -> int:
-        self._try(lambda: self._stream.write(text))
-        return len(text)
-
-    def flush(self) -> None:
-        self._try(getattr(self._stream, "flush", bool))
-
-    def _try(self, write: Callable[[], Any]) -> None:
-        if self.error is not None:
-            return
-        try:
-            write()
-        except (OSError, ValueError) as error:  # ValueError: the file is closed
-            self.error = error
-
-    def discard(self) -> None:
-        """Redirect a failed stream to nowhere, so that Python's flush at exit succeeds and keeps the exit code."""
-        if self.error is not None:
-            with suppress(OSError, ValueError, AttributeError):
-                devnull = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(devnull, self._stream.fileno())
-                os.close(devnull)
+    return stream if stream is None or hasattr(stream, "flush") else LastingStream(stream)

@@ -144,7 +144,7 @@ class Solver:
     print_every : int
         Iterations between two printed losses.
     verbose : bool
-        Whether to show progress: a live bar on a terminal, lines elsewhere.
+        Whether to show progress: a live bar on a terminal, a bar and curves in Jupyter, lines elsewhere.
     rng : None, int, Generator or RandomState
         Determines the minibatches, the samples for accuracy checks, the seeds of dropout and other stochastic layers,
         and the augmentation, each from a stream of its own.
@@ -940,7 +940,8 @@ class Solver:
             getattr(self, history).append(value)
         self._save_checkpoint()
         epoch = self.epoch - ceil(self.round_start / self._steps_per_epoch())
-        progress.line(f"(Epoch {epoch} / {self.num_epochs}) {self._describe_check()}")
+        text = f"(Epoch {epoch} / {self.num_epochs}) {self._describe_check()}"
+        progress.check(text, train_acc, val_acc, val_loss)
         if metrics.checks_since_best(self._merits()) == 0 or not self.best_params:
             self.best_val_acc = val_acc
             self.best_params = copy_arrays(self.model.params)
