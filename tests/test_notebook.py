@@ -15,9 +15,12 @@ import pytest
 from xpconv import Solver, TwoLayerNet
 from xpconv.cs231n.solver import Solver as CourseSolver
 from xpconv.data import load_digits
+from xpconv.nn import Affine, Conv, Relu, Residual, Sequential
+from xpconv.testing import LayerFinding, LayerReport, check_equivalence
 from xpconv.training import _notebook
 from xpconv.training._notebook import NotebookProgress
 from xpconv.training._progress import in_notebook
+from xpconv.training.metrics import classification_report
 from xpconv.viz import _svg
 from xpconv.viz._svg import svg_lines
 
@@ -141,6 +144,42 @@ def test_a_real_kernel_shows_the_last_state():
         [sys.executable, "-c", REAL_KERNEL], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
     ).stdout
     assert "iteration 12 of 12, loss " in shown
+
+
+# ---- models and reports
+
+
+def cells_of(shown):
+    root = ElementTree.fromstring(shown)
+    return [["".join(cell.itertext()) for cell in row] for row in root.iter("tr")], "".join(root.itertext())
+
+
+def test_jupyter_shows_the_layers_of_a_model_as_a_table():
+    body = [Conv(4, 3, padding=1), Relu()]
+    net = Sequential([Conv(4, 3, padding=1), Residual(body), Affine(3)], input_shape=(1, 5, 5), rng=0, backend="numpy")
+    rows, text = cells_of(net._repr_html_())
+    assert rows[0] == ["name", "layer", "output", "parameters", "bytes"]
+    names = [line.split("  ")[0] for line in net.summary().splitlines()[1:-1]]
+    assert [row[0].strip().split(": ")[-1] for row in rows[1:]] == list(net.layer_names.values())
+    assert len(names) == len(rows)
+    lines = net.summary().splitlines()
+    assert lines[0] in text
+    assert lines[-1] in text
+
+
+def test_jupyter_shows_reports_as_tables():
+    report = classification_report([0, 0, 1, 1], [0, 1, 1, 1], ["<cat>", "dog"])
+    rows, _ = cells_of(report._repr_html_())
+    assert rows == [list(report.HEADER), *map(list, report.rows())]
+
+    compared = check_equivalence(lambda x: 2 * x, np.ones(3), backends=["numpy"])
+    rows, _ = cells_of(compared._repr_html_())
+    assert [" ".join(row).split() for row in rows] == [line.split() for line in str(compared).splitlines()]
+
+    checked = LayerReport("affine", (LayerFinding("ok", "runs"), LayerFinding("FAIL", "gradient of w", "has a sign")))
+    rows, text = cells_of(checked._repr_html_())
+    assert rows[1:] == [["ok", "runs", ""], ["FAIL", "gradient of w", "has a sign"]]
+    assert text.strip().endswith("verdict: affine has problems: gradient of w")
 
 
 # ---- curves as SVG

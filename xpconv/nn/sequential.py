@@ -16,7 +16,7 @@ from xpconv.errors import ArgumentError, ArgumentTypeError, OutOfMemoryError, Xp
 from xpconv.nn._chain import NamedLayer, check_fixed, flatten, is_trained, map_layers, nodes
 from xpconv.nn._losses import LOSSES, check_loss_options, loss_and_gradient, loss_arguments
 from xpconv.nn._parts import WHOLE, Part, Pass, run_pass
-from xpconv.nn._summary import summary
+from xpconv.nn._summary import summary, summary_html
 from xpconv.nn.layers import Affine, Arrays, Initial, Layer, Normal, Shape
 from xpconv.nn.preprocessing import Preprocessing, on_device
 from xpconv.nn.registry import layer_config, layers_of
@@ -633,6 +633,9 @@ class Sequential:
 
     def __repr__(self) -> str:
         return self.summary()
+
+    def _repr_html_(self) -> str:
+        return summary_html(self)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], backend: str | Backend | None = None) -> "Sequential":

@@ -7,6 +7,7 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
+from xpconv._html import html_table
 from xpconv.backend import Array, Backend, get_backend, library_of, to_host, use_backend
 
 __all__ = ["EquivalenceReport", "EquivalenceRow", "check_equivalence"]
@@ -39,7 +40,7 @@ class EquivalenceRow:
 
 @dataclass(frozen=True)
 class EquivalenceReport:
-    """One row per backend; `print` shows a table.
+    """One row per backend; `print` and Jupyter show a table.
 
     Examples
     --------
@@ -58,9 +59,21 @@ class EquivalenceReport:
 
     def __str__(self) -> str:
         """Return the rows as an aligned table."""
-        cells = [("backend", "library", "device", "dtypes", "shapes", "max abs", "max rel")]
-        for row in self.rows:
-            cells.append(
+        cells = self._cells()
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells
+        )
+
+    def _repr_html_(self) -> str:
+        header, *rows = self._cells()
+        return html_table(header, rows, text_columns=5)
+
+    def _cells(self) -> list[tuple[str, ...]]:
+        """Return the header and the rows as text."""
+        return [
+            ("backend", "library", "device", "dtypes", "shapes", "max abs", "max rel"),
+            *(
                 (
                     row.backend + " (reference)" * (row.backend == self.reference),
                     row.library,
@@ -70,11 +83,9 @@ class EquivalenceReport:
                     f"{row.max_absolute:.1e}",
                     f"{row.max_relative:.1e}",
                 )
-            )
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells
-        )
+                for row in self.rows
+            ),
+        ]
 
 
 def check_equivalence(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from xpconv._html import html_table, html_text
 from xpconv.backend import Array, diagnose, library_of
 from xpconv.errors import ArgumentError
 from xpconv.testing._causes import explain
@@ -41,7 +42,7 @@ class LayerFinding:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """The results of all checks of a layer; `print` shows them with a verdict.
+    """The results of all checks of a layer; `print` and Jupyter show them with a verdict.
 
     Examples
     --------
@@ -73,8 +74,16 @@ class LayerReport:
             lines += textwrap.wrap(
                 text, 110, initial_indent=f"  {status:<6}{check:<{width}}  ", subsequent_indent=" " * (width + 10)
             ) or [f"  {status:<6}{check}"]
-        verdict = "is right" if self.ok else f"has problems: {', '.join(self.failed)}"
-        return "\n".join([*lines, f"verdict: {self.layer} {verdict}"])
+        return "\n".join([*lines, self._verdict()])
+
+    def _repr_html_(self) -> str:
+        table = html_table(
+            ("result", "check", "finding"), [(f.status, f.check, f.text) for f in self.findings], text_columns=3
+        )
+        return f"<div>\n{table}\n<p>{html_text(self._verdict())}</p>\n</div>"
+
+    def _verdict(self) -> str:
+        return f"verdict: {self.layer} " + ("is right" if self.ok else f"has problems: {', '.join(self.failed)}")
 
 
 def check_layer(

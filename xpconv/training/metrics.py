@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xpconv._html import html_table
 from xpconv._validation import check_count
 from xpconv.backend import Array, Backend, backend_of, to_host
 from xpconv.data.rows import Rows, as_rows
@@ -350,7 +351,8 @@ def _highest(scores: np.ndarray, num_classes: int | None) -> tuple[np.ndarray, i
 class ClassificationReport:
     """Precision, recall, F1 and support of each class, as `classification_report` returns them.
 
-    ``str(report)`` is a table, whose last row has the mean over classes (macro average) and all samples.
+    ``str(report)`` is a table, which Jupyter shows as HTML. Its last row has the mean over classes (macro average) and
+    all samples.
 
     Parameters
     ----------
@@ -390,6 +392,9 @@ class ClassificationReport:
             (name, *(f"{value:.4f}" for value in values), str(count))
             for name, values, count in zip(names, [*numbers, numbers.mean(axis=0)], counts, strict=True)
         ]
+
+    def _repr_html_(self) -> str:
+        return html_table(self.HEADER, self.rows())
 
     def __str__(self) -> str:
         rows = [self.HEADER, *self.rows()]
