@@ -139,7 +139,7 @@ class Dirac(NamedTuple):
         count, channels, height, width = shape
         filters[:channels] = 0
         for c in range(min(count, channels)):
-            filters[c, c, height // 2, width // 2] = 1
+            filters[c, c, (height - 1) // 2, (width - 1) // 2] = 1
         return filters
 
 

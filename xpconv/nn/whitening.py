@@ -62,7 +62,10 @@ def whitening_filters(x: Array, kernel_size: int | tuple[int, int] = 2, *, eps: 
         range(0, x.shape[0], _IMAGES_AT_ONCE),
         x.shape[0] * (x.shape[2] - height + 1) * (x.shape[3] - width + 1),
     )
-    moments = sum(_moments(x[start : start + _IMAGES_AT_ONCE, ...], height, width) for start in starts) / windows
+    moments = (
+        sum(_moments(x[start : min(start + _IMAGES_AT_ONCE, x.shape[0]), ...], height, width) for start in starts)
+        / windows
+    )
     linalg = array_api_compat.array_namespace(moments).linalg  # on the host, where small matrices are faster
     eigenvalues, eigenvectors = linalg.eigh(moments)
     filters = (eigenvectors / (eigenvalues + eps) ** 0.5).T[::-1].reshape(-1, x.shape[1], height, width)
