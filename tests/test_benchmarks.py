@@ -230,3 +230,9 @@ def test_the_commands_that_prove_a_gpu_exist(tmp_path):
     commands = [check.command for check in prove_gpu.checks(tmp_path / "benchmark.json")]
     assert {name for _, name in STEP_AIMS} <= {case.name for case in CASES}
     assert {name for _, name in STEP_AIMS} <= {word for command in commands for word in command}
+    trainings = [command for command in commands if "benchmarks.airbench" in command]
+    assert [command[3:6] for command in trainings] == [
+        ("--tf32", "--min-accuracy", "0.905"),
+        ("--precision", "mixed", "--min-accuracy"),
+    ]
+    assert str(tmp_path / "mixed.json") in trainings[1]

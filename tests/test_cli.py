@@ -542,25 +542,25 @@ def test_eval_shows_precision_recall_and_f1_of_each_class(bare):
     assert len(rows) == 11
 
 
-def test_eval_and_predict_average_over_the_mirror_image(bare, tmp_path):
-    digits, net = load_digits(), MirrorAveraged(xpconv.load_model(bare.model))
-    result = call("eval", bare.model, "--tta", "flip")
+@pytest.mark.parametrize(("tta", "shift"), [("flip", 0), ("flip-shift", 1)])
+def test_eval_and_predict_average_over_mirror_images_and_shifts(bare, tmp_path, tta, shift):
+    digits, net = load_digits(), MirrorAveraged(xpconv.load_model(bare.model), shift=shift)
+    result = call("eval", bare.model, "--tta", tta)
     expected = accuracy(net, digits.X_test, digits.y_test, net.model.backend)
     assert result.stdout == f"test accuracy: {expected:.4f}\n"
-    assert "xpconv: warning: tta is flip, but mirroring changes the class of some digits" in result.stderr
+    assert f"xpconv: warning: tta is {tta}, but mirroring changes the class of some digits" in result.stderr
     Image.fromarray(digits.X_test[0, 0].astype(np.uint8)).save(tmp_path / "digit.png")
     image = read_image(tmp_path / "digit.png", net.model.input_shape)
     probability = probabilities(net, image[None]).max()
     assert (
-        succeed("predict", bare.model, tmp_path / "digit.png", "--tta", "flip").split("\t")[-1]
-        == f"{probability:.4f}\n"
+        succeed("predict", bare.model, tmp_path / "digit.png", "--tta", tta).split("\t")[-1] == f"{probability:.4f}\n"
     )
 
 
 def test_an_unknown_test_time_augmentation_is_refused(bare):
     result = call("eval", bare.model, "--tta", "mirror")
     assert result.exit_code == 2
-    assert "'mirror' is not one of none, flip." in result.stderr
+    assert "'mirror' is not one of none, flip, flip-shift." in result.stderr
 
 
 def test_eval_takes_the_data_set_from_the_config_beside_the_model(tmp_path):

@@ -1,10 +1,11 @@
-"""Metrics: confusion matrix and report against scikit-learn, and averages over an image and its mirror."""
+"""Metrics: confusion matrix and report against scikit-learn, and averages over an image, its mirror and its shifts."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.helpers import assert_array
 from xpconv import ConvNet
 from xpconv.backend import to_host
 from xpconv.errors import ArgumentError, ArgumentTypeError
@@ -97,6 +98,27 @@ def test_scores_are_averaged_over_an_image_and_its_mirror(backend, where):
     assert accuracy(MirrorAveraged(net), images, y, net.backend) == np.mean(scores.argmax(axis=1) == y)
     loss = evaluate(MirrorAveraged(net), images, y, net.backend).loss
     assert loss == pytest.approx(-np.log(expected[np.arange(7), y]).mean(), rel=1e-10)
+
+
+@pytest.mark.parametrize("shift", [1, 2])
+def test_scores_are_averaged_over_shifted_images(backend, shift):
+    """Half the weight is that of the unshifted image, and the borders of shifted ones are mirrored."""
+    net = make_net(backend)
+    X = np.random.default_rng(0).standard_normal((7, 2, 6, 5))
+    padded = np.pad(X, ((0, 0), (0, 0), (shift, shift), (shift, shift)), mode="reflect")
+    views = [(X, 1 / 2), (padded[:, :, :6, :5], 1 / 4), (padded[:, :, 2 * shift :, 2 * shift :], 1 / 4)]
+    expected = sum(
+        weight / 2 * to_host(net.loss(backend.asarray(image.copy())))
+        for view, weight in views
+        for image in (view, view[..., ::-1])
+    )
+    scores = MirrorAveraged(net, shift=shift).loss(backend.asarray(X))
+    assert_array(scores, expected, backend, "float64")
+
+
+def test_images_are_larger_than_the_shift():
+    with pytest.raises(ArgumentError, match="shift is 5; expected less than the images' 5 pixels"):
+        MirrorAveraged(make_net("numpy"), shift=5).loss(np.zeros((2, 2, 6, 5)))
 
 
 def test_only_images_can_be_mirrored():

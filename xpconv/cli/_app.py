@@ -135,8 +135,8 @@ def evaluate(
         )
     check_fits(net, dataset)
     warn_of_training_images(model_path(model), dataset)
-    if tta == "flip" and dataset.name == "digits":
-        echo("xpconv: warning: tta is flip, but mirroring changes the class of some digits: leave it out", error=True)
+    if tta != "none" and dataset.name == "digits":
+        echo(f"xpconv: warning: tta is {tta}, but mirroring changes the class of some digits: leave it out", error=True)
     if not per_class:
         typer.echo(f"test accuracy: {accuracy(net, dataset.X_test, dataset.y_test, tta):.4f}")
         return

@@ -46,7 +46,7 @@ def probabilities(model: Sequential, X: np.ndarray, tta: str = "none") -> np.nda
 
 def _averaged(model: Sequential, tta: str) -> Sequential | MirrorAveraged:
     """Return a model with a test-time augmentation."""
-    return MirrorAveraged(model) if tta == "flip" else model
+    return model if tta == "none" else MirrorAveraged(model, shift=int(tta == "flip-shift"))
 
 
 def model_path(path: Path) -> Path:

@@ -127,14 +127,15 @@ def _check_tta(value: str) -> str:
     return value
 
 
-TEST_TIME_AUGMENTATIONS = ("none", "flip")
+TEST_TIME_AUGMENTATIONS = ("none", "flip", "flip-shift")
 TtaOption = Annotated[
     str,
     typer.Option(
         metavar="|".join(TEST_TIME_AUGMENTATIONS),
         callback=_check_tta,
         autocompletion=_completion(TEST_TIME_AUGMENTATIONS),
-        help="Test-time augmentation: average the scores of each image and its mirror image (flip).",
+        help="Test-time augmentation: average the scores of each image and its mirror (flip), and of both shifted "
+        "by one pixel (flip-shift).",
     ),
 ]
 

@@ -58,17 +58,13 @@ def whitening_filters(x: Array, kernel_size: int | tuple[int, int] = 2, *, eps: 
         raise ArgumentError(
             f"x has shape {tuple(x.shape)}; expected images (N, C, H, W) of at least {height} by {width} pixels"
         )
-    starts, windows = (
-        range(0, x.shape[0], _IMAGES_AT_ONCE),
-        x.shape[0] * (x.shape[2] - height + 1) * (x.shape[3] - width + 1),
-    )
-    moments = (
-        sum(_moments(x[start : min(start + _IMAGES_AT_ONCE, x.shape[0]), ...], height, width) for start in starts)
-        / windows
-    )
+    N, C, H, W = x.shape
+    starts = range(0, N, _IMAGES_AT_ONCE)
+    sums = [_moments(x[start : min(start + _IMAGES_AT_ONCE, N), ...], height, width) for start in starts]
+    moments = sum(sums) / (N * (H - height + 1) * (W - width + 1))
     linalg = array_api_compat.array_namespace(moments).linalg  # on the host, where small matrices are faster
     eigenvalues, eigenvectors = linalg.eigh(moments)
-    filters = (eigenvectors / (eigenvalues + eps) ** 0.5).T[::-1].reshape(-1, x.shape[1], height, width)
+    filters = (eigenvectors / (eigenvalues + eps) ** 0.5).T[::-1].reshape(-1, C, height, width)
     half = backend_of(x).asarray(filters, str(x.dtype).rpartition(".")[2])
     return backend_of(x).xp.concat([half, -half])
 
