@@ -140,7 +140,20 @@ def arguments_of_largest_finite(place, x, window):
 
 def arguments_of_adam_step(place, x, window):
     arrays = place(x), place(draw(*x.shape, seed=2)), place(draw(*x.shape, seed=3)), place(x * x)
-    return *arrays, 0.9, 0.99, 0.1, 1e-8, 0.95
+    return *arrays, 0.9, 0.99, 0.1, 1e-8, 0.95, True
+
+
+def arguments_of_adam_numbers(place, x, window):
+    return place(np.asarray(3.0), "float64"), place(x), 0.1, 0.9, 0.99, 1e-8
+
+
+def arguments_of_copy_all(place, x, window):
+    return place(x), place(draw(*x.shape, seed=2)), {}
+
+
+def arguments_of_restore_unless(place, x, window):
+    condition = place(np.asarray(window.stride[0] > 1), "bool")
+    return condition, [place(x), place(x)], [place(draw(*x.shape, seed=k)) for k in (2, 3)]
 
 
 def arguments_of_move_toward(place, x, window):
@@ -211,7 +224,10 @@ ARGUMENTS = {
     "leaky_relu_backward": arguments_of_leaky_relu_backward,
     "gated": arguments_of_gated,
     "gated_backward": arguments_of_gated_backward,
+    "adam_numbers": arguments_of_adam_numbers,
     "adam_step": arguments_of_adam_step,
+    "copy_all": arguments_of_copy_all,
+    "restore_unless": arguments_of_restore_unless,
     "flush_denormals": arguments_of_flush_denormals,
     "sign": arguments_of_sign,
     "move_toward": arguments_of_move_toward,
@@ -237,6 +253,7 @@ ARGUMENTS = {
 
 WRITTEN = {  # arguments that are written to
     "adam_step": slice(0, 4),
+    "restore_unless": slice(1, 2),
     "flush_denormals": slice(0, 1),
     "move_toward": slice(0, 1),
     "add_l2_penalty": slice(2, 3),

@@ -11,10 +11,19 @@ from xpconv.ops.loss import add_l2_penalty, cross_entropy, softmax, softmax_cros
 from xpconv.ops.norm import normalise, normalise_backward, update_running_stats
 from xpconv.ops.pool import avg_pool, avg_pool_backward, max_pool, max_pool_backward
 from xpconv.ops.random_bits import keep_mask, random_integers
-from xpconv.ops.update import adam_step, flush_denormals, move_toward, sign
+from xpconv.ops.update import (
+    adam_numbers,
+    adam_step,
+    copy_all,
+    flush_denormals,
+    move_toward,
+    restore_unless,
+    sign,
+)
 from xpconv.ops.windows import fold, unfold
 
 __all__ = [
+    "adam_numbers",
     "adam_step",
     "add",
     "add_l2_penalty",
@@ -23,6 +32,7 @@ __all__ = [
     "convolve",
     "convolve_backward",
     "convolve_transposed",
+    "copy_all",
     "cross_entropy",
     "flush_denormals",
     "fold",
@@ -40,6 +50,7 @@ __all__ = [
     "random_integers",
     "relu",
     "relu_backward",
+    "restore_unless",
     "sign",
     "softmax",
     "softmax_cross_entropy",

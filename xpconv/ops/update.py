@@ -1,5 +1,6 @@
 """Updates of parameters and of their running averages, in place."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -9,7 +10,16 @@ import numpy as np
 from xpconv.backend import Array
 from xpconv.ops.dispatch import operation
 
-__all__ = ["adam_step", "flush_denormals", "ignore_underflow", "move_toward", "sign"]
+__all__ = [
+    "adam_numbers",
+    "adam_step",
+    "copy_all",
+    "flush_denormals",
+    "ignore_underflow",
+    "move_toward",
+    "restore_unless",
+    "sign",
+]
 
 
 def ignore_underflow() -> AbstractContextManager[object]:
@@ -66,6 +76,7 @@ def adam_step(
     step: float | Array,
     epsilon: float | Array,
     decay: float | Array = 1.0,
+    flush: bool = False,
 ) -> None:
     """Take a step of Adam: update the averages `m` and `v` and the parameter `w` in place.
 
@@ -81,6 +92,8 @@ def adam_step(
         Including Adam's bias corrections, as `xpconv.training.optim.adam` computes them.
     decay : float or array () on the device
         Factor of the parameter, for decoupled weight decay.
+    flush : bool
+        Whether to call `flush_denormals` for both averages at the end.
 
     References
     ----------
@@ -103,6 +116,72 @@ def adam_step(
     if not isinstance(decay, float) or decay != 1:
         w *= decay
     w -= step * m / (xp.sqrt(v) + epsilon)
+    if flush:
+        flush_denormals(m)
+        flush_denormals(v)
+
+
+@operation
+def adam_numbers(
+    t: Array, like: Array, learning_rate: float | Array, beta1: float, beta2: float, epsilon: float
+) -> tuple[Array, Array, Array]:
+    """Return the count of Adam's next step, and that step's `step` and `epsilon` for `adam_step`.
+
+    Parameters
+    ----------
+    t : array () of float64
+        The number of steps taken.
+    like : array
+        Determines the dtype of the step size and of epsilon.
+    learning_rate, beta1, beta2, epsilon : float
+        As for `xpconv.training.optim.adam`; the learning rate may be an array ().
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> t, step, epsilon = adam_numbers(np.asarray(0.0), np.zeros(3, np.float32), 0.1, 0.9, 0.75, 1e-8)
+    >>> float(t), step
+    (1.0, array(0.5, dtype=float32))
+    """
+    xp = array_api_compat.array_namespace(t)
+    t = t + 1
+    root = (1 - beta2**t) ** 0.5
+    step = learning_rate * root / (1 - beta1**t)
+    return t, xp.astype(xp.asarray(step), like.dtype), xp.astype(xp.asarray(epsilon * root), like.dtype)
+
+
+@operation
+def copy_all(*arrays: Array) -> tuple[Array, ...]:
+    """Return copies of arrays of one shape.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> copy_all(np.zeros(2), np.ones(2))
+    (array([0., 0.]), array([1., 1.]))
+    """
+    return tuple(array_api_compat.array_namespace(a).asarray(a, copy=True) for a in arrays)
+
+
+@operation
+def restore_unless(condition: Array, arrays: Sequence[Array], copies: Sequence[Array]) -> None:
+    """Write the copies to the arrays, all of one shape, unless a condition on the device is True.
+
+    Parameters
+    ----------
+    condition : boolean array ()
+    arrays, copies : sequence of array
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> a = np.ones(2)
+    >>> restore_unless(np.asarray(False), [a], [np.zeros(2)])
+    >>> a
+    array([0., 0.])
+    """
+    for a, copy in zip(arrays, copies, strict=True):
+        a[...] = array_api_compat.array_namespace(a).where(condition, a, copy)
 
 
 @operation

@@ -17,9 +17,16 @@ from xpconv._deferred import Deferred, as_operand, derive, settle
 from xpconv._validation import check_nonnegative
 from xpconv.backend import Array, array_namespace
 from xpconv.errors import ArgumentError, ArgumentTypeError
-from xpconv.ops.dispatch import portable
 from xpconv.ops.tiling import for_each_block, matmul, sum_in_blocks, sum_of_squares
-from xpconv.ops.update import adam_step, flush_denormals, ignore_underflow, sign
+from xpconv.ops.update import (
+    adam_numbers,
+    adam_step,
+    copy_all,
+    flush_denormals,
+    ignore_underflow,
+    restore_unless,
+    sign,
+)
 
 __all__ = [
     "UPDATE_RULES",
@@ -37,6 +44,7 @@ __all__ = [
     "sgd_nesterov",
 ]
 
+COUNTS = {"t"}  # Options that count the steps of a rule.
 _FLUSH_INTERVAL = 16  # steps of Adam; see `flush_denormals`
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of Jordan's quintic polynomial
 _NEWTON_SCHULZ_STEPS = 5
@@ -136,13 +144,14 @@ def _apply(
         update(w, dw, *arrays[1:], config=config)
         return w, config
 
-    arrays_before, config_before = [xp.asarray(a, copy=True) for a in arrays], dict(config)
+    copies, numbers = copy_all(*arrays), dict(config)
+    for name, value in numbers.items():
+        if name in COUNTS and not array_api_compat.is_array_api_obj(value):  # It counts the steps that are not skipped.
+            config[name] = numbers[name] = xp.asarray(float(value), dtype=xp.float64, device=array_api_compat.device(w))
     update(w, dw, *arrays[1:], config=config)
-    for a, before in zip(arrays, arrays_before, strict=True):
-        a[...] = xp.where(where, a, before)
-    for name, before in config_before.items():
-        if config[name] is not before:  # Adam's step count, which becomes an array on the device
-            config[name] = before + (config[name] - before) * xp.astype(where, xp.float64)
+    restore_unless(xp.asarray(where), arrays, copies)
+    for name in COUNTS & numbers.keys():
+        config[name] = xp.where(where, config[name], numbers[name])
     return w, config
 
 
@@ -404,27 +413,20 @@ def adamw(config: Config) -> Callable[..., None]:
 
 def _adam_update(config: Config, decay: float) -> Callable[..., None]:
     """Count a step of Adam, and return the update, which multiplies the parameter by `decay` first."""
-    config["t"] = config["t"] + 1
-    beta1, beta2, t = config["beta1"], config["beta2"], config["t"]
+    rate, beta1, beta2, epsilon, t = (config[name] for name in ("learning_rate", "beta1", "beta2", "epsilon", "t"))
     # The bias corrections are folded into the step size and epsilon, which saves passes over the arrays.
-    root = (1 - beta2**t) ** 0.5
-    step_size, epsilon = config["learning_rate"] * root / (1 - beta1**t), config["epsilon"] * root
-
-    t_on_device = array_api_compat.is_array_api_obj(t)  # after an update with `where`
-    flush = t_on_device or settle(derive(lambda t: t % _FLUSH_INTERVAL == 0, t))
+    if array_api_compat.is_array_api_obj(t):  # after an update with `where`
+        config["t"], step_size, epsilon = adam_numbers(t, config["m"], as_operand(rate, t), beta1, beta2, epsilon)
+        flush = True
+    else:
+        config["t"] = t = t + 1
+        root = (1 - beta2**t) ** 0.5
+        step_size, epsilon = rate * root / (1 - beta1**t), epsilon * root
+        flush = settle(derive(lambda t: t % _FLUSH_INTERVAL == 0, t))
 
     def update(w: Array, dw: Array, m: Array, v: Array) -> None:
-        factor = as_operand(decay, w)
-        if t_on_device:
-            astype = array_api_compat.array_namespace(w).astype
-            numbers = astype(step_size, w.dtype), astype(epsilon, w.dtype)
-            portable("adam_step")(w, dw, m, v, beta1, beta2, *numbers, factor)
-        else:
-            numbers = as_operand(step_size, w), as_operand(epsilon, w)
-            adam_step(w, dw, m, v, beta1, beta2, *numbers, factor)
-        if flush:
-            flush_denormals(m)
-            flush_denormals(v)
+        step, eps, factor = (as_operand(number, w) for number in (step_size, epsilon, decay))
+        adam_step(w, dw, m, v, beta1, beta2, step, eps, factor, flush)
 
     return update
 

@@ -430,8 +430,8 @@ class _Function:
 
 
 class ElementwiseKernel:
-    def __init__(self, in_params, out_params, operation, name):
-        self._declared = in_params, out_params, operation, name
+    def __init__(self, in_params, out_params, operation, name, options=()):
+        self._declared = in_params, out_params, operation, name, options
         self._count = len(in_params.split(", "))
 
     def __call__(self, *args):

@@ -221,7 +221,7 @@ class _Function:
 class ElementwiseKernel:
     """A kernel that runs for each element of broadcast arrays; T is the dtype of all arrays declared with it."""
 
-    def __init__(self, in_params, out_params, operation, name):
+    def __init__(self, in_params, out_params, operation, name, options=()):
         self._ins, self._outs = ([param.split() for param in params.split(", ")] for params in (in_params, out_params))
         self._operation, self._name = operation, name
 
@@ -229,7 +229,7 @@ class ElementwiseKernel:
         declared, count = self._ins + self._outs, len(self._ins)
         arrays = [(a, kind) for a, (kind, _) in zip(args, declared, strict=False) if isinstance(a, np.ndarray)]
         kinds = {a.dtype for a, kind in arrays if kind == "T"}
-        dtypes = {"T": next(iter(kinds)), "bool": np.dtype(bool)}
+        dtypes = {"T": next(iter(kinds)), "bool": np.dtype(bool), "float64": np.dtype(float)}
         if (
             len(args) not in (count, len(declared))
             or len(kinds) > 1
@@ -252,7 +252,7 @@ class ElementwiseKernel:
         ins = [(f"const {kind}* _{name}", f"const {kind} {name} = _{name}[_i];") for kind, name in self._ins]
         outs = [(f"{kind}* _{name}", f"{kind}& {name} = _{name}[_i];") for kind, name in self._outs]
         parameters, values = zip(*ins, *outs, strict=True)
-        return f"""typedef { {"e": "Half", "f": "float", "d": "double"}[dtype.char] } T;
+        return f"""typedef double float64; typedef { {"e": "Half", "f": "float", "d": "double"}[dtype.char] } T;
             extern "C" __global__ void {self._name}({", ".join(parameters)}, long long _count) {{
                 const long long _i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
                 if (_i >= _count) return;

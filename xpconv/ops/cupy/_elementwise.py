@@ -1,6 +1,9 @@
 """Elementwise operations on CuPy arrays with any strides."""
 
+from collections.abc import Sequence
+from functools import lru_cache
 from math import log, pi, sqrt
+from typing import Any
 
 import cupy
 
@@ -56,10 +59,20 @@ _flush_denormals = cupy.ElementwiseKernel(
 )
 _sign = cupy.ElementwiseKernel("T a", "T out", "out = a != a ? a : T((a > 0) - (a < 0))", "xpconv_sign")
 _adam_step = cupy.ElementwiseKernel(
-    "T dw, T beta1, T rest1, T beta2, T rest2, T step, T epsilon, T decay",
+    "T dw, T beta1, T rest1, T beta2, T rest2, T step, T epsilon, T decay, T threshold",
     "T w, T m, T v",
-    "m = beta1 * m + rest1 * dw; v = beta2 * v + rest2 * dw * dw; w = decay * w - step * m / (sqrt(v) + epsilon)",
+    "m = beta1 * m + rest1 * dw; v = beta2 * v + rest2 * dw * dw; w = decay * w - step * m / (sqrt(v) + epsilon);"
+    "m = m < threshold && m > -threshold ? T(0) : m; v = v < threshold ? T(0) : v",
     "xpconv_adam_step",
+    # Numbers are arguments or, in captured steps, on the device; fused multiply-adds might round differently in each.
+    options=("--fmad=false",),
+)
+_adam_numbers = cupy.ElementwiseKernel(
+    "float64 t, float64 learning_rate, float64 beta1, float64 beta2, float64 epsilon",
+    "float64 next_t, T step, T next_epsilon",
+    "next_t = t + 1; const double root = sqrt(1 - pow(beta2, next_t));"
+    "step = learning_rate * root / (1 - pow(beta1, next_t)); next_epsilon = epsilon * root",
+    "xpconv_adam_numbers",
 )
 _move_toward = cupy.ElementwiseKernel("T target, T rate", "T a", "a += rate * (target - a)", "xpconv_move_toward")
 
@@ -148,9 +161,45 @@ def adam_step(
     step: float,
     epsilon: float,
     decay: float = 1.0,
+    flush: bool = False,
 ) -> None:
     """Update all three arrays in one kernel."""
-    _adam_step(dw, beta1, 1 - beta1, beta2, 1 - beta2, step, epsilon, decay, w, m, v)
+    threshold = flush_threshold(cupy, m) if flush else 0.0
+    _adam_step(dw, beta1, 1 - beta1, beta2, 1 - beta2, step, epsilon, decay, threshold, w, m, v)
+
+
+@accelerate("cupy")
+def adam_numbers(
+    t: Array, like: Array, learning_rate: float | Array, beta1: float, beta2: float, epsilon: float
+) -> tuple[Array, Array, Array]:
+    """Use one kernel."""
+    out = cupy.empty((), "float64"), cupy.empty((), like.dtype), cupy.empty((), like.dtype)
+    _adam_numbers(t, learning_rate, beta1, beta2, epsilon, *out)
+    return out
+
+
+@accelerate("cupy")
+def copy_all(*arrays: Array) -> tuple[Array, ...]:
+    """Use one kernel for all arrays."""
+    copies = tuple(cupy.empty(a.shape, a.dtype) for a in arrays)
+    _for_arrays("copy", len(arrays))(*arrays, *copies)
+    return copies
+
+
+@accelerate("cupy")
+def restore_unless(condition: Array, arrays: Sequence[Array], copies: Sequence[Array]) -> None:
+    """Use one kernel for all arrays, which writes nothing if the condition is True."""
+    _for_arrays("restore", len(arrays))(condition, *copies, *arrays)
+
+
+@lru_cache
+def _for_arrays(name: str, count: int) -> Any:
+    """Return a kernel that copies this number of arrays to others, or restores them from copies."""
+    inputs, outputs = (", ".join(f"T {letter}{k}" for k in range(count)) for letter in "ab")
+    copy = "; ".join(f"b{k} = a{k}" for k in range(count))
+    if name == "restore":
+        inputs, copy = f"bool condition, {inputs}", f"if (!condition) {{ {copy}; }}"
+    return cupy.ElementwiseKernel(inputs, outputs, copy, f"xpconv_{name}_{count}")
 
 
 @accelerate("cupy")

@@ -54,6 +54,7 @@ def adam_step(
     step: float,
     epsilon: float,
     decay: float = 1.0,
+    flush: bool = False,
 ) -> None:
     """Keep intermediate results in one scratch array, which stays in the cache."""
     a = scratch("adam", w.shape, w.dtype)
@@ -71,6 +72,9 @@ def adam_step(
     if decay != 1:
         w *= decay
     w -= a
+    if flush:
+        flush_denormals(m)
+        flush_denormals(v)
 
 
 @accelerate("numpy")
