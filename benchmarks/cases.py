@@ -112,14 +112,19 @@ CASES = [
     Case("six-conv step, batch 512", "step", {"X": (512, 3, 32, 32)}, {"net": "six-conv"}, classes=10, large=True),
     *(
         Case(
-            f"{net} step, batch {N}, captured",
+            f"{net} step, batch {N}, captured{', mixed' * (precision == 'mixed')}",
             "captured_step",
             {"X": (N, 3, 32, 32)},
-            {"net": net},
+            {"net": net, "precision": precision},
             classes=10,
             large=True,
         )
-        for net, N in (("three-layer", 50), ("six-conv", 64), ("six-conv", 512))
+        for net, N, precision in (
+            ("three-layer", 50, "full"),
+            ("six-conv", 64, "full"),
+            ("six-conv", 512, "full"),
+            ("six-conv", 512, "mixed"),
+        )
     ),
     Case(
         "CIFAR-10 epoch, batch 512",

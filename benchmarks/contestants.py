@@ -97,11 +97,13 @@ class Xpconv:
 
         return {STEP: step, "check": check}
 
-    def captured_step(self, a: dict[str, Any], net: str) -> Passes:
+    def captured_step(self, a: dict[str, Any], net: str, precision: str) -> Passes:
         """Return a Solver's step, replayed from a CUDA graph; tests compare its bits with those of ordinary steps."""
         data = {"X_train": a["X"], "y_train": a["y"], "X_val": a["X"], "y_val": a["y"]}
         options = {"update_rule": "adam", "batch_size": len(a["X"]), "verbose": False, "rng": 0}
-        solver = Solver(make_net(net, self.backend), data, **options)
+        model = make_net(net, self.backend)
+        model.precision = precision
+        solver = Solver(model, data, **options)
         solver._batches = Batches(solver.X_train, solver.y_train, solver.sampler, self.backend, prefetch=0)
         solver._captured = captured_steps(solver, solver._batches, fail)
 
@@ -235,11 +237,11 @@ class Torch:
 
         return {EPOCH: epoch, "check": list}
 
-    def captured_step(self, a: dict[str, Any], net: str) -> Passes:
+    def captured_step(self, a: dict[str, Any], net: str, precision: str) -> Passes:
         """Return an ordinary step, which a captured one of xpconv is compared with."""
-        return {STEP: self.step(a, net)[STEP], "check": list}
+        return {STEP: self.step(a, net, precision)[STEP], "check": list}
 
-    def step(self, a: dict[str, Any], net: str, **adam_options: Any) -> Passes:
+    def step(self, a: dict[str, Any], net: str, precision: str = "full", **adam_options: Any) -> Passes:
         ours = make_net(net, "numpy")
         model = self.torch.nn.Sequential(*self._modules(ours.layers, ours.input_shape)).to(self.device)
         keys = dict(zip(ours.params, model.parameters(), strict=True))
@@ -254,7 +256,8 @@ class Torch:
 
         def gradients() -> Any:
             optimizer.zero_grad()
-            loss = self.F.cross_entropy(model(a["X"]), a["y"])
+            with self.torch.autocast(self.device, self.torch.float16, enabled=precision == "mixed"):
+                loss = self.F.cross_entropy(model(a["X"]), a["y"])
             loss.backward()
             return loss
 
@@ -317,8 +320,8 @@ class Torch:
 class TorchGraphs(Torch):
     """PyTorch with the whole step in a CUDA graph."""
 
-    def captured_step(self, a: dict[str, Any], net: str) -> Passes:
-        cuda, step = self.torch.cuda, self.step(a, net, capturable=True)[STEP]
+    def captured_step(self, a: dict[str, Any], net: str, precision: str) -> Passes:
+        cuda, step = self.torch.cuda, self.step(a, net, precision, capturable=True)[STEP]
         stream = cuda.Stream()
         stream.wait_stream(cuda.current_stream())
         with cuda.stream(stream):  # as PyTorch's documentation warms up

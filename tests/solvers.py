@@ -49,6 +49,7 @@ def results_of(solver):
         "best_state": solver.best_state,
         "health": solver.health_history,
         **solver._averages.arrays,
+        "loss_scale": solver._loss_scale.arrays,
         **{f"memory of {name}": config for name, config in solver.optim_configs.items()},
     }
     results = {f"{kind} {name}": value for kind, store in stores.items() for name, value in store.items()}

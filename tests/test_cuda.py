@@ -345,11 +345,12 @@ def refusing_to_wait(monkeypatch):
 @gpu
 def test_training_waits_only_to_print_and_to_check_accuracy(backend, monkeypatch, capsys):
     solver = make_solver(backend, verbose=True, print_every=50)
+    solver.model.reg = 0  # A loss above that of a guess would be explained, for which the weights are read.
     with refusing_to_wait(monkeypatch) as waits:
         solver.train()
     assert solver.iteration == 100
     checks = len(solver.val_acc_history)
-    assert capsys.readouterr().out.count("loss:") == 2
+    assert capsys.readouterr().out.count("(Iteration ") == 2
     assert len(waits) == 3 * checks + 1  # a check waits for losses and for two accuracies; the first print reuses one
 
 
@@ -414,7 +415,7 @@ def test_out_of_memory_names_the_workspace_and_leaves_the_model_unchanged(backen
     )
     X, y = np.zeros((256, 3, 32, 32), np.float32), np.zeros(256, int)
     before = snapshot(net)
-    little_memory(80)  # the columns of all images take 147 MiB, everything else less than 40
+    little_memory(120)  # the columns of all images take 147 MiB, everything else less than 80
     with pytest.raises(
         OutOfMemoryError,
         match=r"cupy:0 has not enough memory for 256 samples at once \(.*\): take a "
@@ -436,6 +437,8 @@ def test_training_goes_on_after_running_out_of_memory(backend, little_memory, mo
     def shrink(solver):
         if solver.iteration == 2:
             little_memory(1)
+
+    monkeypatch.setenv("XPCONV_CAPTURE", "0")  # A captured step has its memory already.
 
     with pytest.raises(OutOfMemoryError):
         solver.train(shrink)

@@ -94,6 +94,7 @@ def build_solver(
     backend, communicator = backend_of_worker(settings.backend, communicator or Communicator())
     model = _build_model(replace(settings, backend=backend), dataset, X, rng)
     model.loss_options = _loss_options(settings, y, dataset.class_names)
+    model.precision = settings.precision
     return Solver(
         model,
         {**dataset.splits(), "X_train": X, "y_train": y},

@@ -35,6 +35,7 @@ CHOICES = {
     "schedule": ("step", "cosine", "one-cycle", "constant"),
     "optimizer": tuple(UPDATE_RULES),
     "dtype": ("float32", "float64"),
+    "precision": ("full", "mixed"),
     "patience_on": ("accuracy", "loss"),
     "sampling": tuple(SAMPLERS),
     "on_nonfinite": ("stop", "skip"),
@@ -164,6 +165,8 @@ class Settings:
     class_weights : str, optional
         "balanced", or a weight for each class, as in "1,2.5,1".
     dtype : {"float32", "float64"}
+    precision : {"full", "mixed"}
+        As for `Sequential`.
     backend : str
     seed : int
     num_train : int, optional
@@ -223,6 +226,7 @@ class Settings:
     label_smoothing: float = 0.0
     class_weights: str | None = None
     dtype: str = "float32"
+    precision: str = "full"
     backend: str = "numpy"
     seed: int = 0
     num_train: int | None = None

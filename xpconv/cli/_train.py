@@ -171,6 +171,12 @@ def train(
         ),
     ] = None,
     dtype: Annotated[str, choice_option("dtype", "Floating-point type to compute with.")] = Settings.dtype,
+    precision: Annotated[
+        str,
+        choice_option(
+            "precision", "With mixed, which needs a GPU, training keeps the activations in float16, and is faster."
+        ),
+    ] = Settings.precision,
     backend: BackendOption = Settings.backend,
     seed: Annotated[
         int, setting_option("seed", "Determines initial weights, minibatches and dropout.")
@@ -262,6 +268,7 @@ def train(
         "label_smoothing": label_smoothing,
         "class_weights": class_weights,
         "dtype": dtype,
+        "precision": precision,
         "backend": backend,
         "seed": seed,
         "num_train": num_train,

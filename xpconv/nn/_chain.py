@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import array_api_compat
+
 from xpconv.backend import Array
 from xpconv.errors import ArgumentError, ArgumentTypeError
 from xpconv.nn._parts import Part, Pass
@@ -12,9 +14,11 @@ from xpconv.nn.layers import Arrays, Layer
 __all__ = [
     "NamedLayer",
     "backward_chain",
+    "backward_layer",
     "check_fixed",
     "flatten",
     "forward_chain",
+    "forward_layer",
     "is_trained",
     "map_layers",
     "nodes",
@@ -96,6 +100,25 @@ def check_fixed(layer: Layer, names: Iterable[str]) -> None:
             check_fixed(inner, _inner_names(branch, position, names))
 
 
+def forward_layer(layer: Layer, x: Array, p: Arrays, *, train: bool, seed: int, part: Part) -> Pass:
+    """Return a layer's output, in the input's dtype, and its cache."""
+    out, cache = yield from layer.forward_pass(x, p, train=train, seed=seed, part=part)
+    return _like(x, out), cache
+
+
+def backward_layer(layer: Layer, dout: Array, cache: Any, *, need_dx: bool, part: Part) -> Pass:
+    """Return the gradient of a layer's input, in the dtype of `dout`, and those of its parameters."""
+    dx, grads = yield from layer.backward_pass(dout, cache, need_dx=need_dx, part=part)
+    return None if dx is None else _like(dout, dx), grads
+
+
+def _like(activations: Array, a: Array) -> Array:
+    """Return an array in float16 if the activations are: arithmetic with parameters may have made it float32."""
+    if activations.dtype == a.dtype or "float16" not in str(activations.dtype):
+        return a
+    return array_api_compat.array_namespace(a).astype(a, activations.dtype)
+
+
 def forward_chain(
     branch: str, layers: Sequence[Layer], x: Array, p: Arrays, *, train: bool, seeds: Iterator[int], part: Part
 ) -> Pass:
@@ -105,7 +128,7 @@ def forward_chain(
         with NamedLayer(branch, position, layer):
             seed = next(seeds) if train and layer.stochastic else 0
             arrays = _arrays_of(branch, position, p)
-            x, cache = yield from layer.forward_pass(x, arrays, train=train, seed=seed, part=part)
+            x, cache = yield from forward_layer(layer, x, arrays, train=train, seed=seed, part=part)
         if train:
             caches.append(cache)
     return x, caches
@@ -119,7 +142,8 @@ def backward_chain(
     for position in reversed(range(len(layers))):
         layer = layers[position]
         with NamedLayer(branch, position, layer):
-            dout, inner = yield from layer.backward_pass(dout, caches.pop(), need_dx=need_dx or position > 0, part=part)
+            needed = need_dx or position > 0
+            dout, inner = yield from backward_layer(layer, dout, caches.pop(), need_dx=needed, part=part)
         grads |= {f"{branch}.{position}.{name}": grad for name, grad in inner.items() if is_trained(layer, name)}
     return dout, grads
 

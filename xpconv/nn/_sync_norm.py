@@ -32,7 +32,7 @@ def synced_batchnorm_forward(
     joined = yield Join(moments(flat), join_moments)
     scale, shift = (xp.reshape(a, (1, C, 1)) for a in (gamma, beta))
     out, mean, inv_std = apply_moments(flat, joined, scale, shift, eps)
-    batch_mean, batch_var = (xp.astype(joined[k, ...], x.dtype) for k in (0, 1))
+    batch_mean, batch_var = (xp.astype(joined[k, ...], gamma.dtype) for k in (0, 1))
     old_mean, old_var, num_batches = running
     running = RunningStats(*update_running_stats(old_mean, old_var, batch_mean, batch_var, momentum, num_batches))
     return xp.reshape(out, x.shape), BatchNormCache(x, mean, inv_std, gamma, True, running)
@@ -50,5 +50,5 @@ def synced_batchnorm_backward(dout: Array, cache: BatchNormCache, count: int) ->
     joined = yield Join(own, add_arrays)
     means = joined / (count * N * x.shape[2])
     dx = input_gradient(dout, x, cache.mean, cache.inv_std, xp.reshape(cache.gamma, (1, C, 1)), means)
-    dbeta, dgamma = (xp.astype(own[k, ...], dout.dtype) for k in (0, 1))
+    dbeta, dgamma = (xp.astype(own[k, ...], cache.gamma.dtype) for k in (0, 1))
     return xp.reshape(dx, cache.x.shape), dgamma, dbeta

@@ -1,5 +1,6 @@
 """Sequential: a network as a list of layers, with its parameters and its loss."""
 
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,10 +11,19 @@ from types import MappingProxyType
 from typing import Any
 
 from xpconv import ops
-from xpconv._validation import check_count, check_nonnegative, is_integer
+from xpconv._validation import check_choice, check_count, check_nonnegative, is_integer
 from xpconv.backend import Array, Backend, get_backend, on_its_device, to_host
 from xpconv.errors import ArgumentError, ArgumentTypeError, OutOfMemoryError, XpconvError
-from xpconv.nn._chain import NamedLayer, check_fixed, flatten, is_trained, map_layers, nodes
+from xpconv.nn._chain import (
+    NamedLayer,
+    backward_layer,
+    check_fixed,
+    flatten,
+    forward_layer,
+    is_trained,
+    map_layers,
+    nodes,
+)
 from xpconv.nn._losses import LOSSES, check_loss_options, loss_and_gradient, loss_arguments
 from xpconv.nn._parts import WHOLE, Part, Pass, run_pass
 from xpconv.nn._summary import summary, summary_html
@@ -24,6 +34,8 @@ from xpconv.ops.tiling import workspace_bytes
 from xpconv.random import RandomStream, Rng, as_random_stream, draw_seed, spawn
 
 __all__ = ["Sequential"]
+
+LOSS_SCALE = 1024.0
 
 
 class Sequential:
@@ -51,6 +63,9 @@ class Sequential:
         As for `get_backend`.
     rng : None, int, Generator or RandomState
         Source of the initial weights. They are drawn on the host in layer order, so all backends start equal.
+    precision : {"full", "mixed"}
+        With "mixed", which needs the kernels of CuPy, the activations of training passes and their gradients are
+        float16. Parameters, statistics, sums and the loss stay float32. Evaluation is in float32.
     seed : int, optional
         Makes stochastic layers such as dropout repeat their masks in each training pass, as gradient checks need.
     preprocessing : Preprocessing, optional
@@ -69,6 +84,9 @@ class Sequential:
     layer_names : dict of str to str
         The names of the layers and of those in their branches, by their paths: ``{"0": "conv1", "1": "residual1",
         "1.body.0": "conv2"}``. Layers of one type are numbered in the order of the paths.
+    loss_scale : float or array ()
+        With mixed precision, the gradient of the loss is multiplied by this power of two, so that small gradients do
+        not become 0 in float16, and gradients of parameters are divided by it. A `Solver` adapts it.
     seed_stream : Generator or RandomState
         Seeds for stochastic layers such as dropout are drawn from it unless `seed` is given.
 
@@ -98,6 +116,7 @@ class Sequential:
         dtype: Any = "float32",
         backend: str | Backend | None = None,
         rng: Rng = None,
+        precision: str = "full",
         seed: int | None = None,
         preprocessing: Preprocessing | None = None,
         class_names: Sequence[str] = (),
@@ -110,6 +129,8 @@ class Sequential:
         self.reg, self.weight_scale = reg, weight_scale
         self.seed = None if seed is None else check_count("seed", seed, 0, 2**32 - 1)
         self.dtype, self.backend = _dtype_name(dtype), get_backend(backend)
+        self.precision = precision
+        self.loss_scale: Any = LOSS_SCALE
         self.preprocessing, self.class_names = preprocessing, tuple(class_names)
         self.params: Arrays = {}
         self.state: Arrays = {}
@@ -199,6 +220,23 @@ class Sequential:
         self._reg = check_nonnegative("reg", value)
 
     @property
+    def precision(self) -> str:
+        """The precision of training passes, "full" or "mixed". Model files do not keep it."""
+        return self._precision
+
+    @precision.setter
+    def precision(self, value: str) -> None:
+        check_choice("precision", value, ("full", "mixed"))
+        if value == "mixed" and (self.backend.library != "cupy" or os.environ.get("XPCONV_ACCELERATE") == "0"):
+            raise ArgumentError(
+                f"precision is 'mixed', but the model is on {self.backend}; expected 'full', or the cupy backend, "
+                "whose kernels compute in float16: pass backend='cupy', and do not set XPCONV_ACCELERATE to 0"
+            )
+        if value == "mixed" and self.dtype != "float32":
+            raise ArgumentError(f"precision is 'mixed', but dtype is {self.dtype!r}; expected 'float32' for both")
+        self._precision = value
+
+    @property
     def loss_options(self) -> Mapping[str, Any]:
         """Options of the loss function, read-only. Assign others to change them: ``{"label_smoothing": 0.1}``."""
         return MappingProxyType(self._loss_options)
@@ -273,11 +311,18 @@ class Sequential:
 
     def _training_pass(self, X: Array, y: Array, seeds: Sequence[int], part: Part) -> Pass:
         """Return the loss without the penalty, the gradients and the new state; for a part, its terms of these."""
-        scores, caches, state = yield from self._forward(self._prepare(X), seeds, part)
-        y = self.backend.upload("y", y)
+        x, y, mixed = self._prepare(X), self.backend.upload("y", y), self.precision == "mixed"
+        scores, caches, state = yield from self._forward(self._cast(x, "float16") if mixed else x, seeds, part)
+        scores = self._cast(scores, self.dtype)
         loss, dout = yield from loss_and_gradient(self.loss_name, scores, y, self._loss_arguments, part)
+        dout = self._cast(dout * self.loss_scale, "float16") if mixed else dout
         grads = yield from self._backward(dout, caches, part)
+        if mixed:
+            grads = {name: self._cast(grad, self.dtype) / self.loss_scale for name, grad in grads.items()}
         return loss, grads, state
+
+    def _cast(self, a: Array, dtype: str) -> Array:
+        return self.backend.xp.astype(a, self.backend.dtype(dtype), copy=False)
 
     def _add_penalty(self, loss: Array, grads: Arrays) -> Array:
         """Return the loss with the L2 penalty, and add the gradients of the penalty in place."""
@@ -312,7 +357,8 @@ class Sequential:
         first = self._first_trained() if train else len(self.layers)
         for position, (layer, keys) in enumerate(zip(self.layers, self.layer_keys, strict=True)):
             with NamedLayer("layers", position, layer):
-                x, cache = yield from layer.forward_pass(
+                x, cache = yield from forward_layer(
+                    layer,
                     x,
                     {name: store[key] for name, key in keys.items()},
                     train=train,
@@ -472,8 +518,8 @@ class Sequential:
         for position in reversed(range(first, len(self.layers))):
             layer, keys = self.layers[position], self.layer_keys[position]
             with NamedLayer("layers", position, layer):
-                dout, layer_grads = yield from layer.backward_pass(
-                    dout, caches.pop(), need_dx=position > first, part=part
+                dout, layer_grads = yield from backward_layer(
+                    layer, dout, caches.pop(), need_dx=position > first, part=part
                 )
             grads.update({keys[name]: grad for name, grad in layer_grads.items() if is_trained(layer, name)})
         return grads

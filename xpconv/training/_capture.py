@@ -37,6 +37,7 @@ WARM_UP = 2  # Ordinary steps first, which allocate the memory of the update rul
 RING = 64  # rows of losses on the device
 MOST_GRAPHS = 8
 CHANGING = ("learning_rate", "t")  # Numbers of an update rule that change from step to step.
+CHANGED_BY_STEPS = ("params", "state", "seed_stream", "loss_scale")  # attributes of a model
 SETTINGS = ("XPCONV_ACCELERATE", "XPCONV_WORKSPACE")
 _settings: dict[str | None, str | None] = {}
 
@@ -86,7 +87,8 @@ def solver_obstacle(solver: Any) -> str:
         return "several workers train the model"
     base = next(kind for kind in type(solver).__mro__ if kind.__module__ == "xpconv.training.solver")
     methods = ("_take_step", "_step", "_compute_step", "_augmented", "_update", "_check_finite", "_own_gradients")
-    changed = [name for name in methods if getattr(type(solver), name) is not getattr(base, name)]
+    own = vars(solver)
+    changed = [name for name in methods if name in own or getattr(type(solver), name) is not getattr(base, name)]
     return f"{type(solver).__name__} overrides {changed[0]}" if changed else ""
 
 
@@ -195,7 +197,7 @@ class CapturedSteps:
         solver, model = self.solver, self.solver.model
         found = [solver.X_train, solver.y_train, solver.augment, solver.clip_norm, solver.on_nonfinite, model]
         found += [solver.update_rule, solver._microbatches, tf32_enabled()]
-        found += [value for name, value in vars(model).items() if name not in ("params", "state", "seed_stream")]
+        found += [value for name, value in vars(model).items() if name not in CHANGED_BY_STEPS]
         for store in self._stores(solver):
             found += [value for key, value in store.items() if key not in CHANGING or hasattr(value, "shape")]
         return found + environment()
@@ -204,7 +206,7 @@ class CapturedSteps:
     def _stores(solver: Any) -> list[dict[str, Any]]:
         """Return the dicts that hold all arrays that a step changes."""
         averages, configs = solver._averages.arrays.values(), solver.optim_configs.values()
-        return [solver.model.params, solver.model.state, *averages, *configs]
+        return [solver.model.params, solver.model.state, *averages, *configs, solver._loss_scale.arrays]
 
     def _keeping_arrays(self) -> AbstractContextManager[None]:
         """Let an ordinary step write its results to the arrays that captured steps use."""
@@ -251,9 +253,10 @@ class CapturedSteps:
         place = copy_arrays if rehearse else dict
         solver, model = shallow_copy(self.solver), shallow_copy(self.solver.model)
         solver.model, solver._pending_rows = model, []
-        solver._averages = shallow_copy(solver._averages)
+        solver._averages, solver._loss_scale = shallow_copy(solver._averages), shallow_copy(solver._loss_scale)
         model.params, model.state = place(model.params), place(model.state)
         solver._averages.arrays = {kind: place(store) for kind, store in solver._averages.arrays.items()}
+        solver._loss_scale.arrays = place(solver._loss_scale.arrays)
         configs = self.solver.optim_configs
         solver.optim_configs = {name: self._deferred_config(tape, config, place) for name, config in configs.items()}
         solver.iteration = tape.source(lambda: self.solver.iteration, repeatable=True)

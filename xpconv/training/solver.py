@@ -30,6 +30,7 @@ from xpconv.training import metrics
 from xpconv.training._averages import Lookahead, WeightAverages
 from xpconv.training._capture import CapturedSteps, captured_steps
 from xpconv.training._clip import clip_gradients
+from xpconv.training._loss_scale import LossScale
 from xpconv.training._microbatches import MicroBatches
 from xpconv.training._monitor import TrainingMonitor
 from xpconv.training._nonfinite import (
@@ -310,6 +311,7 @@ class Solver:
         }
         self._pending_rows: list[Any] = []
         self._gradient_names: list[str] = []
+        self._loss_scale = LossScale(self.model)
         self._start_averages()
 
     def _start_averages(self) -> None:
@@ -575,7 +577,7 @@ class Solver:
         memory, memory_arrays = pack_memory(self.optim_configs, built_in_rule=isinstance(self.update_rule, str))
         params, state = self.current()
         stores = {"params": params, "state": state, "best_params": self.best_params, "best_state": self.best_state}
-        stores |= self._averages.arrays
+        stores |= self._averages.arrays | {"loss_scale": self._loss_scale.arrays}
         on_device = {f"{kind}.{name}": a for kind, store in stores.items() for name, a in store.items()} | memory_arrays
         arrays = {name: np.array(to_host(a)) for name, a in on_device.items()}
         for name, array in arrays.items():
@@ -690,6 +692,7 @@ class Solver:
             raise CheckpointError(f"{owner} does not describe a training ({printable(error)})") from error
         self._give_model(stores.pop("params"), stores.pop("state"))
         self._averages.arrays = {kind: stores.pop(kind) for kind in self._averages.arrays}
+        self._loss_scale.arrays = stores.pop("loss_scale")
         for name, value in (stores | attributes).items():
             setattr(self, name, value)
         self.interrupted, self.resumable, self._finished = False, True, False
@@ -737,7 +740,8 @@ class Solver:
         params, state = self.current()
         has_best = any(name.startswith("best_params.") for name in names)
         best = {"best_params": params, "best_state": state} if has_best else {"best_params": {}, "best_state": {}}
-        return {"params": params, "state": state, **best, **self._averages.arrays}
+        loss_scale = {"loss_scale": self._loss_scale.arrays}
+        return {"params": params, "state": state, **best, **self._averages.arrays, **loss_scale}
 
     def _parse_attributes(self, arrays: Mapping[str, Any], description: Mapping[str, Any]) -> dict[str, Any]:
         """Return the attributes that a state gives the Solver, besides the best parameters."""
@@ -763,6 +767,7 @@ class Solver:
         configuration = {  # the data first, since preprocessing is often computed from them
             **{name: description for name, (description, _) in self._data_descriptions().items()},
             "model": architecture(self.model),
+            "precision": getattr(self.model, "precision", "full"),
             "update_rule": rule if isinstance(rule, str) else name_of(rule),
             "optim_config": _without_arrays(self.optim_config),
             "param_options": {pattern: _without_arrays(options) for pattern, options in self.param_options.items()},
@@ -850,6 +855,7 @@ class Solver:
     def _compute_step(self, X: Array, y: Array) -> None:
         """Do the part of a step that runs on the device: loss, gradients, clipping, update and averages."""
         state_before = {**getattr(self.model, "state", {})}
+        self._loss_scale.apply(self.model)
         loss, grads = self._microbatches.loss(self.model, X, y)
         grads = self._own_gradients(grads)
         self.iteration += 1
@@ -885,7 +891,8 @@ class Solver:
 
     def _check_finite(self, loss: Any, grads: Mapping[str, Array]) -> tuple[Any, Any]:
         """Return a row for `read_rows`, and whether to update: True, False or a boolean array () on the device."""
-        return check_finite(loss, grads, per_gradient=self.on_nonfinite == "stop")
+        row, finite = check_finite(loss, grads, per_gradient=self.on_nonfinite == "stop")
+        return row, self._loss_scale.judge(row) if self._loss_scale.arrays else finite
 
     def _update(self, grads: Mapping[str, Array], where: Array | bool) -> None:
         """Update each parameter, unless `where`, True or a boolean array () on the device, is False."""

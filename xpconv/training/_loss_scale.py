@@ -1,0 +1,54 @@
+"""The scale of the loss in mixed precision, which follows the range of the gradients."""
+
+from typing import Any
+
+from xpconv.backend import Array, array_namespace
+
+__all__ = ["LossScale"]
+
+START = 2.0**16
+GROWTH_INTERVAL = 2000
+
+
+class LossScale:
+    """A power of two that halves with each overflow of a gradient, and doubles after 2,000 steps without one.
+
+    All of it stays on the device, so the host does not wait (Micikevicius et al., "Mixed Precision Training", 2018).
+
+    Parameters
+    ----------
+    model : Sequential or another object
+        Without mixed precision, there are no arrays, and nothing is scaled.
+
+    Attributes
+    ----------
+    arrays : dict of str to array ()
+        ``scale``, and ``good_steps``, the number of steps since it last changed. Both are updated in place.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.arrays: dict[str, Array] = {}
+        if getattr(model, "precision", "full") == "mixed":
+            values = {"scale": START, "good_steps": 0.0}
+            self.arrays = {name: model.backend.asarray(value, "float32") for name, value in values.items()}
+
+    def apply(self, model: Any) -> None:
+        """Let the model scale the loss of the next step."""
+        if self.arrays:
+            model.loss_scale = self.arrays["scale"]
+
+    def judge(self, row: Array) -> Array:
+        """Return whether the step of a row of `check_finite` is finite, and adapt the scale to that.
+
+        A step with an overflow is marked as finite in the row, since training goes on without it. NaN or infinity is
+        no overflow if the loss is not finite, or the scale is 1.
+        """
+        scale, steps = self.arrays["scale"], self.arrays["good_steps"]
+        xp = array_namespace(row=row)
+        finite = xp.all(row[2::2] > 0) & xp.isfinite(row[0])
+        overflow = ~finite & xp.isfinite(row[0]) & (scale > 1)
+        row[2::2] = xp.where(overflow, xp.ones_like(row[2::2]), row[2::2])
+        grows = finite & (steps + 1 >= GROWTH_INTERVAL)
+        steps[...] = xp.where(finite & ~grows, steps + 1, xp.zeros_like(steps))
+        scale[...] = xp.where(grows, 2 * scale, xp.where(overflow, scale / 2, scale))
+        return finite
