@@ -13,6 +13,9 @@ from sphinx.util.nodes import make_refnode
 import xpconv
 
 DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS))
+from subjects import subjects_of, summary_tables  # noqa: E402
+
 ROOT = DOCS.parent
 
 project = "xpconv"
@@ -59,9 +62,23 @@ def home(thing):
     return next(name for name, module in MODULES.items() if any(getattr(module, n) is thing for n in module.__all__))
 
 
+HOMES = {name: {n: home(getattr(module, n)) for n in module.__all__} for name, module in MODULES.items()}
 autosummary_context = {
-    "homes": {name: {n: home(getattr(module, n)) for n in module.__all__} for name, module in MODULES.items()}
+    "homes": HOMES,
+    "subjects": {name: subjects_of(name, module.__all__) for name, module in MODULES.items()},
 }
+
+
+def insert_summaries(app, name, source):
+    """Put the tables of a module's names in the place of its comment, as in ``% names of xpconv.nn``."""
+    if name == "reference/index":
+        source[0] = re.sub(
+            r"^% names of (xpconv[\w.]*)$",
+            lambda found: summary_tables(found[1], HOMES[found[1]]),
+            source[0],
+            flags=re.M,
+        )
+
 
 # ---- appearance: nothing of it is fetched from elsewhere
 
@@ -109,6 +126,7 @@ def show_as_shell(app, doctree):
 
 
 def setup(app):
+    app.connect("source-read", insert_summaries)
     app.connect("autodoc-skip-member", skip_tuple_fields)
     app.connect("missing-reference", link_by_short_name)
     app.connect("doctree-read", show_as_shell)
