@@ -130,3 +130,14 @@ def test_python_code_of_the_layer_check_page_runs(tmp_path, monkeypatch):
         run_page("check_a_layer.md", tmp_path, monkeypatch, names, lambda code: "xpconv check" not in code)
     assert "gradient of w" in str(names["report"])
     assert names["conv_inputs"]()["x"].shape == (4, 3, 8, 7)
+
+
+def test_each_name_of_the_reference_has_one_subject(monkeypatch):
+    monkeypatch.syspath_prepend(DOCS)
+    subjects = importlib.import_module("subjects")
+    assert subjects.SUBJECTS.keys() <= set(REFERENCE)
+    for module in REFERENCE:
+        names = importlib.import_module(module).__all__
+        found = subjects.subjects_of(module, names)
+        assert sorted(name for chosen in found.values() for name in chosen) == sorted(names)
+        assert subjects.SUBJECTS.get(module, {}).keys() <= found.keys(), "a subject without names"

@@ -87,6 +87,19 @@ COUNTS = ("epoch", "iteration", "skipped", "round_start", "round_checks")
 class Solver:
     """Train a model on minibatches, and check its accuracy and validation loss after each epoch.
 
+    The parameters are in this order:
+
+    ==============  ===================================================================================================
+    subject         parameters
+    ==============  ===================================================================================================
+    model and data  `model`, `data`, `augment`, `batch_size`, `sampling`
+    steps           `num_epochs`, `check_every`, `patience`, `patience_on`, `microbatches`, `norm_sync`, `communicator`
+    rates           `update_rule`, `optim_config`, `param_options`, `lr_decay`, `schedule`
+    regularisation  `clip_norm`, `ema`, `lookahead`
+    output          `print_every`, `verbose`, `num_train_samples`, `num_val_samples`
+    reliability     `rng`, `on_nonfinite`, `preflight`
+    ==============  ===================================================================================================
+
     Parameters
     ----------
     model : Sequential, or any object with ``params`` and ``loss``
@@ -95,6 +108,33 @@ class Solver:
         ``X_train`` (N, ...), ``y_train`` (N,), ``X_val``, ``y_val``: in host memory or on the model's device. Images
         may be uint8. Images larger than memory may be memory-mapped arrays, `xpconv.data.rows.Rows`, or objects with a
         length and ``[indices]``, which are read by minibatches.
+    augment : callable, optional
+        ``augment(X, seed) -> X`` augments the images of a minibatch on the device; the seed is a new random number each
+        time. If it has a true attribute ``takes_minibatch``, as those of `xpconv.data.augment.parse_augmentation` have,
+        it is called as ``augment(minibatch, seed) -> minibatch`` and may change labels too: to integers (N,), or to
+        probabilities (N, C).
+    batch_size : int
+        If it is above the number of training images, it is lowered to that, with a warning.
+    sampling : {"replacement", "epoch"}
+        Draw each minibatch from all samples, as the course does, or use each sample at most once per epoch.
+    num_epochs : int or float
+        With a fraction such as 9.9, the last epoch ends early.
+    check_every : int
+        Epochs between two checks of the accuracy; there is always one after the last epoch.
+    patience : int, optional
+        Stop after this number of checks after epochs without a better validation accuracy or loss.
+    patience_on : {"accuracy", "loss"}
+        What makes a check better than others: a higher validation accuracy or a lower validation loss.
+    microbatches : int
+        Cut each minibatch into this number of equal micro-batches, a power of two, and add their gradients. Without
+        batch norm, or with ``norm_sync="ghost"``, this takes less memory. Needs a Sequential.
+    norm_sync : {"whole", "ghost"}
+        Whether batch norm takes its statistics over the whole minibatch or over each micro-batch (Hoffer et al., "Train
+        longer, generalize better", 2017).
+    communicator : Communicator, optional
+        Connects the workers that train the model together, each of which makes a Solver with the same arguments; see
+        `xpconv.parallel`. The number of workers must divide `microbatches` and does not change the results. Only rank 0
+        shows progress.
     update_rule : {"sgd", "sgd_momentum", "sgd_nesterov", "rmsprop", "adam", "adamw", "lion", "muon"} or callable
         See `xpconv.training.optim`. A callable is a rule of your own, ``rule(w, dw, config) -> (next_w, config)``.
     optim_config : dict, optional
@@ -103,21 +143,13 @@ class Solver:
         Options for the parameters whose names match a pattern, in place of those in `optim_config`. For example,
         ``{"gamma*|beta*|b*": {"weight_decay": 0}}`` leaves norms and biases out of weight decay. If several patterns
         match, options of later ones replace those of earlier ones.
-    clip_norm : float, optional
-        Before each step, scale the gradients so that their L2 norm, over all parameters together, is at most this.
     lr_decay : float
         Factor by which the learning rate is multiplied after each epoch.
     schedule : callable, optional
         ``schedule(step) -> factor`` of the learning rate, in place of `lr_decay`; see `xpconv.training.schedules`.
         A call of `train` counts steps from 0, unless it continues a training that was interrupted or resumed.
-    batch_size : int
-        If it is above the number of training images, it is lowered to that, with a warning.
-    num_epochs : int or float
-        With a fraction such as 9.9, the last epoch ends early.
-    check_every : int
-        Epochs between two checks of the accuracy; there is always one after the last epoch.
-    sampling : {"replacement", "epoch"}
-        Draw each minibatch from all samples, as the course does, or use each sample at most once per epoch.
+    clip_norm : float, optional
+        Before each step, scale the gradients so that their L2 norm, over all parameters together, is at most this.
     ema : float, optional
         Keep an exponential moving average of the parameters and running statistics, with this decay above 0 and below
         1. It is used for accuracy checks, and as best parameters; training goes on from the latest parameters. Step t,
@@ -126,34 +158,15 @@ class Solver:
         After this number of steps (5 in the paper), move slow weights half-way to the parameters, which then go on from
         there (Zhang et al., "Lookahead Optimizer: k steps forward, 1 step back", 2019). The slow weights are used for
         accuracy checks, and as best parameters, unless `ema` is given too. A `Lookahead` can move them by other shares.
-    patience : int, optional
-        Stop after this number of checks after epochs without a better validation accuracy or loss.
-    patience_on : {"accuracy", "loss"}
-        What makes a check better than others: a higher validation accuracy or a lower validation loss.
-    microbatches : int
-        Cut each minibatch into this number of equal micro-batches, a power of two, and add their gradients. Without
-        batch norm, or with ``norm_sync="ghost"``, this takes less memory. Needs a Sequential.
-    communicator : Communicator, optional
-        Connects the workers that train the model together, each of which makes a Solver with the same arguments; see
-        `xpconv.parallel`. The number of workers must divide `microbatches` and does not change the results. Only rank 0
-        shows progress.
-    norm_sync : {"whole", "ghost"}
-        Whether batch norm takes its statistics over the whole minibatch or over each micro-batch (Hoffer et al., "Train
-        longer, generalize better", 2017).
-    num_train_samples, num_val_samples : int or None
-        Number of samples to draw for each check of the accuracy; None uses all.
     print_every : int
         Iterations between two printed losses.
     verbose : bool
         Whether to show progress: a live bar on a terminal, a bar and curves in Jupyter, lines elsewhere.
+    num_train_samples, num_val_samples : int or None
+        Number of samples to draw for each check of the accuracy; None uses all.
     rng : None, int, Generator or RandomState
         Determines the minibatches, the samples for accuracy checks, the seeds of dropout and other stochastic layers,
         and the augmentation, each from a stream of its own.
-    augment : callable, optional
-        ``augment(X, seed) -> X`` augments the images of a minibatch on the device; the seed is a new random number each
-        time. If it has a true attribute ``takes_minibatch``, as those of `xpconv.data.augment.parse_augmentation` have,
-        it is called as ``augment(minibatch, seed) -> minibatch`` and may change labels too: to integers (N,), or to
-        probabilities (N, C).
     on_nonfinite : {"stop", "skip"}
         What to do if a loss or a gradient has NaN or infinite values: raise an error, or skip that minibatch and
         change nothing. On a device, the host does not wait for the check.
