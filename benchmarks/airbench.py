@@ -9,15 +9,15 @@ Published: K. Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024.
 
 import json
 import sys
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 from collections.abc import Mapping, Sequence
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 from statistics import mean
 from time import perf_counter
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import typer
 
 from benchmarks import device
 from xpconv import Preprocessing, Solver, get_backend, set_tf32
@@ -87,7 +87,7 @@ def build_solver(
         augment=parse_augmentation("reflect2-alternate", seed)[1],
         num_epochs=epochs,
         check_every=ceil(epochs) + 1,  # only after the last epoch
-        num_train_samples=1000,
+        num_train_samples=100,
         verbose=False,
         rng=rng,
     )
@@ -119,7 +119,7 @@ def load(backend: Backend, num_images: int | None = None) -> tuple[dict[str, Arr
     X = np.concatenate([dataset.X_train, dataset.X_val])[:num_images]
     y = np.concatenate([dataset.y_train, dataset.y_val])[:num_images]
     average, deviation = (values[:, None, None] for values in channel_statistics(X))
-    train = {"X_train": X, "y_train": y, "X_val": X[-1000:], "y_val": y[-1000:]}
+    train = {"X_train": X, "y_train": y, "X_val": X[-100:], "y_val": y[-100:]}
     test = {"X": dataset.X_test[:num_images], "y": dataset.y_test[:num_images]}
     train, test = ({name: backend.asarray(a) for name, a in arrays.items()} for arrays in (train, test))
     return train, test, Preprocessing(average, deviation)
@@ -144,17 +144,18 @@ def measure(
 
 
 def main(
-    backend: Annotated[str, typer.Option(help="The backend, as in XP_BACKEND.")] = "cupy",
-    seeds: Annotated[int, typer.Option(help="Train with seeds 0, 1, ...", min=1)] = 5,
-    precision: Annotated[str, typer.Option(help="full, or mixed for float16.")] = "full",
-    tf32: Annotated[bool, typer.Option("--tf32", help="Round the factors of products to TF32.")] = False,
-    epochs: Annotated[float, typer.Option(help="Epochs; the published recipe has 9.9.")] = EPOCHS,
-    batch_size: Annotated[int, typer.Option(help="Images per step.")] = BATCH_SIZE,
-    widths: Annotated[str, typer.Option(help="Filters of the blocks.")] = "64,256,256",
-    num_images: Annotated[int | None, typer.Option(help="Use this number of images, for a trial.")] = None,
-    min_accuracy: Annotated[float, typer.Option(help="Exit with status 1 below this mean accuracy.")] = 0.0,
-    max_seconds: Annotated[float, typer.Option(help="Exit with status 1 above this mean training time.")] = 1e9,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the results to this JSON file.")] = None,
+    *,
+    backend: str = "cupy",
+    seeds: int = 5,
+    precision: str = "full",
+    tf32: bool = False,
+    epochs: float = EPOCHS,
+    batch_size: int = BATCH_SIZE,
+    widths: str = "64,256,256",
+    num_images: int | None = None,
+    min_accuracy: float = 0.0,
+    max_seconds: float = inf,
+    json_file: Path | None = None,
 ) -> None:
     """Train with each seed; print the accuracy on the test images and the seconds."""
     chosen = get_backend(backend)
@@ -200,5 +201,22 @@ def main(
         sys.exit(1)
 
 
+def parse_arguments() -> dict[str, Any]:
+    """Return the arguments of `main` on the command line."""
+    parser = ArgumentParser(prog="python -m benchmarks.airbench", formatter_class=ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--backend", default="cupy", help="the backend, as in XP_BACKEND")
+    parser.add_argument("--seeds", type=int, default=5, help="train with this number of seeds: 0, 1, ...")
+    parser.add_argument("--precision", choices=("full", "mixed"), default="full", help="mixed computes in float16")
+    parser.add_argument("--tf32", action="store_true", help="round the factors of products to TF32")
+    parser.add_argument("--epochs", type=float, default=EPOCHS, help="length of a training")
+    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="images per step")
+    parser.add_argument("--widths", default="64,256,256", help="filters of the blocks")
+    parser.add_argument("--num-images", type=int, help="use this number of images, for a trial")
+    parser.add_argument("--min-accuracy", type=float, default=0.0, help="fail below this mean accuracy")
+    parser.add_argument("--max-seconds", type=float, default=inf, help="fail above this mean training time")
+    parser.add_argument("--json", type=Path, dest="json_file", help="write the results to this file")
+    return vars(parser.parse_args())
+
+
 if __name__ == "__main__":
-    typer.run(main)
+    main(**parse_arguments())

@@ -522,7 +522,7 @@ def test_inputs_on_two_devices_are_refused(row, here, there):
         row.forward(**moved, **row.options)
 
 
-@rows_but("avg_pool", "global_avg_pool", "pad_channels", "softmax_loss", "svm_loss")
+@rows_but("avg_pool", "global_avg_pool", "pad_channels", "scale", "softmax_loss", "svm_loss")
 def test_gradient_on_another_device_is_refused(row):
     inputs, dout, *_ = row.expected("float64")
     _, cache = row.forward(**move(find_backend("array_api_strict"), inputs), **row.options)

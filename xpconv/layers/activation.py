@@ -161,16 +161,17 @@ def leaky_relu_backward(dout: Array, cache: LeakyReluCache) -> Array:
 
 
 class ScaleCache(NamedTuple):
-    """What the backward pass of scaling needs: the factor.
+    """What the backward pass of scaling needs: the factor, and the shape of the output.
 
     Examples
     --------
     >>> import numpy as np
-    >>> scale_forward(np.ones(1), factor=2)[1]
-    ScaleCache(factor=2.0)
+    >>> scale_forward(np.ones(3), factor=2)[1]
+    ScaleCache(factor=2.0, shape=(3,))
     """
 
     factor: float
+    shape: tuple[int, ...]
 
 
 def scale_forward(x: Array, *, factor: float) -> tuple[Array, ScaleCache]:
@@ -196,7 +197,7 @@ def scale_forward(x: Array, *, factor: float) -> tuple[Array, ScaleCache]:
     """
     check_arrays(x=x)
     factor = check_positive("factor", factor)
-    return factor * x, ScaleCache(factor)
+    return factor * x, ScaleCache(factor, tuple(x.shape))
 
 
 def scale_backward(dout: Array, cache: ScaleCache) -> Array:
@@ -221,6 +222,7 @@ def scale_backward(dout: Array, cache: ScaleCache) -> Array:
     """
     check_cache(cache, ScaleCache)
     check_arrays(dout=dout)
+    check_gradient_shape(dout, cache.shape)
     return cache.factor * dout
 
 

@@ -9,7 +9,7 @@ from xpconv.ops.tiling import matmul
 
 __all__ = ["whitening_filters"]
 
-_IMAGES_AT_ONCE = 256
+_IMAGES_AT_ONCE = 1000
 
 
 def whitening_filters(x: Array, kernel_size: int | tuple[int, int] = 2, *, eps: float = 5e-4) -> Array:
