@@ -315,6 +315,27 @@ def test_normalise_and_its_gradients_equal_the_portable_versions(monkeypatch, dt
         )
 
 
+@every_activation
+def test_a_norm_with_relu_has_the_bits_of_both_one_after_the_other(monkeypatch, dtype):
+    for rng in cases(monkeypatch, 22, CASES // 2):
+        shape, channels, options, param_axes = statistics(rng)
+        x = any_of(rng, 1e-7, 1, 100) * draw(rng, *shape) + any_of(rng, 0, 0, 1e3)
+        x = place(rng, np.where(rng.random(shape) < 0.1, 0, x), dtype)
+        gamma, beta = (place(rng, draw(rng, *channels), parameter(dtype)) for _ in range(2))
+        *norm, signs = _norm.normalise_relu(x, gamma, beta, eps=1e-5, **options)
+        expected = _norm.normalise(x, gamma, beta, eps=1e-5, **options)
+        out, mask = _elementwise.relu(expected[0])
+        dout = place(rng, draw(rng, *shape), dtype)
+        options["param_axes"] = param_axes or options["axes"]
+        statistics_of_x = x, norm[1], norm[3], gamma
+        grads = _norm.normalise_relu_backward(dout, signs, *statistics_of_x, **options)
+        others = _norm.normalise_backward(_elementwise.relu_backward(dout, mask), *statistics_of_x, **options)
+        for one, other in zip((*norm, *grads), (out, *expected[1:], *others), strict=True):
+            assert one.dtype == other.dtype
+            assert one.shape == other.shape
+            assert one.tobytes() == other.tobytes()
+
+
 def normalised(x):
     """Normalise x (N, C, L) over its images and pixels."""
     gamma, beta = (cupy.asarray(np.full((1, x.shape[1], 1), value), x.dtype) for value in (1, 0))
@@ -600,8 +621,13 @@ def test_the_width_of_loads_follows_the_shape_and_not_the_address(monkeypatch, d
             grads = _norm.normalise_backward(flat, flat, mean, inv_std, gamma, param_axes=(0, 2), **options)
             positive, mask = _elementwise.relu(x)
             outputs = positive, mask, _elementwise.relu_backward(x, mask), _windows.unfold(x, Window((1, 1)))
-            results.append([out, mean, var, *grads, *_conv.images_to_rows(x), *outputs])
+            rectified, *_, signs = _norm.normalise_relu(flat, gamma, gamma, eps=0.1, **options)
+            grads += _norm.normalise_relu_backward(
+                flat, signs, flat, mean, inv_std, gamma, param_axes=(0, 2), **options
+            )
+            results.append([out, mean, var, rectified, *grads, *_conv.images_to_rows(x), *outputs])
             names = {"sum_moments", "normalise", "gradient_sums", "normalise_backward", "relu", "relu_backward"}
+            names |= {"normalise_relu", "relu_gradient_sums", "normalise_relu_backward"}
             assert {name for name, width in used if width == expected} >= {*names, "to_rows", "unfold"}
         for one, other in zip(*results, strict=True):
             assert one.tobytes() == other.tobytes()

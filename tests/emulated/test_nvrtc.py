@@ -17,7 +17,7 @@ FOUND = [path for folder in FOLDERS for path in sorted(folder.glob("*/lib/libnvr
 SOURCE = Path(xpconv.__file__).parent / "ops" / "cupy" / "kernels.cu"
 STREAMED = ["unfold", "fold_at_stride_1", "max_pool", "max_pool_backward", "to_images", "to_rows", "normalise"]
 ELEMENTS = ["float", "double", "Half"]
-STREAMED += ["normalise_backward", "relu", "relu_backward"]
+STREAMED += ["normalise_backward", "normalise_relu", "normalise_relu_backward", "relu", "relu_backward"]
 
 if not FOUND:
     pytest.skip("NVRTC is not installed: pip install nvidia-cuda-nvrtc", allow_module_level=True)

@@ -13,7 +13,14 @@ from xpconv._validation import check_count, check_eps, check_flag, check_fractio
 from xpconv.backend import Array, on_host
 from xpconv.errors import ArgumentError, ArgumentTypeError
 from xpconv.layers._checks import check_arrays, check_backward, check_channels_first, check_shape
-from xpconv.ops.norm import normalise, normalise_backward, subtract_mean, update_running_stats
+from xpconv.ops.norm import (
+    normalise,
+    normalise_backward,
+    normalise_relu,
+    normalise_relu_backward,
+    subtract_mean,
+    update_running_stats,
+)
 from xpconv.ops.tiling import sum_rows
 
 __all__ = [
@@ -70,6 +77,13 @@ class BatchNormCache(NamedTuple):
     gamma: Array
     train: bool
     running: RunningStats
+
+
+class BatchNormReluCache(NamedTuple):
+    """What the backward pass of batch norm and ReLU needs: `signs` are those of `normalise_relu`."""
+
+    norm: BatchNormCache
+    signs: Any
 
 
 class LayerNormCache(NamedTuple):
@@ -163,12 +177,17 @@ def batchnorm_forward(
     array([0.2, 2. ])
     """
     out, cache = normalise_batch(x, gamma, beta, running, train=train, momentum=momentum, eps=eps)
-    if train and x.shape[0] * prod(x.shape[2:]) == 1:
+    if train:
+        _check_several(x)
+    return out, cache
+
+
+def _check_several(x: Array) -> None:
+    if x.shape[0] * prod(x.shape[2:]) == 1:
         raise ArgumentError(
             f"x has shape {tuple(x.shape)}, one value per channel, which in training equals its "
             "mean; expected a batch of two or more: take a larger one, or train=False"
         )
-    return out, cache
 
 
 def normalise_batch(
@@ -182,6 +201,25 @@ def normalise_batch(
     eps: float = 1e-5,
 ) -> tuple[Array, BatchNormCache]:
     """Compute `batchnorm_forward`, but accept a single value per channel in training: the output is then `beta`."""
+    check_flag("train", train)
+    xp, flat, scale, shift, running = _check_batch(x, gamma, beta, running)
+    momentum, eps = check_fraction("momentum", momentum), check_eps(eps)
+    if train:
+        out, mean, var, inv_std = normalise(flat, scale, shift, axes=(0, 2), tile_axis=1, eps=eps)
+        running = _updated(running, mean, var, momentum)
+    else:
+        old_mean, old_var, _ = running
+        if on_host(old_var) and float(xp.min(old_var)) < 0:
+            raise ArgumentError(f"running_var is {float(xp.min(old_var))} somewhere; expected variances of 0 or more")
+        mean, inv_std = (xp.reshape(a, scale.shape) for a in (old_mean, 1 / xp.sqrt(old_var + eps)))
+        out = (flat - mean) * (inv_std * scale) + shift
+    return xp.reshape(out, x.shape), BatchNormCache(x, mean, inv_std, gamma, train, running)
+
+
+def _check_batch(
+    x: Array, gamma: Array, beta: Array, running: RunningStats | None
+) -> tuple[Any, Array, Array, Array, RunningStats]:
+    """Check arguments; return the namespace, x as (N, C, H * W), gamma and beta as (1, C, 1), and running averages."""
     xp = check_arrays(x=x, gamma=gamma, beta=beta)
     check_shape("x", x, ("N", "C", "H", "W")[: 4 if len(x.shape) == 4 else 2])
     C = x.shape[1]
@@ -197,19 +235,35 @@ def normalise_batch(
         check_shape("num_batches", num_batches, (1,))
     for name, a in {"gamma": gamma, "beta": beta, "running_mean": old_mean, "running_var": old_var}.items():
         check_shape(name, a, (C,))
-    check_flag("train", train)
-    momentum, eps = check_fraction("momentum", momentum), check_eps(eps)
-    flat, scale, shift = xp.reshape(x, (x.shape[0], C, -1)), *(xp.reshape(a, (1, C, 1)) for a in (gamma, beta))
-    if train:
-        out, mean, var, inv_std = normalise(flat, scale, shift, axes=(0, 2), tile_axis=1, eps=eps)
-        batch_mean, batch_var = (xp.reshape(a, (C,)) for a in (mean, var))
-        running = RunningStats(*update_running_stats(old_mean, old_var, batch_mean, batch_var, momentum, num_batches))
-    else:
-        if on_host(old_var) and float(xp.min(old_var)) < 0:
-            raise ArgumentError(f"running_var is {float(xp.min(old_var))} somewhere; expected variances of 0 or more")
-        mean, inv_std = xp.reshape(old_mean, (1, C, 1)), xp.reshape(1 / xp.sqrt(old_var + eps), (1, C, 1))
-        out = (flat - mean) * (inv_std * scale) + shift
-    return xp.reshape(out, x.shape), BatchNormCache(x, mean, inv_std, gamma, train, running)
+    return xp, xp.reshape(x, (x.shape[0], C, -1)), *(xp.reshape(a, (1, C, 1)) for a in (gamma, beta)), running
+
+
+def _updated(running: RunningStats, mean: Array, var: Array, momentum: float) -> RunningStats:
+    """Return the running averages after a batch with a mean and a variance (1, C, 1)."""
+    xp, (old_mean, old_var, num_batches) = array_api_compat.array_namespace(mean), running
+    batch_mean, batch_var = (xp.reshape(a, (-1,)) for a in (mean, var))
+    return RunningStats(*update_running_stats(old_mean, old_var, batch_mean, batch_var, momentum, num_batches))
+
+
+def batchnorm_relu_forward(
+    x: Array, gamma: Array, beta: Array, running: RunningStats, *, momentum: float, eps: float
+) -> tuple[Array, BatchNormReluCache]:
+    """Compute ``relu_forward(batchnorm_forward(x, ..., train=True))`` in fewer passes over the arrays on a GPU."""
+    xp, flat, scale, shift, running = _check_batch(x, gamma, beta, running)
+    _check_several(x)
+    out, mean, var, inv_std, signs = normalise_relu(flat, scale, shift, axes=(0, 2), tile_axis=1, eps=eps)
+    norm = BatchNormCache(x, mean, inv_std, gamma, True, _updated(running, mean, var, momentum))
+    return xp.reshape(out, x.shape), BatchNormReluCache(norm, signs)
+
+
+def batchnorm_relu_backward(dout: Array, cache: BatchNormReluCache) -> tuple[Array, Array, Array]:
+    """Compute the gradients of `batchnorm_relu_forward`, as `batchnorm_backward` returns them."""
+    norm, signs = cache
+    xp, dout, x, gamma = _check_and_flatten(dout, norm)
+    dx, dgamma, dbeta = normalise_relu_backward(
+        dout, signs, x, norm.mean, norm.inv_std, gamma, axes=(0, 2), param_axes=(0, 2), tile_axis=1
+    )
+    return xp.reshape(dx, norm.x.shape), xp.reshape(dgamma, (-1,)), xp.reshape(dbeta, (-1,))
 
 
 def batchnorm_backward(dout: Array, cache: BatchNormCache) -> tuple[Array, Array, Array]:

@@ -25,6 +25,7 @@ from xpconv.nn._chain import (
     nodes,
 )
 from xpconv.nn._losses import LOSSES, check_loss_options, loss_and_gradient, loss_arguments
+from xpconv.nn._norm_relu import in_steps
 from xpconv.nn._parts import WHOLE, Part, Pass, run_pass
 from xpconv.nn._summary import summary, summary_html
 from xpconv.nn.layers import Affine, Arrays, Initial, Layer, Normal, Shape
@@ -355,8 +356,9 @@ class Sequential:
         store, caches, state = {**self.params, **self.state}, list[Any](), Arrays()
         train = seeds is not None
         first = self._first_trained() if train else len(self.layers)
-        for position, (layer, keys) in enumerate(zip(self.layers, self.layer_keys, strict=True)):
-            with NamedLayer("layers", position, layer):
+        for position, layer in in_steps(self.layers):
+            keys = self.layer_keys[position]
+            with NamedLayer("layers", position, self.layers[position]):
                 x, cache = yield from forward_layer(
                     layer,
                     x,
@@ -514,13 +516,11 @@ class Sequential:
 
     def _backward(self, dout: Any, caches: list[Any], part: Part) -> Pass:
         grads: Arrays = {}
-        first = len(self.layers) - len(caches)
-        for position in reversed(range(first, len(self.layers))):
-            layer, keys = self.layers[position], self.layer_keys[position]
-            with NamedLayer("layers", position, layer):
-                dout, layer_grads = yield from backward_layer(
-                    layer, dout, caches.pop(), need_dx=position > first, part=part
-                )
+        for position, layer in reversed(in_steps(self.layers)[-len(caches) :] if caches else []):
+            keys = self.layer_keys[position]
+            with NamedLayer("layers", position, self.layers[position]):
+                cache = caches.pop()
+                dout, layer_grads = yield from backward_layer(layer, dout, cache, need_dx=bool(caches), part=part)
             grads.update({keys[name]: grad for name, grad in layer_grads.items() if is_trained(layer, name)})
         return grads
 

@@ -8,7 +8,13 @@ from xpconv.ops.conv import convolve, convolve_backward, convolve_transposed
 from xpconv.ops.elementwise import add, gated, gated_backward, leaky_relu, leaky_relu_backward, relu, relu_backward
 from xpconv.ops.finite import largest_finite
 from xpconv.ops.loss import add_l2_penalty, cross_entropy, softmax, softmax_cross_entropy
-from xpconv.ops.norm import normalise, normalise_backward, update_running_stats
+from xpconv.ops.norm import (
+    normalise,
+    normalise_backward,
+    normalise_relu,
+    normalise_relu_backward,
+    update_running_stats,
+)
 from xpconv.ops.pool import avg_pool, avg_pool_backward, max_pool, max_pool_backward
 from xpconv.ops.random_bits import keep_mask, random_integers
 from xpconv.ops.update import (
@@ -47,6 +53,8 @@ __all__ = [
     "move_toward",
     "normalise",
     "normalise_backward",
+    "normalise_relu",
+    "normalise_relu_backward",
     "random_integers",
     "relu",
     "relu_backward",

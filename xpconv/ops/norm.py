@@ -23,6 +23,7 @@ import array_api_compat
 
 from xpconv.backend import Array, on_host
 from xpconv.ops.dispatch import operation
+from xpconv.ops.elementwise import relu, relu_backward
 from xpconv.ops.tiling import map_tiles
 
 __all__ = [
@@ -33,6 +34,8 @@ __all__ = [
     "moments",
     "normalise",
     "normalise_backward",
+    "normalise_relu",
+    "normalise_relu_backward",
     "subtract_mean",
     "update_running_stats",
     "variance_and_inverse_std",
@@ -233,6 +236,86 @@ def normalise_backward(
 
     dx, dgamma, dbeta = map_tiles(dout, x, mean, inv_std, gamma, function=tile, axis=tile_axis)
     return dx, dgamma, dbeta
+
+
+@operation
+def normalise_relu(
+    x: Array, gamma: Array, beta: Array, *, axes: Sequence[int], tile_axis: int, eps: float
+) -> tuple[Array, Array, Array, Array, Any]:
+    """Normalise, scale and shift, then take ``max(out, 0)``.
+
+    The results have the bits of `normalise` and `relu`, one after the other.
+
+    Parameters
+    ----------
+    x, gamma, beta, axes, tile_axis, eps
+        As for `normalise`.
+
+    Returns
+    -------
+    out : array of the shape of `x`
+    mean, var, inv_std : array
+        As `normalise` returns them.
+    signs : object
+        What `normalise_relu_backward` needs to know where `out` is positive. It depends on the library.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, ones = np.array([[1.0], [3.0]]), np.ones((1, 1))
+    >>> normalise_relu(x, ones, 0 * ones, axes=(0,), tile_axis=1, eps=1e-8)[0].round(3)
+    array([[0.],
+           [1.]])
+    """
+    out, mean, var, inv_std = normalise(x, gamma, beta, axes=axes, tile_axis=tile_axis, eps=eps)
+    out, mask = relu(out)
+    return out, mean, var, inv_std, mask
+
+
+@operation
+def normalise_relu_backward(
+    dout: Array,
+    signs: Any,
+    x: Array,
+    mean: Array,
+    inv_std: Array,
+    gamma: Array,
+    *,
+    axes: Sequence[int],
+    param_axes: Sequence[int],
+    tile_axis: int,
+) -> tuple[Array, Array, Array]:
+    """Return the gradients of `normalise_relu`.
+
+    The results have the bits of `relu_backward` and `normalise_backward`, one after the other.
+
+    Parameters
+    ----------
+    dout : array of the shape of `x`
+        Gradient of the output.
+    signs : object
+        As returned by `normalise_relu`.
+    x, mean, inv_std, gamma, axes, param_axes, tile_axis
+        As for `normalise_backward`.
+
+    Returns
+    -------
+    dx : array of the shape of `x`
+    dgamma, dbeta : array of the shape of `x`, but of size 1 along `param_axes`
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, gamma = np.array([[1.0], [3.0]]), np.ones((1, 1))
+    >>> out, mean, _, inv_std, signs = normalise_relu(x, gamma, 0 * gamma, axes=(0,), tile_axis=1, eps=1e-8)
+    >>> normalise_relu_backward(
+    ...     np.ones((2, 1)), signs, x, mean, inv_std, gamma, axes=(0,), param_axes=(0,), tile_axis=1
+    ... )[2]
+    array([[1.]])
+    """
+    return normalise_backward(
+        relu_backward(dout, signs), x, mean, inv_std, gamma, axes=axes, param_axes=param_axes, tile_axis=tile_axis
+    )
 
 
 @operation

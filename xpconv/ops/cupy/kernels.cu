@@ -235,9 +235,21 @@ __device__ size_t index(Groups g, unsigned e) {
 // The place in gamma and beta of this block's first value.
 __device__ unsigned first_channel(Groups g) { return (size_t)blockIdx.x * g.B.d / g.inner.d % g.channels; }
 
-// gamma or beta of value e of this block's group; `held` is that of the first value, often shared by all values.
-__device__ T of_channel(const T* values, T held, Groups g, unsigned first, unsigned e) {
-    return g.inner.d >= g.B.d ? held : values[first + e % g.B / g.inner];
+template <bool b>
+struct Bool { static constexpr bool value = b; };
+
+// Call `pass` with Bool<true> if all values of this block's group share gamma and beta. The compiler then has a loop for
+// this case, without the branches of the other one.
+template <typename Pass>
+__device__ void by_channel(Groups g, Pass pass) {
+    if (g.inner.d >= g.B.d) pass(Bool<true>());
+    else pass(Bool<false>());
+}
+
+// gamma or beta of value e of this block's group; `held` is that of the first value.
+template <bool shared>
+__device__ T of_channel(Bool<shared>, const T* values, T held, Groups g, unsigned first, unsigned e) {
+    return shared ? held : values[first + e % g.B / g.inner];
 }
 
 template <typename V>
@@ -332,9 +344,14 @@ extern "C" __global__ void sum_moments(const Element* __restrict__ x, double* mo
     store_piece(squares, moments + (size_t)g.S * g.pieces);
 }
 
-extern "C" __global__ void normalise(const Element* __restrict__ x, const T* __restrict__ gamma,
-                                     const T* __restrict__ beta, const double* moments, double eps,
-                                     Element* __restrict__ out, T* means, T* vars, T* inv_stds, Groups g) {
+// Both passes of a norm followed by a ReLU compute this, so fma() says how it is rounded.
+__device__ T normalised(T x, T mean, T error, T scale, T beta) { return fma(x - mean - error, scale, beta); }
+
+// `rectified`: write max(0, value), and the rounding errors of the means to `errors`.
+template <bool rectified>
+__device__ void write_normalised(const Element* __restrict__ x, const T* __restrict__ gamma,
+                                 const T* __restrict__ beta, const double* moments, double eps,
+                                 Element* __restrict__ out, T* means, T* vars, T* inv_stds, T* errors, Groups g) {
     const double shift = mean_of(moments, g), exact = pivot(x, g) + shift;
     const double rounded = mean_of(moments + (size_t)g.S * g.pieces, g) - shift * shift;
     const double var = rounded < 0 ? 0 : rounded;  // NaN stays NaN
@@ -343,69 +360,118 @@ extern "C" __global__ void normalise(const Element* __restrict__ x, const T* __r
         means[blockIdx.x] = mean;
         vars[blockIdx.x] = sizeof(T) < sizeof(double) && var > 3e38 ? 3e38 : var;
         inv_stds[blockIdx.x] = inv_std;
+        if (rectified) errors[blockIdx.x] = error;
     }
     const unsigned first = first_channel(g);
     const T held = gamma[first], held_beta = beta[first];
-    #pragma unroll 2
-    FOR_EACH_PACK(e, size(g)) {
-        Pack pack = load(x + index(g, e));
-        for (int k = 0; k < WIDE; ++k) {
-            const T scale = of_channel(gamma, held, g, first, e + k), b = of_channel(beta, held_beta, g, first, e + k);
-            pack.v[k] = (pack.v[k] - mean - error) * (inv_std * scale) + b;
+    by_channel(g, [&](auto shared) {
+        #pragma unroll 2
+        FOR_EACH_PACK(e, size(g)) {
+            Pack pack = load(x + index(g, e));
+            for (int k = 0; k < WIDE; ++k) {
+                const T scale = inv_std * of_channel(shared, gamma, held, g, first, e + k);
+                const T b = of_channel(shared, beta, held_beta, g, first, e + k);
+                pack.v[k] = normalised(pack.v[k], mean, error, scale, b);
+                if (rectified && pack.v[k] <= 0) pack.v[k] = 0;  // NaN stays NaN
+            }
+            store(out + index(g, e), pack);
         }
-        store(out + index(g, e), pack);
-    }
+    });
+}
+
+extern "C" __global__ void normalise(const Element* __restrict__ x, const T* __restrict__ gamma,
+                                     const T* __restrict__ beta, const double* moments, double eps,
+                                     Element* __restrict__ out, T* means, T* vars, T* inv_stds, Groups g) {
+    write_normalised<false>(x, gamma, beta, moments, eps, out, means, vars, inv_stds, nullptr, g);
+}
+
+extern "C" __global__ void normalise_relu(const Element* __restrict__ x, const T* __restrict__ gamma,
+                                          const T* __restrict__ beta, const double* moments, double eps,
+                                          Element* __restrict__ out, T* means, T* vars, T* inv_stds, T* errors,
+                                          Groups g) {
+    write_normalised<true>(x, gamma, beta, moments, eps, out, means, vars, inv_stds, errors, g);
+}
+
+// The gradient of the norm's output, given that of the ReLU after it. The ReLU's input is rounded as if it were stored.
+__device__ T through_relu(T dout, T x, T mean, T error, T scale, T beta) {
+    return T(Element(normalised(x, mean, error, scale, beta))) > 0 ? dout : T(0);
 }
 
 // Sum dout, dout * xhat, gamma * dout, gamma * dout * xhat and xhat over each group of `g`, which gives one value of
 // dbeta and of dgamma. `rows` consecutive groups share their mean and inv_std. sums is (5, S, pieces).
+// `rectified`: dout is the gradient of a ReLU of the norm's output.
+template <bool rectified>
+__device__ void sum_gradients(const Element* __restrict__ dout, const Element* __restrict__ x, const T* means,
+                              const T* inv_stds, const T* __restrict__ gamma, const T* __restrict__ beta,
+                              const T* errors, T* sums, int64 rows, Groups g) {
+    const T mean = means[blockIdx.x / rows], inv_std = inv_stds[blockIdx.x / rows];
+    const T error = rectified ? errors[blockIdx.x / rows] : T(0);
+    const unsigned first = first_channel(g);
+    const T held = gamma[first], held_beta = rectified ? beta[first] : T(0);
+    T s[5] = {0, 0, 0, 0, 0};
+    by_channel(g, [&](auto shared) {
+        #pragma unroll 2
+        FOR_EACH_PACK(e, size(g)) {
+            const Pack douts = load(dout + index(g, e)), xs = load(x + index(g, e));
+            for (int k = 0; k < WIDE; ++k) {
+                const T scale = of_channel(shared, gamma, held, g, first, e + k), xhat = (xs.v[k] - mean) * inv_std;
+                const T b = rectified ? of_channel(shared, beta, held_beta, g, first, e + k) : T(0);
+                const T d = rectified ? through_relu(douts.v[k], xs.v[k], mean, error, inv_std * scale, b) : douts.v[k];
+                const T scaled = d * scale;
+                s[0] += d;
+                s[1] += d * xhat;
+                s[2] += scaled;
+                s[3] += scaled * xhat;
+                s[4] += xhat;
+            }
+        }
+    });
+    for (int k = 0; k < 5; ++k) store_piece(s[k], sums + (size_t)k * g.S * g.pieces);
+}
+
 extern "C" __global__ void gradient_sums(const Element* __restrict__ dout, const Element* __restrict__ x,
                                          const T* means, const T* inv_stds, const T* __restrict__ gamma, T* sums,
                                          int64 rows, Groups g) {
-    const T mean = means[blockIdx.x / rows], inv_std = inv_stds[blockIdx.x / rows];
-    const unsigned first = first_channel(g);
-    const T held = gamma[first];
-    T s[5] = {0, 0, 0, 0, 0};
-    #pragma unroll 2
-    FOR_EACH_PACK(e, size(g)) {
-        const Pack douts = load(dout + index(g, e)), xs = load(x + index(g, e));
-        for (int k = 0; k < WIDE; ++k) {
-            const T d = douts.v[k], xhat = (xs.v[k] - mean) * inv_std, scaled = d * of_channel(gamma, held, g, first, e + k);
-            s[0] += d;
-            s[1] += d * xhat;
-            s[2] += scaled;
-            s[3] += scaled * xhat;
-            s[4] += xhat;
-        }
-    }
-    for (int k = 0; k < 5; ++k) store_piece(s[k], sums + (size_t)k * g.S * g.pieces);
+    sum_gradients<false>(dout, x, means, inv_stds, gamma, nullptr, nullptr, sums, rows, g);
+}
+
+extern "C" __global__ void relu_gradient_sums(const Element* __restrict__ dout, const Element* __restrict__ x,
+                                              const T* means, const T* inv_stds, const T* __restrict__ gamma,
+                                              const T* __restrict__ beta, const T* errors, T* sums, int64 rows,
+                                              Groups g) {
+    sum_gradients<true>(dout, x, means, inv_stds, gamma, beta, errors, sums, rows, g);
 }
 
 // Here a group of `g` is all values that share their mean and inv_std. It consists of `rows` groups of gradient_sums,
 // each of which wrote `pieces` pieces of its sums.
-extern "C" __global__ void normalise_backward(const Element* __restrict__ dout, const Element* __restrict__ x,
-                                              const T* means, const T* inv_stds, const T* __restrict__ gamma,
-                                              const T* sums, Element* __restrict__ dx, T* dgamma, T* dbeta, int64 rows,
-                                              Groups g) {
-    const T mean = means[blockIdx.x], inv_std = inv_stds[blockIdx.x];
+template <bool rectified>
+__device__ void write_gradient(const Element* __restrict__ dout, const Element* __restrict__ x, const T* means,
+                               const T* inv_stds, const T* __restrict__ gamma, const T* __restrict__ beta,
+                               const T* errors, const T* sums, Element* __restrict__ dx, T* dgamma, T* dbeta,
+                               int64 rows, Groups g) {
+    const T mean = means[blockIdx.x], inv_std = inv_stds[blockIdx.x], error = rectified ? errors[blockIdx.x] : T(0);
     const size_t mine = blockIdx.x * rows * g.pieces, all = g.S * rows * g.pieces;
     const T mean_dxhat = block_total(sums + 2 * all + mine, rows * g.pieces) / size(g);
     // The rounding error of the mean shifts xhat.
     const T shift = block_total(sums + 4 * all + mine, rows * g.pieces) / size(g);
     const T mean_dxhat_xhat = block_total(sums + 3 * all + mine, rows * g.pieces) / size(g) - shift * mean_dxhat;
     const unsigned first = first_channel(g);
-    const T held = gamma[first];
-    #pragma unroll 2
-    FOR_EACH_PACK(e, size(g)) {
-        Pack pack = load(dout + index(g, e));
-        const Pack xs = load(x + index(g, e));
-        for (int k = 0; k < WIDE; ++k) {
-            const T dxhat = pack.v[k] * of_channel(gamma, held, g, first, e + k);
-            const T xhat = (xs.v[k] - mean) * inv_std - shift;
-            pack.v[k] = inv_std * (dxhat - mean_dxhat - xhat * mean_dxhat_xhat);
+    const T held = gamma[first], held_beta = rectified ? beta[first] : T(0);
+    by_channel(g, [&](auto shared) {
+        #pragma unroll 2
+        FOR_EACH_PACK(e, size(g)) {
+            Pack pack = load(dout + index(g, e));
+            const Pack xs = load(x + index(g, e));
+            for (int k = 0; k < WIDE; ++k) {
+                const T scale = of_channel(shared, gamma, held, g, first, e + k);
+                const T b = rectified ? of_channel(shared, beta, held_beta, g, first, e + k) : T(0);
+                if (rectified) pack.v[k] = through_relu(pack.v[k], xs.v[k], mean, error, inv_std * scale, b);
+                const T dxhat = pack.v[k] * scale, xhat = (xs.v[k] - mean) * inv_std - shift;
+                pack.v[k] = inv_std * (dxhat - mean_dxhat - xhat * mean_dxhat_xhat);
+            }
+            store(dx + index(g, e), pack);
         }
-        store(dx + index(g, e), pack);
-    }
+    });
     if (blockIdx.y > 0) return;
     for (unsigned r = threadIdx.x; r < rows; r += THREADS) {
         T db = 0, dg = 0;
@@ -416,6 +482,21 @@ extern "C" __global__ void normalise_backward(const Element* __restrict__ dout, 
         dbeta[blockIdx.x * rows + r] = db;
         dgamma[blockIdx.x * rows + r] = dg - shift * db;
     }
+}
+
+extern "C" __global__ void normalise_backward(const Element* __restrict__ dout, const Element* __restrict__ x,
+                                              const T* means, const T* inv_stds, const T* __restrict__ gamma,
+                                              const T* sums, Element* __restrict__ dx, T* dgamma, T* dbeta, int64 rows,
+                                              Groups g) {
+    write_gradient<false>(dout, x, means, inv_stds, gamma, nullptr, nullptr, sums, dx, dgamma, dbeta, rows, g);
+}
+
+extern "C" __global__ void normalise_relu_backward(const Element* __restrict__ dout, const Element* __restrict__ x,
+                                                   const T* means, const T* inv_stds, const T* __restrict__ gamma,
+                                                   const T* __restrict__ beta, const T* errors, const T* sums,
+                                                   Element* __restrict__ dx, T* dgamma, T* dbeta, int64 rows,
+                                                   Groups g) {
+    write_gradient<true>(dout, x, means, inv_stds, gamma, beta, errors, sums, dx, dgamma, dbeta, rows, g);
 }
 
 // ---- relu
