@@ -4,6 +4,7 @@ import numpy as np
 
 from tests.helpers import columns_by_loops, draw
 from xpconv.backend import array_namespace
+from xpconv.ops.dispatch import accelerated_versions
 from xpconv.ops.norm import normalise
 from xpconv.ops.pool import max_pool
 from xpconv.ops.tiling import sum_of_squares
@@ -251,7 +252,6 @@ ARGUMENTS = {
 }
 
 
-ELSEWHERE = {"normalise_relu", "normalise_relu_backward"}  # test_norm_relu.py tests them: a result depends on the library
 WRITTEN = {  # arguments that are written to
     "adam_step": slice(0, 4),
     "restore_unless": slice(1, 2),
@@ -261,6 +261,12 @@ WRITTEN = {  # arguments that are written to
     "for_each_tile": slice(0, 1),
     "for_each_block": slice(0, 1),
 }
+
+
+def compared(library):
+    """Return the portable and the accelerated version of each operation, if its results do not depend on the library."""
+    elsewhere = "normalise_relu", "normalise_relu_backward"  # test_norm_relu.py tests these
+    return {name: versions for name, versions in accelerated_versions(library).items() if name not in elsewhere}
 
 
 def arrays_in(result):
