@@ -264,7 +264,7 @@ WRITTEN = {  # arguments that are written to
 
 
 def compared(library):
-    """Return the portable and the accelerated version of each operation, if its results do not depend on the library."""
+    """Return both versions of each operation, by name, whose results do not depend on the library."""
     elsewhere = "normalise_relu", "normalise_relu_backward"  # test_norm_relu.py tests these
     return {name: versions for name, versions in accelerated_versions(library).items() if name not in elsewhere}
 
