@@ -196,6 +196,19 @@ def test_max_pool_and_its_backward_pass_equal_the_portable_versions(monkeypatch,
 
 
 @every_activation
+def test_max_pool_of_2x2_pixels_and_its_backward_pass_equal_the_portable_versions(monkeypatch, dtype):
+    for rng in cases(monkeypatch, 22, CASES // 2):
+        rows, columns = any_of(rng, 1, 2, 3), any_of(rng, 1, 2, 3, 4, 8, 16)
+        x = place(
+            rng, draw(rng, any_of(rng, 1, 3), any_of(rng, 1, 5), 2 * rows, 2 * columns + any_of(rng, 0, 0, 1)), dtype
+        )
+        window = Window((2, 2), (2, 2))
+        (out, places), _ = check("max_pool", [x, window], {}, dtype, tolerance=0)
+        dout = place(rng, rng.standard_normal(out.shape), dtype)
+        check("max_pool_backward", [dout, place(rng, np.array(places), places.dtype), x.shape, window], {}, dtype)
+
+
+@every_activation
 @pytest.mark.parametrize(
     ("values", "best", "winner"),
     [

@@ -15,7 +15,17 @@ import xpconv
 FOLDERS = [Path(folder) for folder in getattr(find_spec("nvidia"), "submodule_search_locations", None) or ()]
 FOUND = [path for folder in FOLDERS for path in sorted(folder.glob("*/lib/libnvrtc*.so.*"), reverse=True)]
 SOURCE = Path(xpconv.__file__).parent / "ops" / "cupy" / "kernels.cu"
-STREAMED = ["unfold", "fold_at_stride_1", "max_pool", "max_pool_backward", "to_images", "to_rows", "normalise"]
+STREAMED = [
+    "unfold",
+    "fold_at_stride_1",
+    "max_pool",
+    "max_pool_backward",
+    "max_pool_2x2",
+    "max_pool_2x2_backward",
+    "to_images",
+    "to_rows",
+    "normalise",
+]
 ELEMENTS = ["float", "double", "Half"]
 STREAMED += ["normalise_backward", "normalise_relu", "normalise_relu_backward", "relu", "relu_backward"]
 

@@ -162,6 +162,9 @@ extern "C" __global__ void fold_at_stride_1(const Element* __restrict__ cols, co
     }
 }
 
+// The first pixel of window l, of 2 x 2 pixels at stride 2.
+__device__ unsigned pixel_of(Windows g, unsigned l) { return 2 * (l / g.output_row * g.W + l % g.output_row); }
+
 struct alignas(WIDE * sizeof(Index) < 16 ? WIDE * sizeof(Index) : 16) Indices { Index v[WIDE]; };
 
 // Each thread searches WIDE windows of one row of windows.
@@ -189,6 +192,53 @@ extern "C" __global__ void max_pool(const Element* __restrict__ x, Element* __re
         }
         store(out + plane(g, n) * g.output.d + l, maxima);
         *reinterpret_cast<Indices*>(argmax + plane(g, n) * g.output.d + l) = places;
+    }
+}
+
+// Windows of 2 x 2 pixels at stride 2 that cover the images: each thread searches WIDE windows of one row.
+extern "C" __global__ void max_pool_2x2(const Element* __restrict__ x, Element* __restrict__ out,
+                                        Index* __restrict__ argmax, Windows g) {
+    FOR_EACH_PACK(p, g.N * g.output.d) {
+        const unsigned n = p / g.output, l = p % g.output;
+        const Element* corner = x + plane(g, n) * g.image.d + pixel_of(g, l);
+        Pack rows[2][2], maxima;
+        Indices places;
+        for (int i = 0; i < 2; ++i)
+            for (int half = 0; half < 2; ++half) rows[i][half] = load(corner + i * g.W + half * WIDE);
+        for (int m = 0; m < WIDE; ++m) {
+            T largest = minus_infinity();
+            int where = 0;
+            for (int k = 0; k < 4; ++k) {
+                const int column = 2 * m + k % 2;
+                const T value = rows[k / 2][column / WIDE].v[column % WIDE];
+                if (value > largest || value != value && largest == largest) where = k;  // the first NaN
+                if (exceeds(value, largest)) largest = value;
+            }
+            maxima.v[m] = largest;
+            places.v[m] = where;
+        }
+        store(out + plane(g, n) * g.output.d + l, maxima);
+        *reinterpret_cast<Indices*>(argmax + plane(g, n) * g.output.d + l) = places;
+    }
+}
+
+// Each thread writes the pixels of the windows that it searches in max_pool_2x2.
+extern "C" __global__ void max_pool_2x2_backward(const Element* __restrict__ dout, const Index* __restrict__ argmax,
+                                                 Element* __restrict__ dx, Windows g) {
+    FOR_EACH_PACK(p, g.N * g.output.d) {
+        const unsigned n = p / g.output, l = p % g.output;
+        const Pack gradients = load(dout + plane(g, n) * g.output.d + l);
+        const Indices places = *reinterpret_cast<const Indices*>(argmax + plane(g, n) * g.output.d + l);
+        Element* corner = dx + plane(g, n) * g.image.d + pixel_of(g, l);
+        for (int i = 0; i < 2; ++i)
+            for (int half = 0; half < 2; ++half) {
+                Pack pack;
+                for (int m = 0; m < WIDE; ++m) {
+                    const int column = half * WIDE + m;
+                    pack.v[m] = places.v[column / 2] == 2 * i + column % 2 ? gradients.v[column / 2] : T(0);
+                }
+                store(corner + i * g.W + half * WIDE, pack);
+            }
     }
 }
 
