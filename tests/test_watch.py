@@ -68,8 +68,8 @@ def test_a_run_is_watched_until_its_training_ends(run, monkeypatch, capsys):
         for count in range(1, 4):
             (run / "new").write_text(HEADER + "".join(ROWS[:count]))
             os.replace(run / "new", run / "metrics.csv")
-            deadline = time.monotonic() + 30
-            while len(shown) < count and time.monotonic() < deadline:
+            end = time.monotonic() + 30
+            while len(shown) < count and time.monotonic() < end:
                 time.sleep(0.01)
         (run / "config.json").write_text(json.dumps({"settings": {"epochs": 2}, "finished": True}))
         lock.__exit__(None, None, None)
