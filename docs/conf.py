@@ -4,6 +4,7 @@ import importlib
 import os
 import re
 import sys
+from inspect import isroutine
 from pathlib import Path
 
 from docutils import nodes
@@ -72,12 +73,14 @@ autosummary_context = {
 def insert_summaries(app, name, source):
     """Put the tables of a module's names in the place of its comment, as in ``% names of xpconv.nn``."""
     if name == "reference/index":
-        source[0] = re.sub(
-            r"^% names of (xpconv[\w.]*)$",
-            lambda found: summary_tables(found[1], HOMES[found[1]]),
-            source[0],
-            flags=re.M,
-        )
+        names = re.compile(r"^% names of (xpconv[\w.]*)$", re.M)
+        source[0] = names.sub(lambda found: summary_tables(found[1], _documented(found[1])), source[0])
+
+
+def _documented(module):
+    """Return the functions and classes of a module, of which autosummary can make tables, with their homes."""
+    members = {name: getattr(MODULES[module], name) for name in HOMES[module]}
+    return {name: HOMES[module][name] for name, thing in members.items() if isroutine(thing) or isinstance(thing, type)}
 
 
 # ---- appearance: nothing of it is fetched from elsewhere
