@@ -7,7 +7,7 @@ from typing import Any
 
 import cupy
 
-from xpconv.ops.cupy._launch import Array, aligned, grid_of, launch, reduction_blocks, width
+from xpconv.ops.cupy._launch import Array, aligned, grid_of, launch, reduction_blocks, sum_dtype, width
 from xpconv.ops.dispatch import accelerate
 from xpconv.ops.elementwise import TANH_GATE
 from xpconv.ops.update import flush_threshold
@@ -24,16 +24,16 @@ _leaky_relu_backward = cupy.ElementwiseKernel(
 )
 _normal, _logistic = (
     cupy.ElementwiseKernel(
-        "T x, T a, T b",
+        "T x, U a, U b",  # U is float32 for activations in float16.
         "T out, T derivative",
-        f"const T t = fmin(abs(x), T(750)); {tail}; const T P = x > 0 ? 1 - tail : tail;"
-        "out = x * P; derivative = P + x * density",
+        f"const U v = x, t = fmin(abs(v), U(750)); {tail}; const U P = v > 0 ? 1 - tail : tail;"
+        "out = v * P; derivative = P + v * density",
         f"xpconv_gated_{name}",
     )
     for name, tail in {
-        "normal": "const T tail = erfc(a * t) / 2, density = b * exp(-t * t / 2)",
-        "logistic": "const T power = exp(-t * (a + b * t * t)), tail = power / (1 + power);"
-        "const T density = (a + 3 * b * t * t) * tail / (1 + power)",
+        "normal": "const U tail = erfc(a * t) / 2, density = b * exp(-t * t / 2)",
+        "logistic": "const U power = exp(-t * (a + b * t * t)), tail = power / (1 + power);"
+        "const U density = (a + 3 * b * t * t) * tail / (1 + power)",
     }.items()
 )
 _GATES = {
@@ -126,8 +126,8 @@ def leaky_relu_backward(dout: Array, mask: Array, negative_slope: float) -> Arra
 @accelerate("cupy")
 def gated(x: Array, gate: str) -> tuple[Array, Array]:
     """Write both results in one kernel."""
-    kernel, a, b = _GATES[gate]
-    out, derivative = kernel(x, a, b)
+    kernel, *numbers = _GATES[gate]
+    out, derivative = kernel(x, *map(sum_dtype(x.dtype).type, numbers))
     return out, derivative
 
 
