@@ -219,10 +219,7 @@ class _Function:
 
 
 class ElementwiseKernel:
-    """A kernel that runs for each element of broadcast arrays.
-
-    T is the dtype of all arrays declared with it, and U that of the NumPy scalars declared with it.
-    """
+    """A kernel that runs for each element of broadcast arrays; T is the dtype of all arrays declared with it."""
 
     def __init__(self, in_params, out_params, operation, name, options=()):
         self._ins, self._outs = ([param.split() for param in params.split(", ")] for params in (in_params, out_params))
@@ -233,7 +230,6 @@ class ElementwiseKernel:
         arrays = [(a, kind) for a, (kind, _) in zip(args, declared, strict=False) if isinstance(a, np.ndarray)]
         kinds = {a.dtype for a, kind in arrays if kind == "T"}
         dtypes = {"T": next(iter(kinds)), "bool": np.dtype(bool), "float64": np.dtype(float)}
-        dtypes |= {kind: a.dtype for a, (kind, _) in zip(args, self._ins, strict=False) if kind == "U"}
         if (
             len(args) not in (count, len(declared))
             or len(kinds) > 1
@@ -247,18 +243,16 @@ class ElementwiseKernel:
             for a, (kind, _) in zip((*args[:count], *outs), declared, strict=True)
         ]
         size = prod(shape)
-        RawModule(code=self._code(dtypes)).get_function(self._name)((-(-size // 256),), (256,), (*copies, size))
+        RawModule(code=self._code(dtypes["T"])).get_function(self._name)((-(-size // 256),), (256,), (*copies, size))
         for out, copy in zip(outs, copies[count:], strict=True):
             out[...] = copy.reshape(out.shape)  # an error if the shapes differ
         return outs if len(outs) > 1 else outs[0]
 
-    def _code(self, dtypes):
+    def _code(self, dtype):
         ins = [(f"const {kind}* _{name}", f"const {kind} {name} = _{name}[_i];") for kind, name in self._ins]
         outs = [(f"{kind}* _{name}", f"{kind}& {name} = _{name}[_i];") for kind, name in self._outs]
         parameters, values = zip(*ins, *outs, strict=True)
-        names = {"e": "Half", "f": "float", "d": "double"}
-        types = "".join(f"typedef {names[dtypes[kind].char]} {kind};" for kind in "TU" if kind in dtypes)
-        return f"""typedef double float64; {types}
+        return f"""typedef double float64; typedef { {"e": "Half", "f": "float", "d": "double"}[dtype.char] } T;
             extern "C" __global__ void {self._name}({", ".join(parameters)}, long long _count) {{
                 const long long _i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
                 if (_i >= _count) return;

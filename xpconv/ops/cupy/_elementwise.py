@@ -7,7 +7,7 @@ from typing import Any
 
 import cupy
 
-from xpconv.ops.cupy._launch import Array, aligned, grid_of, launch, reduction_blocks, sum_dtype, width
+from xpconv.ops.cupy._launch import Array, aligned, grid_of, launch, reduction_blocks, width
 from xpconv.ops.dispatch import accelerate
 from xpconv.ops.elementwise import TANH_GATE
 from xpconv.ops.update import flush_threshold
@@ -22,24 +22,23 @@ _leaky_relu = cupy.ElementwiseKernel(
 _leaky_relu_backward = cupy.ElementwiseKernel(
     "T dout, bool mask, T slope", "T dx", "dx = mask ? dout : slope * dout", "xpconv_leaky_relu_backward"
 )
-_normal, _logistic = (
-    cupy.ElementwiseKernel(
-        "T x, U a, U b",  # U is float32 for activations in float16.
+_NORMAL = "const U tail = erfc(a * t) / 2, density = b * exp(-t * t / 2)"
+_LOGISTIC = """const U power = exp(-t * (a + b * t * t)), tail = power / (1 + power);
+    const U density = (a + 3 * b * t * t) * tail / (1 + power)"""
+_GATES = {
+    gate: cupy.ElementwiseKernel(
+        "T x",
         "T out, T derivative",
+        f"typedef decltype(x + 0.0f) U; const U a = {a!r}, b = {b!r};"  # U is float for activations in float16.
         f"const U v = x, t = fmin(abs(v), U(750)); {tail}; const U P = v > 0 ? 1 - tail : tail;"
         "out = v * P; derivative = P + v * density",
-        f"xpconv_gated_{name}",
+        f"xpconv_gated_{gate.replace('-', '_')}",
     )
-    for name, tail in {
-        "normal": "const U tail = erfc(a * t) / 2, density = b * exp(-t * t / 2)",
-        "logistic": "const U power = exp(-t * (a + b * t * t)), tail = power / (1 + power);"
-        "const U density = (a + 3 * b * t * t) * tail / (1 + power)",
-    }.items()
-)
-_GATES = {
-    "normal": (_normal, 1 / sqrt(2), 1 / sqrt(2 * pi)),
-    "normal-tanh": (_logistic, TANH_GATE[0], TANH_GATE[0] * TANH_GATE[1]),
-    "logistic": (_logistic, 1.0, 0.0),
+    for gate, tail, a, b in (
+        ("normal", _NORMAL, 1 / sqrt(2), 1 / sqrt(2 * pi)),
+        ("normal-tanh", _LOGISTIC, TANH_GATE[0], TANH_GATE[0] * TANH_GATE[1]),
+        ("logistic", _LOGISTIC, 1.0, 0.0),
+    )
 }
 _update_running_stats = cupy.ElementwiseKernel(
     "T mean, T var, T batch_mean, T batch_var, T weight, T rest",
@@ -126,8 +125,7 @@ def leaky_relu_backward(dout: Array, mask: Array, negative_slope: float) -> Arra
 @accelerate("cupy")
 def gated(x: Array, gate: str) -> tuple[Array, Array]:
     """Write both results in one kernel."""
-    kernel, *numbers = _GATES[gate]
-    out, derivative = kernel(x, *map(sum_dtype(x.dtype).type, numbers))
+    out, derivative = _GATES[gate](x)
     return out, derivative
 
 
