@@ -208,9 +208,10 @@ def test_a_gpu_is_proven_by_checks_whose_failures_are_named(tmp_path, monkeypatc
     )
     third = Check("three", (), 60, obstacle="PyTorch is not installed")
     rows = [
-        {"peer": peer, "name": name, "pass": "step", "tf32": False, "ratio": aim + 0.5}
+        {"peer": peer, "name": name, "pass": "step", "tf32": False, "ratio": aim + 0.5, "ours_ms": 3.0}
         for (peer, name), aim in STEP_AIMS.items()
     ]
+    rows.append({**rows[-1], "name": "six-conv step, batch 512, captured, mixed", "ours_ms": 1.0})
     monkeypatch.setattr(prove_gpu, "checks", lambda results: [first, second, third])
     (tmp_path / "benchmark.json").write_text(json.dumps({"rows": rows}))
     assert prove_gpu.main(str(tmp_path)) == 1
@@ -222,7 +223,14 @@ def test_a_gpu_is_proven_by_checks_whose_failures_are_named(tmp_path, monkeypatc
         None,
     ]
     assert all(aim["holds"] for aim in proof["aims"])
-    assert len(proof["aims"]) == len(STEP_AIMS)
+    assert len(proof["aims"]) == len(STEP_AIMS) + 1
+    assert proof["aims"][-1] == {
+        "row": "six-conv step, batch 512, captured, mixed",
+        "peer": "float32",
+        "aim": 2.5,
+        "reached": 3.0,
+        "holds": True,
+    }
     assert "ZeroDivisionError" in (tmp_path / "proof.log").read_text()
 
 

@@ -1,5 +1,7 @@
 """Each accelerated version of an operation equals the portable version."""
 
+import os
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,8 +12,10 @@ from tests.operation_table import ARGUMENTS, WRITTEN, arrays_in, compared
 from xpconv.ops.dispatch import accelerated_versions, portable
 from xpconv.ops.windows import Window
 
+CASES = int(os.environ.get("PARITY_CASES", "60"))
 
-@settings(max_examples=60, derandomize=True)
+
+@settings(max_examples=CASES, derandomize=True)
 @given(data=st.data())
 @pytest.mark.parametrize("spec", ["numpy", pytest.param("cupy", marks=pytest.mark.gpu)])
 def test_every_accelerated_version_equals_its_portable_version(spec, data):
