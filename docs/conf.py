@@ -3,10 +3,12 @@
 import importlib
 import os
 import re
+import shutil
 import sys
 from inspect import isroutine
 from pathlib import Path
 
+import nbformat
 from docutils import nodes
 from jupyter_client import KernelManager
 from sphinx.util.nodes import make_refnode
@@ -128,7 +130,46 @@ def show_as_shell(app, doctree):
             block.replace_self(nodes.literal_block(rest, rest, language="sh", classes=block["classes"]))
 
 
+def is_notebook(app, page):
+    """Return whether a page runs code, and can be downloaded as a notebook."""
+    source = Path(app.srcdir, f"{page}.md")
+    return page != "index" and source.exists() and "file_format: mystnb" in source.read_text(encoding="utf-8")[:200]
+
+
+def link_to_notebook(app, page, template, context, doctree):
+    """Say below the title of a notebook where it can be downloaded."""
+    if is_notebook(app, page):
+        name = f"{page.rpartition('/')[2]}.ipynb"
+        link = f'<p class="notebook">This page is a notebook: <a href="{name}" download>{name}</a></p>'
+        context["body"] = context["body"].replace("</h1>", f"</h1>\n{link}", 1)
+
+
+def write_notebooks(app, error):
+    """Write the notebooks that were run beside their pages, without the cells that only the site needs."""
+    if error or app.builder.name != "html":
+        return
+    executed = Path(app.outdir).parent / "jupyter_execute"
+    for page in filter(lambda page: is_notebook(app, page), app.env.found_docs):
+        if not (executed / f"{page}.ipynb").exists():  # the build ran no code
+            continue
+        book = nbformat.read(executed / f"{page}.ipynb", 4)
+        book.cells = [cell for cell in map(without_site, book.cells) if cell.source]
+        nbformat.write(book, Path(app.outdir, f"{page}.ipynb"))
+        if any("drawings" in cell.source for cell in book.cells):
+            shutil.copy(DOCS / "drawings.py", Path(app.outdir, page).parent)
+
+
+def without_site(cell):
+    """Return a cell as it runs in any notebook: shell cells have the magic of IPython."""
+    if cell.cell_type == "code":
+        cell.source = re.sub(r"^import pages\n?", "", cell.source, flags=re.M)
+        cell.source = re.sub(r"^%%sh.*", "%%bash", cell.source)
+    return cell
+
+
 def setup(app):
+    app.connect("html-page-context", link_to_notebook)
+    app.connect("build-finished", write_notebooks)
     app.connect("source-read", insert_summaries)
     app.connect("autodoc-skip-member", skip_tuple_fields)
     app.connect("missing-reference", link_by_short_name)

@@ -141,3 +141,13 @@ def test_each_name_of_the_reference_has_one_subject(monkeypatch):
         found = subjects.subjects_of(module, names)
         assert sorted(name for chosen in found.values() for name in chosen) == sorted(names)
         assert subjects.SUBJECTS.get(module, {}).keys() <= found.keys(), "a subject without names"
+
+
+PAGES = sorted([*DOCS.glob("*.md"), *DOCS.glob("howto/*.md"), *DOCS.glob("course/*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_code_on_a_page_is_at_most_85_columns_wide(page):
+    blocks = re.findall(r"^```(\S*)[^\n]*\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)
+    long = [line for kind, code in blocks if kind != "text" for line in code.splitlines() if len(line) > 85]
+    assert not long
