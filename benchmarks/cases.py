@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+WINDOW = {"kernel_size": 0, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}  # options, and those without effect
+
 
 @dataclass(frozen=True)
 class Case:
@@ -32,6 +34,17 @@ class Case:
         if self.classes:
             arrays["y"] = rng.integers(0, self.classes, next(iter(self.shapes.values()))[0])
         return arrays
+
+    def shape_text(self) -> str:
+        """Return the shapes of the inputs and the options of the row, as in ``64×16×32×32, w 16×16×3×3, padding 1``."""
+        parts = [
+            "×".join(map(str, shape)) if name in ("x", "X") else f"{name} {'×'.join(map(str, shape))}"
+            for name, shape in self.shapes.items()
+            if name in ("x", "X", "w")
+        ]
+        options = self.options.items()
+        parts += [f"{name} {value}" for name, value in options if name in WINDOW and value != WINDOW[name]]
+        return ", ".join(parts)
 
     def flops(self, passes: str) -> int:
         """Return the floating-point operations of a convolution; backward takes twice as many as forward."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.__main__ import geometric_means
+from benchmarks.cases import CASES
 from xpconv.io._atomic import atomic_path
 
 HEADINGS = {
@@ -28,6 +29,7 @@ STEP_AIMS = {  # by peer and row: PyTorch's time over ours
     ("torch-graphs", "six-conv step, batch 512, captured"): 1.2,
 }
 
+SHAPES = {case.name: case.shape_text() for case in CASES}
 Rows = list[dict[str, Any]]
 
 
@@ -115,9 +117,10 @@ def peer_table(rows: Rows, peer: str) -> list[str]:
         "row": lambda row: row["name"],
         "pass": lambda row: row["pass"],
         "dtype": lambda row: row["dtype"],
+        "shapes": lambda row: SHAPES.get(row["name"], ""),
         "xpconv, ms": lambda row: cell(row, "ours"),
         f"{peer}, ms": lambda row: cell(row, "peer"),
-        "ratio": lambda row: f"{row['ratio']:.2f}",
+        f"{peer} / xpconv: above 1, xpconv is faster": lambda row: f"{row['ratio']:.2f}",
         "of peak": fraction_of_peak,
         f"launches, xpconv / {peer}": lambda row: pair(row, "launches"),
         f"peak memory of a step in MiB, xpconv / {peer}": lambda row: pair(row, "peak_mib"),

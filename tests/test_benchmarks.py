@@ -163,7 +163,10 @@ def test_the_gpu_page_shows_aims_rate_fractions_launches_and_memory():
     assert "the lower geometric mean of forward and forward+backward | 0.8 | 0.50 | falls short |" in text
     assert "NumPy's time over ours | 100 | 250.00 | holds |" in text
     assert "Slower than PyTorch: Adam, update (0.50); c64, forward+backward (0.50)." in text
-    assert "| c64 | forward+backward | float32 | 2.00 (2.00) | 1.00 (1.00) | 0.50 | 40% |" in text
+    shapes = "64×64×32×32, w 64×64×3×3, padding 1"
+    assert f"| c64 | forward+backward | float32 | {shapes} | 2.00 (2.00) | 1.00 (1.00) | 0.50 | 40% |" in text
+    assert "| torch-cuda / xpconv: above 1, xpconv is faster |" in text
+    assert "| three-layer step | step | float32 | 50×3×32×32 |" in text
     assert "| 1.50 |  | 40 / 90 | 9.5 / 12 |" in text
     assert "## Against PyTorch on the same GPU, with TF32 on both sides" in text
     assert "batch 512, PyTorch's time" not in text  # not measured, so not listed
