@@ -3,6 +3,9 @@
 import io
 import json
 import os
+import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -126,6 +129,18 @@ def test_without_a_folder_the_newest_run_is_watched(run, tmp_path, monkeypatch):
         Path("runs", name, "config.json").write_bytes((run / "config.json").read_bytes())
         os.utime(Path("runs", name, "config.json"), (seconds, seconds))
     assert _watch.newest_run() == Path("runs/new")
+
+
+def test_the_commands_of_the_how_to_page_watch_a_run(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run, "runs/first")
+    page = (Path(__file__).parents[1] / "docs/howto/follow.md").read_text(encoding="utf-8")
+    commands = re.search(r"^```sh\n(.*?)^```", page, re.M | re.S)[1].splitlines()
+    for command in commands:
+        program, *words = shlex.split(command, comments=True)
+        assert program == "xpconv"
+        assert call(*words).stdout.splitlines()[:3] == LINES
+    assert len(commands) == 2
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
