@@ -144,6 +144,11 @@ def arguments_of_adam_step(place, x, window):
     return *arrays, 0.9, 0.99, 0.1, 1e-8, 0.95, True
 
 
+def arguments_of_nesterov_step(place, x, window):
+    arrays = place(x), place(draw(*x.shape, seed=2)), place(draw(*x.shape, seed=3))
+    return *arrays, 0.1, 0.9, 0.01 * window.stride[0] - 0.01
+
+
 def arguments_of_adam_numbers(place, x, window):
     return place(np.asarray(3.0), "float64"), place(x), 0.1, 0.9, 0.99, 1e-8
 
@@ -227,6 +232,7 @@ ARGUMENTS = {
     "gated_backward": arguments_of_gated_backward,
     "adam_numbers": arguments_of_adam_numbers,
     "adam_step": arguments_of_adam_step,
+    "nesterov_step": arguments_of_nesterov_step,
     "copy_all": arguments_of_copy_all,
     "restore_unless": arguments_of_restore_unless,
     "flush_denormals": arguments_of_flush_denormals,
@@ -254,6 +260,7 @@ ARGUMENTS = {
 
 WRITTEN = {  # arguments that are written to
     "adam_step": slice(0, 4),
+    "nesterov_step": slice(0, 3),
     "restore_unless": slice(1, 2),
     "flush_denormals": slice(0, 1),
     "move_toward": slice(0, 1),

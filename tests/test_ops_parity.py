@@ -51,6 +51,7 @@ def test_numpy_has_an_accelerated_version_of_every_operation_but_a_few():
     others = {
         "adam_numbers",
         "copy_all",
+        "nesterov_step",
         "restore_unless",
         "add_l2_penalty",
         "convolve_transposed",

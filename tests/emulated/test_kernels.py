@@ -520,6 +520,11 @@ def test_elementwise_operations_equal_the_portable_versions(monkeypatch, dtype):
             version(*them, 0.9, 0.999, 0.01, 1e-8, decay)
         compare(tuple(given), tuple(expected), dtype)
         rate = any_of(rng, 0.25, cupy.asarray(0.25, dtype))
+        nesterov = *(place(rng, a, dtype) for a in rng.standard_normal((3, *shape))), rate, 0.9, any_of(rng, 0.0, 0.1)
+        expected_step = *map(exact, nesterov[:3]), 0.25, *nesterov[4:]
+        for version, them in zip(VERSIONS["nesterov_step"], (expected_step, nesterov), strict=True):
+            version(*them)
+        compare(nesterov[:3], expected_step[:3], dtype)
         VERSIONS["move_toward"][0](expected[0], expected[1], 0.25)
         VERSIONS["move_toward"][1](given[0], given[1], rate)
         compare(given[0], expected[0], dtype)

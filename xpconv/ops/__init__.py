@@ -23,6 +23,7 @@ from xpconv.ops.update import (
     copy_all,
     flush_denormals,
     move_toward,
+    nesterov_step,
     restore_unless,
     sign,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "max_pool",
     "max_pool_backward",
     "move_toward",
+    "nesterov_step",
     "normalise",
     "normalise_backward",
     "normalise_relu",

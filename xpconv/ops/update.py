@@ -17,6 +17,7 @@ __all__ = [
     "flush_denormals",
     "ignore_underflow",
     "move_toward",
+    "nesterov_step",
     "restore_unless",
     "sign",
 ]
@@ -119,6 +120,42 @@ def adam_step(
     if flush:
         flush_denormals(m)
         flush_denormals(v)
+
+
+@operation
+def nesterov_step(
+    w: Array, dw: Array, velocity: Array, rate: float | Array, momentum: float, weight_decay: float = 0.0
+) -> None:
+    """Take a step of Nesterov's momentum: update the velocity and the parameter `w` in place.
+
+    ``g = dw + weight_decay * w``, ``velocity = momentum * velocity + g``, ``w = w - rate * (g + momentum * velocity)``.
+    Nearly denormal velocities become 0, as `flush_denormals` says.
+
+    Parameters
+    ----------
+    w, dw, velocity : array of one shape
+    rate : float or array () on the device
+        The learning rate.
+    momentum, weight_decay : float
+
+    References
+    ----------
+    Sutskever et al., "On the importance of initialization and momentum in deep learning", 2013.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> w, velocity = np.ones(2), np.zeros(2)
+    >>> nesterov_step(w, np.array([1.0, -4.0]), velocity, 0.25, 0.5)
+    >>> w, velocity
+    (array([0.625, 2.5  ]), array([ 1., -4.]))
+    """
+    if weight_decay:
+        dw = dw + weight_decay * w
+    velocity *= momentum
+    velocity += dw
+    flush_denormals(velocity)
+    w -= rate * (dw + momentum * velocity)
 
 
 @operation

@@ -24,6 +24,7 @@ from xpconv.ops.update import (
     copy_all,
     flush_denormals,
     ignore_underflow,
+    nesterov_step,
     restore_unless,
     sign,
 )
@@ -338,7 +339,8 @@ def sgd_nesterov(config: Config) -> Callable[..., None]:
     """
 
     def update(w: Array, dw: Array, velocity: Array) -> None:
-        w -= config["learning_rate"] * _anticipate(_penalised(w, dw, config), velocity, config)
+        rate = as_operand(config["learning_rate"], w)
+        nesterov_step(w, dw, velocity, rate, config["momentum"], config["weight_decay"])
 
     return update
 
@@ -483,7 +485,7 @@ def muon(config: Config) -> Callable[..., None]:
     def update(w: Array, dw: Array, velocity: Array) -> None:
         _decay(w, config)
         if w.ndim < 2:
-            for_each_block(w, dw, velocity, update=nesterov_step)
+            for_each_block(w, dw, velocity, update=step_along_direction)
             return
         xp = array_api_compat.array_namespace(w)
         direction = xp.empty_like(w)
@@ -494,8 +496,8 @@ def muon(config: Config) -> Callable[..., None]:
         rate = config["learning_rate"] * max(1.0, ratio) ** 0.5
         w -= rate * xp.reshape(_orthogonalised(matrix), w.shape)
 
-    def nesterov_step(w: Array, dw: Array, velocity: Array) -> None:
-        w -= config["learning_rate"] * _anticipate(dw, velocity, config)
+    def step_along_direction(w: Array, dw: Array, velocity: Array) -> None:
+        nesterov_step(w, dw, velocity, as_operand(config["learning_rate"], w), config["momentum"])
 
     def write_direction(direction: Array, dw: Array, velocity: Array) -> None:
         direction[...] = _anticipate(dw, velocity, config)

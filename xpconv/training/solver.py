@@ -178,7 +178,7 @@ class Solver:
     loss_history, learning_rate_history : list of float
         One value per iteration.
     train_acc_history, val_acc_history : list of float
-        One value per check: after the first iteration and after each epoch.
+        One value per check: after the first iteration and after each epoch, or after those that `check_every` chooses.
     val_loss_history : list of float
         Mean cross-entropy of the validation samples per check, without the penalty or label smoothing.
     health_history : dict of str to list of float

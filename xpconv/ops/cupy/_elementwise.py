@@ -66,6 +66,14 @@ _adam_step = cupy.ElementwiseKernel(
     # Numbers are arguments or, in captured steps, on the device; fused multiply-adds might round differently in each.
     options=("--fmad=false",),
 )
+_nesterov_step = cupy.ElementwiseKernel(
+    "T dw, T rate, T momentum, T weight_decay, T threshold",
+    "T w, T velocity",
+    "const T g = weight_decay != 0 ? dw + weight_decay * w : dw; T v = momentum * velocity + g;"
+    "v = v < threshold && v > -threshold ? T(0) : v; velocity = v; w = w - rate * (g + momentum * v)",
+    "xpconv_nesterov_step",
+    options=("--fmad=false",),
+)
 _adam_numbers = cupy.ElementwiseKernel(
     "float64 t, float64 learning_rate, float64 beta1, float64 beta2, float64 epsilon",
     "float64 next_t, T step, T next_epsilon",
@@ -164,6 +172,14 @@ def adam_step(
     """Update all three arrays in one kernel."""
     threshold = flush_threshold(cupy, m) if flush else 0.0
     _adam_step(dw, beta1, 1 - beta1, beta2, 1 - beta2, step, epsilon, decay, threshold, w, m, v)
+
+
+@accelerate("cupy")
+def nesterov_step(
+    w: Array, dw: Array, velocity: Array, rate: float | Array, momentum: float, weight_decay: float = 0.0
+) -> None:
+    """Update both arrays in one kernel."""
+    _nesterov_step(dw, rate, momentum, weight_decay, flush_threshold(cupy, w), w, velocity)
 
 
 @accelerate("cupy")
