@@ -7,7 +7,7 @@ from xpconv.errors import printable
 
 __all__ = ["html_table", "html_text"]
 
-TEXT = "text-align:left;white-space:pre-wrap"  # rows of layers in branches are indented
+TEXT = "text-align:left;white-space:pre"  # rows of layers in branches are indented
 NUMBER = "text-align:right"
 
 
@@ -28,7 +28,7 @@ def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, text_col
     Examples
     --------
     >>> print(html_table(["class", "F1"], [["cat", "0.9"]]).splitlines()[-3])
-    <tr><td style="text-align:left;white-space:pre-wrap">cat</td><td style="text-align:right">0.9</td></tr>
+    <tr><td style="text-align:left;white-space:pre">cat</td><td style="text-align:right">0.9</td></tr>
     """
     head = f"<thead>{_row(header, 'th', text_columns)}</thead>\n" if header else ""
     body = "\n".join(_row(cells, "td", text_columns) for cells in rows)
