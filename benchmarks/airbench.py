@@ -62,11 +62,13 @@ def build_solver(
     batch_size: int = BATCH_SIZE,
     widths: Sequence[int] = (64, 256, 256),
     preprocessing: Preprocessing | None = None,
+    schedule_steps: int | None = None,
     **options: Any,
 ) -> Solver:
     """Return a Solver that is ready to train the net by the recipe; `options` are those of the net.
 
-    `data` are training and validation images and labels on the device.
+    `data` are training and validation images and labels on the device. The schedules take `schedule_steps`, by default
+    as many as the training has.
     """
     rng = np.random.default_rng(seed)
     net = Airbench(
@@ -79,11 +81,11 @@ def build_solver(
         **options,
     )
     net.whiten(data["X_train"][:5000, ...])
-    steps_per_epoch = max(data["X_train"].shape[0] // batch_size, 1)
+    steps = ceil(round(epochs * max(data["X_train"].shape[0] // batch_size, 1), 6))
     return Solver(
         net,
         data,
-        **recipe(ceil(round(epochs * steps_per_epoch, 6)), batch_size),
+        **recipe(schedule_steps or steps, batch_size),
         augment=parse_augmentation("reflect2-alternate", seed)[1],
         num_epochs=epochs,
         check_every=ceil(epochs) + 1,  # only after the last epoch
@@ -108,9 +110,10 @@ def train_seed(data: Mapping[str, Array], seed: int, **options: Any) -> tuple[fl
 
 
 def warm_up(data: Mapping[str, Array], *, backend: Backend, batch_size: int = BATCH_SIZE, **options: Any) -> float:
-    """Take a few steps of the same shapes, which compiles and captures; return the seconds."""
+    """Take a few steps of the same shapes at a low learning rate, which compiles and captures; return the seconds."""
     few = {name: a[: batch_size * (WARM_UP_STEPS if name.endswith("train") else 1), ...] for name, a in data.items()}
-    return train_seed(few, 0, backend=backend, batch_size=batch_size, **{**options, "epochs": 1})[0]
+    options |= {"epochs": 1, "schedule_steps": 100 * WARM_UP_STEPS}
+    return train_seed(few, 0, backend=backend, batch_size=batch_size, **options)[0]
 
 
 def load(backend: Backend, num_images: int | None = None) -> tuple[dict[str, Array], dict[str, Array], Preprocessing]:
