@@ -3,7 +3,6 @@
 import gc
 import importlib
 import os
-import weakref
 from itertools import product
 
 import numpy as np
@@ -143,20 +142,22 @@ def test_two_solvers_that_take_turns_do_not_disturb_each_other(backend, monkeypa
 @gpu
 def test_all_memory_is_freed_at_the_end_of_train(backend, monkeypatch):
     pool, graphs, used = backend.xp.get_default_memory_pool(), importlib.import_module("xpconv.ops.cupy._graph"), []
-    memories = []
+    pointers, freed, runtime = [], [], backend.xp.cuda.runtime
 
-    class Counted(graphs.GraphMemory):
-        def __init__(self):
-            super().__init__()
-            memories.append(weakref.ref(self))
+    class Noted(graphs._Block):
+        def __init__(self, size):
+            super().__init__(size)
+            pointers.append(self.pointer)
 
-    monkeypatch.setattr(graphs, "GraphMemory", Counted)
+    monkeypatch.setattr(graphs, "_Block", Noted)
+    free = runtime.free
+    monkeypatch.setattr(runtime, "free", lambda pointer: (freed.append(pointer), free(pointer)))
     for _ in range(3):
         train(monkeypatch, make_solver(), capture=True)
         gc.collect()
         used.append(pool.used_bytes())
-    assert len(memories) == 3
-    assert not any(memory() for memory in memories)
+    assert pointers
+    assert sorted(freed) == sorted(pointers)
     assert used[1] == used[2]
 
 

@@ -264,7 +264,7 @@ def test_more_steps_than_the_device_keeps_losses_for(monkeypatch, data):
 
 
 def test_captured_steps_end_with_train_and_free_all_memory(monkeypatch, data):
-    alive, used = [], []
+    alive, used, before = [], [], dict(cupy._device._allocated)
     monkeypatch.setattr(_graph.GraphMemory, "__init__", noting(_graph.GraphMemory.__init__, alive))
     pool = cupy.get_default_memory_pool()
     for _ in range(3):
@@ -279,6 +279,7 @@ def test_captured_steps_end_with_train_and_free_all_memory(monkeypatch, data):
         del solver
         gc.collect()
         used.append(pool.used_bytes())
+        assert cupy._device._allocated == before
     assert used[0] == used[1] == used[2]
     assert len(alive) == 3
     assert not any(reference() for reference in alive)
@@ -495,7 +496,7 @@ def test_steps_are_ordinary_where_memory_is_too_little_for_a_capture(monkeypatch
     def full(size):
         raise cupy.OutOfMemoryError(f"Out of memory allocating {size} bytes")
 
-    monkeypatch.setattr(cupy.cuda, "Memory", full)
+    monkeypatch.setattr(cupy.cuda.runtime, "malloc", full)
     check_same(monkeypatch, lambda: make_solver(data), replays=0)
     assert told[0].startswith("steps are not captured: OutOfMemoryError")
 

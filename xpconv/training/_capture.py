@@ -180,10 +180,13 @@ class CapturedSteps:
         try:
             self.collect_rows()
         finally:
-            if self._steps:
-                with suppress(Exception):  # after a failure of the device
-                    self._graphs.wait_for_stream()
+            memory, graphs = self._memory, bool(self._steps)
             self._steps, self._ring, self._minibatch, self._memory = [], None, None, None
+            with suppress(Exception):  # after a failure of the device
+                if graphs:
+                    self._graphs.wait_for_stream()
+                if memory is not None:
+                    memory.free()
 
     def _unchanged(self) -> bool:
         """Return whether captured steps may be used; forget those captured so far if a dependency has changed."""

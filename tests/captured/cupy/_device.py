@@ -7,6 +7,7 @@ import weakref
 from collections import deque
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -565,10 +566,22 @@ class _Pinned(np.ndarray):
 _pinned = weakref.WeakValueDictionary()
 
 
+class _UnownedMemory:
+    """Memory at a pointer of `cuda.runtime.malloc`."""
+
+    def __init__(self, ptr, size, owner, device_id):
+        assert _allocated[ptr] == size
+        self.owner = owner
+
+
+_pointers, _allocated = count(), {}  # the second: sizes by pointer
+
+
 class cuda:
     """A single device."""
 
-    Memory = _Memory
+    UnownedMemory = _UnownedMemory
+
     MemoryPool = _Pool
     Graph = _Graph
 
@@ -587,6 +600,16 @@ class cuda:
             _queue.append(copy)
 
     class runtime:
+        @staticmethod
+        def malloc(size):
+            pointer = 512 * (1 + next(_pointers))
+            _allocated[pointer] = size
+            return pointer
+
+        @staticmethod
+        def free(pointer):
+            del _allocated[pointer]
+
         @staticmethod
         def getDevice():
             return 0

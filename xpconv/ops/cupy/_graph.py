@@ -21,15 +21,25 @@ class GraphMemory:
     """
 
     def __init__(self) -> None:
-        self._stream = cupy.cuda.Stream(non_blocking=True)
+        self._stream, self._device = cupy.cuda.Stream(non_blocking=True), cupy.cuda.runtime.getDevice()
         # When memory runs out, a pool frees blocks that no array uses. Captured graphs use such blocks, so hold them.
-        blocks: list[Any] = []
+        self._blocks = blocks = list[_Block]()
 
         def allocate(size: int) -> Any:
-            blocks.append(cupy.cuda.Memory(size))
-            return cupy.cuda.MemoryPointer(blocks[-1], 0)
+            blocks.append(_Block(size))
+            memory = cupy.cuda.UnownedMemory(blocks[-1].pointer, size, blocks[-1], cupy.cuda.runtime.getDevice())
+            return cupy.cuda.MemoryPointer(memory, 0)
 
         self._pool = cupy.cuda.MemoryPool(allocate)  # no reference to self, so that no cycle keeps the pool alive
+
+    def free(self) -> None:
+        """Free all memory now; the graphs and the arrays that they made must not be used any more.
+
+        CuPy frees a pool's memory only when nothing refers to the pool any more, which some versions never reach.
+        """
+        with cupy.cuda.Device(self._device):
+            for block in self._blocks:
+                block.free()
 
     def capture(self, work: Callable[[], Any]) -> tuple[Any, Any]:
         """Return a graph of the work that a function gives to the device, and what the function returns.
@@ -49,6 +59,23 @@ class GraphMemory:
             finally:
                 release_workspace()
             return self._stream.end_capture(), result
+
+
+class _Block:
+    """Memory on the current device, which is freed with the object or before."""
+
+    def __init__(self, size: int) -> None:
+        self.pointer = cupy.cuda.runtime.malloc(size)
+
+    def free(self) -> None:
+        """Free the memory, unless that was done before."""
+        pointer, self.pointer = self.pointer, 0
+        if pointer:
+            cupy.cuda.runtime.free(pointer)
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # when Python ends, the driver may be gone
+            self.free()
 
 
 class Numbers:
