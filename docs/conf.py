@@ -130,10 +130,13 @@ def show_as_shell(app, doctree):
             block.replace_self(nodes.literal_block(rest, rest, language="sh", classes=block["classes"]))
 
 
+SITE_ONLY = ("index", "architecture", "equivalence")  # the last two need the repository
+
+
 def is_notebook(app, page):
     """Return whether a page runs code, and can be downloaded as a notebook."""
     source = Path(app.srcdir, f"{page}.md")
-    return page != "index" and source.exists() and "file_format: mystnb" in source.read_text(encoding="utf-8")[:200]
+    return page not in SITE_ONLY and source.exists() and "file_format: mystnb" in source.read_text(encoding="utf-8")[:200]
 
 
 def link_to_notebook(app, page, template, context, doctree):
