@@ -136,7 +136,9 @@ SITE_ONLY = ("index", "architecture", "equivalence")  # the last two need the re
 def is_notebook(app, page):
     """Return whether a page runs code, and can be downloaded as a notebook."""
     source = Path(app.srcdir, f"{page}.md")
-    return page not in SITE_ONLY and source.exists() and "file_format: mystnb" in source.read_text(encoding="utf-8")[:200]
+    if page in SITE_ONLY or not source.exists():
+        return False
+    return source.read_text(encoding="utf-8").startswith("---\nfile_format: mystnb")
 
 
 def link_to_notebook(app, page, template, context, doctree):
