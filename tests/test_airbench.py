@@ -59,6 +59,14 @@ def test_whitened_patches_have_the_identity_as_covariance(backend, dtype, kernel
     np.testing.assert_array_equal(host[half:], -host[:half])
 
 
+def test_filters_have_the_same_signs_on_every_backend(backend):
+    x = correlated_images(7, dtype="float32")
+    expected = whitening_filters(x)
+    filters = to_host(whitening_filters(backend.asarray(x)))
+    np.testing.assert_allclose(filters, expected, rtol=0, atol=1e-4 * abs(expected).max())
+    assert (filters[:12].reshape(12, -1) @ np.arange(1, 13) > 0).all()
+
+
 def test_eps_limits_how_much_the_smallest_components_grow():
     x, eps = correlated_images(6), 0.3
     patches = patches_of(x, 2, 2)

@@ -17,7 +17,7 @@ def whitening_filters(x: Array, kernel_size: int | tuple[int, int] = 2, *, eps: 
 
     With ``C = mean(patch @ patch.T)`` over all patches of `kernel_size`, and the eigenvalues ``l`` and eigenvectors
     ``v`` of C, the filters are ``v / sqrt(l + eps)``, from the largest eigenvalue to the smallest, and then their
-    negatives, since a ReLU or GELU keeps only one side of each.
+    negatives, since a ReLU or GELU keeps only one side of each. The weighted sum ``1 v[0] + 2 v[1] + ...`` is positive.
 
     Parameters
     ----------
@@ -62,8 +62,10 @@ def whitening_filters(x: Array, kernel_size: int | tuple[int, int] = 2, *, eps: 
     starts = range(0, N, _IMAGES_AT_ONCE)
     sums = [_moments(x[start : min(start + _IMAGES_AT_ONCE, N), ...], height, width) for start in starts]
     moments = sum(sums) / (N * (H - height + 1) * (W - width + 1))
-    linalg = array_api_compat.array_namespace(moments).linalg  # on the host, where small matrices are faster
-    eigenvalues, eigenvectors = linalg.eigh(moments)
+    host = array_api_compat.array_namespace(moments)  # where small matrices are faster
+    eigenvalues, eigenvectors = host.linalg.eigh(moments)
+    # The sign of an eigenvector is arbitrary; chosen so, it does not depend on the device's rounding.
+    eigenvectors *= host.where(host.arange(1.0, eigenvectors.shape[0] + 1) @ eigenvectors < 0, -1.0, 1.0)
     filters = (eigenvectors / (eigenvalues + eps) ** 0.5).T[::-1].reshape(-1, C, height, width)
     half = backend_of(x).asarray(filters, str(x.dtype).rpartition(".")[2])
     return backend_of(x).xp.concat([half, -half])
