@@ -17,6 +17,7 @@ FOUND = [path for folder in FOLDERS for path in sorted(folder.glob("*/lib/libnvr
 SOURCE = Path(xpconv.__file__).parent / "ops" / "cupy" / "kernels.cu"
 STREAMED = [
     "unfold",
+    "unfold_across_rows",
     "fold_at_stride_1",
     "max_pool",
     "max_pool_backward",

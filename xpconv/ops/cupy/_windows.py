@@ -37,7 +37,10 @@ def unfold(x: Array, window: Window) -> Array:
     """Let each thread copy one or more windows of a row."""
     output, windows, (grid, wide), _ = windows_and_grids(x.shape, window, x.dtype)
     cols = cupy.empty((x.shape[1] * prod(window.kernel_size), x.shape[0] * prod(output)), x.dtype)
-    launch("unfold", x.dtype, grid, cupy.ascontiguousarray(x), cols, windows, wide=wide)
+    name, across = "unfold", width(cols.shape[1], x.dtype)
+    if across > wide:  # rows of windows are short of a wide store, but all windows together are not
+        name, grid, wide = "unfold_across_rows", grid_of(x.shape[1], cols.shape[1], wide=across), across
+    launch(name, x.dtype, grid, cupy.ascontiguousarray(x), cols, windows, wide=wide)
     return cols
 
 

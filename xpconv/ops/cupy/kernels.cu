@@ -115,6 +115,38 @@ extern "C" __global__ void unfold(const Element* __restrict__ x, Element* __rest
     }
 }
 
+// Each thread copies WIDE windows that follow one another, also across the ends of rows and images.
+extern "C" __global__ void unfold_across_rows(const Element* __restrict__ x, Element* __restrict__ cols, Windows g) {
+    const unsigned P = g.N * g.output.d;
+    FOR_EACH_PACK(p, P) {
+        size_t image[WIDE];
+        int top[WIDE], left[WIDE];
+        unsigned n = p / g.output, l = p % g.output;
+        int i = l / g.output_row, j = l % g.output_row;
+        for (int m = 0; m < WIDE; ++m) {
+            image[m] = plane(g, n) * g.image.d;
+            top[m] = i * g.SH - g.PH;
+            left[m] = j * g.SW - g.PW;
+            if (++j < g.OW) continue;
+            j = 0;
+            if (++i < g.OH) continue;
+            i = 0;
+            ++n;
+        }
+        Element* out = cols + (size_t)blockIdx.x * g.KH * g.KW * P + p;
+        for (int k = 0; k < g.KH; ++k)
+            for (int c = 0; c < g.KW; ++c, out += P) {
+                Pack pack;
+                for (int m = 0; m < WIDE; ++m) {
+                    const int h = top[m] + k * g.DH, w = left[m] + c * g.DW;
+                    const bool inside = h >= 0 && h < g.H && w >= 0 && w < g.W;
+                    pack.v[m] = inside ? T(x[image[m] + h * g.W + w]) : T(0);
+                }
+                store(out, pack);
+            }
+    }
+}
+
 extern "C" __global__ void fold(const Element* __restrict__ cols, const T* bias, Element* __restrict__ x, Windows g) {
     const size_t P = (size_t)g.N * g.output.d;
     const T b = bias ? bias[blockIdx.x] : T(0);
