@@ -1,9 +1,9 @@
-"""Train the net and recipe that reach 94 % on CIFAR-10 fastest (Jordan, 2024), and print accuracy and seconds.
+"""Train the net and recipe that reach 94 % on CIFAR-10 in seconds (Jordan, 2024), and print accuracy and seconds.
 
 python -m benchmarks.airbench [--backend cupy] [--seeds 5] [--precision full] [--tf32] [--epochs 9.9] [--json FILE]
 
-CIFAR-10 is read from the folder that XPCONV_DATA names. The clock runs from images on the device to trained parameters.
-The first training of a process also compiles and captures: a short one comes first, and its time is reported by itself.
+CIFAR-10 is read from the folder that XPCONV_DATA names. Times run from images on the device to trained parameters. The
+first training of a process also compiles and captures: a short one comes first, whose time is reported by itself.
 Published: K. Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024.
 """
 
