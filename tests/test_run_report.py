@@ -96,6 +96,7 @@ def test_a_report_has_the_classes_the_net_the_settings_and_the_versions(run, pag
     assert [row[0] for row in versions][:2] == ["xpconv", "numpy"]
     accuracy = call("eval", run).stdout.split()[-1]
     assert f"test accuracy{accuracy}" in page.text
+    assert "training images100" in page.text  # SHORT trains on the first 100
     assert f"{sum(w.size for w in model.params.values()):,}" in page.text
 
 

@@ -64,12 +64,13 @@ def run_report(
     data = config["dataset"]
     title = f"{model.name} on {data['name']}"
     header, *rows = epochs
+    sizes = data["sizes"] | ({} if settings.num_train is None else {"y_train": settings.num_train})
     facts = {
         "test accuracy": f"{report.accuracy:.4f}",
         "best validation accuracy": _highest(rows, header.index("validation accuracy")),
         "parameters": f"{sum(w.size for w in model.params.values()):,}",
         "iterations": f"{config['iterations']:,}" + (" (interrupted)" if config["interrupted"] else ""),
-        **{f"{SPLITS[name]} images": f"{size:,}" for name, size in data["sizes"].items()},
+        **{f"{SPLITS[name]} images": f"{size:,}" for name, size in sizes.items()},
     }
     parts = [
         f"<h1>{html_text(title)}</h1>",
