@@ -144,11 +144,6 @@ def arguments_of_adam_step(place, x, window):
     return *arrays, 0.9, 0.99, 0.1, 1e-8, 0.95, True
 
 
-def arguments_of_nesterov_step(place, x, window):
-    arrays = place(x), place(draw(*x.shape, seed=2)), place(draw(*x.shape, seed=3))
-    return *arrays, 0.1, 0.9, 0.01 * window.stride[0] - 0.01
-
-
 def arguments_of_adam_numbers(place, x, window):
     return place(np.asarray(3.0), "float64"), place(x), 0.1, 0.9, 0.99, 1e-8
 
@@ -160,6 +155,28 @@ def arguments_of_copy_all(place, x, window):
 def arguments_of_restore_unless(place, x, window):
     condition = place(np.asarray(window.stride[0] > 1), "bool")
     return condition, [place(x), place(x)], [place(draw(*x.shape, seed=k)) for k in (2, 3)]
+
+
+def arguments_of_sgd_step(place, x, window):
+    return place(x), place(draw(*x.shape, seed=2)), 0.1, 0.0 if window.stride[0] % 2 else 0.01
+
+
+def arguments_of_momentum_step(place, x, window):
+    *arrays, rate, decay = arguments_of_sgd_step(place, x, window)
+    return *arrays, place(draw(*x.shape, seed=3)), rate, 0.9, decay
+
+
+def arguments_of_nesterov_direction(place, x, window):
+    return place(x), place(draw(*x.shape, seed=2)), place(draw(*x.shape, seed=3)), 0.9
+
+
+def arguments_of_rmsprop_step(place, x, window):
+    *arrays, rate, decay = arguments_of_sgd_step(place, x, window)
+    return *arrays, place(draw(*x.shape, seed=3) ** 2), 0.99, rate, 1e-8, decay
+
+
+def arguments_of_lion_step(place, x, window):
+    return *arguments_of_nesterov_direction(place, x, window), 0.99, 0.1
 
 
 def arguments_of_move_toward(place, x, window):
@@ -232,7 +249,12 @@ ARGUMENTS = {
     "gated_backward": arguments_of_gated_backward,
     "adam_numbers": arguments_of_adam_numbers,
     "adam_step": arguments_of_adam_step,
-    "nesterov_step": arguments_of_nesterov_step,
+    "sgd_step": arguments_of_sgd_step,
+    "momentum_step": arguments_of_momentum_step,
+    "nesterov_step": arguments_of_momentum_step,
+    "nesterov_direction": arguments_of_nesterov_direction,
+    "rmsprop_step": arguments_of_rmsprop_step,
+    "lion_step": arguments_of_lion_step,
     "copy_all": arguments_of_copy_all,
     "restore_unless": arguments_of_restore_unless,
     "flush_denormals": arguments_of_flush_denormals,
@@ -260,7 +282,12 @@ ARGUMENTS = {
 
 WRITTEN = {  # arguments that are written to
     "adam_step": slice(0, 4),
+    "sgd_step": slice(0, 1),
+    "momentum_step": slice(0, 3),
     "nesterov_step": slice(0, 3),
+    "nesterov_direction": slice(0, 3),
+    "rmsprop_step": slice(0, 3),
+    "lion_step": slice(0, 3),
     "restore_unless": slice(1, 2),
     "flush_denormals": slice(0, 1),
     "move_toward": slice(0, 1),

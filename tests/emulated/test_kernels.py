@@ -501,14 +501,22 @@ def test_gates_equal_the_portable_versions(monkeypatch, dtype, gate):
         check("gated", [x, gate], {}, dtype, scale=[1, 1])
 
 
+@every_activation
+def test_leaky_relu_equals_the_portable_version(monkeypatch, dtype):
+    for rng in cases(monkeypatch, 8, CASES // 4):
+        shape = any_of(rng, (), (1,), (3, 5), (2, 3, 4, 5), (257,), (0, 3))
+        # The kernels for arrays that are not contiguous compute in float16 itself.
+        layout = place if dtype != "float16" else lambda rng, a, dtype: cupy.asarray(np.array(a, order="C"), dtype)
+        x, slope = layout(rng, draw(rng, *shape), dtype), any_of(rng, 0.0, 0.25, 2.0)
+        tolerance = TOLERANCE[dtype] if dtype == "float16" else 0
+        (_, mask), _ = check("leaky_relu", [x, slope], {}, dtype, tolerance)
+        check("leaky_relu_backward", [layout(rng, draw(rng, *shape), dtype), mask, slope], {}, dtype, tolerance)
+
+
 @every_dtype
 def test_elementwise_operations_equal_the_portable_versions(monkeypatch, dtype):
     for rng in cases(monkeypatch, 8, CASES // 4):
         shape = any_of(rng, (), (1,), (3, 5), (2, 3, 4, 5), (257,), (0, 3))
-        x = place(rng, draw(rng, *shape), dtype)
-        slope = any_of(rng, 0.0, 0.25, 2.0)
-        (_, mask), _ = check("leaky_relu", [x, slope], {}, dtype, tolerance=0)
-        check("leaky_relu_backward", [place(rng, draw(rng, *shape), dtype), mask, slope], {}, dtype, tolerance=0)
         stats = [place(rng, draw(rng, 5), dtype) for _ in range(4)]
         for momentum, num_batches in product((0.0, 0.9, 1.0), (None, 0, 1, 1000)):
             count = None if num_batches is None else place(rng, np.full(1, float(num_batches)), dtype)
@@ -528,6 +536,31 @@ def test_elementwise_operations_equal_the_portable_versions(monkeypatch, dtype):
         VERSIONS["move_toward"][0](expected[0], expected[1], 0.25)
         VERSIONS["move_toward"][1](given[0], given[1], rate)
         compare(given[0], expected[0], dtype)
+
+
+@every_dtype
+@pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov", "rmsprop", "lion"])
+def test_update_rules_equal_the_portable_versions(monkeypatch, dtype, name):
+    for rng in cases(monkeypatch, 24, CASES // 6):
+        shape, decay = any_of(rng, (), (1,), (3, 5), (257,)), any_of(rng, 0.0, 0.01)
+        given = [place(rng, a, dtype) for a in (*rng.standard_normal((2, *shape)), rng.random(shape))]
+        expected = [exact(a) for a in given]
+        rate = any_of(rng, 0.25, cupy.asarray(0.25, dtype))
+        for arrays, step in ((expected, 0.25), (given, rate)):
+            numbers = {
+                "sgd": (step, decay),
+                "momentum": (step, 0.9, decay),
+                "nesterov": (step, 0.9, decay),
+                "rmsprop": (0.99, step, 1e-3, decay),
+                "lion": (0.9, 0.99, step),
+            }[name]
+            version = VERSIONS[f"{name}_step"][arrays is given]
+            version(*arrays[: 2 if name == "sgd" else 3], *numbers)
+        compare(tuple(given), tuple(expected), dtype)
+        direction = [[a.copy() for a in arrays] for arrays in (expected, given)]
+        for arrays, version in zip(direction, VERSIONS["nesterov_direction"], strict=True):
+            version(*arrays, 0.9)
+        compare(tuple(direction[1]), tuple(direction[0]), dtype)
 
 
 @every_dtype

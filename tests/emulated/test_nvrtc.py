@@ -18,6 +18,7 @@ SOURCE = Path(xpconv.__file__).parent / "ops" / "cupy" / "kernels.cu"
 STREAMED = [
     "unfold",
     "unfold_across_rows",
+    "unfold_at_stride_1",
     "fold_at_stride_1",
     "max_pool",
     "max_pool_backward",
@@ -29,6 +30,7 @@ STREAMED = [
 ]
 ELEMENTS = ["float", "double", "Half"]
 STREAMED += ["normalise_backward", "normalise_relu", "normalise_relu_backward", "relu", "relu_backward"]
+STREAMED += ["leaky_relu", "leaky_relu_backward", "gated_normal", "gated_logistic"]
 
 if not FOUND:
     pytest.skip("NVRTC is not installed: pip install nvidia-cuda-nvrtc", allow_module_level=True)

@@ -16,9 +16,14 @@ __all__ = [
     "copy_all",
     "flush_denormals",
     "ignore_underflow",
+    "lion_step",
+    "momentum_step",
     "move_toward",
+    "nesterov_direction",
     "nesterov_step",
     "restore_unless",
+    "rmsprop_step",
+    "sgd_step",
     "sign",
 ]
 
@@ -123,39 +128,165 @@ def adam_step(
 
 
 @operation
-def nesterov_step(
-    w: Array, dw: Array, velocity: Array, rate: float | Array, momentum: float, weight_decay: float = 0.0
-) -> None:
-    """Take a step of Nesterov's momentum: update the velocity and the parameter `w` in place.
-
-    ``g = dw + weight_decay * w``, ``velocity = momentum * velocity + g``, ``w = w - rate * (g + momentum * velocity)``.
-    Nearly denormal velocities become 0, as `flush_denormals` says.
+def sgd_step(w: Array, dw: Array, rate: float | Array, decay: float) -> None:
+    """Take a step down the gradient in place: ``w -= rate * (dw + decay * w)``.
 
     Parameters
     ----------
-    w, dw, velocity : array of one shape
+    w, dw : array of one shape
     rate : float or array () on the device
-        The learning rate.
-    momentum, weight_decay : float
-
-    References
-    ----------
-    Sutskever et al., "On the importance of initialization and momentum in deep learning", 2013.
+    decay : float
+        Of coupled weight decay.
 
     Examples
     --------
     >>> import numpy as np
-    >>> w, velocity = np.ones(2), np.zeros(2)
-    >>> nesterov_step(w, np.array([1.0, -4.0]), velocity, 0.25, 0.5)
-    >>> w, velocity
-    (array([0.625, 2.5  ]), array([ 1., -4.]))
+    >>> w = np.ones(2)
+    >>> sgd_step(w, np.array([1.0, -1.0]), 0.5, decay=1.0)
+    >>> w
+    array([0., 1.])
     """
-    if weight_decay:
-        dw = dw + weight_decay * w
+    w -= rate * _penalised(w, dw, decay)
+
+
+@operation
+def momentum_step(w: Array, dw: Array, velocity: Array, rate: float | Array, momentum: float, decay: float) -> None:
+    """Step along a decaying sum of gradients: ``v = momentum * v - rate * (dw + decay * w); w += v``, in place.
+
+    Parameters
+    ----------
+    w, dw, velocity : array of one shape
+    rate, decay
+        As for `sgd_step`.
+    momentum : float
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> w, velocity = np.ones(1), np.ones(1)
+    >>> momentum_step(w, np.ones(1), velocity, 0.25, 0.5, decay=0.0)
+    >>> w, velocity
+    (array([1.25]), array([0.25]))
+    """
+    velocity *= momentum
+    velocity -= rate * _penalised(w, dw, decay)
+    flush_denormals(velocity)
+    w += velocity
+
+
+@operation
+def nesterov_step(w: Array, dw: Array, velocity: Array, rate: float | Array, momentum: float, decay: float) -> None:
+    """Step along the gradient that momentum anticipates, in place.
+
+    With ``g = dw + decay * w``: ``v = momentum * v + g; w -= rate * (g + momentum * v)``.
+
+    Parameters
+    ----------
+    w, dw, velocity, rate, momentum, decay
+        As for `momentum_step`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> w, velocity = np.ones(1), np.ones(1)
+    >>> nesterov_step(w, np.ones(1), velocity, 0.25, 0.5, decay=0.0)
+    >>> w, velocity
+    (array([0.5625]), array([1.5]))
+    """
+    dw = _penalised(w, dw, decay)
+    _accumulate(dw, velocity, momentum)
+    w -= rate * (dw + momentum * velocity)
+
+
+@operation
+def nesterov_direction(direction: Array, dw: Array, velocity: Array, momentum: float) -> None:
+    """Write the direction of `nesterov_step` to an array: ``v = momentum * v + dw; direction = dw + momentum * v``.
+
+    Parameters
+    ----------
+    direction, dw, velocity : array of one shape
+        `velocity` is updated in place, too.
+    momentum : float
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> direction, velocity = np.zeros(1), np.ones(1)
+    >>> nesterov_direction(direction, np.ones(1), velocity, 0.5)
+    >>> direction, velocity
+    (array([1.75]), array([1.5]))
+    """
+    _accumulate(dw, velocity, momentum)
+    direction[...] = dw + momentum * velocity
+
+
+@operation
+def rmsprop_step(
+    w: Array, dw: Array, cache: Array, decay_rate: float, rate: float | Array, epsilon: float, decay: float
+) -> None:
+    """Divide the step by the gradient's recent magnitude, in place.
+
+    With ``g = dw + decay * w``: ``cache = decay_rate * cache + (1 - decay_rate) * g**2``;
+    ``w -= rate * g / (sqrt(cache) + epsilon)``.
+
+    Parameters
+    ----------
+    w, dw, cache : array of one shape
+    decay_rate, epsilon : float
+    rate, decay
+        As for `sgd_step`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> w, cache = np.ones(1), np.zeros(1)
+    >>> rmsprop_step(w, np.ones(1), cache, 0.75, 0.25, 0.0, decay=0.0)
+    >>> w, cache
+    (array([0.5]), array([0.25]))
+    """
+    xp, dw = array_api_compat.array_namespace(w), _penalised(w, dw, decay)
+    cache *= decay_rate
+    cache += (1 - decay_rate) * dw * dw
+    flush_denormals(cache)
+    w -= rate * dw / (xp.sqrt(cache) + epsilon)
+
+
+@operation
+def lion_step(w: Array, dw: Array, m: Array, beta1: float, beta2: float, rate: float | Array) -> None:
+    """Step along the sign of a running mean, in place.
+
+    ``w -= rate * sign(beta1 * m + (1 - beta1) * dw)``, then ``m = beta2 * m + (1 - beta2) * dw``.
+
+    Parameters
+    ----------
+    w, dw, m : array of one shape
+    beta1, beta2 : float
+    rate : float or array () on the device
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> w, m = np.ones(1), np.ones(1)
+    >>> lion_step(w, -np.ones(1), m, 0.25, 0.5, 0.25)
+    >>> w, m
+    (array([1.25]), array([0.]))
+    """
+    w -= rate * sign(beta1 * m + (1 - beta1) * dw)
+    m *= beta2
+    m += (1 - beta2) * dw
+    flush_denormals(m)
+
+
+def _penalised(w: Array, dw: Array, decay: float) -> Array:
+    """Return the gradient with that of the penalty ``decay / 2 * sum(w**2)``: coupled weight decay."""
+    return dw + decay * w if decay else dw
+
+
+def _accumulate(dw: Array, velocity: Array, momentum: float) -> None:
+    """Add a gradient to a decaying sum in place."""
     velocity *= momentum
     velocity += dw
     flush_denormals(velocity)
-    w -= rate * (dw + momentum * velocity)
 
 
 @operation

@@ -22,11 +22,14 @@ from xpconv.ops.update import (
     adam_numbers,
     adam_step,
     copy_all,
-    flush_denormals,
     ignore_underflow,
+    lion_step,
+    momentum_step,
+    nesterov_direction,
     nesterov_step,
     restore_unless,
-    sign,
+    rmsprop_step,
+    sgd_step,
 )
 
 __all__ = [
@@ -294,7 +297,7 @@ def sgd(config: Config) -> Callable[..., None]:
     """
 
     def update(w: Array, dw: Array) -> None:
-        w -= config["learning_rate"] * _penalised(w, dw, config)
+        sgd_step(w, dw, as_operand(config["learning_rate"], w), config["weight_decay"])
 
     return update
 
@@ -314,10 +317,8 @@ def sgd_momentum(config: Config) -> Callable[..., None]:
     """
 
     def update(w: Array, dw: Array, velocity: Array) -> None:
-        velocity *= config["momentum"]
-        velocity -= config["learning_rate"] * _penalised(w, dw, config)
-        flush_denormals(velocity)
-        w += velocity
+        rate = as_operand(config["learning_rate"], w)
+        momentum_step(w, dw, velocity, rate, config["momentum"], config["weight_decay"])
 
     return update
 
@@ -345,14 +346,6 @@ def sgd_nesterov(config: Config) -> Callable[..., None]:
     return update
 
 
-def _anticipate(dw: Array, velocity: Array, config: Config) -> Array:
-    """Add the gradient to the decaying sum in place, and return Nesterov's direction, one step of momentum ahead."""
-    velocity *= config["momentum"]
-    velocity += dw
-    flush_denormals(velocity)
-    return dw + config["momentum"] * velocity
-
-
 @_update_rule("cache", learning_rate=1e-2, decay_rate=0.99, epsilon=1e-8, weight_decay=0)
 def rmsprop(config: Config) -> Callable[..., None]:
     """Divide the step by the gradient's recent magnitude: ``w -= learning_rate * dw / (sqrt(cache) + epsilon)``.
@@ -368,11 +361,8 @@ def rmsprop(config: Config) -> Callable[..., None]:
     """
 
     def update(w: Array, dw: Array, cache: Array) -> None:
-        xp, dw = array_api_compat.array_namespace(w), _penalised(w, dw, config)
-        cache *= config["decay_rate"]
-        cache += (1 - config["decay_rate"]) * dw * dw
-        flush_denormals(cache)
-        w -= config["learning_rate"] * dw / (xp.sqrt(cache) + config["epsilon"])
+        rate = as_operand(config["learning_rate"], w)
+        rmsprop_step(w, dw, cache, config["decay_rate"], rate, config["epsilon"], config["weight_decay"])
 
     return update
 
@@ -450,12 +440,8 @@ def lion(config: Config) -> Callable[..., None]:
     """
 
     def update(w: Array, dw: Array, m: Array) -> None:
-        beta1, beta2 = config["beta1"], config["beta2"]
         _decay(w, config)
-        w -= config["learning_rate"] * sign(beta1 * m + (1 - beta1) * dw)
-        m *= beta2
-        m += (1 - beta2) * dw
-        flush_denormals(m)
+        lion_step(w, dw, m, config["beta1"], config["beta2"], as_operand(config["learning_rate"], w))
 
     return update
 
@@ -485,7 +471,7 @@ def muon(config: Config) -> Callable[..., None]:
     def update(w: Array, dw: Array, velocity: Array) -> None:
         _decay(w, config)
         if w.ndim < 2:
-            for_each_block(w, dw, velocity, update=step_along_direction)
+            for_each_block(w, dw, velocity, update=step_along)
             return
         xp = array_api_compat.array_namespace(w)
         direction = xp.empty_like(w)
@@ -496,11 +482,11 @@ def muon(config: Config) -> Callable[..., None]:
         rate = config["learning_rate"] * max(1.0, ratio) ** 0.5
         w -= rate * xp.reshape(_orthogonalised(matrix), w.shape)
 
-    def step_along_direction(w: Array, dw: Array, velocity: Array) -> None:
-        nesterov_step(w, dw, velocity, as_operand(config["learning_rate"], w), config["momentum"])
+    def step_along(w: Array, dw: Array, velocity: Array) -> None:
+        nesterov_step(w, dw, velocity, as_operand(config["learning_rate"], w), config["momentum"], 0.0)
 
     def write_direction(direction: Array, dw: Array, velocity: Array) -> None:
-        direction[...] = _anticipate(dw, velocity, config)
+        nesterov_direction(direction, dw, velocity, config["momentum"])
 
     return update
 

@@ -22,23 +22,26 @@ _leaky_relu = cupy.ElementwiseKernel(
 _leaky_relu_backward = cupy.ElementwiseKernel(
     "T dout, bool mask, T slope", "T dx", "dx = mask ? dout : slope * dout", "xpconv_leaky_relu_backward"
 )
-_NORMAL = "const U tail = erfc(a * t) / 2, density = b * exp(-t * t / 2)"
-_LOGISTIC = """const U power = exp(-t * (a + b * t * t)), tail = power / (1 + power);
-    const U density = (a + 3 * b * t * t) * tail / (1 + power)"""
 _GATES = {
+    "normal": ("gated_normal", 1 / sqrt(2), 1 / sqrt(2 * pi)),
+    "normal-tanh": ("gated_logistic", TANH_GATE[0], TANH_GATE[0] * TANH_GATE[1]),
+    "logistic": ("gated_logistic", 1.0, 0.0),
+}
+_TAILS = {
+    "gated_normal": "const U tail = erfc(a * t) / 2, density = b * exp(-t * t / 2)",
+    "gated_logistic": "const U power = exp(-t * (a + b * t * t)), tail = power / (1 + power);"
+    "const U density = (a + 3 * b * t * t) * tail / (1 + power)",
+}
+_GATED = {
     gate: cupy.ElementwiseKernel(
         "T x",
         "T out, T derivative",
         f"typedef decltype(x + 0.0f) U; const U a = {a!r}, b = {b!r};"  # U is float for activations in float16.
-        f"const U v = x, t = fmin(abs(v), U(750)); {tail}; const U P = v > 0 ? 1 - tail : tail;"
+        f"const U v = x, t = fmin(abs(v), U(750)); {_TAILS[name]}; const U P = v > 0 ? 1 - tail : tail;"
         "out = v * P; derivative = P + v * density",
         f"xpconv_gated_{gate.replace('-', '_')}",
     )
-    for gate, tail, a, b in (
-        ("normal", _NORMAL, 1 / sqrt(2), 1 / sqrt(2 * pi)),
-        ("normal-tanh", _LOGISTIC, TANH_GATE[0], TANH_GATE[0] * TANH_GATE[1]),
-        ("logistic", _LOGISTIC, 1.0, 0.0),
-    )
+    for gate, (name, a, b) in _GATES.items()
 }
 _update_running_stats = cupy.ElementwiseKernel(
     "T mean, T var, T batch_mean, T batch_var, T weight, T rest",
@@ -57,22 +60,58 @@ _flush_denormals = cupy.ElementwiseKernel(
     "T a, T threshold", "T out", "out = a < threshold && a > -threshold ? T(0) : a", "xpconv_flush_denormals"
 )
 _sign = cupy.ElementwiseKernel("T a", "T out", "out = a != a ? a : T((a > 0) - (a < 0))", "xpconv_sign")
+# Numbers are arguments or, in captured steps, on the device; fused multiply-adds might round differently in each.
+_ROUNDED_ONCE = {"options": ("--fmad=false",)}
+_FLUSH = "{0} = {0} < threshold && {0} > -threshold ? T(0) : {0}"
+_PENALISED = "const T g = decay != 0 ? dw + decay * w : dw"
+_sgd_step = cupy.ElementwiseKernel(
+    "T dw, T rate, T decay", "T w", f"{_PENALISED}; w -= rate * g", "xpconv_sgd_step", **_ROUNDED_ONCE
+)
+_momentum_step = cupy.ElementwiseKernel(
+    "T dw, T momentum, T rate, T decay, T threshold",
+    "T w, T velocity",
+    f"{_PENALISED}; velocity = momentum * velocity - rate * g; {_FLUSH.format('velocity')}; w += velocity",
+    "xpconv_momentum_step",
+    **_ROUNDED_ONCE,
+)
+_nesterov_step = cupy.ElementwiseKernel(
+    "T dw, T momentum, T rate, T decay, T threshold",
+    "T w, T velocity",
+    f"{_PENALISED}; velocity = momentum * velocity + g; {_FLUSH.format('velocity')};"
+    "w -= rate * (g + momentum * velocity)",
+    "xpconv_nesterov_step",
+    **_ROUNDED_ONCE,
+)
+_nesterov_direction = cupy.ElementwiseKernel(
+    "T dw, T momentum, T threshold",
+    "T direction, T velocity",
+    f"velocity = momentum * velocity + dw; {_FLUSH.format('velocity')}; direction = dw + momentum * velocity",
+    "xpconv_nesterov_direction",
+    **_ROUNDED_ONCE,
+)
+_rmsprop_step = cupy.ElementwiseKernel(
+    "T dw, T decay_rate, T rest, T rate, T epsilon, T decay, T threshold",
+    "T w, T cache",
+    f"{_PENALISED}; cache = decay_rate * cache + rest * g * g; {_FLUSH.format('cache')};"
+    "w -= rate * g / (sqrt(cache) + epsilon)",
+    "xpconv_rmsprop_step",
+    **_ROUNDED_ONCE,
+)
+_lion_step = cupy.ElementwiseKernel(
+    "T dw, T beta1, T rest1, T beta2, T rest2, T rate, T threshold",
+    "T w, T m",
+    "const T c = beta1 * m + rest1 * dw; w -= rate * (c != c ? c : T((c > 0) - (c < 0)));"
+    f"m = beta2 * m + rest2 * dw; {_FLUSH.format('m')}",
+    "xpconv_lion_step",
+    **_ROUNDED_ONCE,
+)
 _adam_step = cupy.ElementwiseKernel(
     "T dw, T beta1, T rest1, T beta2, T rest2, T step, T epsilon, T decay, T threshold",
     "T w, T m, T v",
     "m = beta1 * m + rest1 * dw; v = beta2 * v + rest2 * dw * dw; w = decay * w - step * m / (sqrt(v) + epsilon);"
     "m = m < threshold && m > -threshold ? T(0) : m; v = v < threshold ? T(0) : v",
     "xpconv_adam_step",
-    # Numbers are arguments or, in captured steps, on the device; fused multiply-adds might round differently in each.
-    options=("--fmad=false",),
-)
-_nesterov_step = cupy.ElementwiseKernel(
-    "T dw, T rate, T momentum, T weight_decay, T threshold",
-    "T w, T velocity",
-    "const T g = weight_decay != 0 ? dw + weight_decay * w : dw; T v = momentum * velocity + g;"
-    "v = v < threshold && v > -threshold ? T(0) : v; velocity = v; w = w - rate * (g + momentum * v)",
-    "xpconv_nesterov_step",
-    options=("--fmad=false",),
+    **_ROUNDED_ONCE,
 )
 _adam_numbers = cupy.ElementwiseKernel(
     "float64 t, float64 learning_rate, float64 beta1, float64 beta2, float64 epsilon",
@@ -110,8 +149,8 @@ def _contiguous(x: Array) -> bool:
     return bool(x.flags.c_contiguous) and x.dtype.char in "efd" and 0 < x.size < 2**31
 
 
-def _launch_on_all(name: str, x: Array, *others: Array) -> None:
-    """Launch a kernel for all elements of arrays of one shape."""
+def _launch_on_all(name: str, x: Array, *others: Any) -> None:
+    """Launch a kernel for all elements of arrays of one shape, which are followed by numbers."""
     wide = width(x.size, x.dtype)
     grid = grid_of(1, x.size, reduction_blocks(), wide)
     launch(name, x.dtype, grid, x, *others, x.size, wide=wide)
@@ -119,21 +158,35 @@ def _launch_on_all(name: str, x: Array, *others: Array) -> None:
 
 @accelerate("cupy")
 def leaky_relu(x: Array, negative_slope: float) -> tuple[Array, Array]:
-    """Write both results in one kernel."""
-    out, mask = _leaky_relu(x, negative_slope)
+    """Write both results in one kernel, with wide loads if the input is contiguous."""
+    if not _contiguous(x):
+        out, mask = _leaky_relu(x, negative_slope)
+        return out, mask
+    out, mask = cupy.empty(x.shape, x.dtype), cupy.empty(x.shape, bool)
+    _launch_on_all("leaky_relu", aligned(x), out, mask, float(negative_slope))
     return out, mask
 
 
 @accelerate("cupy")
 def leaky_relu_backward(dout: Array, mask: Array, negative_slope: float) -> Array:
-    """Use one kernel."""
-    return _leaky_relu_backward(dout, mask, negative_slope)
+    """Use one kernel, with wide loads if the inputs are contiguous."""
+    if not (_contiguous(dout) and mask.flags.c_contiguous):
+        return _leaky_relu_backward(dout, mask, negative_slope)
+    dx = cupy.empty(dout.shape, dout.dtype)
+    _launch_on_all("leaky_relu_backward", aligned(dout), aligned(mask), dx, float(negative_slope))
+    return dx
 
 
 @accelerate("cupy")
 def gated(x: Array, gate: str) -> tuple[Array, Array]:
-    """Write both results in one kernel."""
-    out, derivative = _GATES[gate](x)
+    """Write both results in one kernel, with wide loads."""
+    name, a, b = _GATES[gate]
+    if x.size >= 2**31:
+        out, derivative = _GATED[gate](x)
+        return out, derivative
+    out, derivative = (cupy.empty(x.shape, x.dtype) for _ in range(2))
+    if x.size:
+        _launch_on_all(name, aligned(x), out, derivative, a, b)
     return out, derivative
 
 
@@ -175,11 +228,41 @@ def adam_step(
 
 
 @accelerate("cupy")
-def nesterov_step(
-    w: Array, dw: Array, velocity: Array, rate: float | Array, momentum: float, weight_decay: float = 0.0
+def sgd_step(w: Array, dw: Array, rate: float | Array, decay: float) -> None:
+    """Use one kernel."""
+    _sgd_step(dw, rate, decay, w)
+
+
+@accelerate("cupy")
+def momentum_step(w: Array, dw: Array, velocity: Array, rate: float | Array, momentum: float, decay: float) -> None:
+    """Update both arrays in one kernel."""
+    _momentum_step(dw, momentum, rate, decay, flush_threshold(cupy, w), w, velocity)
+
+
+@accelerate("cupy")
+def nesterov_step(w: Array, dw: Array, velocity: Array, rate: float | Array, momentum: float, decay: float) -> None:
+    """Update both arrays in one kernel."""
+    _nesterov_step(dw, momentum, rate, decay, flush_threshold(cupy, w), w, velocity)
+
+
+@accelerate("cupy")
+def nesterov_direction(direction: Array, dw: Array, velocity: Array, momentum: float) -> None:
+    """Write both arrays in one kernel."""
+    _nesterov_direction(dw, momentum, flush_threshold(cupy, dw), direction, velocity)
+
+
+@accelerate("cupy")
+def rmsprop_step(
+    w: Array, dw: Array, cache: Array, decay_rate: float, rate: float | Array, epsilon: float, decay: float
 ) -> None:
     """Update both arrays in one kernel."""
-    _nesterov_step(dw, rate, momentum, weight_decay, flush_threshold(cupy, w), w, velocity)
+    _rmsprop_step(dw, decay_rate, 1 - decay_rate, rate, epsilon, decay, flush_threshold(cupy, w), w, cache)
+
+
+@accelerate("cupy")
+def lion_step(w: Array, dw: Array, m: Array, beta1: float, beta2: float, rate: float | Array) -> None:
+    """Update both arrays in one kernel."""
+    _lion_step(dw, beta1, 1 - beta1, beta2, 1 - beta2, rate, flush_threshold(cupy, w), w, m)
 
 
 @accelerate("cupy")

@@ -6,7 +6,7 @@ from math import prod
 import cupy
 import numpy as np
 
-from xpconv.ops.cupy._launch import DIVISOR, Array, Grid, Shape, divisor, grid_of, launch, struct, width
+from xpconv.ops.cupy._launch import DIVISOR, Array, Grid, Shape, aligned, divisor, grid_of, launch, struct, width
 from xpconv.ops.dispatch import accelerate
 from xpconv.ops.windows import Pair, Window
 
@@ -40,7 +40,10 @@ def unfold(x: Array, window: Window) -> Array:
     name, across = "unfold", width(cols.shape[1], x.dtype)
     if across > wide:  # rows of windows are short of a wide store, but all windows together are not
         name, grid, wide = "unfold_across_rows", grid_of(x.shape[1], cols.shape[1], wide=across), across
-    launch(name, x.dtype, grid, cupy.ascontiguousarray(x), cols, windows, wide=wide)
+    elif window.stride == (1, 1) and window.dilation[1] == 1:
+        name = "unfold_at_stride_1"
+    x = aligned(x) if x.shape[3] % wide == 0 else cupy.ascontiguousarray(x)
+    launch(name, x.dtype, grid, x, cols, windows, wide=wide)
     return cols
 
 
@@ -57,6 +60,7 @@ def fold_into(x: Array, cols: Array, window: Window, bias: Array | None = None) 
     _, windows, _, (grid, wide) = windows_and_grids(x.shape, window, x.dtype)
     cols = cupy.ascontiguousarray(cols)
     if window.stride == (1, 1):
+        cols = aligned(cols)
         launch("fold_at_stride_1", x.dtype, grid, cols, bias, x, windows, wide=wide)
     else:
         launch("fold", x.dtype, grid, cols, bias, x, windows)

@@ -147,6 +147,54 @@ extern "C" __global__ void unfold_across_rows(const Element* __restrict__ x, Ele
     }
 }
 
+// A pixel of a row of an image, and 0 in the padding.
+__device__ Element pixel(const Element* row, bool inside, int column, int W) {
+    return inside && column >= 0 && column < W ? row[column] : Element(T(0));
+}
+
+__device__ void shift_left(Elements& pack, Element next) {
+    for (int k = 0; k + 1 < WIDE; ++k) pack.v[k] = pack.v[k + 1];
+    pack.v[WIDE - 1] = next;
+}
+
+__device__ void shift_right(Elements& pack, Element next) {
+    for (int k = WIDE - 1; k > 0; --k) pack.v[k] = pack.v[k - 1];
+    pack.v[0] = next;
+}
+
+// At stride 1 without dilation along a row, column l + 1 of WIDE windows is column l, shifted by one pixel. Each thread
+// starts from the column that lies on a multiple of WIDE, and shifts in both directions.
+extern "C" __global__ void unfold_at_stride_1(const Element* __restrict__ x, Element* __restrict__ cols, Windows g) {
+    const unsigned P = g.N * g.output.d;
+    const bool wide = g.PW < g.KW && g.W % WIDE == 0;
+    const int start = wide ? g.PW : 0;
+    FOR_EACH_PACK(p, P) {
+        const unsigned n = p / g.output, place = p % g.output;
+        const int top = int(place / g.output_row) - g.PH, first = int(place % g.output_row) - g.PW + start;
+        const Element* image = x + plane(g, n) * g.image.d;
+        Element* out = cols + ((size_t)blockIdx.x * g.KH * g.KW + start) * P + p;
+        for (int k = 0; k < g.KH; ++k, out += (size_t)g.KW * P) {
+            const int h = top + k * g.DH;
+            const bool inside = h >= 0 && h < g.H;
+            const Element* row = image + (inside ? h : 0) * g.W;
+            Elements middle;
+            if (wide && inside && first + WIDE <= g.W) middle = *reinterpret_cast<const Elements*>(row + first);
+            else for (int m = 0; m < WIDE; ++m) middle.v[m] = pixel(row, inside, first + m, g.W);
+            *reinterpret_cast<Elements*>(out) = middle;
+            Elements pack = middle;
+            for (int l = 1; start + l < g.KW; ++l) {
+                shift_left(pack, pixel(row, inside, first + WIDE - 1 + l, g.W));
+                *reinterpret_cast<Elements*>(out + (size_t)l * P) = pack;
+            }
+            pack = middle;
+            for (int l = 1; l <= start; ++l) {
+                shift_right(pack, pixel(row, inside, first - l, g.W));
+                *reinterpret_cast<Elements*>(out - (size_t)l * P) = pack;
+            }
+        }
+    }
+}
+
 extern "C" __global__ void fold(const Element* __restrict__ cols, const T* bias, Element* __restrict__ x, Windows g) {
     const size_t P = (size_t)g.N * g.output.d;
     const T b = bias ? bias[blockIdx.x] : T(0);
@@ -168,14 +216,15 @@ extern "C" __global__ void fold(const Element* __restrict__ cols, const T* bias,
 }
 
 // At stride 1, row k of window i = h - k * DH lies on row h. Each thread adds up WIDE pixels of one row, in the order of
-// `fold`.
+// `fold`. Where rows of windows begin at multiples of WIDE, it loads the nearest pack and shifts it into place.
 extern "C" __global__ void fold_at_stride_1(const Element* __restrict__ cols, const T* bias,
                                             Element* __restrict__ x, Windows g) {
     const size_t P = (size_t)g.N * g.output.d;
     const T b = bias ? bias[blockIdx.x] : T(0);
+    const bool wide = g.OW % WIDE == 0;
     FOR_EACH_PACK(e, g.N * g.image.d) {
-        const unsigned n = e / g.image, pixel = e % g.image;
-        const int h = pixel / g.row + g.PH, w = pixel % g.row + g.PW;
+        const unsigned n = e / g.image, place = e % g.image;
+        const int h = place / g.row + g.PH, column = place % g.row, w = column + g.PW;
         const Element* image_cols = cols + (size_t)blockIdx.x * g.KH * g.KW * P + n * g.output.d;
         Pack sum = {};
         for (int k = g.KH - 1; k >= 0; --k) {
@@ -183,14 +232,20 @@ extern "C" __global__ void fold_at_stride_1(const Element* __restrict__ cols, co
             if (i < 0 || i >= g.OH) continue;
             for (int l = g.KW - 1; l >= 0; --l) {
                 const Element* row = image_cols + (size_t)(k * g.KW + l) * P + i * g.OW;
-                for (int m = 0; m < WIDE; ++m) {
-                    const int j = w + m - l * g.DW;
-                    if (j >= 0 && j < g.OW) sum.v[m] += row[j];
+                const int first = w - l * g.DW, shift = first - column;
+                if (wide && column < g.OW && -WIDE < shift && shift < WIDE) {
+                    Elements pack = *reinterpret_cast<const Elements*>(row + column);
+                    for (int m = 0; m < shift; ++m) shift_left(pack, pixel(row, true, column + WIDE + m, g.OW));
+                    for (int m = 0; m > shift; --m) shift_right(pack, pixel(row, true, column - 1 + m, g.OW));
+                    for (int m = 0; m < WIDE; ++m) sum.v[m] += T(pack.v[m]);
+                } else {
+                    for (int m = 0; m < WIDE; ++m)
+                        if (first + m >= 0 && first + m < g.OW) sum.v[m] += T(row[first + m]);
                 }
             }
         }
         for (int m = 0; m < WIDE; ++m) sum.v[m] += b;
-        store(x + plane(g, n) * g.image.d + pixel, sum);
+        store(x + plane(g, n) * g.image.d + place, sum);
     }
 }
 
@@ -607,6 +662,75 @@ extern "C" __global__ void relu_backward(const Element* __restrict__ dout, const
         for (int k = 0; k < WIDE; ++k) pack.v[k] = positive.v[k] ? pack.v[k] : T(0);
         store(dx + e, pack);
     }
+}
+
+extern "C" __global__ void leaky_relu(const Element* __restrict__ x, Element* __restrict__ out,
+                                      bool* __restrict__ mask, double slope, int64 count) {
+    const T factor = slope;
+    #pragma unroll 2
+    FOR_EACH_PACK(e, count) {
+        Pack pack = load(x + e);
+        Mask positive;
+        for (int k = 0; k < WIDE; ++k) {
+            positive.v[k] = pack.v[k] > 0;
+            if (!positive.v[k]) pack.v[k] *= factor;
+        }
+        store(out + e, pack);
+        *reinterpret_cast<Mask*>(mask + e) = positive;
+    }
+}
+
+extern "C" __global__ void leaky_relu_backward(const Element* __restrict__ dout, const bool* __restrict__ mask,
+                                               Element* __restrict__ dx, double slope, int64 count) {
+    const T factor = slope;
+    #pragma unroll 2
+    FOR_EACH_PACK(e, count) {
+        Pack pack = load(dout + e);
+        const Mask positive = *reinterpret_cast<const Mask*>(mask + e);
+        for (int k = 0; k < WIDE; ++k)
+            if (!positive.v[k]) pack.v[k] *= factor;
+        store(dx + e, pack);
+    }
+}
+
+// ---- gated activations: out = x * P(x) and its derivative P(x) + x * p(x)
+
+// Write both results; `tail_and_density` computes P(-t) and p(t) for t = |x|.
+template <typename Function>
+__device__ void write_gated(const Element* __restrict__ x, Element* __restrict__ out, Element* __restrict__ derivative,
+                            int64 count, Function tail_and_density) {
+    FOR_EACH_PACK(e, count) {
+        Pack outs = load(x + e), derivatives;
+        for (int k = 0; k < WIDE; ++k) {
+            const T value = outs.v[k];
+            T tail, density;
+            tail_and_density(fmin(fabs(value), T(750)), tail, density);
+            const T P = value > 0 ? 1 - tail : tail;
+            outs.v[k] = value * P;
+            derivatives.v[k] = P + value * density;
+        }
+        store(out + e, outs);
+        store(derivative + e, derivatives);
+    }
+}
+
+extern "C" __global__ void gated_normal(const Element* __restrict__ x, Element* __restrict__ out,
+                                        Element* __restrict__ derivative, double a, double b, int64 count) {
+    const T scale = a, peak = b;
+    write_gated(x, out, derivative, count, [=](T t, T& tail, T& density) {
+        tail = erfc(scale * t) / 2;
+        density = peak * exp(-t * t / 2);
+    });
+}
+
+extern "C" __global__ void gated_logistic(const Element* __restrict__ x, Element* __restrict__ out,
+                                          Element* __restrict__ derivative, double a, double b, int64 count) {
+    const T linear = a, cubic = b;
+    write_gated(x, out, derivative, count, [=](T t, T& tail, T& density) {
+        const T power = exp(-t * (linear + cubic * t * t));
+        tail = power / (1 + power);
+        density = (linear + 3 * cubic * t * t) * tail / (1 + power);
+    });
 }
 
 // ---- L2 penalty: `decay` computes grad += reg * W and pieces of sum(W * W), `penalty` adds those to the loss
