@@ -160,7 +160,7 @@ def activations(make: Inputs) -> Iterator[Operation]:
         ("gelu", 3 * n, lambda x: ops.gated(x, "normal"), ops.gated_backward),
         ("silu", 3 * n, lambda x: ops.gated(x, "logistic"), ops.gated_backward),
     ]
-    for name, nbytes, forward, backward in pairs if make.dtype == np.float32 else pairs[:1]:
+    for name, nbytes, forward, backward in pairs:
         yield Operation(name, nbytes, lambda forward=forward: bind(forward, make()))
         yield Operation(
             f"{name} backward",
@@ -183,6 +183,12 @@ def norms(make: Inputs) -> Iterator[Operation]:
         dout = make().reshape(flat)
         return lambda: ops.normalise_backward(dout, x, mean, inv_std, gamma, param_axes=(0, 2), **options)
 
+    def batch_norm_relu_backward() -> Call:
+        x, gamma, beta = batch_norm()
+        _, mean, _, inv_std, signs = ops.normalise_relu(x, gamma, beta, eps=1e-5, **options)
+        dout = make().reshape(flat)
+        return lambda: ops.normalise_relu_backward(dout, signs, x, mean, inv_std, gamma, param_axes=(0, 2), **options)
+
     def group_norm() -> tuple[Array, ...]:
         return make(), make.channels((C,)), make.channels((C,))
 
@@ -191,6 +197,12 @@ def norms(make: Inputs) -> Iterator[Operation]:
         "batch norm", 3 * make.nbytes, lambda: bind(lambda *a: ops.normalise(*a, eps=1e-5, **options), *batch_norm())
     )
     yield Operation("batch norm backward", 5 * make.nbytes, batch_norm_backward)
+    yield Operation(
+        "batch norm, relu",
+        3 * make.nbytes,
+        lambda: bind(lambda *a: ops.normalise_relu(*a, eps=1e-5, **options), *batch_norm()),
+    )
+    yield Operation("batch norm, relu backward", 5 * make.nbytes, batch_norm_relu_backward)
     if make.dtype == np.float16:  # The layer checks that parameters have the dtype of its input.
         return
     forward = layers.groupnorm_forward

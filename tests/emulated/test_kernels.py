@@ -196,6 +196,20 @@ def test_max_pool_and_its_backward_pass_equal_the_portable_versions(monkeypatch,
 
 
 @every_activation
+def test_average_pools_and_their_gradients_equal_the_portable_versions(monkeypatch, dtype):
+    for rng in cases(monkeypatch, 25, CASES // 2):
+        shape, window = geometry(rng, pool=True)
+        output = window.output_size(shape[2:])
+        rows, columns = (int(rng.integers(1, 9)) for _ in output)
+        counts = (rows,) * output[0], (columns,) * output[1]
+        if rng.integers(4) == 0:
+            counts = tuple(range(1, output[0] + 1)), counts[1]
+        check("avg_pool", [place(rng, draw(rng, *shape), dtype), window, counts], {}, dtype)
+        dout = place(rng, rng.standard_normal((*shape[:2], *output)), dtype)
+        check("avg_pool_backward", [dout, shape, window, counts], {}, dtype)
+
+
+@every_activation
 def test_max_pool_of_2x2_pixels_and_its_backward_pass_equal_the_portable_versions(monkeypatch, dtype):
     for rng in cases(monkeypatch, 22, CASES // 2):
         rows, columns = any_of(rng, 1, 2, 3), any_of(rng, 1, 2, 3, 4, 8, 16)

@@ -1,4 +1,4 @@
-"""Max pooling on CuPy."""
+"""Max and average pooling on CuPy."""
 
 from math import prod
 
@@ -6,7 +6,7 @@ import cupy
 
 from xpconv.ops.cupy._launch import Array, Shape, aligned, launch
 from xpconv.ops.cupy._windows import windows_and_grids
-from xpconv.ops.dispatch import accelerate
+from xpconv.ops.dispatch import accelerate, portable
 from xpconv.ops.windows import Pair, Window
 
 
@@ -31,6 +31,36 @@ def max_pool_backward(dout: Array, argmax: Array, shape: Shape, window: Window) 
     name, (grid, wide) = ("max_pool_2x2_backward", of_outputs) if halves else ("max_pool_backward", of_pixels)
     launch(name, dout.dtype, grid, dout, argmax, dx, windows, index=argmax.dtype.name, wide=wide)
     return dx
+
+
+@accelerate("cupy")
+def avg_pool(x: Array, window: Window, counts: tuple[Pair, Pair]) -> Array:
+    """Use one kernel if all windows count equally many pixels."""
+    count = _single_count(counts)
+    if not count:
+        return portable("avg_pool")(x, window, counts)
+    output, windows, (grid, wide), _ = windows_and_grids(x.shape, window, x.dtype)
+    out = cupy.empty((*x.shape[:2], *output), x.dtype)
+    launch("avg_pool", x.dtype, grid, cupy.ascontiguousarray(x), out, count, windows, wide=wide)
+    return out
+
+
+@accelerate("cupy")
+def avg_pool_backward(dout: Array, shape: Shape, window: Window, counts: tuple[Pair, Pair]) -> Array:
+    """Let each thread add up the gradients of the windows that contain its pixels, if all count equally many."""
+    count = _single_count(counts)
+    if not count:
+        return portable("avg_pool_backward")(dout, shape, window, counts)
+    _, windows, _, (grid, wide) = windows_and_grids(shape, window, dout.dtype)
+    dx = cupy.empty(shape, dout.dtype)
+    launch("avg_pool_backward", dout.dtype, grid, cupy.ascontiguousarray(dout), dx, count, windows, wide=wide)
+    return dx
+
+
+def _single_count(counts: tuple[Pair, Pair]) -> float:
+    """Return how many pixels count in each window, or 0 if their numbers differ."""
+    rows, columns = counts
+    return float(rows[0] * columns[0]) if len({*rows}) == len({*columns}) == 1 else 0.0
 
 
 def _halves(shape: Shape, output: Pair, window: Window) -> bool:

@@ -63,4 +63,4 @@ def fold_into(x: Array, cols: Array, window: Window, bias: Array | None = None) 
         cols = aligned(cols)
         launch("fold_at_stride_1", x.dtype, grid, cols, bias, x, windows, wide=wide)
     else:
-        launch("fold", x.dtype, grid, cols, bias, x, windows)
+        launch("fold", x.dtype, grid, cols, bias, x, windows, wide=wide)

@@ -90,6 +90,7 @@ __device__ Span windows_over(int pixel, int size, Divisor stride, Divisor dilati
 
 // The number of a window's row, or column, at this distance from its first pixel; -1 between rows.
 __device__ int number(unsigned distance, Divisor dilation) {
+    if (dilation.d == 1) return distance;
     const unsigned k = distance / dilation;
     return k * dilation.d == distance ? int(k) : -1;
 }
@@ -195,23 +196,30 @@ extern "C" __global__ void unfold_at_stride_1(const Element* __restrict__ x, Ele
     }
 }
 
+// Each thread adds up WIDE pixels of one row.
 extern "C" __global__ void fold(const Element* __restrict__ cols, const T* bias, Element* __restrict__ x, Windows g) {
     const size_t P = (size_t)g.N * g.output.d;
     const T b = bias ? bias[blockIdx.x] : T(0);
-    FOR_EACH(e, g.N * g.image.d) {
-        const unsigned n = e / g.image, pixel = e % g.image;
-        const int h = pixel / g.row + g.PH, w = pixel % g.row + g.PW;
+    FOR_EACH_PACK(e, g.N * g.image.d) {
+        const unsigned n = e / g.image, place = e % g.image;
+        const int h = place / g.row + g.PH, column = place % g.row;
         const Span rows = windows_over(h, g.KH, g.down, g.apart_down, g.OH);
-        const Span columns = windows_over(w, g.KW, g.across, g.apart_across, g.OW);
-        const Element* image_cols = cols + n * g.output.d;
-        T sum = 0;
-        for (int i = rows.first; i <= rows.last; ++i)
-            for (int j = columns.first; j <= columns.last; ++j) {
-                const int k = number(h - i * g.SH, g.apart_down), l = number(w - j * g.SW, g.apart_across);
-                if (k < 0 || l < 0) continue;
-                sum += image_cols[(((size_t)blockIdx.x * g.KH + k) * g.KW + l) * P + i * g.OW + j];
+        const Element* image_cols = cols + (size_t)blockIdx.x * g.KH * g.KW * P + n * g.output.d;
+        Pack sum = {};
+        for (int m = 0; m < WIDE; ++m) {
+            const int w = column + m + g.PW;
+            const Span columns = windows_over(w, g.KW, g.across, g.apart_across, g.OW);
+            for (int i = rows.first; i <= rows.last; ++i) {
+                const int k = number(h - i * g.SH, g.apart_down);
+                if (k < 0) continue;
+                for (int j = columns.first; j <= columns.last; ++j) {
+                    const int l = number(w - j * g.SW, g.apart_across);
+                    if (l >= 0) sum.v[m] += T(image_cols[(size_t)(k * g.KW + l) * P + i * g.OW + j]);
+                }
             }
-        x[plane(g, n) * g.image.d + pixel] = sum + b;
+            sum.v[m] += b;
+        }
+        store(x + plane(g, n) * g.image.d + place, sum);
     }
 }
 
@@ -350,6 +358,48 @@ extern "C" __global__ void max_pool_backward(const Element* __restrict__ dout, c
             pack.v[m] = sum;
         }
         store(dx + plane(g, n) * g.image.d + pixel, pack);
+    }
+}
+
+// Each thread computes WIDE means of one row; each window counts `count` pixels.
+extern "C" __global__ void avg_pool(const Element* __restrict__ x, Element* __restrict__ out, double count, Windows g) {
+    FOR_EACH_PACK(p, g.N * g.output.d) {
+        const unsigned n = p / g.output, l = p % g.output;
+        const int top = l / g.output_row * g.SH - g.PH, corner = l % g.output_row * g.SW - g.PW;
+        const Element* image = x + plane(g, n) * g.image.d;
+        Pack means;
+        for (int m = 0; m < WIDE; ++m) {
+            const int left = corner + m * g.SW;
+            T sum = 0;
+            for (int h = top; h < min(top + g.KH * g.DH, g.H); h += g.DH)
+                for (int w = left; w < min(left + g.KW * g.DW, g.W); w += g.DW)
+                    if (h >= 0 && w >= 0) sum += T(image[h * g.W + w]);
+            means.v[m] = sum / T(count);
+        }
+        store(out + plane(g, n) * g.output.d + l, means);
+    }
+}
+
+// Each thread adds up the gradients of WIDE pixels of one row.
+extern "C" __global__ void avg_pool_backward(const Element* __restrict__ dout, Element* __restrict__ dx, double count,
+                                             Windows g) {
+    FOR_EACH_PACK(e, g.N * g.image.d) {
+        const unsigned n = e / g.image, place = e % g.image;
+        const int h = place / g.row + g.PH, column = place % g.row;
+        const Span rows = windows_over(h, g.KH, g.down, g.apart_down, g.OH);
+        const Element* gradients = dout + plane(g, n) * g.output.d;
+        Pack sum = {};
+        for (int m = 0; m < WIDE; ++m) {
+            const int w = column + m + g.PW;
+            const Span columns = windows_over(w, g.KW, g.across, g.apart_across, g.OW);
+            for (int i = rows.first; i <= rows.last; ++i) {
+                if (number(h - i * g.SH, g.apart_down) < 0) continue;
+                for (int j = columns.first; j <= columns.last; ++j)
+                    if (number(w - j * g.SW, g.apart_across) >= 0) sum.v[m] += T(gradients[i * g.OW + j]);
+            }
+            sum.v[m] /= T(count);
+        }
+        store(dx + plane(g, n) * g.image.d + place, sum);
     }
 }
 
