@@ -203,8 +203,6 @@ def norms(make: Inputs) -> Iterator[Operation]:
         lambda: bind(lambda *a: ops.normalise_relu(*a, eps=1e-5, **options), *batch_norm()),
     )
     yield Operation("batch norm, relu backward", 5 * make.nbytes, batch_norm_relu_backward)
-    if make.dtype == np.float16:  # The layer checks that parameters have the dtype of its input.
-        return
     forward = layers.groupnorm_forward
     yield Operation("group norm", 3 * make.nbytes, lambda: bind(lambda *a: forward(*a, groups=groups), *group_norm()))
     yield Operation(
