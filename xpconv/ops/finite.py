@@ -9,32 +9,36 @@ __all__ = ["largest_finite"]
 
 
 @operation
-def largest_finite(a: Array, out: Array | None = None) -> Array:
-    """Return the largest magnitude among the finite elements of an array, and whether all elements are finite.
+def largest_finite(*arrays: Array, out: Array | None = None) -> Array:
+    """Return the largest magnitude among the finite elements of each array, and whether all its elements are finite.
 
     Parameters
     ----------
-    a : array of any shape
-    out : array (2,) of the dtype of `a`, optional
-        Where to write the result.
+    *arrays : arrays of one dtype and any shapes
+    out : array (2 * K,) of that dtype, optional
+        Where to write the result for K arrays.
 
     Returns
     -------
-    array (2,) of the dtype of `a`
-        The largest magnitude, or 0 if no element is finite; then 1 if every element is finite, else 0.
+    array (2 * K,)
+        For each array the largest magnitude, or 0 if no element is finite; then 1 if every element is finite, else 0.
 
     Examples
     --------
     >>> import numpy as np
-    >>> [largest_finite(np.array(values)).tolist() for values in ([1.0, -3.0], [2.0, np.nan], [np.inf])]
-    [[3.0, 1.0], [2.0, 0.0], [0.0, 0.0]]
+    >>> largest_finite(np.array([1.0, -3.0]), np.array([2.0, np.nan]), np.array([np.inf])).tolist()
+    [3.0, 1.0, 2.0, 0.0, 0.0, 0.0]
     """
-    xp = array_api_compat.array_namespace(a)
-    finite = xp.isfinite(a)
-    zero = xp.zeros((), dtype=a.dtype, device=array_api_compat.device(a))
-    largest = xp.max(xp.where(finite, xp.abs(a), zero))
-    pair: Array = xp.stack([largest, xp.astype(xp.asarray(xp.all(finite)), a.dtype)])
+    xp, numbers = array_api_compat.array_namespace(*arrays), []
+    for a in arrays:
+        finite = xp.isfinite(a)
+        zero = xp.zeros((), dtype=a.dtype, device=array_api_compat.device(a))
+        numbers.append(xp.max(xp.where(finite, xp.abs(a), zero)))
+        numbers.append(xp.astype(xp.asarray(xp.all(finite)), a.dtype))
     if out is None:
-        return pair
-    out[...] = pair
+        return xp.stack(numbers)
+    for k, number in enumerate(
+        numbers
+    ):  # Not by xp.stack: with many arrays, CuPy copies their addresses to the device.
+        out[k] = number
     return out

@@ -49,8 +49,7 @@ def check_finite(loss: Any, grads: Mapping[str, Array], *, per_gradient: bool) -
     xp = backend_of(loss).xp
     row = xp.empty(1 + 2 * len(grads), dtype=loss.dtype, device=array_api_compat.device(loss))
     row[0] = loss  # Not by xp.concat: with many arrays, CuPy copies their addresses to the device.
-    for k, grad in enumerate(grads.values()):
-        largest_finite(grad, row[2 * k + 1 : 2 * k + 3])
+    largest_finite(*grads.values(), out=row[1:])
     if per_gradient:
         return row, True
     good = xp.all(row[2::2] > 0) & xp.isfinite(loss)
