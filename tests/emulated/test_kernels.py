@@ -510,7 +510,8 @@ def test_gates_equal_the_portable_versions(monkeypatch, dtype, gate):
     sizes = (1, 5, 300) if dtype == "float16" else (1, 5, 1e30)
     for rng in cases(monkeypatch, 8, CASES // 8):
         x = place(rng, any_of(rng, *sizes) * draw(rng, *any_of(rng, (), (1,), (3, 5), (257,), (0, 3))), dtype)
-        check("gated", [x, gate], {}, dtype, scale=[1, 1])
+        (out, derivative), _ = check("gated", [x, gate], {}, dtype, scale=[1, 1])
+        check("gated_backward", [place(rng, draw(rng, *out.shape), dtype), derivative], {}, dtype)
 
 
 @every_activation

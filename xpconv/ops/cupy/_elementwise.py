@@ -191,6 +191,16 @@ def gated(x: Array, gate: str) -> tuple[Array, Array]:
 
 
 @accelerate("cupy")
+def gated_backward(dout: Array, derivative: Array) -> Array:
+    """Use one kernel, with wide loads if the inputs are contiguous."""
+    if not (_contiguous(dout) and derivative.flags.c_contiguous):
+        return dout * derivative
+    dx = cupy.empty(dout.shape, dout.dtype)
+    _launch_on_all("gated_backward", aligned(dout), aligned(derivative), dx)
+    return dx
+
+
+@accelerate("cupy")
 def update_running_stats(
     mean: Array, var: Array, batch_mean: Array, batch_var: Array, momentum: float, num_batches: Array | None = None
 ) -> tuple[Array, Array, Array | None]:

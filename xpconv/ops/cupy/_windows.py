@@ -60,7 +60,6 @@ def fold_into(x: Array, cols: Array, window: Window, bias: Array | None = None) 
     _, windows, _, (grid, wide) = windows_and_grids(x.shape, window, x.dtype)
     cols = cupy.ascontiguousarray(cols)
     if window.stride == (1, 1):
-        cols = aligned(cols)
         launch("fold_at_stride_1", x.dtype, grid, cols, bias, x, windows, wide=wide)
     else:
         launch("fold", x.dtype, grid, cols, bias, x, windows, wide=wide)

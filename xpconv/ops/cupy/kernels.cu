@@ -224,15 +224,14 @@ extern "C" __global__ void fold(const Element* __restrict__ cols, const T* bias,
 }
 
 // At stride 1, row k of window i = h - k * DH lies on row h. Each thread adds up WIDE pixels of one row, in the order of
-// `fold`. Where rows of windows begin at multiples of WIDE, it loads the nearest pack and shifts it into place.
+// `fold`.
 extern "C" __global__ void fold_at_stride_1(const Element* __restrict__ cols, const T* bias,
                                             Element* __restrict__ x, Windows g) {
     const size_t P = (size_t)g.N * g.output.d;
     const T b = bias ? bias[blockIdx.x] : T(0);
-    const bool wide = g.OW % WIDE == 0;
     FOR_EACH_PACK(e, g.N * g.image.d) {
-        const unsigned n = e / g.image, place = e % g.image;
-        const int h = place / g.row + g.PH, column = place % g.row, w = column + g.PW;
+        const unsigned n = e / g.image, pixel = e % g.image;
+        const int h = pixel / g.row + g.PH, w = pixel % g.row + g.PW;
         const Element* image_cols = cols + (size_t)blockIdx.x * g.KH * g.KW * P + n * g.output.d;
         Pack sum = {};
         for (int k = g.KH - 1; k >= 0; --k) {
@@ -240,20 +239,14 @@ extern "C" __global__ void fold_at_stride_1(const Element* __restrict__ cols, co
             if (i < 0 || i >= g.OH) continue;
             for (int l = g.KW - 1; l >= 0; --l) {
                 const Element* row = image_cols + (size_t)(k * g.KW + l) * P + i * g.OW;
-                const int first = w - l * g.DW, shift = first - column;
-                if (wide && column < g.OW && -WIDE < shift && shift < WIDE) {
-                    Elements pack = *reinterpret_cast<const Elements*>(row + column);
-                    for (int m = 0; m < shift; ++m) shift_left(pack, pixel(row, true, column + WIDE + m, g.OW));
-                    for (int m = 0; m > shift; --m) shift_right(pack, pixel(row, true, column - 1 + m, g.OW));
-                    for (int m = 0; m < WIDE; ++m) sum.v[m] += T(pack.v[m]);
-                } else {
-                    for (int m = 0; m < WIDE; ++m)
-                        if (first + m >= 0 && first + m < g.OW) sum.v[m] += T(row[first + m]);
+                for (int m = 0; m < WIDE; ++m) {
+                    const int j = w + m - l * g.DW;
+                    if (j >= 0 && j < g.OW) sum.v[m] += row[j];
                 }
             }
         }
         for (int m = 0; m < WIDE; ++m) sum.v[m] += b;
-        store(x + plane(g, n) * g.image.d + place, sum);
+        store(x + plane(g, n) * g.image.d + pixel, sum);
     }
 }
 
@@ -810,6 +803,17 @@ extern "C" __global__ void gated_logistic(const Element* __restrict__ x, Element
         tail = power / (1 + power);
         density = (linear + 3 * cubic * t * t) * tail / (1 + power);
     });
+}
+
+extern "C" __global__ void gated_backward(const Element* __restrict__ dout, const Element* __restrict__ derivative,
+                                          Element* __restrict__ dx, int64 count) {
+    #pragma unroll 2
+    FOR_EACH_PACK(e, count) {
+        Pack pack = load(dout + e);
+        const Pack factors = load(derivative + e);
+        for (int k = 0; k < WIDE; ++k) pack.v[k] *= factors.v[k];
+        store(dx + e, pack);
+    }
 }
 
 // ---- L2 penalty: `decay` computes grad += reg * W and pieces of sum(W * W), `penalty` adds those to the loss
