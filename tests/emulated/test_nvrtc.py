@@ -24,6 +24,7 @@ STREAMED = [
     "max_pool_backward",
     "max_pool_2x2",
     "max_pool_2x2_backward",
+    "max_pool_apart_backward",
     "to_images",
     "to_rows",
     "normalise",

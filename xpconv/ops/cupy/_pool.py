@@ -27,8 +27,11 @@ def max_pool_backward(dout: Array, argmax: Array, shape: Shape, window: Window) 
     """Let each thread add up the gradients of the windows whose maximum is one of its pixels."""
     output, windows, of_outputs, of_pixels = windows_and_grids(shape, window, dout.dtype)
     dx, dout, argmax = cupy.empty(shape, dout.dtype), aligned(dout), aligned(argmax)
-    halves = _halves(shape, output, window)
-    name, (grid, wide) = ("max_pool_2x2_backward", of_outputs) if halves else ("max_pool_backward", of_pixels)
+    name, (grid, wide) = "max_pool_backward", of_pixels
+    if _halves(shape, output, window):
+        name, (grid, wide) = "max_pool_2x2_backward", of_outputs
+    elif window == Window(window.kernel_size, window.kernel_size):  # without overlaps, padding and dilation
+        name = "max_pool_apart_backward"
     launch(name, dout.dtype, grid, dout, argmax, dx, windows, index=argmax.dtype.name, wide=wide)
     return dx
 

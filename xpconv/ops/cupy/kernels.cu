@@ -330,6 +330,23 @@ extern "C" __global__ void max_pool_2x2_backward(const Element* __restrict__ dou
     }
 }
 
+// Windows that do not overlap, without padding: each thread writes WIDE pixels of one row, each of at most one window.
+extern "C" __global__ void max_pool_apart_backward(const Element* __restrict__ dout, const Index* __restrict__ argmax,
+                                                   Element* __restrict__ dx, Windows g) {
+    FOR_EACH_PACK(e, g.N * g.image.d) {
+        const unsigned n = e / g.image, place = e % g.image, h = place / g.row, column = place % g.row, i = h / g.down;
+        const size_t row = plane(g, n) * g.output.d + i * g.OW;
+        Pack pack;
+        for (int m = 0; m < WIDE; ++m) {
+            const unsigned w = column + m, j = w / g.across;
+            const bool inside = i < g.OH && j < g.OW;
+            const bool largest = inside && argmax[row + j] == (h - i * g.SH) * g.KW + w - j * g.SW;
+            pack.v[m] = largest ? T(dout[row + j]) : T(0);
+        }
+        store(dx + plane(g, n) * g.image.d + place, pack);
+    }
+}
+
 // Each thread adds up the gradients of WIDE pixels of one row.
 extern "C" __global__ void max_pool_backward(const Element* __restrict__ dout, const Index* __restrict__ argmax,
                                              Element* __restrict__ dx, Windows g) {
