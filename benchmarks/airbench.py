@@ -86,7 +86,7 @@ def build_solver(
         net,
         data,
         **recipe(schedule_steps or steps, batch_size),
-        augment=parse_augmentation("reflect2-alternate", seed)[1],
+        augment=parse_augmentation("reflect2-alternate", seed),
         num_epochs=epochs,
         check_every=ceil(epochs) + 1,  # only after the last epoch
         num_train_samples=100,

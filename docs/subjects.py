@@ -29,7 +29,6 @@ SUBJECTS = {  # module: {subject: patterns of names in lower case}; a module tha
     },
     "xpconv.data.augment": {
         "Augmentation by words": ["augmentations", "parse_augmentation", "mirroring_words", "minibatch*"],
-        "Copies that are added to the data": ["add_*"],
         "Random changes of a minibatch": ["*"],
     },
     "xpconv.testing": {

@@ -29,7 +29,7 @@ def make_solver(data, *, backend="numpy", dtype="float64", filters=3, **options)
         "num_val_samples": 10,
         "verbose": False,
         "rng": 5,
-        "augment": parse_augmentation("crop-flip")[1],
+        "augment": parse_augmentation("crop-flip"),
     }
     return Solver(net, data, **{**defaults, **options})
 

@@ -1,4 +1,6 @@
-"""Augmentation: crops, flips and copies, with the same bits on every backend."""
+"""Augmentation: crops, flips and other changes, with the same bits on every backend."""
+
+import warnings
 
 import array_api_compat
 import numpy as np
@@ -7,21 +9,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers import assert_array
+from xpconv.cli._run import build_solver
+from xpconv.cli._settings import settings_for
+from xpconv.data import load_digits
 from xpconv.data.augment import (
     AUGMENTATIONS,
     Minibatch,
-    add_mirrored_copies,
-    add_shifted_copies,
     alternating_flip,
     cutout,
     mixup,
     parse_augmentation,
+    random_affine,
     random_brightness,
     random_contrast,
     random_crop,
     random_flip,
 )
 from xpconv.errors import ArgumentError, ArgumentTypeError
+from xpconv.ops.random_bits import random_integers
 from xpconv.random import split_seed
 
 SEEDS = st.integers(0, 2**31 - 1)
@@ -35,7 +40,7 @@ def distinct(shape, dtype=np.int64):
 
 def transform_of(spec, seed=0, epoch=0, num_classes=10):
     """Return the transform of images that a specification names, for tests of images alone."""
-    transform = parse_augmentation(spec, seed)[1]
+    transform = parse_augmentation(spec, seed)
 
     def augment(x, minibatch_seed):
         y, rows = np.arange(x.shape[0]) % num_classes, np.arange(x.shape[0])
@@ -114,6 +119,31 @@ def test_cutout_centres_are_uniformly_distributed():
     assert abs(counts - 1000).max() < 5 * np.sqrt(1000)
 
 
+@given(SHAPES, SEEDS)
+def test_affine_of_strength_and_shift_0_changes_nothing(shape, seed):
+    x = distinct(shape, np.float64)
+    np.testing.assert_array_equal(random_affine(x, 0, seed, shift=0), x)
+
+
+@given(SHAPES, st.floats(0, 1), st.floats(0, 1), SEEDS)
+def test_affine_interpolates_between_the_four_pixels_around_each_position(shape, strength, shift, seed):
+    x = distinct(shape, np.float64)
+    (N, C, H, W), out = shape, random_affine(x, strength, seed, shift=shift)
+    factors = random_integers(seed, (6, N), 2**16, like=x) * 2.0**-15 - 1
+    for n in range(N):
+        R, t = strength * factors[:4, n].reshape(2, 2), shift * factors[4:, n] * [H, W]
+        centre = np.array([(H - 1) / 2, (W - 1) / 2])
+        for i in range(H):
+            for j in range(W):
+                top, left = (np.eye(2) + R) @ ([i, j] - centre) + t + centre
+                expected = np.zeros(C)
+                for row in range(H):
+                    for column in range(W):
+                        weight = max(1 - abs(row - top), 0) * max(1 - abs(column - left), 0)
+                        expected += weight * x[n, :, row, column]
+                np.testing.assert_allclose(out[n, :, i, j], expected, rtol=1e-9, atol=1e-9)
+
+
 def test_brightness_multiplies_each_image_by_a_factor_within_the_strength():
     x = np.ones((4000, 2, 3, 3)) * np.arange(1, 3)[:, None, None]
     factors = random_brightness(x, 0.25, seed=2) / x
@@ -180,12 +210,13 @@ def test_random_flip_returns_each_image_or_its_mirror_image(shape, seed):
         random_flip,
         lambda x, seed: alternating_flip(x, np.arange(x.shape[0]), 1, seed),
         lambda x, seed: cutout(x, 3, seed),
+        lambda x, seed: random_affine(x, 0.3, seed),
         lambda x, seed: random_brightness(x, 0.7, seed),
         lambda x, seed: random_contrast(x, 0.7, seed),
         transform_of("crop-flip"),
         transform_of("reflect-alternate-cutout-brightness-contrast-mixup"),
     ],
-    ids=["crop", "reflect", "flip", "alternate", "cutout", "brightness", "contrast", "crop-flip", "all"],
+    ids=["crop", "reflect", "flip", "alternate", "cutout", "affine", "brightness", "contrast", "crop-flip", "all"],
 )
 def test_transforms_give_the_same_bits_on_every_backend_and_layout(backend, layout, transform, dtype):
     host = (distinct((6, 2, 5, 8)) % 251).astype(dtype)
@@ -223,6 +254,7 @@ def test_crop_of_no_padding_changes_nothing():
         lambda x: random_flip(x, 0),
         lambda x: alternating_flip(x, np.arange(3), 0),
         lambda x: cutout(x, 1, 0),
+        lambda x: random_affine(x, 0.1, 0),
         lambda x: random_brightness(x, 0.1, 0),
         lambda x: random_contrast(x, 0.1, 0),
         lambda x: mixup(x, np.arange(3), 3, 0),
@@ -255,6 +287,8 @@ IMAGES = np.zeros((2, 1, 4, 6))
             r"rows has shape \(3,\); expected \(2,\), one number for each",
         ),
         (lambda: cutout(IMAGES, 0, 0), "size is 0; expected an int, 1 or more"),
+        (lambda: random_affine(IMAGES, 1.5, 0), r"strength is 1\.5; expected a number from 0 to 1"),
+        (lambda: random_affine(IMAGES, 0, 0, shift=-1), "shift is -1; expected a number from 0 to 1"),
         (lambda: random_brightness(IMAGES, 1.5, 0), r"strength is 1\.5; expected a number from 0 to 1"),
         (lambda: random_contrast(IMAGES, -0.5, 0), r"strength is -0\.5; expected a number from 0 to 1"),
         (lambda: mixup(IMAGES, np.arange(2), 3, 0, alpha=0), "alpha is 0; expected a number above 0: leave mixup out"),
@@ -263,7 +297,7 @@ IMAGES = np.zeros((2, 1, 4, 6))
             r"y has shape \(2, 4\); expected labels \(2,\) or probabilities \(2, 3\)",
         ),
         (
-            lambda: parse_augmentation("mixup")[1](Minibatch(IMAGES, np.arange(2), np.arange(2), 0), 0),
+            lambda: parse_augmentation("mixup")(Minibatch(IMAGES, np.arange(2), np.arange(2), 0), 0),
             "mixup needs the number of classes, but the model has no num_classes",
         ),
     ],
@@ -275,7 +309,12 @@ def test_arguments_out_of_range_are_refused(call, message):
 
 @pytest.mark.parametrize(
     "call",
-    [lambda x: cutout(x, 1, 0), lambda x: random_brightness(x, 0.1, 0), lambda x: mixup(x, np.arange(2), 2, 0)],
+    [
+        lambda x: cutout(x, 1, 0),
+        lambda x: random_affine(x, 0.1, 0),
+        lambda x: random_brightness(x, 0.1, 0),
+        lambda x: mixup(x, np.arange(2), 2, 0),
+    ],
 )
 def test_images_of_other_integers_are_refused_where_pixels_are_computed(call):
     with pytest.raises(ArgumentTypeError, match="x has dtype int64; expected uint8 or floating-point images"):
@@ -285,19 +324,10 @@ def test_images_of_other_integers_are_refused_where_pixels_are_computed(call):
 # ---- specifications
 
 
-def test_a_specification_joins_expansions_and_transforms():
-    X, y = distinct((2, 1, 8, 8)), np.array([3, 5])
-    expand, transform = parse_augmentation("shift-mirror-crop-flip")[0], transform_of("shift-mirror-crop-flip")
-    expected = add_mirrored_copies(*add_shifted_copies(X, y))
-    for actual, array in zip(expand(X, y), expected, strict=True):
-        np.testing.assert_array_equal(actual, array)
+def test_a_specification_joins_transforms():
+    X = distinct((2, 1, 8, 8))
     crop_seed, flip_seed = split_seed(9, 2)
-    np.testing.assert_array_equal(transform(X, 9), random_flip(random_crop(X, 1, crop_seed), flip_seed))
-
-
-@pytest.mark.parametrize("word", ["none", "shift", "mirror"])
-def test_specifications_without_a_random_word_have_no_transform(word):
-    assert parse_augmentation(word)[1] is None
+    np.testing.assert_array_equal(transform_of("crop-flip")(X, 9), random_flip(random_crop(X, 1, crop_seed), flip_seed))
 
 
 def test_crops_move_by_an_eighth_of_the_smaller_side():
@@ -308,17 +338,24 @@ def test_crops_move_by_an_eighth_of_the_smaller_side():
 
 @pytest.mark.parametrize("spec", ["turn", "crop-turn", "", "crop,flip", "crop-4", "Crop", "4"])
 def test_unknown_words_are_refused_with_the_choices(spec):
-    with pytest.raises(
-        ArgumentError, match=f"augment is '{spec}'; expected none, shift, mirror, crop, reflect, .*, or sev"
-    ):
+    with pytest.raises(ArgumentError, match=f"augment is '{spec}'; expected none, crop, reflect, affine, .*, or sev"):
         parse_augmentation(spec)
 
 
 def test_every_word_but_none_has_an_effect():
-    X, y = distinct((4, 1, 8, 8)), np.arange(4)
     for word in AUGMENTATIONS:
-        expand, transform = parse_augmentation(word)
-        assert (len(expand(X, y)[1]) > 4 or transform is not None) == (word != "none")
+        assert (parse_augmentation(word) is None) == (word == "none")
+
+
+@pytest.mark.parametrize("spec", AUGMENTATIONS)
+def test_an_epoch_has_as_many_iterations_with_every_augmentation_as_without(spec):
+    settings = settings_for("digits", num_train=105, epochs=3, batch_size=10, augment=spec)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a flip of digits warns
+        solver = build_solver(settings, load_digits())
+    solver.verbose = False
+    solver.train()
+    assert (solver.epoch, solver.iteration) == (3, 30)
 
 
 @pytest.mark.parametrize(

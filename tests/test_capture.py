@@ -67,7 +67,7 @@ def make_solver(net="batch norm", rule="adam", on_host=False, **options):
     rate = {"sgd": 0.1, "muon": 0.02, "lion": 0.003}.get(rule, 0.01)
     defaults = {"optim_config": {"learning_rate": rate}, "batch_size": 4, "num_epochs": 3, "verbose": False, "rng": 1}
     if "augment" in options:
-        options["augment"] = parse_augmentation(options["augment"])[1]
+        options["augment"] = parse_augmentation(options["augment"])
     place = to_host if on_host else model.backend.asarray
     return Solver(model, {name: place(a) for name, a in data.items()}, update_rule=rule, **{**defaults, **options})
 

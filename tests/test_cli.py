@@ -148,7 +148,7 @@ def test_config_names_versions_data_and_backend(bare):
 
 
 @pytest.mark.parametrize("model", NETS)
-@pytest.mark.parametrize("augment", ["shift", "mirror"])
+@pytest.mark.parametrize("augment", ["affine", "crop"])
 def test_every_net_trains_and_predicts(tmp_path, model, augment):
     shown = succeed(*SHORT, "--model", model, "--augment", augment, "--out", tmp_path / "run")
     assert "test accuracy: 0." in shown
@@ -550,7 +550,7 @@ def test_eval_and_predict_average_over_mirror_images_and_shifts(bare, tmp_path, 
     assert result.stdout == f"test accuracy: {expected:.4f}\n"
     assert f"xpconv: warning: tta is {tta}, but mirroring changes the class of some digits" in result.stderr
     Image.fromarray(digits.X_test[0, 0].astype(np.uint8)).save(tmp_path / "digit.png")
-    image = read_image(tmp_path / "digit.png", net.model.input_shape)
+    image = read_image(tmp_path / "digit.png", net.model.input_shape, "strokes")
     probability = probabilities(net, image[None]).max()
     assert (
         succeed("predict", bare.model, tmp_path / "digit.png", "--tta", tta).split("\t")[-1] == f"{probability:.4f}\n"
@@ -588,11 +588,11 @@ def write_digit(path, index, change=lambda image: image):
 
 
 def test_predict_prints_path_class_and_probability_of_each_image(tmp_path, bare):
-    digits = load_digits()
-    scores = xpconv.load_model(bare.model, "numpy").loss(digits.X_test[:5]).astype(float)
-    probs = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
     paths = [write_digit(tmp_path / f"{i}.png", i) for i in range(5)]
-    lines = succeed("predict", bare.model, *paths).splitlines()
+    X = np.stack([read_image(path, (1, 8, 8), "strokes") for path in paths])
+    scores = xpconv.load_model(bare.model, "numpy").loss(X).astype(float)
+    probs = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    lines = call("predict", bare.model, *paths).stdout.splitlines()
     expected = [f"{path}\t{row.argmax()}\t{row.max():.4f}" for path, row in zip(paths, probs, strict=True)]
     assert lines == expected
 
@@ -631,14 +631,6 @@ def test_photograph_is_turned_upright(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "photo.png", (1, 2, 1))[0], [[0], [255]])
 
 
-def test_dark_strokes_on_white_paper_are_inverted(tmp_path, bare):
-    light = write_digit(tmp_path / "light.png", 0)
-    dark = write_digit(tmp_path / "dark.png", 0, lambda image: image.point(lambda value: 255 - value))
-    plain = succeed("predict", bare.model, light).split("\t")
-    inverted = succeed("predict", bare.model, "--invert", dark).split("\t")
-    assert inverted[1:] == plain[1:]
-
-
 def test_unreadable_images_are_named_and_the_others_predicted(tmp_path, bare, monkeypatch):
     good = write_digit(tmp_path / "good.png", 0)
     (tmp_path / "text.png").write_text("no image")
@@ -650,7 +642,7 @@ def test_unreadable_images_are_named_and_the_others_predicted(tmp_path, bare, mo
     assert result.exit_code == 1
     assert result.stdout.startswith(f"{good}\t")
     assert result.stdout.count("\n") == 1
-    messages = result.stderr.splitlines()
+    messages = [line for line in result.stderr.splitlines() if "error" in line]
     assert len(messages) == len(bad)
     for path, message in zip(bad, messages, strict=True):
         assert message.startswith(f"xpconv: error: cannot read the image {path}: ")
@@ -679,7 +671,7 @@ def test_classes_without_names_are_numbers(tmp_path):
             ["train", "--optimizer", "adm"],
             "'adm' is not one of sgd, sgd_momentum, sgd_nesterov, rmsprop, adam, adamw, lion, muon.",
         ),
-        (["train", "--augment", "turn"], "augment is 'turn'; expected none, shift, mirror, crop, reflect, flip"),
+        (["train", "--augment", "turn"], "augment is 'turn'; expected none, crop, reflect, affine, flip"),
         (["train", "--label-smoothing", "1.5"], "Invalid value for '--label-smoothing'"),
         (
             ["train", "--class-weights", "1,-2"],

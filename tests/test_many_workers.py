@@ -74,7 +74,7 @@ def test_every_net_gives_the_same_bits(name, backend):
 
 @pytest.mark.parametrize("spec", ["none", "mixup", "alternate-cutout2"])
 def test_every_augmentation_gives_the_same_bits(spec):
-    options = {"augment": parse_augmentation(spec)[1], "num_epochs": 1}
+    options = {"augment": parse_augmentation(spec), "num_epochs": 1}
     assert_same_results(train_on(2, make, **options), train_on(1, make, **options))
 
 

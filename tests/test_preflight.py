@@ -400,7 +400,7 @@ def test_training_has_the_same_bits_with_the_checks_and_without(digits, where, r
             num_val_samples=20,
             verbose=False,
             rng=rng,
-            augment=parse_augmentation("crop-flip")[1],
+            augment=parse_augmentation("crop-flip"),
             preflight=wanted,
         )
         solver.train()

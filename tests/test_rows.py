@@ -164,7 +164,7 @@ def memory_mapped(X, path):
 def test_a_solver_trains_on_rows_to_the_bits_of_an_array(tmp_path, sampling, kind, dtype):
     X, y = images(60).astype(dtype), np.arange(60) % 2
     data = memory_mapped(X, tmp_path) if kind == "memmap" else Source(X)
-    augment = parse_augmentation("crop-mixup")[1]
+    augment = parse_augmentation("crop-mixup")
     solvers = [make_solver(source, y, sampling=sampling, augment=augment) for source in (X, data)]
     for solver in solvers:
         solver.train()
@@ -198,13 +198,6 @@ def test_rows_that_are_not_finite_are_named(monkeypatch):
     for source in (X, Source(X)):
         with pytest.raises(ArgumentError, match=r"X_train\[41\] has NaN or infinite values; expected finite images"):
             make_solver(source, y)
-
-
-def test_copies_cannot_be_added_to_rows():
-    with pytest.raises(
-        ArgumentError, match="augment is 'shift-crop', but copies cannot be added to images that are read"
-    ):
-        parse_augmentation("shift-crop")[0](as_rows(Source(images(4))), np.arange(4))
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
@@ -280,7 +273,7 @@ def test_the_limit_is_the_memory_of_all_images(folder):
 def test_training_on_files_ends_with_the_same_bits(folder):
     states = []
     for data in both(folder):
-        solver = make_solver(data.X_train, data.y_train, augment=parse_augmentation("crop-flip")[1], sampling="epoch")
+        solver = make_solver(data.X_train, data.y_train, augment=parse_augmentation("crop-flip"), sampling="epoch")
         solver.train()
         states.append(solver.state_dict())
         assert not read_threads()

@@ -169,7 +169,7 @@ def check_same(monkeypatch, make, callback=None, replays=1):
 
 
 def options_of(schedule, augmentation, others):
-    return {**SCHEDULES[schedule], "augment": parse_augmentation(augmentation)[1], **others}
+    return {**SCHEDULES[schedule], "augment": parse_augmentation(augmentation), **others}
 
 
 COMBINATIONS = [
@@ -254,7 +254,7 @@ def test_pinned_memory_is_not_written_before_the_device_has_read_it(monkeypatch,
 
 
 def test_images_in_host_memory_are_copied_to_where_captured_steps_read_them(monkeypatch, data):
-    augment = parse_augmentation("alternate-crop")[1]
+    augment = parse_augmentation("alternate-crop")
     check_same(monkeypatch, lambda: make_solver(data, place=False, augment=augment), replays=20)
 
 
@@ -358,7 +358,7 @@ CHANGES = [
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_changes_between_steps_have_their_effect(monkeypatch, data, change):
-    augment = parse_augmentation("crop")[1]
+    augment = parse_augmentation("crop")
     check_same(monkeypatch, lambda: make_solver(data, augment=augment), at(14, change), replays=15)
 
 
@@ -373,7 +373,7 @@ def test_a_copy_made_in_training_continues_with_the_same_bits(monkeypatch, data)
 
 @pytest.mark.parametrize(("saving", "resuming"), [(True, True), (True, False), (False, True)])
 def test_a_resumed_training_has_the_same_bits(monkeypatch, data, tmp_path, saving, resuming):
-    options = {"ema": 0.9, "lookahead": 3, "augment": parse_augmentation("crop-flip")[1]}
+    options = {"ema": 0.9, "lookahead": 3, "augment": parse_augmentation("crop-flip")}
     first, second = (make_solver(data, "dropout", **options) for _ in range(2))
     train(monkeypatch, first, saving_at(17, tmp_path / "checkpoint"), capture=saving)
     second.resume(tmp_path / "checkpoint")

@@ -16,6 +16,7 @@ from xpconv.cli._evaluate import (
     accuracy,
     check_fits,
     data_of_run,
+    image_to_predict,
     model_path,
     probabilities,
     read_model,
@@ -38,7 +39,6 @@ from xpconv.cli._train import train, warnings_in_one_line
 from xpconv.cli._workers import backend_of_worker, join_workers
 from xpconv.data import load_dataset
 from xpconv.data.folder import MAX_MEMORY
-from xpconv.data.images import read_image
 from xpconv.errors import XpconvError, printable
 from xpconv.training._progress import writable
 from xpconv.training._signals import terminate_as_interrupt
@@ -150,29 +150,29 @@ def evaluate(
 def predict(
     model: ModelArgument,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files of any size.")],
-    invert: Annotated[
-        bool,
-        typer.Option("--invert", help="Swap dark and light first: the digits are light strokes on a dark ground."),
-    ] = False,
     tta: TtaOption = "none",
     backend: BackendOption = "numpy",
 ) -> None:
     """Predict the classes of image files.
 
-    Prints one line per image: path, class and probability of the class, separated by tabs.
+    Prints one line per image: path, class and probability of the class, separated by tabs. A warning names each image
+    that is unlike the training images. For a model of the digits, an image shows one digit, dark on light or light on
+    dark.
     """
     net = read_model(model, backend, images)
     failed = False
     for path in images:
         try:
-            image = read_image(path, net.input_shape, resize_of(net))
+            image, remarks = image_to_predict(path, net)
         except XpconvError as error:
             _show_error(error)
             failed = True
             continue
-        probs = probabilities(net, (255 - image if invert else image)[None], tta)[0]
+        probs = probabilities(net, image[None], tta)[0]
         best = int(np.argmax(probs))
         name = net.class_names[best] if net.class_names else str(best)
+        for remark in remarks:
+            echo(f"xpconv: {remark}", error=True)
         typer.echo("\t".join([printable(path, max_length=10_000), printable(name), f"{probs[best]:.4f}"]))
     if failed:
         raise typer.Exit(1)

@@ -14,7 +14,8 @@ from xpconv.data import Dataset
 from xpconv.data._file_kind import MODEL as MODEL_KIND
 from xpconv.data._file_kind import file_kind, is_picture
 from xpconv.data._fingerprint import DIGEST_BYTES, image_digests
-from xpconv.errors import ArgumentError, CheckpointError
+from xpconv.data.images import check_image_shape, read_image, read_strokes
+from xpconv.errors import ArgumentError, CheckpointError, printable
 from xpconv.io import load_model
 from xpconv.nn import Sequential
 from xpconv.training import metrics
@@ -24,6 +25,7 @@ __all__ = [
     "accuracy",
     "check_fits",
     "data_of_run",
+    "image_to_predict",
     "model_path",
     "probabilities",
     "read_model",
@@ -78,6 +80,30 @@ def read_model(path: Path, backend: str | Backend, images: Sequence[Path] = ()) 
 def resize_of(model: Sequential) -> str:
     """Return how a model wants image files of another aspect ratio to be fitted; an older one has squashed images."""
     return (model.preprocessing and model.preprocessing.resize) or "squash"
+
+
+def image_to_predict(path: Path, model: Sequential) -> tuple[np.ndarray, list[str]]:
+    """Return an image file as a model takes it, with remarks on how it was read and on how unusual it is.
+
+    Raises
+    ------
+    DatasetError, ArgumentError
+        As `read_image`.
+    """
+    remarks, shown = [], printable(path, max_length=10_000)
+    if resize_of(model) == "strokes":
+        channels, height, width = check_image_shape(model.input_shape)
+        strokes = read_strokes(path, height, width)
+        image = np.tile(strokes.pixels, (channels, 1, 1))
+        if strokes.inverted and image.any():
+            remarks.append(f"{shown} has dark strokes on a light background: inverted")
+        usual = strokes.plain
+    else:
+        image, usual = read_image(path, model.input_shape, resize_of(model)), True
+    typical = None if model.preprocessing is None else model.preprocessing.typical
+    if not usual or (typical is not None and typical.distances(image[None])[0] > 1):
+        remarks.append(f"warning: {shown} is unlike the training images, so its class may be meaningless")
+    return image, remarks
 
 
 def check_fits(model: Sequential, dataset: Dataset) -> None:

@@ -21,6 +21,7 @@ from xpconv.data._fingerprint import channel_statistics
 from xpconv.data.augment import mirroring_words, parse_augmentation
 from xpconv.data.folder import MAX_MEMORY
 from xpconv.data.rows import Rows
+from xpconv.data.typical import measure_images
 from xpconv.errors import ArgumentError, CheckpointError
 from xpconv.io.model import load_model
 from xpconv.nn import Preprocessing, Sequential
@@ -82,14 +83,14 @@ def build_solver(
             f"num_train is {count}; expected 1 to {len(dataset.y_train)}, the number of training samples of "
             f"{dataset.name}"
         )
-    extend, change = parse_augmentation(settings.augment, settings.seed % 2**32)
+    augment = parse_augmentation(settings.augment, settings.seed % 2**32)
     if settings.data == "digits" and (mirrors := mirroring_words(settings.augment)):
         warnings.warn(
             f"augment has {' and '.join(mirrors)}, but mirroring changes the class of some digits, such as 2 and 5: "
             "leave it out",
             stacklevel=2,
         )
-    X, y = extend(_first(dataset.X_train, count), dataset.y_train[:count])
+    X, y = _first(dataset.X_train, count), dataset.y_train[:count]
     rng = np.random.default_rng(settings.seed)
     backend, communicator = backend_of_worker(settings.backend, communicator or Communicator())
     model = _build_model(replace(settings, backend=backend), dataset, X, rng)
@@ -113,7 +114,7 @@ def build_solver(
         norm_sync=settings.norm_sync,
         num_epochs=settings.epochs,
         print_every=print_every,
-        augment=change,
+        augment=augment,
         on_nonfinite=settings.on_nonfinite,
         rng=rng,
         preflight=preflight,
@@ -167,7 +168,7 @@ def _schedule(settings: Settings, iterations_per_epoch: int) -> Schedule:
 def _build_model(settings: Settings, dataset: Dataset, X: np.ndarray, rng: np.random.Generator) -> Sequential:
     """Return the untrained model, which normalises each channel by the mean and standard deviation of `X`."""
     if settings.init is not None:
-        return _trained_model(settings, dataset, rng)
+        return _trained_model(settings, dataset, X, rng)
     mean, std = (values[:, None, None] for values in channel_statistics(X))
     return build_net(
         settings.model,
@@ -178,12 +179,12 @@ def _build_model(settings: Settings, dataset: Dataset, X: np.ndarray, rng: np.ra
         dtype=settings.dtype,
         backend=settings.backend,
         rng=rng,
-        preprocessing=Preprocessing(mean, np.where(std > 0, std, 1.0), settings.resize),
+        preprocessing=Preprocessing(mean, np.where(std > 0, std, 1.0), settings.resize, measure_images(X)),
         class_names=dataset.class_names,
     )
 
 
-def _trained_model(settings: Settings, dataset: Dataset, rng: np.random.Generator) -> Sequential:
+def _trained_model(settings: Settings, dataset: Dataset, X: Any, rng: np.random.Generator) -> Sequential:
     """Return the model that `init` names, with a new last layer if the classes are others, and with frozen layers."""
     model = load_model(settings.init or "", settings.backend)
     if model.input_shape != tuple(dataset.input_shape):
@@ -197,7 +198,7 @@ def _trained_model(settings: Settings, dataset: Dataset, rng: np.random.Generato
         )
     model.reg = settings.reg
     if model.preprocessing is not None:  # It tells eval and predict how the images of this training were resized.
-        model.preprocessing = replace(model.preprocessing, resize=settings.resize)
+        model.preprocessing = replace(model.preprocessing, resize=settings.resize, typical=measure_images(X))
     if model.class_names != tuple(dataset.class_names):
         model.replace_head(len(dataset.class_names), class_names=dataset.class_names, rng=rng)
     if settings.freeze is not None:

@@ -92,6 +92,9 @@ _SMALL_PICTURES = {
     "model": "convnet",
     "optimizer": "muon",
     "reg": 0.0,
+    "patience_on": "accuracy",
+    "label_smoothing": 0.0,
+    "resize": "crop",
     "schedule": "one-cycle",
     "sampling": "epoch",
 }
@@ -100,14 +103,17 @@ _SMALL_PICTURES = {
 DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {
         "model": "three-layer",
-        "optimizer": "adam",
-        "epochs": 8,
+        "optimizer": "adamw",
+        "epochs": 40,
         "batch_size": 50,
         "reg": 1e-3,
-        "augment": "shift",
-        "schedule": "step",
-        "lr_decay": 0.85,
-        "sampling": "replacement",
+        "patience_on": "loss",
+        "label_smoothing": 0.1,
+        "augment": "affine",
+        "resize": "strokes",
+        "schedule": "one-cycle",
+        "lr_decay": 0.9,
+        "sampling": "epoch",
     },
     "cifar10": {**_SMALL_PICTURES, "epochs": 3, "batch_size": 128, "augment": "reflect2-flip", "lr_decay": 0.8},
     "a folder": {**_SMALL_PICTURES, "epochs": 20, "batch_size": 50, "augment": "none", "lr_decay": 0.9},
@@ -172,11 +178,10 @@ class Settings:
     num_train : int, optional
         Train on the first `num_train` samples only.
     augment : str
-        Images to add to the training images and random changes of each minibatch, as for
-        `xpconv.data.augment.parse_augmentation`.
+        Random changes of each minibatch, as for `xpconv.data.augment.parse_augmentation`.
     image_size : int, optional
         Height and width to which the images of a folder are resized.
-    resize : {"crop", "squash"}
+    resize : {"crop", "squash", "strokes"}
         As for `xpconv.data.images.read_image`; the model records it for image files that it is to predict.
     strict : bool
         Whether a file in a folder that is not a readable image is an error.
@@ -223,7 +228,7 @@ class Settings:
     clip_norm: float | None = None
     ema: float | None = None
     lookahead: int | None = None
-    label_smoothing: float = 0.0
+    label_smoothing: float
     class_weights: str | None = None
     dtype: str = "float32"
     precision: str = "full"
@@ -232,14 +237,14 @@ class Settings:
     num_train: int | None = None
     augment: str
     image_size: int | None = None
-    resize: str = "crop"
+    resize: str
     strict: bool = False
     schedule: str
     decay_every: int = 1
     warmup: float = 0
     sampling: str
     patience: int | None = None
-    patience_on: str = "accuracy"
+    patience_on: str
     on_nonfinite: str = "stop"
     checkpoint_every: int | None = None
 

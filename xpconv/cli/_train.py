@@ -152,8 +152,8 @@ def train(
         ),
     ] = None,
     label_smoothing: Annotated[
-        float, setting_option("label_smoothing", "Part of each label that the loss spreads over all classes.")
-    ] = Settings.label_smoothing,
+        float | None, setting_option("label_smoothing", "Part of each label that the loss spreads over all classes.")
+    ] = None,
     class_weights: Annotated[
         str | None,
         class_weights_option(
@@ -164,10 +164,10 @@ def train(
     augment: Annotated[
         str | None,
         augment_option(
-            "Add images that are shifted by a pixel (shift) or mirrored (mirror), or change each minibatch at random: "
-            "shift images (crop, with mirrored borders reflect), mirror them (flip, in turn alternate), cover a square "
-            "(cutout), change brightness or contrast, or average images and labels (mixup); join several with -, as in "
-            "crop-flip. A number after a word is its strength: crop4 and cutout8 in pixels, contrast0.5, mixup0.4."
+            "Change each minibatch at random: shift images (crop, with mirrored borders reflect), turn and stretch "
+            "them (affine), mirror them (flip, in turn alternate), cover a square (cutout), change brightness or "
+            "contrast, or average images and labels (mixup); join several with -, as in crop-flip. A number after a "
+            "word is its strength: crop4 and cutout8 in pixels, affine0.1, contrast0.5, mixup0.4."
         ),
     ] = None,
     dtype: Annotated[str, choice_option("dtype", "Floating-point type to compute with.")] = Settings.dtype,
@@ -194,20 +194,24 @@ def train(
         ),
     ] = None,
     patience_on: Annotated[
-        str,
+        str | None,
         choice_option(
             "patience_on",
             "What makes a check better, and its model the one to save: a higher validation accuracy or a "
             "lower validation loss.",
         ),
-    ] = Settings.patience_on,
+    ] = None,
     image_size: Annotated[
         int | None, setting_option("image_size", "Height and width to which images of a folder are resized.", "32")
     ] = None,
     resize: Annotated[
-        str,
-        choice_option("resize", "Fit images of another aspect ratio by cropping their sides, or by squashing them."),
-    ] = Settings.resize,
+        str | None,
+        choice_option(
+            "resize",
+            "Fit images of another aspect ratio by cropping their sides, or by squashing them; or find the strokes of "
+            "a drawn character and let them fill the image. The model records it for images to predict.",
+        ),
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at a file of a folder that is not a readable image.")
     ] = Settings.strict,

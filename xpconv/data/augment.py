@@ -1,4 +1,4 @@
-"""Augmentation: add copies of images before training, or transform each minibatch at random, on its device.
+"""Augmentation: transform each minibatch at random, on its device.
 
 A seed from the host and the number of the image in its minibatch determine each random choice, so the results have the
 same bits on every backend.
@@ -14,7 +14,6 @@ import numpy as np
 from xpconv._deferred import derive
 from xpconv._validation import check_count, check_fraction, check_nonnegative
 from xpconv.backend import Array, backend_of
-from xpconv.data.rows import Rows
 from xpconv.errors import ArgumentError, ArgumentTypeError
 from xpconv.ops.random_bits import hash_numbers, keep_mask, random_integers
 from xpconv.ops.windows import pad
@@ -24,20 +23,17 @@ __all__ = [
     "AUGMENTATIONS",
     "Minibatch",
     "MinibatchAugmentation",
-    "add_mirrored_copies",
-    "add_shifted_copies",
     "alternating_flip",
     "cutout",
     "mirroring_words",
     "mixup",
     "parse_augmentation",
+    "random_affine",
     "random_brightness",
     "random_contrast",
     "random_crop",
     "random_flip",
 ]
-
-Expansion = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 class Minibatch(NamedTuple):
@@ -68,57 +64,6 @@ class Minibatch(NamedTuple):
     rows: np.ndarray
     epoch: int
     num_classes: int | None = None
-
-
-def add_shifted_copies(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Add four copies of each image, shifted by one pixel up, down, left and right; the uncovered pixels are 0.
-
-    Parameters
-    ----------
-    X : numpy.ndarray
-        Images (N, C, H, W).
-    y : numpy.ndarray
-        Labels (N,).
-
-    Returns
-    -------
-    X, y : numpy.ndarray
-        (5*N, C, H, W) and (5*N,), the originals first.
-
-    Examples
-    --------
-    >>> X, y = add_shifted_copies(np.array([[[[1, 2, 3]]]]), np.array([7]))
-    >>> X[3, 0, 0], X[4, 0, 0], y
-    (array([2, 3, 0]), array([0, 1, 2]), array([7, 7, 7, 7, 7]))
-    """
-    height, width = X.shape[2:]
-    padded = np.pad(X, ((0, 0), (0, 0), (1, 1), (1, 1)))
-    corners = (1, 1), (2, 1), (0, 1), (1, 2), (1, 0)
-    copies = [padded[:, :, top : top + height, left : left + width] for top, left in corners]
-    return np.concatenate(copies), np.tile(y, len(corners))
-
-
-def add_mirrored_copies(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Add a copy of each image with left and right exchanged.
-
-    Parameters
-    ----------
-    X : numpy.ndarray
-        Images (N, C, H, W).
-    y : numpy.ndarray
-        Labels (N,).
-
-    Returns
-    -------
-    X, y : numpy.ndarray
-        (2*N, C, H, W) and (2*N,), the originals first.
-
-    Examples
-    --------
-    >>> add_mirrored_copies(np.array([[[[1, 2, 3]]]]), np.array([7]))[0][1]
-    array([[[3, 2, 1]]])
-    """
-    return np.concatenate([X, X[:, :, :, ::-1]]), np.tile(y, 2)
 
 
 def random_crop(x: Array, padding: int, seed: int, *, border: str = "zeros") -> Array:
@@ -201,6 +146,78 @@ def _reflected(index: Array, size: int, xp: Any) -> Array:
     """Return the pixels that indices from ``1 - size`` to ``2 * size - 2`` show if the border is a mirror."""
     index = xp.abs(index)
     return xp.where(index < size, index, 2 * (size - 1) - index)
+
+
+def random_affine(x: Array, strength: float, seed: int, *, shift: float = 0.125) -> Array:
+    """Turn, slant, stretch and shift each image at random.
+
+    The pixel at position p, counted from the centre, is that of the image at ``(I + R) p + t``, interpolated between
+    the four pixels around it; R is a matrix (2, 2) of random numbers from ``-strength`` to ``strength``, and t a random
+    shift. Outside, the image is 0.
+
+    Parameters
+    ----------
+    x : array (N, C, H, W)
+        uint8 or floating-point images.
+    strength : float
+        From 0 to 1; 0.25 turns by up to 14 degrees, slants by as much, and stretches height and width by a quarter.
+    seed : int
+        From `xpconv.random.draw_seed`; it determines R and t; they are the same on every backend.
+    shift : float
+        The largest shift in each direction, as a fraction of height and width, 0 to 1.
+
+    Returns
+    -------
+    array (N, C, H, W)
+        With the dtype and the device of `x`; uint8 images are rounded.
+
+    Raises
+    ------
+    ArgumentError
+        If `x` is not a batch of images, or `strength` or `shift` is not from 0 to 1.
+    ArgumentTypeError
+        If `x` has another dtype, or `strength` or `shift` is not a number.
+
+    Examples
+    --------
+    >>> x = np.zeros((1, 1, 4, 4), np.uint8)
+    >>> x[..., 1:3] = 100
+    >>> random_affine(x, 0.25, seed=0)[0, 0]
+    array([[  0,  53,  78,   1],
+           [  0,  69, 100,   0],
+           [  0,  85,  92,   0],
+           [  0, 100,  76,   0]], dtype=uint8)
+    """
+    _check_images(x)
+    strength, shift = check_fraction("strength", strength), check_fraction("shift", shift)
+    return _computed(x, lambda a: _interpolated(a, strength, shift, seed))
+
+
+def _interpolated(x: Array, strength: float, shift: float, seed: int) -> Array:
+    """Return floating-point images as `random_affine` changes them."""
+    xp, (N, C, height, width) = array_api_compat.array_namespace(x), x.shape
+    steps = random_integers(seed, (6, N, 1, 1, 1), 2**16, like=x)
+    factors = xp.astype(steps, x.dtype) * 2.0**-15 - 1  # -1 to 1
+    n, c, i, j = _axes(x)
+    y_out, x_out = (xp.astype(a, x.dtype) - (size - 1) / 2 for a, size in ((i, height), (j, width)))
+    across, down = (factors[k, ...] * strength for k in (1, 2))
+    top = y_out * (1 + factors[0, ...] * strength) + x_out * across + factors[4, ...] * (shift * height)
+    left = x_out * (1 + factors[3, ...] * strength) + y_out * down + factors[5, ...] * (shift * width)
+    top, left = top + (height + 1) / 2, left + (width + 1) / 2  # in an image with a border of one pixel
+    top, left = _clipped(top, 0, height + 1), _clipped(left, 0, width + 1)
+    padded = xp.reshape(pad(x, ((1, 2), (1, 2))), (-1,))
+    first_row, first_column = xp.floor(top), xp.floor(left)
+    below, right = top - first_row, left - first_column
+    row, column = (xp.astype(a, xp.int64) for a in (first_row, first_column))
+    pixels = ((n * C + c) * (height + 3) + row) * (width + 3) + column
+
+    def at(offset: int) -> Array:
+        taken = xp.take(padded, xp.reshape(pixels + offset, (-1,)), axis=0)
+        return xp.reshape(taken, (N, C, height, width))
+
+    upper = at(0) * (1 - right) + at(1) * right
+    lower = at(width + 3) * (1 - right) + at(width + 4) * right
+    return upper * (1 - below) + lower * below
 
 
 def random_flip(x: Array, seed: int) -> Array:
@@ -497,10 +514,14 @@ def _computed(x: Array, change: Callable[[Array], Array]) -> Array:
         return change(x)
     if x.dtype != xp.uint8:
         raise ArgumentTypeError(f"x has dtype {x.dtype}; expected uint8 or floating-point images")
-    lowest, highest = (xp.asarray(limit, dtype=xp.float32, device=array_api_compat.device(x)) for limit in (0, 255))
-    pixels = xp.round(change(xp.astype(x, xp.float32)))
-    # Not by array_api_compat's clip, which waits for the device.
-    return xp.astype(xp.minimum(xp.maximum(pixels, lowest), highest), xp.uint8)
+    return xp.astype(_clipped(xp.round(change(xp.astype(x, xp.float32))), 0, 255), xp.uint8)
+
+
+def _clipped(x: Array, low: int, high: int) -> Array:
+    """Return `x` limited to a range; array_api_compat's clip would wait for the device."""
+    xp, device = array_api_compat.array_namespace(x), array_api_compat.device(x)
+    lowest, highest = (xp.asarray(limit, dtype=x.dtype, device=device) for limit in (low, high))
+    return xp.minimum(xp.maximum(x, lowest), highest)
 
 
 def _random_factors(x: Array, strength: float, seed: int) -> Array:
@@ -561,12 +582,12 @@ def _pixels(x: Array, number: float | None, fraction: float) -> int:
     return max(int(min(x.shape[2:]) * fraction), 1) if number is None else int(number)
 
 
-EXPANSIONS: dict[str, Expansion] = {"shift": add_shifted_copies, "mirror": add_mirrored_copies}
 TRANSFORMS: dict[str, _Word] = {
     "crop": _Word(_of_images(lambda x, seed, number: random_crop(x, _pixels(x, number, 1 / 8), seed)), PIXELS),
     "reflect": _Word(
         _of_images(lambda x, seed, number: random_crop(x, _pixels(x, number, 1 / 8), seed, border="reflect")), PIXELS
     ),
+    "affine": _Word(_of_images(lambda x, seed, number: random_affine(x, number or 0.25, seed)), STRENGTH),
     "flip": _Word(_of_images(lambda x, seed, number: random_flip(x, seed))),
     "alternate": _Word(_alternate),
     "cutout": _Word(_of_images(lambda x, seed, number: cutout(x, _pixels(x, number, 1 / 2), seed)), PIXELS),
@@ -575,27 +596,27 @@ TRANSFORMS: dict[str, _Word] = {
     "mixup": _Word(_mixup, ALPHA),
 }
 
-AUGMENTATIONS: tuple[str, ...] = ("none", *EXPANSIONS, *TRANSFORMS)
+AUGMENTATIONS: tuple[str, ...] = ("none", *TRANSFORMS)
 """The words that `parse_augmentation` accepts."""
 
 EXCLUSIVE = (("crop", "reflect"), ("flip", "alternate"))  # words that do the same thing in two ways
 
 
-def parse_augmentation(spec: str, seed: int = 0) -> tuple[Expansion, "MinibatchAugmentation | None"]:
-    """Return the functions that augment training images as `spec` says.
-
-    Before training, ``shift`` adds copies of each image shifted by one pixel in each direction, and ``mirror`` adds
-    mirrored copies. In each minibatch:
+def parse_augmentation(spec: str, seed: int = 0) -> "MinibatchAugmentation | None":
+    """Return the function that changes minibatches as `spec` says, or None for ``none``.
 
     - ``crop`` shifts images at random by up to an eighth of their size (`random_crop`), and ``reflect`` does so with
       mirrored borders; ``crop4`` by up to 4 pixels.
+    - ``affine`` turns, slants, stretches and shifts images at random (`random_affine`) with a strength of 0.25;
+      ``affine0.1`` with 0.1.
     - ``flip`` mirrors images at random (`random_flip`), ``alternate`` in every second epoch (`alternating_flip`).
     - ``cutout`` covers a square of half the images' size (`cutout`); ``cutout8`` one of 8 pixels.
     - ``brightness`` and ``contrast`` change images by up to 20 % (`random_brightness`, `random_contrast`);
       ``contrast0.5`` by up to 50 %.
     - ``mixup`` averages images and labels (`mixup`) with an alpha of 0.2; ``mixup0.4`` with 0.4.
 
-    ``none`` changes nothing.
+    The images are changed anew each time they are used, and none is added, so an epoch has as many images as without
+    augmentation.
 
     Parameters
     ----------
@@ -606,9 +627,7 @@ def parse_augmentation(spec: str, seed: int = 0) -> tuple[Expansion, "MinibatchA
 
     Returns
     -------
-    expand : callable
-        ``expand(X, y) -> (X, y)`` adds the copies, on the host.
-    transform : MinibatchAugmentation or None
+    MinibatchAugmentation or None
         Changes a `Minibatch`, on any device; it is the `augment` of a Solver.
 
     Raises
@@ -618,10 +637,11 @@ def parse_augmentation(spec: str, seed: int = 0) -> tuple[Expansion, "MinibatchA
 
     Examples
     --------
-    >>> expand, transform = parse_augmentation("mirror-crop-flip")
-    >>> X, y = expand(np.ones((2, 1, 8, 8), np.uint8), np.array([0, 1]))
-    >>> X.shape, transform(Minibatch(X, y, rows=np.arange(4), epoch=0), seed=7).X.shape
-    ((4, 1, 8, 8), (4, 1, 8, 8))
+    >>> augment = parse_augmentation("crop-flip")
+    >>> minibatch = Minibatch(np.arange(6).reshape(2, 1, 1, 3), np.array([0, 1]), rows=np.arange(2), epoch=0)
+    >>> augment(minibatch, seed=7).X[:, 0, 0]
+    array([[0, 0, 0],
+           [0, 3, 4]])
     """
     words = [_split_word(spec, text) for text in spec.split("-")]
     names = [name for name, _ in words]
@@ -630,20 +650,8 @@ def parse_augmentation(spec: str, seed: int = 0) -> tuple[Expansion, "MinibatchA
             raise ArgumentError(
                 f"augment is {spec!r}, but {' and '.join(pair)} exclude each other: leave one of them out"
             )
-    expansions = [EXPANSIONS[name] for name in names if name in EXPANSIONS]
     transforms = [(TRANSFORMS[name], number) for name, number in words if name in TRANSFORMS]
-
-    def expand(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if expansions and isinstance(X, Rows):
-            raise ArgumentError(
-                f"augment is {spec!r}, but copies cannot be added to images that are read as they are needed: take "
-                "crop in place of shift and flip in place of mirror, or allow more memory (--max-memory)"
-            )
-        for expansion in expansions:
-            X, y = expansion(X, y)
-        return X, y
-
-    return expand, MinibatchAugmentation(spec, transforms, seed) if transforms else None
+    return MinibatchAugmentation(spec, transforms, seed) if transforms else None
 
 
 def mirroring_words(spec: str) -> list[str]:
@@ -651,10 +659,10 @@ def mirroring_words(spec: str) -> list[str]:
 
     Examples
     --------
-    >>> mirroring_words("shift-flip-cutout8")
+    >>> mirroring_words("crop-flip-cutout8")
     ['flip']
     """
-    return [word for word in spec.split("-") if word in ("mirror", "flip", "alternate")]
+    return [word for word in spec.split("-") if word in ("flip", "alternate")]
 
 
 def _split_word(spec: str, text: str) -> tuple[str, float | None]:
@@ -688,7 +696,7 @@ class MinibatchAugmentation:
 
     Examples
     --------
-    >>> augment = parse_augmentation("alternate")[1]
+    >>> augment = parse_augmentation("alternate")
     >>> minibatch = Minibatch(np.array([[[[1, 2, 3]]]]), np.array([5]), rows=np.array([2]), epoch=0)
     >>> augment(minibatch, seed=0).X, augment.takes_minibatch
     (array([[[[3, 2, 1]]]]), True)
@@ -702,7 +710,7 @@ class MinibatchAugmentation:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the specification: transforms are functions of this module, some without a name."""
-        return _minibatch_augmentation, (self.__qualname__, self._seed)
+        return parse_augmentation, (self.__qualname__, self._seed)
 
     def __call__(self, minibatch: Minibatch, seed: int) -> Minibatch:
         """Return the changed minibatch; each transform gets a seed of its own, which `seed` determines."""
@@ -710,7 +718,3 @@ class MinibatchAugmentation:
         for (word, number), transform_seed in zip(self._transforms, seeds, strict=True):
             minibatch = word.transform(minibatch, transform_seed, number, self._seed)
         return minibatch
-
-
-def _minibatch_augmentation(spec: str, seed: int) -> MinibatchAugmentation | None:
-    return parse_augmentation(spec, seed)[1]

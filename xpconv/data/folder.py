@@ -74,7 +74,7 @@ def load_folder(
         Channels (1 for grey, 3 for RGB), height and width to which `read_image` resizes every image.
     seed : int
         Determines which image goes to which split, whatever `shape` is.
-    resize : {"crop", "squash"}
+    resize : {"crop", "squash", "strokes"}
         As for `read_image`: crop images of another aspect ratio, or scale height and width independently.
     strict : bool
         Whether a file that is not a readable image raises an error. Otherwise it is left out with a warning, and

@@ -15,15 +15,23 @@ import numpy as np
 from xpconv._validation import check_choice, check_count
 from xpconv.data._file_kind import file_kind, is_picture
 from xpconv.data.rows import Rows
+from xpconv.data.strokes import Strokes, frame_strokes
 from xpconv.errors import ArgumentError, DatasetError, import_failure
+from xpconv.nn.preprocessing import RESIZES
 from xpconv.ops.numpy._workers import num_threads
 
-__all__ = ["RESIZES", "ImageFiles", "check_image_shape", "read_image", "read_images", "without_warnings"]
-
-RESIZES = ("crop", "squash")
-"""How an image of another aspect ratio is fitted to a shape: its centre is cropped, or all of it is squashed."""
+__all__ = [
+    "RESIZES",
+    "ImageFiles",
+    "check_image_shape",
+    "read_image",
+    "read_images",
+    "read_strokes",
+    "without_warnings",
+]
 
 MODES = {1: "L", 3: "RGB"}
+BOX = 4  # PIL.Image.Resampling.BOX
 MAX_PIXELS = 1 << 25  # decoded and converted, they take about 600 MB
 # Pillow runs external programs to read some other formats.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -47,9 +55,10 @@ def read_image(path: str | os.PathLike[str], shape: Sequence[int], resize: str =
         At most 2**25 pixels; a JPEG may have more, since it is decoded at a fraction of its size then.
     shape : (int, int, int)
         Channels (1 for grey, 3 for RGB), height and width.
-    resize : {"crop", "squash"}
+    resize : {"crop", "squash", "strokes"}
         If the image has another aspect ratio: take the largest part around its centre that has this one, or scale
-        height and width independently.
+        height and width independently. Or take the strokes of a drawn character, light on dark, with
+        `xpconv.data.strokes.frame_strokes`.
 
     Returns
     -------
@@ -79,6 +88,37 @@ def read_image(path: str | os.PathLike[str], shape: Sequence[int], resize: str =
     check_choice("resize", resize, RESIZES)
     with without_warnings():
         return _read(path, shape, resize)
+
+
+def read_strokes(path: str | os.PathLike[str], height: int, width: int) -> Strokes:
+    """Read an image file of a drawn or printed character as `xpconv.data.strokes.frame_strokes` does.
+
+    Parameters
+    ----------
+    path : str or path
+        As for `read_image`.
+    height, width : int
+        Of the result.
+
+    Raises
+    ------
+    DatasetError, ArgumentError, ArgumentTypeError
+        As `read_image` and `frame_strokes`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from PIL import Image, ImageDraw
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path, picture = Path(folder, "one.png"), Image.new("L", (60, 60), "white")
+    ...     ImageDraw.Draw(picture).rectangle((28, 10, 32, 50), fill="black")
+    ...     picture.save(path)
+    ...     read_strokes(path, 4, 4).inverted
+    True
+    """
+    with without_warnings():
+        return frame_strokes(np.asarray(_open(path, "L", max(height, width))), height, width)
 
 
 def read_images(
@@ -217,6 +257,16 @@ def without_warnings() -> Iterator[None]:
 def _read(path: str | os.PathLike[str], shape: tuple[int, int, int], resize: str) -> np.ndarray:
     """Read an image file as `read_image` does, in any thread."""
     channels, height, width = shape
+    image = _open(path, "L" if resize == "strokes" else MODES[channels], max(height, width))
+    if resize == "strokes":
+        return np.tile(frame_strokes(np.asarray(image), height, width).pixels, (channels, 1, 1))
+    box = _centre(image.size, width / height) if resize == "crop" else None
+    pixels = np.asarray(image.resize((width, height), BOX, box=box))
+    return pixels.reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def _open(path: str | os.PathLike[str], mode: str, size: int) -> Any:
+    """Return a picture of a file, upright, on white and in a mode of Pillow; a large JPEG at no less than `size`."""
     if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for its other end
         raise DatasetError(f"cannot read the image {os.fspath(path)}: it is not a file")
     try:
@@ -226,8 +276,8 @@ def _read(path: str | os.PathLike[str], shape: tuple[int, int, int], resize: str
     try:
         with Image.open(path, formats=FORMATS) as file:
             _check_8_bit(file)
-            _limit_pixels(file, max(height, width))
-            image = _on_white(ImageOps.exif_transpose(file)).convert(MODES[channels])
+            _limit_pixels(file, size)
+            return _on_white(ImageOps.exif_transpose(file)).convert(mode)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DatasetError(f"cannot read the image {os.fspath(path)}: {TOO_MANY_PIXELS}") from error
     except UnidentifiedImageError as error:
@@ -236,9 +286,6 @@ def _read(path: str | os.PathLike[str], shape: tuple[int, int, int], resize: str
         raise DatasetError(f"cannot read the image {os.fspath(path)}: {error.strerror or error}") from error
     except Exception as error:  # a damaged image may raise anything
         raise DatasetError(f"cannot read the image {os.fspath(path)}: {error}") from error
-    box = _centre(image.size, width / height) if resize == "crop" else None
-    pixels = np.asarray(image.resize((width, height), Image.Resampling.BOX, box=box))
-    return pixels.reshape(height, width, channels).transpose(2, 0, 1)
 
 
 def _why_unidentified(path: str | os.PathLike[str]) -> str:

@@ -7,6 +7,7 @@ from math import isfinite
 from typing import Any
 
 from xpconv.backend import Backend, get_backend, to_host
+from xpconv.data.typical import TypicalImages
 from xpconv.errors import ArgumentError, CheckpointError, printable
 from xpconv.io._safetensors import (
     DESCRIPTION_ERRORS,
@@ -18,7 +19,7 @@ from xpconv.io._safetensors import (
 )
 from xpconv.nn import Preprocessing, Sequential
 from xpconv.nn.layers import Initial, Shape
-from xpconv.nn.preprocessing import fits_samples
+from xpconv.nn.preprocessing import RESIZES, fits_samples
 from xpconv.nn.registry import check_registered
 from xpconv.nn.sequential import arguments_of
 from xpconv.random import RandomStream
@@ -58,6 +59,8 @@ def save_model(model: Sequential, path: str | os.PathLike[str]) -> None:
     stores = {"params": model.params, "state": model.state}
     if model.preprocessing is not None:
         stores["preprocessing"] = {"mean": model.preprocessing.mean, "std": model.preprocessing.std}
+        if (typical := model.preprocessing.typical) is not None:
+            stores["typical"] = {"mean": typical.mean, "precision": typical.precision}
     arrays = {f"{kind}.{name}": to_host(a) for kind, store in stores.items() for name, a in store.items()}
     description = {**model.config(), **_image_files(model)}
     specs = {name: ArraySpec(a.shape, a.dtype.name) for name, a in arrays.items()}
@@ -115,10 +118,18 @@ def load_model(path: str | os.PathLike[str], backend: str | Backend | None = Non
     model.state = {name: backend.asarray(arrays[f"state.{name}"]) for name in model.state}
     if "preprocessing.mean" in expected:
         try:
-            model.preprocessing = Preprocessing(arrays["preprocessing.mean"], arrays["preprocessing.std"], resize)
+            model.preprocessing = Preprocessing(
+                arrays["preprocessing.mean"], arrays["preprocessing.std"], resize, _typical_images(arrays)
+            )
         except ArgumentError as error:
             raise CheckpointError(f"{file.path} has no usable preprocessing: {error}") from error
     return model
+
+
+def _typical_images(arrays: Mapping[str, Any]) -> TypicalImages | None:
+    if "typical.mean" not in arrays:
+        return None
+    return TypicalImages(arrays["typical.mean"], arrays["typical.precision"])
 
 
 def _image_files(model: Sequential) -> dict[str, str]:
@@ -149,7 +160,7 @@ def _expected_specs(owner: str, description: Mapping[str, Any], specs: Mapping[s
     """Return the specs of a described model's arrays; the actual `specs` give the shapes of its preprocessing."""
     given = description
     description, resize = _split_description(given)
-    if "resize" in given and (resize not in ("crop", "squash") or "preprocessing.mean" not in specs):
+    if "resize" in given and (resize not in RESIZES or "preprocessing.mean" not in specs):
         raise ValueError(f"resize is {resize!r}")
     model = _SpecModel(**arguments_of(description))
     # JSON tells 1 from 1.0 and from true, which are equal in Python.
@@ -160,6 +171,20 @@ def _expected_specs(owner: str, description: Mapping[str, Any], specs: Mapping[s
         **{f"params.{name}": spec for name, spec in model.params.items()},
         **{f"state.{name}": spec for name, spec in model.state.items()},
         **_preprocessing_specs(owner, specs, model),
+        **_typical_specs(specs, model),
+    }
+
+
+def _typical_specs(specs: Mapping[str, ArraySpec], model: Sequential) -> dict[str, ArraySpec]:
+    """Return the specs of what the training images have in common; none if `specs` has no part of it."""
+    if not {"typical.mean", "typical.precision"} & specs.keys():
+        return {}
+    if "preprocessing.mean" not in specs or len(model.input_shape) != 3:
+        raise ValueError("it has typical images, but takes none")
+    numbers = model.input_shape[0] + 3
+    return {
+        "typical.mean": ArraySpec((numbers,), "float64"),
+        "typical.precision": ArraySpec((numbers, numbers), "float64"),
     }
 
 

@@ -1,6 +1,6 @@
 """What a model does to its input first."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from numbers import Real
 from typing import Any
@@ -11,7 +11,10 @@ from xpconv._validation import check_choice
 from xpconv.backend import Array, Backend
 from xpconv.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["Preprocessing", "fits_samples", "on_device"]
+__all__ = ["RESIZES", "Preprocessing", "fits_samples", "on_device"]
+
+RESIZES = ("crop", "squash", "strokes")
+"""How an image file is fitted to a shape; `xpconv.data.images.read_image` explains it."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +26,11 @@ class Preprocessing:
     mean, std : number or array
         Broadcast against one sample: a whole mean image (C, H, W), one value a channel (C, 1, 1) or one value (). Both
         must be finite, and `std` above 0; a model checks them when it gets them.
-    resize : {"crop", "squash"}, optional
+    resize : {"crop", "squash", "strokes"}, optional
         How `xpconv.data.images.read_image` is to fit image files to the input shape. The model does not use it, but
         its file keeps it.
+    typical : TypicalImages, optional
+        What `xpconv.data.typical.measure_images` found in the training images; likewise only kept in the file.
 
     Examples
     --------
@@ -38,6 +43,7 @@ class Preprocessing:
     mean: Array
     std: Array
     resize: str | None = None
+    typical: Any = None
 
 
 def fits_samples(shape: tuple[int, ...], input_shape: tuple[int, ...]) -> bool:
@@ -71,10 +77,10 @@ def on_device(value: Preprocessing, backend: Backend, dtype: str, input_shape: t
     if not isinstance(value, Preprocessing):
         raise ArgumentTypeError(f"preprocessing is {value!r}; expected a Preprocessing(mean, std) or None")
     if value.resize is not None:
-        check_choice("preprocessing.resize", value.resize, ("crop", "squash"))
+        check_choice("preprocessing.resize", value.resize, RESIZES)
     with backend.current():
         mean, std = (_checked(name, getattr(value, name), backend, dtype, input_shape) for name in ("mean", "std"))
-    return Preprocessing(mean, std, value.resize)
+    return replace(value, mean=mean, std=std)
 
 
 def _checked(name: str, value: Any, backend: Backend, dtype: str, input_shape: tuple[int, ...]) -> Array:
