@@ -612,9 +612,9 @@ def train(folder, *words):
 @pytest.mark.parametrize(
     ("words", "factors"),
     [
-        (["--lr-decay", "0.5"], [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25]),
+        (["--schedule", "step", "--lr-decay", "0.5"], [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25]),
         (
-            ["--lr-decay", "0.5", "--decay-every", "2", "--warmup", "1"],
+            ["--schedule", "step", "--lr-decay", "0.5", "--decay-every", "2", "--warmup", "1"],
             [0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5],
         ),
         (["--schedule", "constant"], [1] * 12),
