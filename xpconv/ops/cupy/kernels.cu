@@ -476,43 +476,15 @@ __device__ V block_total(const V* values, unsigned count) {  // The sum of an ar
     return block_sum(sum);
 }
 
-// Sum several values of each thread over the block at once, which takes fewer barriers.
-template <typename V, int n>
-__device__ void block_sums(V (&values)[n]) {
-    __shared__ V warps[n][THREADS / 32];
-    for (int k = 0; k < n; ++k)
-        for (int d = 16; d > 0; d /= 2) values[k] += __shfl_xor_sync(0xffffffff, values[k], d);
-    __syncthreads();
-    if (threadIdx.x % 32 == 0)
-        for (int k = 0; k < n; ++k) warps[k][threadIdx.x / 32] = values[k];
-    __syncthreads();
-    for (int k = 0; k < n; ++k) {
-        values[k] = 0;
-        for (int w = 0; w < THREADS / 32; ++w) values[k] += warps[k][w];
-    }
-}
-
-// Write this block's pieces of several sums, which are `apart` from each other.
-template <typename V, int n>
-__device__ void store_pieces(V (&values)[n], V* sums, size_t apart) {
-    block_sums(values);
-    for (unsigned k = 0; k < n; ++k)
-        if (threadIdx.x == k) sums[k * apart + (size_t)blockIdx.x * gridDim.y + blockIdx.y] = values[k];
-}
-
-// The totals of `count` pieces of several sums, which are `apart` from each other.
-template <typename V, int n>
-__device__ void block_totals(const V* pieces, unsigned count, size_t apart, V (&totals)[n]) {
-    for (int k = 0; k < n; ++k) totals[k] = 0;
-    for (unsigned e = threadIdx.x; e < count; e += THREADS)
-        for (int k = 0; k < n; ++k) totals[k] += pieces[k * apart + e];
-    block_sums(totals);
+template <typename V>
+__device__ V mean_of(const V* pieces, Groups g) {
+    return block_total(pieces + (size_t)blockIdx.x * g.pieces, g.pieces) / size(g);
 }
 
 template <typename V>
-__device__ void store_piece(V sum, V* sums) {
-    V values[] = {sum};
-    store_pieces(values, sums, 0);
+__device__ void store_piece(V sum, V* sums) {  // Write this block's piece of a sum, which block_total adds up.
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) sums[(size_t)blockIdx.x * gridDim.y + blockIdx.y] = sum;
 }
 
 extern "C" __global__ void total(const T* sums, T* totals, Groups g) {
@@ -555,17 +527,18 @@ __device__ T pivot(const Element* x, Groups g) { return x[(size_t)blockIdx.x * g
 // of a float mean far from zero may exceed the differences between values, and squares beyond 1e19 overflow in float.
 extern "C" __global__ void sum_moments(const Element* __restrict__ x, double* moments, Groups g) {
     const double first = pivot(x, g);
-    double sums[2] = {0, 0};
+    double sum = 0, squares = 0;
     #pragma unroll 2
     FOR_EACH_PACK(e, size(g)) {
         const Pack pack = load(x + index(g, e));
         for (int k = 0; k < WIDE; ++k) {
             const double d = pack.v[k] - first;
-            sums[0] += d;
-            sums[1] += d * d;
+            sum += d;
+            squares += d * d;
         }
     }
-    store_pieces(sums, moments, (size_t)g.S * g.pieces);
+    store_piece(sum, moments);
+    store_piece(squares, moments + (size_t)g.S * g.pieces);
 }
 
 // Both passes of a norm followed by a ReLU compute this, so fma() says how it is rounded.
@@ -576,10 +549,8 @@ template <bool rectified>
 __device__ void write_normalised(const Element* __restrict__ x, const T* __restrict__ gamma,
                                  const T* __restrict__ beta, const double* moments, double eps,
                                  Element* __restrict__ out, T* means, T* vars, T* inv_stds, T* errors, Groups g) {
-    double totals[2];
-    block_totals(moments + (size_t)blockIdx.x * g.pieces, g.pieces, (size_t)g.S * g.pieces, totals);
-    const double shift = totals[0] / size(g), exact = pivot(x, g) + shift;
-    const double rounded = totals[1] / size(g) - shift * shift;
+    const double shift = mean_of(moments, g), exact = pivot(x, g) + shift;
+    const double rounded = mean_of(moments + (size_t)g.S * g.pieces, g) - shift * shift;
     const double var = rounded < 0 ? 0 : rounded;  // NaN stays NaN
     const T mean = exact, error = exact - mean, inv_std = 1 / sqrt(var + eps);  // error: of rounding the mean
     if (threadIdx.x == 0 && blockIdx.y == 0) {
@@ -652,7 +623,7 @@ __device__ void sum_gradients(const Element* __restrict__ dout, const Element* _
             }
         }
     });
-    store_pieces(s, sums, (size_t)g.S * g.pieces);
+    for (int k = 0; k < 5; ++k) store_piece(s[k], sums + (size_t)k * g.S * g.pieces);
 }
 
 extern "C" __global__ void gradient_sums(const Element* __restrict__ dout, const Element* __restrict__ x,
@@ -677,10 +648,10 @@ __device__ void write_gradient(const Element* __restrict__ dout, const Element* 
                                int64 rows, Groups g) {
     const T mean = means[blockIdx.x], inv_std = inv_stds[blockIdx.x], error = rectified ? errors[blockIdx.x] : T(0);
     const size_t mine = blockIdx.x * rows * g.pieces, all = g.S * rows * g.pieces;
-    T totals[3];  // of gamma * dout, gamma * dout * xhat and xhat
-    block_totals(sums + 2 * all + mine, rows * g.pieces, all, totals);
-    const T mean_dxhat = totals[0] / size(g), shift = totals[2] / size(g);  // The rounding error of the mean shifts xhat.
-    const T mean_dxhat_xhat = totals[1] / size(g) - shift * mean_dxhat;
+    const T mean_dxhat = block_total(sums + 2 * all + mine, rows * g.pieces) / size(g);
+    // The rounding error of the mean shifts xhat.
+    const T shift = block_total(sums + 4 * all + mine, rows * g.pieces) / size(g);
+    const T mean_dxhat_xhat = block_total(sums + 3 * all + mine, rows * g.pieces) / size(g) - shift * mean_dxhat;
     const unsigned first = first_channel(g);
     const T held = gamma[first], held_beta = rectified ? beta[first] : T(0);
     by_channel(g, [&](auto shared) {
