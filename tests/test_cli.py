@@ -441,7 +441,8 @@ def test_too_large_a_batch_size_is_lowered_with_a_warning(tmp_path):
 
 
 def test_a_training_that_ends_with_high_losses_warns_in_one_line(tmp_path):
-    result = call(*SHORT, "--learning-rate", 100, "--out", tmp_path / "run")
+    options = ("--optimizer", "adam", "--schedule", "constant", "--learning-rate", 100)
+    result = call(*SHORT, *options, "--out", tmp_path / "run")
     assert result.exit_code == 0
     assert re.fullmatch(
         r"xpconv: warning: the last losses are \S+ on average, more than the \S+ \(ln 10 \+ \S+ for L2\) of a "
