@@ -100,7 +100,7 @@ def kernels(session: nox.Session) -> None:
         "PYTHONPATH": "tests/captured"
     }  # with the portable versions, then some with the kernels, which take longer
     session.run("pytest", "-n", "logical", "tests/captured", *quick, env={**captured, "XPCONV_ACCELERATE": "0"})
-    some = ("-k", "loss and not 200 or adam or lion or large")
+    some = ("-k", "loss and not 200 or adamw or large")
     session.run(
         "pytest", "-n", "logical", "tests/captured", "tests/test_mixed_precision.py", *some, *quick, env=captured
     )
