@@ -69,7 +69,7 @@ class NotebookProgress(Progress):
 
             data = {"text/html": self._html(), "text/plain": "\n".join(self._lines)}
             if self._handle is None:
-                self._handle = display(data, raw=True, display_id=True)  # type: ignore[no-untyped-call]
+                self._handle = display(data, raw=True, display_id=True)
             else:
                 self._handle.update(data, raw=True)
 
