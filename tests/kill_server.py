@@ -61,8 +61,6 @@ def run(order):
 
 def main():
     import matplotlib.figure  # noqa: F401
-    import sklearn.datasets
-    import sklearn.model_selection  # noqa: F401
 
     from xpconv.cli import _results
 

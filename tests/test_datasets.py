@@ -5,6 +5,7 @@ import http.server
 import os
 import pickle
 import re
+import subprocess
 import sys
 import tarfile
 import threading
@@ -52,6 +53,43 @@ def test_the_split_of_the_digits_follows_the_seed():
     first, again, other = load_digits(), load_digits(0), load_digits(1)
     np.testing.assert_array_equal(first.X_test, again.X_test)
     assert not np.array_equal(first.X_test, other.X_test)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_digits_and_their_split_are_those_of_scikit_learn(seed):
+    from sklearn import datasets
+    from sklearn.model_selection import train_test_split
+
+    bundled, data = datasets.load_digits(), load_digits(seed)
+    X = np.rint(bundled.images[:, None] * (255 / 16)).astype(np.uint8)
+    X, X_test, y, y_test = train_test_split(
+        X, bundled.target, test_size=300, stratify=bundled.target, random_state=seed
+    )
+    X, X_val, y, y_val = train_test_split(X, y, test_size=200, stratify=y, random_state=seed)
+    expected = {"X_train": X, "y_train": y, "X_val": X_val, "y_val": y_val, "X_test": X_test, "y_test": y_test}
+    for name, values in expected.items():
+        np.testing.assert_array_equal(getattr(data, name), values, err_msg=name)
+
+
+def test_the_digits_are_loaded_without_importing_scikit_learn():
+    code = "import sys; from xpconv.data import load_digits; load_digits(); print([*sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "xpconv.data.digits" in shown
+    assert not {"'sklearn'", "'scipy'"} & set(shown.strip("[]\n").split(", "))
+
+
+def test_a_damaged_file_of_digits_is_named(monkeypatch, tmp_path):
+    (tmp_path / "sklearn" / "datasets" / "data").mkdir(parents=True)
+    (tmp_path / "sklearn" / "__init__.py").touch()
+    monkeypatch.delitem(sys.modules, "sklearn", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        DatasetError, match=r"cannot read .*digits\.csv\.gz, the digits in scikit-learn \(.*No such file"
+    ):
+        load_digits()
+    (tmp_path / "sklearn" / "datasets" / "data" / "digits.csv.gz").write_bytes(b"no gzip")
+    with pytest.raises(DatasetError, match=r"cannot read .*\(Not a gzipped file.*: pip install --force-reinstall"):
+        load_digits()
 
 
 def test_missing_scikit_learn_says_what_to_install(monkeypatch):
