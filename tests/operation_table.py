@@ -60,7 +60,8 @@ def arguments_of_convolve_gradients(place, x, window):
 def arguments_of_convolve_transposed(place, x, window):
     groups, w = filters_for(x, window)
     rows = draw(len(x), len(w), *window.output_size(x.shape[2:]), seed=3).astype(x.dtype)
-    return place(rows), place(w), place(draw(x.shape[1], seed=3).astype(x.dtype)), x.shape[2:], window, groups
+    bias = place(draw(x.shape[1], seed=3).astype(x.dtype))
+    return place(rows), place(w), bias, x.shape[2:], window, groups, "auto"
 
 
 def arguments_of_normalise(place, x, window):

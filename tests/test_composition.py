@@ -230,6 +230,31 @@ def test_the_backward_pass_stops_below_the_lowest_trained_layer(monkeypatch):
     assert net.loss(X, y)[1] == {}
 
 
+def test_filters_that_are_not_trained_get_no_gradient_above_a_trained_layer(backend, monkeypatch):
+    layers = [nn.Conv(4, padding=1), nn.Residual([nn.Conv(4, padding=1, fixed="W")]), nn.Affine(7), nn.Affine(5)]
+    net, (X, y) = Sequential(layers, input_shape=IMAGE, dtype="float64", rng=0, backend=backend), batch()
+    expected = net.loss(X, y)[1]
+    net.freeze("affine1")
+    computed = []
+    for name in ("affine_backward", "conv_backward"):
+        original = getattr(nn.layers.F, name)
+        monkeypatch.setattr(
+            nn.layers.F,
+            name,
+            lambda *args, original=original, **options: computed.append(original(*args, **options)) or computed[-1],
+        )
+    grads = net.loss(X, y)[1]
+    assert set(expected) - set(grads) == {"W3", "b3"}
+    for key, grad in grads.items():
+        np.testing.assert_allclose(to_host(grad), to_host(expected[key]), rtol=1e-12, atol=1e-14)
+    assert [[gradient is not None for gradient in gradients] for gradients in computed] == [
+        [True, True, True],  # the last layer
+        [True, False, False],  # a frozen one
+        [True, False, True],  # fixed filters, and a bias that is trained
+        [False, True, True],  # the first layer
+    ]
+
+
 def test_a_frozen_block_freezes_the_layers_in_it():
     block = Residual([nn.Conv(3, padding=1), nn.BatchNorm()], trainable=False)
     assert [layer.trainable for layer in block.body] == [False, False]

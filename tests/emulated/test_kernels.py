@@ -291,7 +291,9 @@ def test_transposed_convolution_equals_the_portable_version(monkeypatch, dtype):
         )
         bias = place(rng, rng.standard_normal(C), parameter(dtype)) if rng.integers(2) else None
         monkeypatch.setenv("XPCONV_WORKSPACE", any_of(rng, "1GiB", "1B", f"{8 * 2 * N * w.size}B"))
-        check("convolve_transposed", [x, w, bias, tuple(image), window, groups], {}, dtype, 10 * TOLERANCE[dtype])
+        check(
+            "convolve_transposed", [x, w, bias, tuple(image), window, groups, "auto"], {}, dtype, 10 * TOLERANCE[dtype]
+        )
 
 
 # ---- normalisation

@@ -67,7 +67,9 @@ def affine_forward(x: Array, w: Array, b: Array | None) -> tuple[Array, AffineCa
     return out, AffineCache(x, w, b is not None)
 
 
-def affine_backward(dout: Array, cache: AffineCache, *, need_dx: bool = True) -> tuple[Any, Array, Any]:
+def affine_backward(
+    dout: Array, cache: AffineCache, *, need_dx: bool = True, need_dw: bool = True, need_db: bool = True
+) -> tuple[Any, Any, Any]:
     """Compute the gradients of an affine layer: ``dx = dout @ w.T``, ``dw = x.T @ dout``, ``db = sum(dout)``.
 
     Parameters
@@ -78,14 +80,16 @@ def affine_backward(dout: Array, cache: AffineCache, *, need_dx: bool = True) ->
         From `affine_forward`.
     need_dx : bool
         Whether to compute `dx`; a network's first layer does not need it.
+    need_dw, need_db : bool
+        Whether to compute `dw` and `db`; frozen parameters do not need them.
 
     Returns
     -------
     dx : array (N, ...) or None
-        In the shape of `x`; None if `need_dx` is False.
-    dw : array (D, M)
+        In the shape of `x`; None if it is not needed, as the others.
+    dw : array (D, M) or None
     db : array (M,) or None
-        None if the layer has no bias.
+        None also if the layer has no bias.
 
     Examples
     --------
@@ -100,5 +104,5 @@ def affine_backward(dout: Array, cache: AffineCache, *, need_dx: bool = True) ->
     xp = check_arrays(dout=dout, x=x)
     check_gradient_shape(dout, (x.shape[0], w.shape[1]))
     dx = xp.reshape(matmul(dout, w.T), x.shape) if need_dx else None
-    dw = matmul(xp.reshape(x, (x.shape[0], -1)).T, dout)
-    return dx, dw, sum_rows(dout) if has_bias else None
+    dw = matmul(xp.reshape(x, (x.shape[0], -1)).T, dout) if need_dw else None
+    return dx, dw, sum_rows(dout) if has_bias and need_db else None

@@ -130,7 +130,9 @@ def conv_forward(
     return out, ConvCache(x, w, b is not None, window, groups, algorithm)
 
 
-def conv_backward(dout: Array, cache: ConvCache, *, need_dx: bool = True) -> tuple[Any, Array, Any]:
+def conv_backward(
+    dout: Array, cache: ConvCache, *, need_dx: bool = True, need_dw: bool = True, need_db: bool = True
+) -> tuple[Any, Any, Any]:
     """Compute the gradients of a convolution.
 
     On unfolded images (im2col) a convolution is an affine layer: ``dw = dout @ cols.T`` and ``dx = fold(w.T @ dout)``.
@@ -143,14 +145,16 @@ def conv_backward(dout: Array, cache: ConvCache, *, need_dx: bool = True) -> tup
         From `conv_forward`.
     need_dx : bool
         Whether to compute `dx`; a network's first layer does not need it.
+    need_dw, need_db : bool
+        Whether to compute `dw` and `db`; frozen parameters do not need them.
 
     Returns
     -------
     dx : array (N, C, H, W) or None
-        None if `need_dx` is False.
-    dw : array (F, C / groups, KH, KW)
+        None if it is not needed, as the others.
+    dw : array (F, C / groups, KH, KW) or None
     db : array (F,) or None
-        None if the layer has no bias.
+        None also if the layer has no bias.
 
     Examples
     --------
@@ -161,7 +165,12 @@ def conv_backward(dout: Array, cache: ConvCache, *, need_dx: bool = True) -> tup
     """
     check_cache(cache, ConvCache)
     x, w, has_bias, window, groups, algorithm = cache
-    check_arrays(dout=dout, x=x)
+    xp = check_arrays(dout=dout, x=x)
     check_gradient_shape(dout, (x.shape[0], w.shape[0], *window.output_size(x.shape[2:])))
-    dx, dw, db = ops.convolve_backward(dout, x, w, window, groups, algorithm, need_dx)
-    return dx, dw, db if has_bias else None
+    need_db = need_db and has_bias
+    if need_dw:
+        dx, dw, db = ops.convolve_backward(dout, x, w, window, groups, algorithm, need_dx)
+        return dx, dw, db if need_db else None
+    size = tuple(x.shape[2:])
+    dx = ops.convolve_transposed(dout, w, None, size, window, groups, algorithm) if need_dx else None
+    return dx, None, xp.sum(xp.sum(dout, axis=(2, 3), dtype=w.dtype), axis=0) if need_db else None

@@ -120,11 +120,13 @@ def conv_transpose_forward(
         check_shape("b", b, (filters,))
     window = make_window(tuple(w.shape[2:]), stride, padding, dilation)
     size = enlarged_size(tuple(x.shape[2:]), window, output_padding)
-    out = ops.convolve_transposed(x, w, b, size, window, groups)
+    out = ops.convolve_transposed(x, w, b, size, window, groups, "im2col")
     return out, ConvTransposeCache(x, w, b is not None, window, groups, size)
 
 
-def conv_transpose_backward(dout: Array, cache: ConvTransposeCache, *, need_dx: bool = True) -> tuple[Any, Array, Any]:
+def conv_transpose_backward(
+    dout: Array, cache: ConvTransposeCache, *, need_dx: bool = True, need_dw: bool = True, need_db: bool = True
+) -> tuple[Any, Any, Any]:
     """Compute the gradients of a transposed convolution: `dx` is the convolution of `dout` with the filters.
 
     Parameters
@@ -135,14 +137,16 @@ def conv_transpose_backward(dout: Array, cache: ConvTransposeCache, *, need_dx: 
         From `conv_transpose_forward`.
     need_dx : bool
         Whether to compute `dx`; a network's first layer does not need it.
+    need_dw, need_db : bool
+        Whether to compute `dw` and `db`; frozen parameters do not need them.
 
     Returns
     -------
     dx : array (N, C, H, W) or None
-        None if `need_dx` is False.
-    dw : array (C, F / groups, KH, KW)
+        None if it is not needed, as the others.
+    dw : array (C, F / groups, KH, KW) or None
     db : array (F,) or None
-        None if the layer has no bias.
+        None also if the layer has no bias.
 
     Examples
     --------
@@ -158,8 +162,8 @@ def conv_transpose_backward(dout: Array, cache: ConvTransposeCache, *, need_dx: 
     check_gradient_shape(dout, (x.shape[0], w.shape[1] * groups, *size))
     dx = ops.convolve(dout, w, None, window, groups, "auto") if need_dx else None
     # In the convolution that this layer transposes, dout takes the place of the images, and x that of the gradient.
-    _, dw, _ = ops.convolve_backward(x, dout, w, window, groups, "auto", need_dx=False)
-    return dx, dw, xp.sum(dout, axis=(0, 2, 3)) if has_bias else None
+    dw = ops.convolve_backward(x, dout, w, window, groups, "auto", need_dx=False)[1] if need_dw else None
+    return dx, dw, xp.sum(dout, axis=(0, 2, 3)) if has_bias and need_db else None
 
 
 def enlarged_size(image: Pair, window: Window, output_padding: int | Sequence[int]) -> Pair:

@@ -83,7 +83,7 @@ def map_layers(function: Callable[[str, Layer], Layer], layers: Sequence[Layer],
 def is_trained(layer: Layer, name: str) -> bool:
     """Return whether training changes the parameter that a layer has under a name such as ``W`` or ``body.0.W``."""
     if "." not in name:
-        return layer.trainable and name not in layer.fixed.split("|")
+        return layer.is_trained(name)
     branch, position, inner = name.split(".", 2)
     return is_trained(layer.branches[branch][int(position)], inner)
 

@@ -216,6 +216,16 @@ class Layer:
             if isinstance(value, tuple) and all(isinstance(layer, Layer) for layer in value)
         }
 
+    def is_trained(self, name: str) -> bool:
+        """Return whether training changes the parameter of this name; not if it is fixed or the layer is frozen.
+
+        Examples
+        --------
+        >>> Affine(10, fixed="W").is_trained("W"), Affine(10, fixed="W").is_trained("b")
+        (False, True)
+        """
+        return self.trainable and name not in self.fixed.split("|")
+
     def output_shape(self, shape: Shape) -> Shape:
         """Return the shape of one output sample, given that of one input sample."""
         return shape
@@ -318,8 +328,7 @@ class Affine(Layer):
         return F.affine_forward(x, p["W"], p.get("b"))
 
     def backward(self, dout: Array, cache: Any, *, need_dx: bool) -> tuple[Array | None, Arrays]:
-        dx, dw, db = F.affine_backward(dout, cache, need_dx=need_dx)
-        return dx, {"W": dw, "b": db} if self.bias else {"W": dw}
+        return _dx_and_gradients(self, F.affine_backward, dout, cache, need_dx)
 
 
 @dataclass(frozen=True)
@@ -399,8 +408,7 @@ class Conv(Layer):
         )
 
     def backward(self, dout: Array, cache: Any, *, need_dx: bool) -> tuple[Array | None, Arrays]:
-        dx, dw, db = F.conv_backward(dout, cache, need_dx=need_dx)
-        return dx, {"W": dw, "b": db} if self.bias else {"W": dw}
+        return _dx_and_gradients(self, F.conv_backward, dout, cache, need_dx)
 
 
 @dataclass(frozen=True)
@@ -471,8 +479,7 @@ class ConvTranspose(Layer):
         )
 
     def backward(self, dout: Array, cache: Any, *, need_dx: bool) -> tuple[Array | None, Arrays]:
-        dx, dw, db = F.conv_transpose_backward(dout, cache, need_dx=need_dx)
-        return dx, {"W": dw, "b": db} if self.bias else {"W": dw}
+        return _dx_and_gradients(self, F.conv_transpose_backward, dout, cache, need_dx)
 
 
 @dataclass(frozen=True)
@@ -910,3 +917,12 @@ INITIAL: dict[str, Callable[[float], Initial]] = {"normal": Normal, "uniform": U
 def _weights(shape: Shape, fan_in: float, units: int, bias: bool, init: str = "normal") -> Parameters:
     weights: Parameters = {"W": (shape, INITIAL[init](fan_in))}
     return {**weights, "b": ((units,), 0.0)} if bias else weights
+
+
+def _dx_and_gradients(
+    layer: Layer, backward: Callable[..., Any], dout: Array, cache: Any, need_dx: bool
+) -> tuple[Array | None, Arrays]:
+    """Return the gradient of the input and those of the trained ones among W and b."""
+    needed = {"need_dx": need_dx, "need_dw": layer.is_trained("W"), "need_db": layer.is_trained("b")}
+    dx, dw, db = backward(dout, cache, **needed)
+    return dx, {name: gradient for name, gradient in (("W", dw), ("b", db)) if gradient is not None}

@@ -122,7 +122,9 @@ def convolve_backward(
 
 
 @operation
-def convolve_transposed(x: Array, w: Array, b: Array | None, size: Pair, window: Window, groups: int) -> Array:
+def convolve_transposed(
+    x: Array, w: Array, b: Array | None, size: Pair, window: Window, groups: int, algorithm: str
+) -> Array:
     """Return the gradient of a convolution's images, given the gradient `x` of its output, plus a bias.
 
     Parameters
@@ -135,7 +137,7 @@ def convolve_transposed(x: Array, w: Array, b: Array | None, size: Pair, window:
         Bias.
     size : (int, int)
         (H, W), such that windows of images of this size give (OH, OW).
-    window, groups
+    window, groups, algorithm
         As given to `convolve`.
 
     Returns
@@ -146,7 +148,7 @@ def convolve_transposed(x: Array, w: Array, b: Array | None, size: Pair, window:
     --------
     >>> import numpy as np
     >>> x, w = np.asarray([[[[1.0, 2.0]]]]), np.ones((1, 1, 1, 3))
-    >>> convolve_transposed(x, w, None, (1, 5), Window((1, 3), stride=(1, 2)), 1)
+    >>> convolve_transposed(x, w, None, (1, 5), Window((1, 3), stride=(1, 2)), 1, "auto")
     array([[[[1., 1., 3., 2., 2.]]]])
     """
     xp = array_api_compat.array_namespace(x)

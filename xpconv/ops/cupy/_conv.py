@@ -54,7 +54,9 @@ def convolve_backward(
 
 
 @accelerate("cupy")
-def convolve_transposed(x: Array, w: Array, b: Array | None, size: Pair, window: Window, groups: int) -> Array:
+def convolve_transposed(
+    x: Array, w: Array, b: Array | None, size: Pair, window: Window, groups: int, algorithm: str
+) -> Array:
     """Multiply the transposed filters by x, which gives columns; fold the columns and add the bias in one kernel."""
     F, L = w.shape[0], prod(x.shape[2:])
     columns = _by_groups(w.astype(x.dtype, copy=False), groups).transpose(0, 2, 1)  # (G, K, F / G)

@@ -188,6 +188,38 @@ def convolve_backward(
     return dx, dw, db
 
 
+@accelerate("numpy")
+def convolve_transposed(
+    x: Array, w: Array, b: Array | None, size: Pair, window: Window, groups: int, algorithm: str
+) -> Array:
+    """Convolve with rotated filters, if windows have stride 1."""
+    if not _is_rotated_convolution(window, w, groups):
+        slow: Array = portable("convolve_transposed")(x, w, b, size, window, groups, algorithm)
+        return slow
+    rotated, full = _rotated(w, window, groups)
+    return convolve(x, rotated, b, full, groups, algorithm)
+
+
+def _is_rotated_convolution(window: Window, w: Array, groups: int) -> bool:
+    """Return whether dx is fastest as a convolution of dout, which then has no more columns than folding takes."""
+    within_window = all(max(sides) < extent for sides, extent in zip(window.padding, window.extent, strict=True))
+    return window.stride == (1, 1) and within_window and 2 * w.shape[1] * groups >= w.shape[0]
+
+
+def _rotated(w: Array, window: Window, groups: int) -> tuple[Array, Window]:
+    """Return the filters and the window whose convolution with dout is dx, at stride 1.
+
+    The filters are rotated by 180 degrees, with C and F exchanged in each group, and dout gets as much padding as keeps
+    every pixel of the images in all the windows that have it.
+    """
+    by_groups = w.reshape(groups, -1, *w.shape[1:])[..., ::-1, ::-1]  # (G, F / G, C / G, KH, KW)
+    rotated = by_groups.swapaxes(1, 2).reshape(-1, by_groups.shape[1], *w.shape[2:])
+    (top, bottom), (left, right) = window.padding
+    rows, columns = (extent - 1 for extent in window.extent)
+    full = (rows - top, rows - bottom), (columns - left, columns - right)
+    return rotated, window._replace(padding=full)
+
+
 def _is_fast(window: Window, w: Array, groups: int) -> bool:
     """Return whether there is a fast version: for windows with stride and dilation, only that for single channels."""
     return (1, 1) in (window.stride, window.dilation) or _is_depthwise(window, w, groups)
@@ -249,13 +281,9 @@ def _convolve_lines(x: Array, w: Array, b: Array | None, window: Window, out: Ar
 def _convolve_lines_backward(dout: Array, x: Array, w: Array, window: Window, dx: Array | None) -> tuple[Array, Array]:
     """Compute dw from sections or slices, and dx by convolving dout or by folding the gradient of the columns."""
     F, C, KH, KW = w.shape
-    # At stride 1, dx is the convolution of dout with the filters rotated by 180 degrees, C and F exchanged.
-    (top, bottom), (left, right) = window.padding
-    within_window = max(top, bottom) < KH and max(left, right) < KW
-    if dx is not None and window.stride == (1, 1) and within_window and 2 * C >= F:
-        rotated = w[:, :, ::-1, ::-1].transpose(1, 0, 2, 3)
-        full = (KH - 1 - top, KH - 1 - bottom), (KW - 1 - left, KW - 1 - right)
-        _convolve_lines(dout, rotated, None, window._replace(padding=full), dx)
+    if dx is not None and _is_rotated_convolution(window, w, 1):
+        rotated, full = _rotated(w, window, 1)
+        _convolve_lines(dout, rotated, None, full, dx)
         dx = None
     x, dout = (_flatten_for_1x1(a, window) for a in (x, dout))
     OH, dx = dout.shape[2], None if dx is None else _flatten_for_1x1(dx, window)
