@@ -722,7 +722,7 @@ def test_wrong_usage_names_the_choices_and_exits_with_2(words, message):
         ),
         (["train", "--out", "file/run"], {}, "file/run: cannot be the folder of a run (Not a directory): choose"),
         (["train", "--optimizer", "sgd", "--learning-rate", "1e30"], {}, "the loss became"),
-        (["train", "--image-size", "16"], {}, "image_size is 16, but the images of digits have a size of their own"),
+        (["train", "--image-size", "16"], {}, "image_size is 16, which has no effect on digits: leave it out, or"),
         (
             ["train", "--data", "cifar10"],
             {"XPCONV_DATA": "file"},

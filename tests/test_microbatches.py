@@ -208,7 +208,7 @@ def test_models_whose_layers_cannot_be_cut_are_refused():
 
 
 def test_the_settings_of_a_run_hold_how_minibatches_are_cut():
-    settings = settings_for("digits", microbatches=2, norm_sync="ghost", num_train=60)
+    settings = settings_for("digits", model="convnet", microbatches=2, norm_sync="ghost", num_train=60)
     solver = build_solver(settings, load_data(settings))
     assert (solver.microbatches, solver.norm_sync) == (2, "ghost")
     assert "--microbatches 2 --norm-sync ghost" in settings.command()

@@ -6,6 +6,7 @@ from PIL import Image
 
 from tests.commands import call
 from xpconv import load_model
+from xpconv.cli import _run
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,14 @@ def test_a_trained_model_for_the_same_classes_keeps_its_last_layer(trained, tmp_
         np.testing.assert_array_equal(values, after.params[key])
 
 
+def test_the_trained_model_is_read_once(trained, tmp_path, monkeypatch):
+    photos, read = make_images(tmp_path, ["d", "e"]), []
+    monkeypatch.setattr(_run, "load_model", lambda *arguments: read.append(arguments) or load_model(*arguments))
+    words = ["--init", trained, "--epochs", 1, "--out", tmp_path / "run"]
+    assert call("train", "--data", photos, *words).exit_code == 0
+    assert len(read) == 1
+
+
 def test_the_new_model_records_how_its_own_images_were_resized(trained, tmp_path):
     photos = make_images(tmp_path, ["d", "e"])
     words = ["--init", trained, "--resize", "squash", "--epochs", 1, "--out", tmp_path / "run"]
@@ -78,7 +87,11 @@ def test_a_resumed_run_starts_from_the_same_model(trained, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--model", "fc", "--norm", "batch"], "--init has a net of its own: leave out --model, --norm."),
+        (
+            ["--model", "fc"],
+            "model is fc, which has no effect beside init, whose net is trained: leave out one of them",
+        ),
+        (["--norm", "batch"], "norm is batch, which has no effect beside init, whose net is trained: leave out one of"),
         (["--freeze", "dense*"], "'dense*' fits no layer; expected a pattern for conv1, batchnorm1,"),
         (["--freeze", "*"], "all layers of the model are frozen: unfreeze those to train"),
         (["--dtype", "float64"], "dtype is float64, but the model of init has float32: take --dtype float32"),
@@ -95,7 +108,10 @@ def test_options_that_do_not_fit_the_trained_model_are_refused(trained, tmp_path
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--freeze", "conv*"], "--freeze keeps layers of a trained model: pass that model with --init."),
+        (
+            ["--freeze", "conv*"],
+            "freeze is conv*, which has no effect without a trained model: leave it out, or set init",
+        ),
         (["--layers", "8,pool"], "layers is 8,pool, which the model three-layer does not offer: leave it out, or take"),
         (["--model", "convnet", "--layers", "pool"], "layers is 'pool'; expected at least one number of filters"),
         (["--model", "convnet", "--layers", "8,x"], "layers is '8,x'; expected numbers of filters and pool, as in"),

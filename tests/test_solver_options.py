@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shlex
 import signal
 import warnings
 from math import inf
@@ -12,7 +13,7 @@ import pytest
 
 from tests.commands import call
 from tests.helpers import assert_array, assert_copies, find_backend
-from xpconv import FullyConnectedNet, Solver, ThreeLayerConvNet, load_model
+from xpconv import FullyConnectedNet, Solver, ThreeLayerConvNet, load_model, save_model
 from xpconv.backend import to_host
 from xpconv.cli._run import build_solver
 from xpconv.cli._settings import settings_for
@@ -695,9 +696,71 @@ def test_command_takes_momentum_only_for_rules_that_have_it():
         assert {config["momentum"] for config in solver.optim_configs.values()} == {0.5}
     with pytest.raises(
         ArgumentError,
-        match=r"momentum is 0\.5, but adam has no such option: leave it out, or take one of sgd_momentum, sgd_",
+        match=r"momentum is 0\.5, which has no effect with the optimizer adam: leave it out, or take one of sgd",
     ):
         solver_of("optimizer", "adam", "momentum", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"lr_decay": 0.5},
+            "lr_decay is 0.5, which has no effect if schedule is one-cycle: leave it out, or set schedule",
+        ),
+        ({"decay_every": 1}, "decay_every is 1, which has no effect if schedule is one-cycle: leave it out, or set"),
+        (
+            {"norm_sync": "whole", "model": "convnet"},
+            "norm_sync is whole, which has no effect without batch norm over 2",
+        ),
+        (
+            {"norm_sync": "ghost", "microbatches": 2},
+            "norm_sync is ghost, which has no effect without batch norm over 2",
+        ),
+        ({"norm_sync": "ghost", "microbatches": 2, "model": "fc", "norm": "group"}, "norm_sync is ghost, which has no"),
+        (
+            {"strict": True},
+            "strict is True, which has no effect on digits: leave it out, or train on a folder of images",
+        ),
+        ({"image_size": 8}, "image_size is 8, which has no effect on digits: leave it out, or train on a folder of"),
+        ({"momentum": 0.5}, "momentum is 0.5, which has no effect with the optimizer adamw: leave it out, or take one"),
+        (
+            {"freeze": "conv*"},
+            "freeze is conv*, which has no effect without a trained model: leave it out, or set init",
+        ),
+        (
+            {"model": "fc", "init": "net"},
+            "model is fc, which has no effect beside init, whose net is trained: leave out",
+        ),
+        (
+            {"dropout": 0.5, "init": "net"},
+            "dropout is 0.5, which has no effect beside init, whose net is trained: leave",
+        ),
+    ],
+)
+def test_an_option_without_effect_is_refused(options, message):
+    with pytest.raises(ArgumentError, match=re.escape(message)):
+        settings_for("digits", **options)
+
+
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_the_memory_for_images_is_an_option_of_folders_only(command, tmp_path):
+    model = tmp_path / "model.safetensors"
+    save_model(ThreeLayerConvNet(input_dim=(1, 8, 8), rng=0), model)
+    words = ["--out", tmp_path / "run"] if command == "train" else [model]
+    result = call(command, *words, "--max-memory", 256)
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "xpconv: error: max_memory is 256, which has no effect on digits: leave it out, or take a folder of images\n",
+    )
+
+
+def test_the_command_of_a_run_has_only_options_with_an_effect():
+    settings = settings_for("pictures", init="net", strict=True, schedule="step")
+    words = shlex.split(settings.command())
+    assert {"--init", "--strict", "--lr-decay", "--decay-every"} <= set(words)
+    assert not {"--model", "--norm-sync"} & set(words)
+    assert not {"--lr-decay", "--decay-every", "--norm-sync"} & set(shlex.split(settings_for("digits").command()))
 
 
 def test_command_evaluates_and_saves_the_averages(tmp_path):

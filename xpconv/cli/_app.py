@@ -31,6 +31,7 @@ from xpconv.cli._options import (
     data_option,
     file_suffix,
     max_memory_option,
+    memory_for_images,
     number_option,
 )
 from xpconv.cli._results import require_matplotlib
@@ -38,7 +39,6 @@ from xpconv.cli._tables import echo, print_table
 from xpconv.cli._train import train, warnings_in_one_line
 from xpconv.cli._workers import backend_of_worker, join_workers
 from xpconv.data import load_dataset
-from xpconv.data.folder import MAX_MEMORY
 from xpconv.errors import XpconvError, printable
 from xpconv.training._progress import writable
 from xpconv.training._signals import terminate_as_interrupt
@@ -122,17 +122,17 @@ def evaluate(
     ] = False,
     tta: TtaOption = "none",
     backend: BackendOption = "numpy",
-    max_memory: Annotated[int, max_memory_option()] = MAX_MEMORY,
+    max_memory: Annotated[int | None, max_memory_option()] = None,
 ) -> None:
     """Print the accuracy of a model on test images.
 
     Training does not see these images of the data set. If a folder has changed so that it does, eval says so.
     """
     net = read_model(model, backend)
+    data = data or data_of_run(model_path(model))
+    memory = memory_for_images(data, max_memory)
     with warnings_in_one_line():
-        dataset = load_dataset(
-            data or data_of_run(model_path(model)), net.input_shape, resize=resize_of(net), max_memory=max_memory
-        )
+        dataset = load_dataset(data, net.input_shape, resize=resize_of(net), max_memory=memory)
     check_fits(net, dataset)
     warn_of_training_images(model_path(model), dataset)
     if tta != "none" and dataset.name == "digits":

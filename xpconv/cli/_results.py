@@ -27,7 +27,7 @@ from xpconv.training import metrics
 from xpconv.training.solver import Solver
 from xpconv.viz._figure import import_figure
 
-__all__ = ["require_matplotlib", "save_config", "save_results"]
+__all__ = ["first_filters", "require_matplotlib", "save_config", "save_results"]
 
 
 def require_matplotlib() -> None:
@@ -36,7 +36,7 @@ def require_matplotlib() -> None:
 
 
 def save_results(
-    folder: Path, settings: Settings, solver: Solver, dataset: Dataset, untrained: Sequential
+    folder: Path, settings: Settings, solver: Solver, dataset: Dataset, untrained_filters: np.ndarray
 ) -> list[Path]:
     """Write all files of a run and return their paths, the model's first.
 
@@ -45,8 +45,8 @@ def save_results(
     folder : path
     settings, solver, dataset
         Those of the run.
-    untrained : Sequential
-        The model before training, whose filters are drawn beside those of the trained one.
+    untrained_filters : array
+        The `first_filters` before training, which are drawn beside those of the trained model.
     """
     model = solver.model
     paths = [folder / name for name in FILES]
@@ -56,7 +56,7 @@ def save_results(
     histories = histories_by_epoch(solver)
     viz.save_curves(histories, curves)
     kind = "filters" if len(model.params["W1"].shape) == 4 else "weights"
-    viz.save_filters(_first_filters(model), filters, f"first-layer {kind}", before=_first_filters(untrained))
+    viz.save_filters(first_filters(model), filters, f"first-layer {kind}", before=untrained_filters)
     probs = metrics.probabilities(model, dataset.X_test)
     predicted = probs.argmax(axis=1)
     viz.save_confusion_matrix(dataset.y_test, predicted, dataset.class_names, confusion)
@@ -84,9 +84,9 @@ def _write(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def _first_filters(model: Sequential) -> np.ndarray:
-    """Return the weights of the first layer as filters; each unit of an affine layer has one of the image's shape."""
-    w = to_host(model.params["W1"])
+def first_filters(model: Sequential) -> np.ndarray:
+    """Return a copy of the first layer's weights as filters; each affine unit has one of the image's shape."""
+    w = np.array(to_host(model.params["W1"]))
     return w if w.ndim == 4 else w.T.reshape(-1, *model.input_shape)
 
 

@@ -11,15 +11,15 @@ import numpy as np
 
 from xpconv.cli._metrics import LiveMetrics
 from xpconv.cli._nets import build_net
+from xpconv.cli._options import memory_for_images
 from xpconv.cli._results import save_config
 from xpconv.cli._run_folder import CHECKPOINTS, METRICS, MODEL
 from xpconv.cli._settings import Settings, decays_weights, parse_class_weights
 from xpconv.cli._tables import echo
-from xpconv.cli._workers import backend_of_worker
-from xpconv.data import DATASETS, Dataset, balanced_class_weights, load_dataset
+from xpconv.cli._workers import backend_of_worker, device_of_worker
+from xpconv.data import Dataset, balanced_class_weights, load_dataset
 from xpconv.data._fingerprint import channel_statistics
 from xpconv.data.augment import mirroring_words, parse_augmentation
-from xpconv.data.folder import MAX_MEMORY
 from xpconv.data.rows import Rows
 from xpconv.data.typical import measure_images
 from xpconv.errors import ArgumentError, CheckpointError
@@ -27,37 +27,53 @@ from xpconv.io.model import load_model
 from xpconv.nn import Preprocessing, Sequential
 from xpconv.parallel import Communicator
 from xpconv.training.checkpoint import CheckpointFolder, read_checkpoint
-from xpconv.training.optim import UPDATE_RULES, default_options
 from xpconv.training.schedules import Schedule, constant, cosine, one_cycle, step_decay, warmup
 from xpconv.training.solver import Solver
 
-__all__ = ["build_solver", "build_untrained_model", "load_data", "remove_checkpoints", "train_with_checkpoints"]
+__all__ = ["build_solver", "load_data", "load_initial_model", "remove_checkpoints", "train_with_checkpoints"]
 
 
-def load_data(settings: Settings, max_memory: int = MAX_MEMORY) -> Dataset:
-    """Return the data set that the settings name; `max_memory` is as for `load_folder`.
+def load_initial_model(settings: Settings, communicator: Communicator | None = None) -> Sequential | None:
+    """Return the model that `init` names, on this worker's device; None if the settings name none.
 
-    Images of a folder get the `image_size` of the settings, else that of the model in `init`.
+    Raises
+    ------
+    BackendUnavailableError
+        If the backend cannot run here.
+    CheckpointError
+        As `xpconv.load_model`.
+    """
+    if settings.init is None:
+        return None
+    return load_model(settings.init, device_of_worker(settings.backend, communicator or Communicator()))
+
+
+def load_data(settings: Settings, max_memory: int | None = None, initial: Sequential | None = None) -> Dataset:
+    """Return the data set that the settings name.
+
+    Images of a folder get the `image_size` of the settings, else that of the `initial` model.
+
+    Parameters
+    ----------
+    settings : Settings
+    max_memory : int, optional
+        As for `load_folder`.
+    initial : Sequential, optional
+        As `load_initial_model` returned it.
 
     Raises
     ------
     ArgumentError
-        If there is none of that name, or `image_size` is set for a data set that is not a folder.
+        If there is none of that name, or `max_memory` is given for a data set that is not a folder.
     DatasetError
         If its files cannot be found or read.
     """
     size = settings.image_size
-    if size is None and settings.init is not None and settings.data not in DATASETS:
-        size = load_model(settings.init, "numpy").input_shape[-1]
-    options: dict[str, Any] = {"resize": settings.resize, "strict": settings.strict, "max_memory": max_memory}
-    if size is None:
-        return load_dataset(settings.data, **options)
-    if settings.data in DATASETS:
-        raise ArgumentError(
-            f"image_size is {size}, but the images of {settings.data} have a size of "
-            "their own: use it with a folder of images, or leave it out"
-        )
-    return load_dataset(settings.data, (3, size, size), **options)
+    if size is None and initial is not None:
+        size = initial.input_shape[-1]
+    options: dict[str, Any] = {"resize": settings.resize, "strict": settings.strict}
+    options["max_memory"] = memory_for_images(settings.data, max_memory)
+    return load_dataset(settings.data, None if size is None else (3, size, size), **options)
 
 
 def build_solver(
@@ -67,8 +83,12 @@ def build_solver(
     print_every: int = 100,
     preflight: bool = False,
     communicator: Communicator | None = None,
+    initial: Sequential | None = None,
 ) -> Solver:
     """Return the Solver that the settings describe, with its model on this worker's device.
+
+    If the settings name a model to start from, `initial` is that model, as `load_initial_model` returned it; the
+    Solver trains it.
 
     Raises
     ------
@@ -93,7 +113,10 @@ def build_solver(
     X, y = _first(dataset.X_train, count), dataset.y_train[:count]
     rng = np.random.default_rng(settings.seed)
     backend, communicator = backend_of_worker(settings.backend, communicator or Communicator())
-    model = _build_model(replace(settings, backend=backend), dataset, X, rng)
+    if initial is None:
+        model = _new_model(replace(settings, backend=backend), dataset, X, rng)
+    else:
+        model = _adapted_model(initial, settings, dataset, X, rng)
     model.loss_options = _loss_options(settings, y, dataset.class_names)
     model.precision = settings.precision
     return Solver(
@@ -124,13 +147,6 @@ def build_solver(
 
 def _optim_config(settings: Settings) -> dict[str, float]:
     """Return the options of the update rule that the settings give; the others have the rule's defaults."""
-    known = default_options(settings.optimizer)
-    if settings.momentum is not None and "momentum" not in known:
-        rules = ", ".join(name for name in UPDATE_RULES if "momentum" in default_options(name))
-        raise ArgumentError(
-            f"momentum is {settings.momentum}, but {settings.optimizer} has no such option: leave it out, or take one "
-            f"of {rules}"
-        )
     options = {name: getattr(settings, name) for name in ("learning_rate", "momentum", "weight_decay")}
     return {name: value for name, value in options.items() if value is not None}
 
@@ -165,10 +181,8 @@ def _schedule(settings: Settings, iterations_per_epoch: int) -> Schedule:
     return warmup(round(settings.warmup * iterations_per_epoch), schedule)
 
 
-def _build_model(settings: Settings, dataset: Dataset, X: np.ndarray, rng: np.random.Generator) -> Sequential:
-    """Return the untrained model, which normalises each channel by the mean and standard deviation of `X`."""
-    if settings.init is not None:
-        return _trained_model(settings, dataset, X, rng)
+def _new_model(settings: Settings, dataset: Dataset, X: np.ndarray, rng: np.random.Generator) -> Sequential:
+    """Return an untrained model, which normalises each channel by the mean and standard deviation of `X`."""
     mean, std = (values[:, None, None] for values in channel_statistics(X))
     return build_net(
         settings.model,
@@ -184,9 +198,10 @@ def _build_model(settings: Settings, dataset: Dataset, X: np.ndarray, rng: np.ra
     )
 
 
-def _trained_model(settings: Settings, dataset: Dataset, X: Any, rng: np.random.Generator) -> Sequential:
-    """Return the model that `init` names, with a new last layer if the classes are others, and with frozen layers."""
-    model = load_model(settings.init or "", settings.backend)
+def _adapted_model(
+    model: Sequential, settings: Settings, dataset: Dataset, X: Any, rng: np.random.Generator
+) -> Sequential:
+    """Return a trained model, with a new last layer if the classes are others, and with frozen layers."""
     if model.input_shape != tuple(dataset.input_shape):
         raise ArgumentError(
             f"init is {settings.init}, a model for images of shape {model.input_shape}, but those of {dataset.name} "
@@ -204,11 +219,6 @@ def _trained_model(settings: Settings, dataset: Dataset, X: Any, rng: np.random.
     if settings.freeze is not None:
         model.freeze(settings.freeze)
     return model
-
-
-def build_untrained_model(settings: Settings, dataset: Dataset) -> Sequential:
-    """Return a model with the weights that the run started from: the same seed draws the same weights."""
-    return _build_model(settings, dataset, dataset.X_train[:1], np.random.default_rng(settings.seed))
 
 
 def train_with_checkpoints(

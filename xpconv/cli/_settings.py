@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from math import ceil
 from typing import Any
@@ -197,7 +197,7 @@ class Settings:
     Raises
     ------
     ArgumentError
-        If a setting is not among its CHOICES or below its minimum.
+        If a setting is not among its CHOICES or below its minimum, or one that may be None is set but has no effect.
     ArgumentTypeError
         If a setting has the wrong type.
 
@@ -252,17 +252,62 @@ class Settings:
         for name, value in asdict(self).items():
             if value is not None or name not in OPTIONAL:
                 _check_setting(name, value)
-        if self.freeze is not None and self.init is None:
-            raise ArgumentError(f"freeze is {printable(self.freeze)!r}, but there is no trained model: set init, too")
+        self.refuse_unused(name for name in OPTIONAL if getattr(self, name) is not None)
+
+    def unused(self) -> dict[str, str]:
+        """Return the settings that have no effect in this run, each with the reason and what to do."""
+        return {name: reason.format(self) for name, (used, reason) in CONDITIONS.items() if not used(self)}
+
+    def refuse_unused(self, names: Iterable[str]) -> None:
+        """Raise ArgumentError if a setting among `names` has no effect in this run."""
+        unused = self.unused()
+        for name in names:
+            if name in unused:
+                raise ArgumentError(
+                    f"{name} is {printable(getattr(self, name), 60)}, which has no effect {unused[name]}"
+                )
 
     def command(self) -> str:
         """Return the command that repeats the run."""
+        unused = self.unused()
         words = (
             f"--{name.replace('_', '-')}" + ("" if value is True else f" {shlex.quote(str(value))}")
             for name, value in asdict(self).items()
-            if value is not None and value is not False and not (name == "model" and self.init)
+            if value is not None and value is not False and name not in unused
         )
         return " ".join(["xpconv train", *words])
+
+
+_IN_STEPS = (
+    lambda settings: settings.schedule == "step",
+    "if schedule is {0.schedule}: leave it out, or set schedule to step",
+)
+_ON_FOLDERS = (
+    lambda settings: settings.data not in DATASETS,
+    "on {0.data}: leave it out, or train on a folder of images",
+)
+_OWN_NET = (lambda settings: settings.init is None, "beside init, whose net is trained: leave out one of them")
+_MOMENTUM_RULES = ", ".join(name for name in UPDATE_RULES if "momentum" in default_options(name))
+
+CONDITIONS: dict[str, tuple[Callable[[Settings], bool], str]] = {
+    **dict.fromkeys(("model", "layers", "norm", "width", "dropout"), _OWN_NET),
+    "freeze": (lambda settings: settings.init is not None, "without a trained model: leave it out, or set init"),
+    "norm_sync": (
+        lambda settings: settings.microbatches > 1 and _may_have_batch_norm(settings),
+        "without batch norm over 2 or more micro-batches: leave it out, or set microbatches for a net with batch norm",
+    ),
+    **dict.fromkeys(("lr_decay", "decay_every"), _IN_STEPS),
+    "momentum": (
+        lambda settings: "momentum" in default_options(settings.optimizer),
+        f"with the optimizer {{0.optimizer}}: leave it out, or take one of {_MOMENTUM_RULES}",
+    ),
+    **dict.fromkeys(("image_size", "strict"), _ON_FOLDERS),
+}
+"""For each setting that has no effect in some runs: whether it has one, and otherwise the reason and what to do."""
+
+
+def _may_have_batch_norm(settings: Settings) -> bool:
+    return settings.init is not None or (settings.model != "three-layer" and settings.norm in (None, "batch"))
 
 
 def _check_setting(name: str, value: Any) -> None:
@@ -343,6 +388,11 @@ def settings_for(data: str, num_images: int | None = None, **options: Any) -> Se
     **options
         Settings, or None for the default.
 
+    Raises
+    ------
+    ArgumentError, ArgumentTypeError
+        As for Settings, or if one of the options has no effect beside the others.
+
     Examples
     --------
     >>> settings = settings_for("digits", epochs=2, batch_size=None)
@@ -365,7 +415,9 @@ def settings_for(data: str, num_images: int | None = None, **options: Any) -> Se
         defaults = _for_few_images(defaults, given, num_images)
     parts = max(given.get("microbatches", 1), 1)
     defaults = {**defaults, "batch_size": -(-defaults["batch_size"] // parts) * parts}
-    return Settings(data=data, **{**defaults, **given})
+    settings = Settings(data=data, **{**defaults, **given})
+    settings.refuse_unused(given)
+    return settings
 
 
 def _for_few_images(defaults: dict[str, Any], given: dict[str, Any], num_images: int) -> dict[str, Any]:

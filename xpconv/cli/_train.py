@@ -23,15 +23,15 @@ from xpconv.cli._options import (
     number_option,
     setting_option,
 )
-from xpconv.cli._results import require_matplotlib, save_results
-from xpconv.cli._run import build_solver, build_untrained_model, load_data, remove_checkpoints, train_with_checkpoints
+from xpconv.cli._results import first_filters, require_matplotlib, save_results
+from xpconv.cli._run import build_solver, load_data, load_initial_model, remove_checkpoints, train_with_checkpoints
 from xpconv.cli._run_folder import is_finished, read_settings, remove_leftovers, run_folder, run_of
 from xpconv.cli._settings import Settings, settings_for
 from xpconv.cli._tables import echo, print_net
 from xpconv.cli._workers import join_workers
 from xpconv.data import DATASETS, Dataset
-from xpconv.data.folder import MAX_MEMORY
 from xpconv.errors import printable
+from xpconv.nn import Sequential
 from xpconv.parallel import Communicator
 from xpconv.training._progress import outlive_output
 from xpconv.training.solver import Solver
@@ -95,19 +95,26 @@ def train(
         ),
     ] = None,
     norm_sync: Annotated[
-        str,
+        str | None,
         choice_option(
-            "norm_sync", "With --microbatches: batch norm over the whole minibatch, or over each micro-batch (ghost)."
+            "norm_sync",
+            "With --microbatches: batch norm over the whole minibatch, or over each micro-batch (ghost).",
+            Settings.norm_sync,
         ),
-    ] = Settings.norm_sync,
+    ] = None,
     learning_rate: Annotated[float | None, setting_option("learning_rate", "Step size of the optimizer.")] = None,
     lr_decay: Annotated[
         float | None,
         setting_option("lr_decay", "If --schedule is step: factor of the learning rate every --decay-every epochs."),
     ] = None,
     decay_every: Annotated[
-        int, setting_option("decay_every", "If --schedule is step: epochs between changes of the learning rate.")
-    ] = Settings.decay_every,
+        int | None,
+        setting_option(
+            "decay_every",
+            "If --schedule is step: epochs between changes of the learning rate.",
+            str(Settings.decay_every),
+        ),
+    ] = None,
     schedule: Annotated[
         str | None,
         choice_option(
@@ -215,7 +222,7 @@ def train(
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at a file of a folder that is not a readable image.")
     ] = Settings.strict,
-    max_memory: Annotated[int, max_memory_option()] = MAX_MEMORY,
+    max_memory: Annotated[int | None, max_memory_option()] = None,
     print_every: Annotated[int, number_option("Iterations between two printed losses.", 1)] = 100,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder for the results.", show_default="runs/<date>_<time>")
@@ -244,9 +251,7 @@ def train(
     """
     require_matplotlib()
     given = _options_given(ctx)
-    if resume is None:
-        _refuse_a_net_beside_init(given)
-    else:
+    if resume is not None:
         _refuse_settings_beside_resume(given)
     options: dict[str, Any] = {
         "model": model,
@@ -279,7 +284,7 @@ def train(
         "augment": augment,
         "image_size": image_size,
         "resize": resize,
-        "strict": strict,
+        "strict": strict or None,
         "schedule": schedule,
         "decay_every": decay_every,
         "warmup": warmup,
@@ -291,7 +296,7 @@ def train(
     }
     with join_workers() as communicator, warnings_in_one_line(shown=communicator.rank == 0):
         if resume is None:
-            settings, dataset = _new_run(data, options, max_memory, communicator)
+            settings, dataset, initial = _new_run(data, options, max_memory, communicator)
         else:
             resume = run_of(resume)
             settings = communicator.broadcast(
@@ -301,10 +306,16 @@ def train(
             )
             if settings is None:
                 return
-            dataset = load_data(settings, max_memory)
+            initial = load_initial_model(settings, communicator)
+            dataset = load_data(settings, max_memory, initial)
         with outlive_output():
             solver = build_solver(
-                settings, dataset, print_every=print_every, preflight=preflight, communicator=communicator
+                settings,
+                dataset,
+                print_every=print_every,
+                preflight=preflight,
+                communicator=communicator,
+                initial=initial,
             )
             _train_and_report(resume or out, settings, solver, dataset, resume=resume is not None)
     if solver.interrupted:
@@ -312,18 +323,20 @@ def train(
 
 
 def _new_run(
-    data: str, options: dict[str, Any], max_memory: int, communicator: Communicator
-) -> tuple[Settings, Dataset]:
-    """Return the settings and the data of a new run."""
+    data: str, options: dict[str, Any], max_memory: int | None, communicator: Communicator
+) -> tuple[Settings, Dataset, Sequential | None]:
+    """Return the settings of a new run, its data, and the model that it starts from, if it is a trained one."""
     if options["microbatches"] is None and communicator.size > 1:
         options = {**options, "microbatches": communicator.size}
         echo(
             f"{communicator.size} workers, one micro-batch each: to resume this run on more workers, start it with "
             f"more micro-batches, as in --microbatches {2 * communicator.size}"
         )
-    dataset = load_data(settings_for(data, **options), max_memory)
+    settings = settings_for(data, **options)
+    initial = load_initial_model(settings, communicator)
+    dataset = load_data(settings, max_memory, initial)
     count, given = len(dataset.y_train), options["num_train"]
-    return settings_for(data, count if given is None else min(given, count), **options), dataset
+    return settings_for(data, count if given is None else min(given, count), **options), dataset, initial
 
 
 def _settings_to_resume(resume: Path, checkpoint_every: int | None, data: str | None) -> Settings | None:
@@ -380,14 +393,6 @@ def _refuse_settings_beside_resume(given: list[str]) -> None:
         raise typer.BadParameter(f"--resume takes the settings of its run: leave out {', '.join(others)}.")
 
 
-def _refuse_a_net_beside_init(given: list[str]) -> None:
-    others = [f"--{name}" for name in ("model", "layers", "norm", "width", "dropout") if name in given]
-    if "init" in given and others:
-        raise typer.BadParameter(f"--init has a net of its own: leave out {', '.join(others)}.")
-    if "freeze" in given and "init" not in given:
-        raise typer.BadParameter("--freeze keeps layers of a trained model: pass that model with --init.")
-
-
 def _with_moved_images(settings: Settings, data: str) -> Settings:
     """Return the settings of a run whose folder of images has moved to `data`."""
     if {settings.data, data} & {*DATASETS}:
@@ -400,9 +405,9 @@ def _with_moved_images(settings: Settings, data: str) -> Settings:
 
 def _train_and_save(out: Path | None, settings: Settings, solver: Solver, dataset: Dataset, *, resume: bool) -> Path:
     with run_folder(out, resume=resume) as folder:
+        untrained_filters = first_filters(solver.model)
         train_with_checkpoints(folder, settings, solver, dataset, resume=resume)
-        untrained = build_untrained_model(settings, dataset)
-        for path in save_results(folder, settings, solver, dataset, untrained):
+        for path in save_results(folder, settings, solver, dataset, untrained_filters):
             echo(f"wrote {path}")
         if settings.checkpoint_every is None and not solver.interrupted:
             remove_checkpoints(folder)

@@ -8,7 +8,7 @@ from xpconv.backend import get_backend
 from xpconv.parallel import Communicator, Nccl, find_communicator
 from xpconv.parallel._nccl import nccl_available
 
-__all__ = ["backend_of_worker", "join_workers"]
+__all__ = ["backend_of_worker", "device_of_worker", "join_workers"]
 
 
 @contextmanager
@@ -42,20 +42,30 @@ def _share_cpus(workers: int) -> None:
         os.environ.setdefault("XPCONV_NUM_THREADS", str(max(cpus // workers, 1)))
 
 
+def device_of_worker(spec: str, communicator: Communicator) -> str:
+    """Return the backend on this worker's device: worker r of a machine uses CUDA device r, or shares one."""
+    if communicator.size == 1 or not spec.startswith("cupy"):
+        return spec
+    return f"cupy:{communicator.local_rank % _count_devices()}"
+
+
 def backend_of_worker(spec: str, communicator: Communicator) -> tuple[str, Communicator]:
     """Return the backend on this worker's device, and the fastest communicator for it.
 
-    Worker r of a machine uses CUDA device r of that machine. If there are fewer devices than workers, workers share
-    them and arrays pass through host memory. Otherwise NCCL moves arrays, if CuPy has it.
+    If there are fewer devices than workers, arrays pass through host memory. Otherwise NCCL moves arrays, if CuPy has
+    it.
     """
     if communicator.size == 1 or not spec.startswith("cupy"):
         return spec, communicator
-    import cupy
-
-    devices = int(cupy.cuda.runtime.getDeviceCount())
-    spec = f"cupy:{communicator.local_rank % devices}"
-    own_device = all(communicator.gather_objects(communicator.local_size <= devices))
+    spec = device_of_worker(spec, communicator)
+    own_device = all(communicator.gather_objects(communicator.local_size <= _count_devices()))
     if not (own_device and all(communicator.gather_objects(nccl_available()))):
         return spec, communicator
     with get_backend(spec).current():
         return spec, Nccl(communicator)
+
+
+def _count_devices() -> int:
+    import cupy
+
+    return int(cupy.cuda.runtime.getDeviceCount())
