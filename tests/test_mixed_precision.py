@@ -205,6 +205,22 @@ def test_captured_and_resumed_steps_have_the_same_bits(backend, monkeypatch, tmp
     assert_same_results(results_of(resumed), results[0])
 
 
+@pytest.mark.parametrize("spec", ["numpy", pytest.param("cupy", marks=gpu)])
+def test_a_precision_that_changes_after_the_solver_was_made_is_refused(spec, monkeypatch):
+    backend = find_backend(spec)
+    solver = make_solver(backend, "full", num_epochs=1)
+    monkeypatch.setattr(solver.model, "_precision", "mixed")  # NumPy has no mixed precision
+    with pytest.raises(
+        ArgumentError, match=r"model.precision is 'mixed', but was 'full' when .*: make a new Solver for"
+    ):
+        solver.train()
+    assert (solver.iteration, solver.resumable) == (0, True)
+    monkeypatch.undo()
+    with pytest.raises(ArgumentError, match=r"model.precision is 'mixed', but was 'full' when the Solver was made"):
+        solver.train(lambda solver: setattr(solver.model, "_precision", "mixed"))
+    assert solver.iteration == 1
+
+
 @gpu
 def test_a_checkpoint_of_another_precision_is_refused(backend, tmp_path):
     make_solver(backend, num_epochs=1).train(saving_at(3, tmp_path / "checkpoint"))

@@ -3,6 +3,7 @@
 from typing import Any
 
 from xpconv.backend import Array, array_namespace
+from xpconv.errors import ArgumentError
 
 __all__ = ["LossScale"]
 
@@ -28,12 +29,22 @@ class LossScale:
 
     def __init__(self, model: Any) -> None:
         self.arrays: dict[str, Array] = {}
-        if getattr(model, "precision", "full") == "mixed":
+        self._precision = _precision(model)
+        if self._precision == "mixed":
             values = {"scale": START, "good_steps": 0.0}
             self.arrays = {name: model.backend.asarray(value, "float32") for name, value in values.items()}
 
+    def check(self, model: Any) -> None:
+        """Raise ArgumentError if the precision of the model has changed since the Solver was made."""
+        if _precision(model) != self._precision:
+            raise ArgumentError(
+                f"model.precision is {_precision(model)!r}, but was {self._precision!r} when the Solver was made: make "
+                "a new Solver for the new precision"
+            )
+
     def apply(self, model: Any) -> None:
         """Let the model scale the loss of the next step."""
+        self.check(model)
         if self.arrays:
             model.loss_scale = self.arrays["scale"]
 
@@ -52,3 +63,7 @@ class LossScale:
         steps[...] = xp.where(finite & ~grows, steps + 1, xp.zeros_like(steps))
         scale[...] = xp.where(grows, 2 * scale, xp.where(overflow, scale / 2, scale))
         return finite
+
+
+def _precision(model: Any) -> str:
+    return str(getattr(model, "precision", "full"))

@@ -349,6 +349,8 @@ class Solver:
 
         Raises
         ------
+        ArgumentError
+            If the precision of the model has changed since the Solver was made.
         NonFiniteLossError
             If the loss or a gradient became NaN or infinite; the text names the first iteration where it did.
         PreflightError
@@ -472,6 +474,7 @@ class Solver:
 
     def _begin(self) -> None:
         """Continue an unfinished training with its latest parameters, or start a new round from the best ones."""
+        self._loss_scale.check(self.model)
         if isinstance(self.update_rule, str):
             for name, w in self.model.params.items():
                 check_writeable(f"model.params[{name!r}]", w)
