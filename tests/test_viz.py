@@ -234,6 +234,28 @@ def test_the_legend_of_a_deep_net_names_at_most_eight_layers(tmp_path, figures):
     assert len(axes.lines) == 21
 
 
+@pytest.mark.parametrize("layers", [0, 2, 21])
+def test_no_panel_is_cut_off_or_covers_another(tmp_path, figures, layers):
+    names = [f"residual{i}.conv" for i in range(layers)]
+    health = {f"update_ratio_{name}": [1e-3, 2e-3] for name in names} | {f"dead_relu_{name}": [0, 1] for name in names}
+    history = {
+        "train_acc_history": [0.1, 1.0],
+        "val_acc_history": [0.1, 1.0],
+        "learning_rate_history": [1e-6, 1e-9],
+        "health_history": health,
+    }
+    save_curves(history | {"loss_history": [12345.678, 0.1]}, tmp_path / "curves.png")
+    (figure,) = figures
+    boxes = [axes.get_tightbbox(figure.canvas.get_renderer()) for axes in figure.axes]
+    assert len(boxes) == (5 if layers else 3)
+    for i, box in enumerate(boxes):
+        assert box.x0 >= 0
+        assert box.y0 >= 0
+        assert box.x1 <= figure.bbox.x1
+        assert box.y1 <= figure.bbox.y1
+        assert not any(box.overlaps(other) for other in boxes[:i])
+
+
 def test_updates_that_vanish_do_not_flatten_the_others(tmp_path, figures):
     ratios = [1e-2, 1e-3, 1e-12, 0.0]  # as with a cosine, whose last learning rate is 0
     save_curves(

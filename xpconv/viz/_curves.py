@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from xpconv.errors import ArgumentError
-from xpconv.viz._figure import as_host_array, new_figure, write_figure
+from xpconv.viz._figure import as_host_array, new_figure, set_title, write_figure
 
 __all__ = ["moving_average", "save_comparison", "save_curves"]
 
@@ -60,13 +60,22 @@ def save_curves(history: Mapping[str, Any], path: str | os.PathLike[str]) -> Non
     if health:
         titles = list(health)
         rows[titles[0], titles[-1]] = 1.5  # one title twice is one wide panel
-    figure = new_figure((10, 8 if health else 5))
-    panels = figure.subplot_mosaic([list(row) for row in rows], height_ratios=list(rows.values()))
+    height = 8 if health else 5
+    figure = new_figure((10, height))
+    panels = figure.subplot_mosaic(
+        [list(row) for row in rows],
+        height_ratios=list(rows.values()),
+        gridspec_kw={
+            **{"left": 0.08, "right": 0.98, "wspace": 0.2, "hspace": 0.6 if health else 0.7},
+            **{"top": 1 - 0.35 / height, "bottom": (1.35 if health else 0.55) / height},
+        },
+    )
     val_losses = as_host_array(history.get("val_loss_history", ()))
     _draw_losses(panels["loss"], losses, val_losses, history.get("iterations_per_epoch"))
     _draw_accuracies(panels["accuracy"], train, BLUE, "o", "training")
     _draw_accuracies(panels["accuracy"], val, ORANGE, "s", "validation")
-    panels["accuracy"].set(title="Accuracy", xlabel="epoch", ylabel="accuracy")
+    set_title(panels["accuracy"], "Accuracy")
+    panels["accuracy"].set(xlabel="epoch", ylabel="accuracy")
     if len(rates):
         _draw_learning_rates(panels["rate"], rates)
     for title, lines in health.items():
@@ -104,7 +113,7 @@ def save_comparison(histories: Mapping[str, Mapping[str, Any]], path: str | os.P
     """
     if not histories:
         raise ArgumentError("histories is empty; expected one run or more")
-    figure = new_figure((13, 5))
+    figure = new_figure((13, 5), "constrained")
     loss_axes, train_axes, val_axes = figure.subplots(1, 3)
     train_axes.sharey(val_axes)
     for i, (name, history) in enumerate(histories.items()):
@@ -150,7 +159,8 @@ def _draw_losses(axes: Any, losses: np.ndarray, val_losses: np.ndarray, iteratio
         checked = np.maximum(per_epoch * np.arange(len(val_losses)), 1)  # that of epoch 0 comes after an iteration
         marker = "s" if len(val_losses) <= 30 else ""
         axes.plot(checked, val_losses, color=ORANGE, marker=marker, markersize=4, label="validation")
-    axes.set(title="Loss", xlabel="iteration", ylabel="loss")
+    set_title(axes, "Loss")
+    axes.set(xlabel="iteration", ylabel="loss")
     shown = np.concatenate([averages, val_losses[1:]])
     finite = shown[np.isfinite(shown)]
     if finite.size and finite.max() > 0:
@@ -159,7 +169,8 @@ def _draw_losses(axes: Any, losses: np.ndarray, val_losses: np.ndarray, iteratio
 
 def _draw_learning_rates(axes: Any, rates: np.ndarray) -> None:
     axes.plot(np.arange(1, len(rates) + 1), rates, color=BLUE)
-    axes.set(title="Learning rate", xlabel="iteration")
+    set_title(axes, "Learning rate")
+    axes.set_xlabel("iteration")
     axes.margins(y=0.15)
     axes.set_ylim(bottom=0)
     axes.ticklabel_format(axis="y", scilimits=(-3, 3))
@@ -203,13 +214,23 @@ def _draw_health(axes: Any, title: str, lines: Mapping[str, np.ndarray]) -> None
         shown = np.maximum(values, LEAST_RATIO) if are_ratios else values
         label = name if name in labelled else None
         _draw_accuracies(axes, shown, COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)], label, line_style)
-    axes.set(title=title, xlabel="epoch", ylim=(-0.02, 1.02))
+    set_title(axes, title)
+    axes.set(xlabel="epoch", ylim=(-0.02, 1.02))
     if are_ratios:
         finite = np.concatenate([values[np.isfinite(values)] for values in lines.values()])
         low, high = (max(finite.min(), LEAST_RATIO), finite.max()) if finite.size else (1e-3, 1e-3)
-        axes.set(yscale="log", ylim=(min(low, 1e-3) / 2, max(high, 1e-3) * 2))
+        axes.set_yscale("log", subs=())  # without minor ticks, which take longer to draw than the lines
+        axes.set(ylim=(min(low, 1e-3) / 2, max(high, 1e-3) * 2))
         axes.axhline(1e-3, color="grey", linestyle=":", linewidth=1, label="0.001, a usual ratio")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25), fontsize="small", ncols=4)
+    axes.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.35),
+        fontsize=7.5,
+        ncols=3,
+        handlelength=1.2,
+        handletextpad=0.5,
+        columnspacing=0.8,
+    )
 
 
 def moving_average(values: np.ndarray) -> tuple[np.ndarray, int]:

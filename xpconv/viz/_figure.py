@@ -13,7 +13,7 @@ from xpconv.backend import to_host
 from xpconv.errors import XpconvError, import_failure
 from xpconv.io._atomic import atomic_path
 
-__all__ = ["as_host_array", "import_figure", "new_figure", "write_figure"]
+__all__ = ["as_host_array", "import_figure", "new_figure", "set_title", "write_figure"]
 
 
 def as_host_array(values: Any) -> np.ndarray:
@@ -57,12 +57,20 @@ def _without_broken_backend() -> Iterator[None]:
             os.environ["MPLBACKEND"] = configured
 
 
-def new_figure(size: tuple[float, float]) -> Any:
-    """Return a figure of this width and height in inches; pyplot would keep it alive and choose a window system."""
+def new_figure(size: tuple[float, float], layout: str | None = None) -> Any:
+    """Return a figure of this width and height in inches; pyplot would keep it alive and choose a window system.
+
+    A layout of "constrained" finds margins in which all text fits, but takes as long as drawing the figure twice more.
+    """
     figure_class, canvas_class = import_figure()
-    figure = figure_class(figsize=size, layout="constrained")
+    figure = figure_class(figsize=size, layout=layout)
     canvas_class(figure)
     return figure
+
+
+def set_title(axes: Any, text: str, **options: Any) -> None:
+    """Set the title at a fixed height; Matplotlib would measure every tick label to find a free one."""
+    axes.set_title(text, y=1.0, **options)
 
 
 def write_figure(figure: Any, path: str | os.PathLike[str]) -> None:

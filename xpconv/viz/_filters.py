@@ -8,7 +8,7 @@ import numpy as np
 from xpconv._validation import check_count
 from xpconv.backend import Array, to_host
 from xpconv.errors import ArgumentError
-from xpconv.viz._figure import new_figure, write_figure
+from xpconv.viz._figure import new_figure, set_title, write_figure
 
 __all__ = ["save_filters", "visualize_grid"]
 
@@ -111,9 +111,12 @@ def save_filters(
     panels = _sorted_by_norm(tiles) if before is None else _before_after_and_change(_tiles(before), tiles)
     figure = new_figure((5 * len(panels), 5.3))
     figure.suptitle(f"{title}: {F} of {C}×{KH}×{KW}, sorted by {'norm' if before is None else 'change'}")
-    for axes, (name, colors) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    margins = {"left": 0.01, "right": 0.99, "bottom": 0.01, "top": 0.87, "wspace": 0.03}
+    grid = figure.subplots(1, len(panels), squeeze=False, gridspec_kw=margins)[0]
+    for axes, (name, colors) in zip(grid, panels.items(), strict=True):
         axes.imshow(_with_thin_gaps(colors), interpolation="nearest")
-        axes.set(title=name, facecolor="steelblue", xticks=[], yticks=[])
+        set_title(axes, name)
+        axes.set(facecolor="steelblue", xticks=[], yticks=[])
     write_figure(figure, path)
 
 

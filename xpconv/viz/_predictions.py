@@ -10,7 +10,7 @@ from xpconv._validation import check_count
 from xpconv.backend import Array, to_host
 from xpconv.data.rows import Rows
 from xpconv.errors import ArgumentError
-from xpconv.viz._figure import as_host_array, new_figure, write_figure
+from xpconv.viz._figure import as_host_array, new_figure, set_title, write_figure
 
 __all__ = ["save_confusion_matrix", "save_mistakes"]
 
@@ -54,7 +54,7 @@ def save_confusion_matrix(y: Array, predicted: Array, class_names: Sequence[str]
     counts = np.bincount(y * num_classes + predicted, minlength=num_classes**2).reshape(num_classes, num_classes)
     fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(max(0.5 * num_classes, 4.5), 16)
-    figure = new_figure((side + 1.3, side))
+    figure = new_figure((side + 1.3, side), "constrained")
     axes = figure.subplots()
     image = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label="fraction of the true class", shrink=0.8)
@@ -62,7 +62,8 @@ def save_confusion_matrix(y: Array, predicted: Array, class_names: Sequence[str]
     names = [_short_name(class_names[i]) for i in ticks]
     axes.set_xticks(ticks, names, **({"rotation": 45, "ha": "right"} if max(map(len, names)) > 2 else {}))
     axes.set_yticks(ticks, names)
-    axes.set(xlabel="predicted class", ylabel="true class", title=f"{int(np.trace(counts))} of {len(y)} images correct")
+    set_title(axes, f"{int(np.trace(counts))} of {len(y)} images correct")
+    axes.set(xlabel="predicted class", ylabel="true class")
     if num_classes <= MAX_COUNTED_CLASSES:
         _draw_counts(axes, counts, fractions)
     write_figure(figure, path)
@@ -137,25 +138,45 @@ def save_mistakes(
     chosen = np.argsort(probs[np.arange(len(y)), y], kind="stable")[: check_count("count", count)]
     num_columns = min(len(chosen), MAX_COLUMNS)
     num_rows = -(-len(chosen) // num_columns)
-    figure = new_figure((2 * num_columns, 2.35 * num_rows + 0.6))
+    width, height = 2 * num_columns, 2.35 * num_rows + 0.6
+    figure = new_figure((width, height))
     figure.suptitle(
         f"Least likely true classes: true → predicted (probability)\n"
         f"{np.sum(predicted != y)} of {len(y)} images wrong, in bold",
         fontsize=11,
+        y=1 - 0.1 / height,
     )
-    grid = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
-    for axes in grid:
-        axes.axis("off")
-    for axes, i in zip(grid, chosen, strict=False):
-        image = np.clip(X[i].transpose(1, 2, 0), 0, 255).astype(np.uint8)
-        axes.imshow(image if X.shape[1] == 3 else image[:, :, 0], cmap="gray", vmin=0, vmax=255)
+    axes = figure.add_axes((0, 0, 1, 1))  # one for all images, in inches: axes for each would take seconds
+    for place, i in enumerate(chosen):
+        row, column = divmod(place, num_columns)
+        centre, bottom = 2 * column + 1, height - 0.6 - 2.35 * (row + 1)
+        _draw_image(axes, X[i], centre, bottom + 0.9)
         true_name, predicted_name = _short_name(class_names[y[i]]), _short_name(class_names[predicted[i]])
-        axes.set_title(
+        axes.text(
+            centre,
+            bottom + 1.8,
             f"{true_name}\n→ {predicted_name} ({probs[i, predicted[i]]:.2f})",
+            ha="center",
             fontsize=10,
             fontweight="bold" if predicted[i] != y[i] else "normal",
         )
+    axes.set(xlim=(0, width), ylim=(0, height))
+    axes.axis("off")
     write_figure(figure, path)
+
+
+def _draw_image(axes: Any, image: np.ndarray, x: float, y: float) -> None:
+    """Draw an image (C, H, W) around a point; its longer side is 1.7 wide."""
+    pixels = np.clip(image.transpose(1, 2, 0), 0, 255).astype(np.uint8)
+    height, width = 0.85 * np.array(pixels.shape[:2]) / max(pixels.shape[:2])
+    axes.imshow(
+        pixels if pixels.shape[2] == 3 else pixels[:, :, 0],
+        cmap="gray",
+        vmin=0,
+        vmax=255,
+        extent=(x - width, x + width, y - height, y + height),
+        aspect="auto",
+    )
 
 
 def _short_name(name: str) -> str:
