@@ -7,11 +7,11 @@ a step replaces an array, such as a running mean, the result is copied into the 
 
 import importlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from operator import is_, setitem
-from typing import Any
+from typing import Any, NamedTuple
 
 import array_api_compat
 
@@ -23,12 +23,15 @@ from xpconv.nn._chain import nodes
 from xpconv.random import draw_seed
 
 __all__ = [
+    "Captured",
     "CapturedSteps",
     "capture_obstacle",
     "captured_steps",
-    "environment",
+    "dependencies_of",
     "keeping_arrays",
     "model_obstacle",
+    "rehearse_and_capture",
+    "same_objects",
     "shallow_copy",
     "write_back",
 ]
@@ -132,7 +135,7 @@ class CapturedSteps:
         self._memory = self._graphs.GraphMemory()
         capacity = 256 + 16 * len(solver.model.params) + 4 * len(solver.model.layers)
         self._numbers = self._graphs.Numbers(solver.batch_size, capacity)
-        self._steps: list[_Step] = []
+        self._steps: list[Captured] = []
         self._ordinary_steps = 0  # since the last change of what captured steps depend on
         self._frozen: list[Any] = []
         self._minibatch: tuple[Array, Array] | None = None  # for data on the host: what captured steps read
@@ -160,9 +163,7 @@ class CapturedSteps:
             return None
         if self._used == RING:
             self.collect_rows()
-        values = step.tape.evaluate()
-        self._numbers.write(self._batches.rows, step.groups, values)
-        step.graph.launch()
+        values = step.replay(self._numbers, self._batches.rows)
         for store, position in step.results:
             store(values[position])
         self._used += 1
@@ -191,7 +192,7 @@ class CapturedSteps:
     def _unchanged(self) -> bool:
         """Return whether captured steps may be used; forget those captured so far if a dependency has changed."""
         now = self._dependencies()
-        if len(now) != len(self._frozen) or not all(map(is_, now, self._frozen)):
+        if not same_objects(now, self._frozen):
             self._steps, self._frozen, self._ordinary_steps = [], now, min(self._ordinary_steps, WARM_UP - 1)
         return self._ordinary_steps >= WARM_UP
 
@@ -199,11 +200,10 @@ class CapturedSteps:
         """Return all objects that captured steps depend on: arrays, and options that a replay does not read again."""
         solver, model = self.solver, self.solver.model
         found = [solver.X_train, solver.y_train, solver.augment, solver.clip_norm, solver.on_nonfinite, model]
-        found += [solver.update_rule, solver._microbatches, tf32_enabled()]
-        found += [value for name, value in vars(model).items() if name not in CHANGED_BY_STEPS]
+        found += [solver.update_rule, solver._microbatches, *dependencies_of(model, CHANGED_BY_STEPS)]
         for store in self._stores(solver):
             found += [value for key, value in store.items() if key not in CHANGING or hasattr(value, "shape")]
-        return found + environment()
+        return found
 
     @staticmethod
     def _stores(solver: Any) -> list[dict[str, Any]]:
@@ -228,7 +228,7 @@ class CapturedSteps:
             fixed[...] = array
         return X, y
 
-    def _find_step(self) -> "_Step | None":
+    def _find_step(self) -> "Captured | None":
         """Return the captured step with the work of the next step; capture it if need be."""
         if self.failed:
             return None
@@ -238,18 +238,16 @@ class CapturedSteps:
         try:
             if len(self._steps) == MOST_GRAPHS:
                 raise NotCapturableError(f"the steps differ in more than {MOST_GRAPHS} ways")
-            self._trace(Tape(self._numbers.place), rehearse=True)  # Kernels must be loaded before a capture.
-            tape = Tape(self._numbers.place)
-            graph, results = self._memory.capture(lambda: self._trace(tape, rehearse=False))
+            step = rehearse_and_capture(self._graphs, self._memory, self._numbers, self._trace)
         except Exception as error:  # Nothing has changed: training goes on with ordinary steps.
             self.failed = True
             self._tell(f"steps are not captured: {type(error).__name__}: {error}")
             return None
-        self._steps.insert(0, _Step(tape, graph, results, self._graphs.number_groups(tape)))
-        return self._steps[0]
+        self._steps.insert(0, step)
+        return step
 
     def _trace(self, tape: Tape, *, rehearse: bool) -> list[tuple[Callable[[Any], None], int]]:
-        """Give the work of a step to the device; return the functions to call after each replay, as in `_Step.results`.
+        """Give the work of a step to the device; return the functions to call after each replay, as `write_back` does.
 
         A rehearsal works on copies of all arrays.
         """
@@ -281,14 +279,11 @@ class CapturedSteps:
     def _deferred_config(self, tape: Tape, config: Mapping[str, Any], place: Callable[[Any], Any]) -> dict[str, Any]:
         """Return the options and the memory of an update rule, in which numbers that change are deferred."""
         arrays = place({key: value for key, value in config.items() if hasattr(value, "shape")})
-        return {
-            key: arrays[key]
-            if key in arrays
-            else tape.source(partial(config.__getitem__, key), repeatable=True)
-            if key in CHANGING
-            else value
-            for key, value in config.items()
-        }
+        deferred = {**config, **arrays}
+        for key in CHANGING:
+            if key in config and key not in arrays:
+                deferred[key] = tape.source(partial(config.__getitem__, key), repeatable=True)
+        return deferred
 
     def _gather(self) -> tuple[Array, Array]:
         """Return the minibatch, whose row numbers or arrays are written to the device before each replay."""
@@ -310,27 +305,64 @@ class CapturedSteps:
         ring[...] = xp.where(numbers == tape.source(lambda: self._used), row, ring)
 
 
-class _Step:
-    """A captured step.
+class Captured(NamedTuple):
+    """Captured work.
 
     Parameters
     ----------
     tape : Tape
     graph : cupy.cuda.Graph
-    results : list of (callable, int)
-        A function to call after each replay, and the position on the tape of the number that it gets.
     groups : list
         As `Numbers.write` takes it.
+    results
+        What the function that was captured returned.
     """
 
-    def __init__(self, tape: Tape, graph: Any, results: list[tuple[Callable[[Any], None], int]], groups: Any) -> None:
-        self.tape, self.graph, self.results, self.groups = tape, graph, results, groups
+    tape: Tape
+    graph: Any
+    groups: Any
+    results: Any
+
+    def replay(self, numbers: Any, rows: Any = None) -> Any:
+        """Write the row numbers and the deferred numbers to the device, start the graph, and return the latter."""
+        values = self.tape.evaluate()
+        numbers.write(rows, self.groups, values)
+        self.graph.launch()
+        return values
+
+
+def rehearse_and_capture(graphs: Any, memory: Any, numbers: Any, trace: Callable[..., Any]) -> Captured:
+    """Capture the work of ``trace(tape, rehearse=False)``.
+
+    A rehearsal comes first, since kernels must be loaded before a capture.
+    """
+    trace(Tape(numbers.place), rehearse=True)
+    tape = Tape(numbers.place)
+    graph, results = memory.capture(lambda: trace(tape, rehearse=False))
+    return Captured(tape, graph, graphs.number_groups(tape), results)
+
+
+def dependencies_of(model: Any, changing: Collection[str]) -> list[Any]:
+    """Return the attributes of a model except the `changing` ones, and the settings that captured passes depend on."""
+    attributes = [value for name, value in vars(model).items() if name not in changing]
+    # Equal texts of environment variables are one object.
+    environment = [_settings.setdefault(text, text) for text in map(os.environ.get, SETTINGS)]
+    return [*attributes, tf32_enabled(), *environment]
+
+
+def same_objects(first: list[Any], second: list[Any]) -> bool:
+    """Return whether two lists hold the same objects."""
+    return len(first) == len(second) and all(map(is_, first, second))
 
 
 def write_back(
     real: dict[str, Any], old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> list[tuple[Callable[[Any], None], int]]:
-    """Copy arrays that a step has replaced into the old ones; for deferred numbers, return results as in `_Step`."""
+    """Copy arrays that a step has replaced into the old ones.
+
+    For a deferred number, return a function to call after each replay, and the position on the tape of the number that
+    it gets.
+    """
     if old.keys() != new.keys():
         raise NotCapturableError(f"the step adds or removes {', '.join(sorted(old.keys() ^ new.keys()))}")
     results: list[tuple[Callable[[Any], None], int]] = []
@@ -370,8 +402,3 @@ def shallow_copy(thing: Any) -> Any:
     copied = object.__new__(type(thing))
     copied.__dict__.update(thing.__dict__)
     return copied
-
-
-def environment() -> list[str | None]:
-    """Return the environment variables that captured work depends on; equal texts are one object."""
-    return [_settings.setdefault(text, text) for text in map(os.environ.get, SETTINGS)]

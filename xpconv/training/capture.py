@@ -2,19 +2,21 @@
 
 import importlib
 from contextlib import suppress
-from operator import is_
 from types import TracebackType
 from typing import Any, Self
 
 from xpconv._deferred import DeferredStream, Tape
-from xpconv.backend import Array, copy_arrays, on_its_device, tf32_enabled
+from xpconv.backend import Array, copy_arrays, on_its_device
 from xpconv.nn import Sequential
 from xpconv.random import draw_seed
 from xpconv.training._capture import (
+    Captured,
     capture_obstacle,
-    environment,
+    dependencies_of,
     keeping_arrays,
     model_obstacle,
+    rehearse_and_capture,
+    same_objects,
     shallow_copy,
     write_back,
 )
@@ -84,9 +86,8 @@ class CapturedLoss:
     def __init__(self, model: Sequential, X: Array, y: Array) -> None:
         self.model, self.backend = model, model.backend
         self.obstacle = model_obstacle(model) or capture_obstacle(model.backend)
-        self._graph: Any = None
+        self._captured: Captured | None = None
         self._memory: Any = None
-        self._results: Any = None
         if not self.obstacle:
             self._graphs: Any = importlib.import_module("xpconv.ops.cupy._graph")
             self._prepare(X, y)
@@ -100,23 +101,23 @@ class CapturedLoss:
     @on_its_device
     def __call__(self, X: Array, y: Array) -> tuple[Array, dict[str, Array]]:
         """Return the loss and the gradients of a minibatch; the model's running averages are updated."""
-        if not self._ready(X, y):
+        captured = self._find_graph(X, y)
+        if captured is None:
             with self._keeping_state():
                 loss, grads = self.model.loss(X, y)
             return loss, grads
         for fixed, given in zip(self._minibatch, (X, y), strict=True):
             fixed[...] = self.backend.asarray(given)
-        self._numbers.write(None, self._groups, self._tape.evaluate())
-        self._graph.launch()
-        loss, grads = self._results
+        captured.replay(self._numbers)
+        loss, grads = captured.results
         return loss, dict(grads)
 
     def close(self) -> None:
         """Free the graph and its memory; the next call captures again."""
-        if self._graph is not None:
+        if self._captured is not None:
             with self.backend.current(), suppress(Exception):  # after a failure of the device
                 self._graphs.wait_for_stream()
-        self._graph = self._memory = self._results = None
+        self._captured = self._memory = None
 
     def __enter__(self) -> Self:
         return self
@@ -126,13 +127,13 @@ class CapturedLoss:
     ) -> None:
         self.close()
 
-    def _ready(self, X: Array, y: Array) -> bool:
-        """Return whether the graph computes this minibatch; capture it if need be."""
+    def _find_graph(self, X: Array, y: Array) -> Captured | None:
+        """Return the graph if it can compute this minibatch; capture it if need be."""
         if self.obstacle or not self._fits(X, y):
-            return False
-        if self._graph is None or not self._unchanged():
+            return None
+        if self._captured is None or not same_objects(self._dependencies(), self._frozen):
             self._capture()
-        return self._graph is not None
+        return self._captured
 
     def _fits(self, X: Any, y: Any) -> bool:
         return all(
@@ -142,28 +143,22 @@ class CapturedLoss:
 
     def _dependencies(self) -> list[Any]:
         model = self.model
-        plain = [value for name, value in vars(model).items() if name not in ("params", "state", "seed_stream")]
-        return [*plain, *model.params.values(), *model.state.values(), tf32_enabled(), *environment()]
-
-    def _unchanged(self) -> bool:
-        now = self._dependencies()
-        return len(now) == len(self._frozen) and all(map(is_, now, self._frozen))
+        own = dependencies_of(model, ("params", "state", "seed_stream"))
+        return [*own, *model.params.values(), *model.state.values()]
 
     def _keeping_state(self) -> Any:
-        return keeping_arrays([self.model.state] if self._graph is not None else [])
+        return keeping_arrays([self.model.state] if self._captured is not None else [])
 
     def _capture(self) -> None:
         self.close()
         try:
             self._memory = self._graphs.GraphMemory()
             self._numbers = self._graphs.Numbers(0, 64 + 8 * len(self.model.layers))
-            self._trace(Tape(self._numbers.place), rehearse=True)
-            self._tape = Tape(self._numbers.place)
-            self._graph, self._results = self._memory.capture(lambda: self._trace(self._tape, rehearse=False))
+            self._captured = rehearse_and_capture(self._graphs, self._memory, self._numbers, self._trace)
         except Exception as error:  # nothing has changed
             self.obstacle = f"{type(error).__name__}: {error}"
             return
-        self._groups, self._frozen = self._graphs.number_groups(self._tape), self._dependencies()
+        self._frozen = self._dependencies()
 
     def _trace(self, tape: Tape, *, rehearse: bool) -> tuple[Array, dict[str, Array]]:
         model = shallow_copy(self.model)
