@@ -244,6 +244,6 @@ def test_the_commands_that_prove_a_gpu_exist(tmp_path):
     trainings = [command for command in commands if "benchmarks.airbench" in command]
     assert [command[3:6] for command in trainings] == [
         ("--tf32", "--min-accuracy", "0.905"),
-        ("--precision", "mixed", "--min-accuracy"),
+        ("--precision", "mixed", "--tf32"),
     ]
     assert str(tmp_path / "mixed.json") in trainings[1]

@@ -208,7 +208,7 @@ def test_average_pools_and_their_gradients_equal_the_portable_versions(monkeypat
 
 
 @every_activation
-def test_max_pool_without_overlaps_and_its_backward_pass_equal_the_portable_versions(monkeypatch, dtype):
+def test_pools_without_overlaps_and_their_gradients_equal_the_portable_versions(monkeypatch, dtype):
     for rng in cases(monkeypatch, 22, CASES // 2):
         rows, columns = any_of(rng, 1, 2, 3), any_of(rng, 1, 2, 3, 4, 8, 16)
         x = place(
@@ -219,6 +219,9 @@ def test_max_pool_without_overlaps_and_its_backward_pass_equal_the_portable_vers
         (out, places), _ = check("max_pool", [x, window], {}, dtype, tolerance=0)
         dout = place(rng, rng.standard_normal(out.shape), dtype)
         check("max_pool_backward", [dout, place(rng, np.array(places), places.dtype), x.shape, window], {}, dtype)
+        counts = tuple((k,) * n for k, n in zip(window.kernel_size, window.output_size(x.shape[2:]), strict=True))
+        check("avg_pool", [x, window, counts], {}, dtype)
+        check("avg_pool_backward", [dout, x.shape, window, counts], {}, dtype)
 
 
 @every_activation

@@ -3,8 +3,9 @@
 from math import prod
 
 import cupy
+import numpy as np
 
-from xpconv.ops.cupy._launch import Array, Shape, aligned, launch
+from xpconv.ops.cupy._launch import Array, Grid, Shape, aligned, grid_of, launch
 from xpconv.ops.cupy._windows import windows_and_grids
 from xpconv.ops.dispatch import accelerate, portable
 from xpconv.ops.windows import Pair, Window
@@ -25,14 +26,9 @@ def max_pool(x: Array, window: Window) -> tuple[Array, Array]:
 @accelerate("cupy")
 def max_pool_backward(dout: Array, argmax: Array, shape: Shape, window: Window) -> Array:
     """Let each thread add up the gradients of the windows whose maximum is one of its pixels."""
-    output, windows, of_outputs, of_pixels = windows_and_grids(shape, window, dout.dtype)
     dx, dout, argmax = cupy.empty(shape, dout.dtype), aligned(dout), aligned(argmax)
-    name, (grid, wide) = "max_pool_backward", of_pixels
-    if _halves(shape, output, window):
-        name, (grid, wide) = "max_pool_2x2_backward", of_outputs
-    elif window == Window(window.kernel_size, window.kernel_size):  # without overlaps, padding and dilation
-        name = "max_pool_apart_backward"
-    launch(name, dout.dtype, grid, dout, argmax, dx, windows, index=argmax.dtype.name, wide=wide)
+    kind, grid, windows, wide = _plan_backward(shape, window, dout.dtype)
+    launch(f"max_pool{kind}_backward", dout.dtype, grid, dout, argmax, dx, windows, index=argmax.dtype.name, wide=wide)
     return dx
 
 
@@ -54,10 +50,19 @@ def avg_pool_backward(dout: Array, shape: Shape, window: Window, counts: tuple[P
     count = _single_count(counts)
     if not count:
         return portable("avg_pool_backward")(dout, shape, window, counts)
-    _, windows, _, (grid, wide) = windows_and_grids(shape, window, dout.dtype)
-    dx = cupy.empty(shape, dout.dtype)
-    launch("avg_pool_backward", dout.dtype, grid, cupy.ascontiguousarray(dout), dx, count, windows, wide=wide)
+    dx, dout = cupy.empty(shape, dout.dtype), aligned(dout)
+    kind, grid, windows, wide = _plan_backward(shape, window, dout.dtype)
+    launch(f"avg_pool{kind}_backward", dout.dtype, grid, dout, dx, count, windows, wide=wide)
     return dx
+
+
+def _plan_backward(shape: Shape, window: Window, dtype: np.dtype) -> tuple[str, Grid, np.ndarray, int]:
+    """Return the kind of the kernel, its grid, the struct Windows, and values per load."""
+    output, windows, _, (grid, wide) = windows_and_grids(shape, window, dtype)
+    if _halves(shape, output, window):  # a thread writes two rows
+        return "_2x2", grid_of(shape[1], shape[0] * prod(shape[2:]) // 2, wide=wide), windows, wide
+    apart = window == Window(window.kernel_size, window.kernel_size)  # without overlaps, padding and dilation
+    return "_apart" if apart else "", grid, windows, wide
 
 
 def _single_count(counts: tuple[Pair, Pair]) -> float:

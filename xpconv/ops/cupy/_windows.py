@@ -12,6 +12,7 @@ from xpconv.ops.windows import Pair, Window
 
 _SIZES = ("N", "C", "H", "W", "KH", "KW", "SH", "SW", "DH", "DW", "PH", "PW", "OH", "OW")
 _DIVISORS = ("image", "row", "output", "output_row", "down", "across", "apart_down", "apart_across")
+_LEAST_PIXELS = 4  # of a thread of fold_at_stride_1, which has 4 / WIDE rounds if WIDE is less
 _WINDOWS = np.dtype([*((name, np.int32) for name in _SIZES), *((name, DIVISOR) for name in _DIVISORS)])
 
 
@@ -60,6 +61,7 @@ def fold_into(x: Array, cols: Array, window: Window, bias: Array | None = None) 
     _, windows, _, (grid, wide) = windows_and_grids(x.shape, window, x.dtype)
     cols = cupy.ascontiguousarray(cols)
     if window.stride == (1, 1):
+        grid = grid_of(x.shape[1], x.size // x.shape[1], wide=max(wide, _LEAST_PIXELS))
         launch("fold_at_stride_1", x.dtype, grid, cols, bias, x, windows, wide=wide)
     else:
         launch("fold", x.dtype, grid, cols, bias, x, windows, wide=wide)

@@ -35,6 +35,9 @@ struct Pack { T v[WIDE]; };
 struct alignas(WIDE * sizeof(Element)) Elements { Element v[WIDE]; };
 struct alignas(WIDE) Mask { bool v[WIDE]; };
 
+// Loads of one value leave the memory idle unless a thread has several of them under way.
+#define IN_FLIGHT (WIDE < 4 ? 8 / WIDE : 2)
+
 #define FOR_EACH_PACK(e, count) \
     for (unsigned e = WIDE * (blockIdx.y * THREADS + threadIdx.x); e < (count); e += WIDE * gridDim.y * THREADS)
 
@@ -223,30 +226,43 @@ extern "C" __global__ void fold(const Element* __restrict__ cols, const T* bias,
     }
 }
 
+#define ROUNDS (WIDE < 4 ? 4 / WIDE : 1)  // so that a thread has 4 pixels or more
+
 // At stride 1, row k of window i = h - k * DH lies on row h. Each thread adds up WIDE pixels of one row, in the order of
-// `fold`.
+// `fold`; if WIDE is small, the pixels of several rounds at once, whose loads do not wait for each other.
 extern "C" __global__ void fold_at_stride_1(const Element* __restrict__ cols, const T* bias,
                                             Element* __restrict__ x, Windows g) {
-    const size_t P = (size_t)g.N * g.output.d;
+    const unsigned P = g.N * g.output.d, pixels = g.N * g.image.d, round = WIDE * THREADS;
     const T b = bias ? bias[blockIdx.x] : T(0);
-    FOR_EACH_PACK(e, g.N * g.image.d) {
-        const unsigned n = e / g.image, pixel = e % g.image;
-        const int h = pixel / g.row + g.PH, w = pixel % g.row + g.PW;
-        const Element* image_cols = cols + (size_t)blockIdx.x * g.KH * g.KW * P + n * g.output.d;
-        Pack sum = {};
-        for (int k = g.KH - 1; k >= 0; --k) {
-            const int i = h - k * g.DH;
-            if (i < 0 || i >= g.OH) continue;
+    for (unsigned e = ROUNDS * round * blockIdx.y + WIDE * threadIdx.x; e < pixels; e += ROUNDS * round * gridDim.y) {
+        unsigned first[ROUNDS];  // the place of the image's first window among all windows
+        int h[ROUNDS], w[ROUNDS];
+        Pack sums[ROUNDS] = {};
+        for (int r = 0; r < ROUNDS; ++r) {
+            const unsigned n = (e + r * round) / g.image, pixel = (e + r * round) % g.image;
+            first[r] = n * g.output.d;
+            h[r] = n < g.N ? int(pixel / g.row) + g.PH : -1;  // -1 is in no window
+            w[r] = pixel % g.row + g.PW;
+        }
+        for (int k = g.KH - 1; k >= 0; --k)
             for (int l = g.KW - 1; l >= 0; --l) {
-                const Element* row = image_cols + (size_t)(k * g.KW + l) * P + i * g.OW;
-                for (int m = 0; m < WIDE; ++m) {
-                    const int j = w + m - l * g.DW;
-                    if (j >= 0 && j < g.OW) sum.v[m] += row[j];
+                const Element* taps = cols + ((size_t)blockIdx.x * g.KH * g.KW + k * g.KW + l) * P;
+                for (int r = 0; r < ROUNDS; ++r) {
+                    const int i = h[r] - k * g.DH;
+                    const bool inside = i >= 0 && i < g.OH;
+                    const Element* row = taps + first[r] + i * g.OW;
+                    for (int m = 0; m < WIDE; ++m) {
+                        const int j = w[r] + m - l * g.DW;
+                        sums[r].v[m] += inside && j >= 0 && j < g.OW ? T(row[j]) : T(0);
+                    }
                 }
             }
+        for (int r = 0; r < ROUNDS; ++r) {
+            if (h[r] < 0) continue;
+            const unsigned n = (e + r * round) / g.image, pixel = (e + r * round) % g.image;
+            for (int m = 0; m < WIDE; ++m) sums[r].v[m] += b;
+            store(x + plane(g, n) * g.image.d + pixel, sums[r]);
         }
-        for (int m = 0; m < WIDE; ++m) sum.v[m] += b;
-        store(x + plane(g, n) * g.image.d + pixel, sum);
     }
 }
 
@@ -310,41 +326,71 @@ extern "C" __global__ void max_pool_2x2(const Element* __restrict__ x, Element* 
     }
 }
 
-// Each thread writes the pixels of the windows that it searches in max_pool_2x2.
-extern "C" __global__ void max_pool_2x2_backward(const Element* __restrict__ dout, const Index* __restrict__ argmax,
-                                                 Element* __restrict__ dx, Windows g) {
-    FOR_EACH_PACK(p, g.N * g.output.d) {
-        const unsigned n = p / g.output, l = p % g.output;
-        const Pack gradients = load(dout + plane(g, n) * g.output.d + l);
-        const Indices places = *reinterpret_cast<const Indices*>(argmax + plane(g, n) * g.output.d + l);
+#define HALF ((WIDE + 1) / 2)
+struct alignas(HALF * sizeof(Element)) HalfElements { Element v[HALF]; };
+struct alignas(HALF * sizeof(Index)) HalfIndices { Index v[HALF]; };
+
+// Windows of 2 x 2 pixels at stride 2 that cover the images: each thread writes WIDE neighbouring pixels of two rows,
+// those of WIDE / 2 windows. `load_gradients(first)` returns the gradient of a pixel, given its window, 0 to WIDE / 2 - 1,
+// and its number in the window.
+template <typename Gradients>
+__device__ void write_2x2(Element* __restrict__ dx, Windows g, Gradients load_gradients) {
+    FOR_EACH_PACK(p, 2 * g.N * g.output.d) {
+        const unsigned n = p / 2 / g.output, l = p / 2 % g.output;
+        const auto gradient = load_gradients(plane(g, n) * g.output.d + l);
         Element* corner = dx + plane(g, n) * g.image.d + pixel_of(g, l);
-        for (int i = 0; i < 2; ++i)
-            for (int half = 0; half < 2; ++half) {
-                Pack pack;
-                for (int m = 0; m < WIDE; ++m) {
-                    const int column = half * WIDE + m;
-                    pack.v[m] = places.v[column / 2] == 2 * i + column % 2 ? gradients.v[column / 2] : T(0);
-                }
-                store(corner + i * g.W + half * WIDE, pack);
-            }
+        for (int i = 0; i < 2; ++i) {
+            Pack pack;
+            for (int m = 0; m < WIDE; ++m) pack.v[m] = gradient(m / 2, 2 * i + m % 2);
+            store(corner + i * g.W, pack);
+        }
     }
 }
 
+extern "C" __global__ void max_pool_2x2_backward(const Element* __restrict__ dout, const Index* __restrict__ argmax,
+                                                 Element* __restrict__ dx, Windows g) {
+    write_2x2(dx, g, [=](size_t first) {
+        const HalfElements gradients = *reinterpret_cast<const HalfElements*>(dout + first);
+        const HalfIndices places = *reinterpret_cast<const HalfIndices*>(argmax + first);
+        return [=](int m, int pixel) { return places.v[m] == pixel ? T(gradients.v[m]) : T(0); };
+    });
+}
+
+extern "C" __global__ void avg_pool_2x2_backward(const Element* __restrict__ dout, Element* __restrict__ dx,
+                                                 double count, Windows g) {
+    write_2x2(dx, g, [=](size_t first) {
+        const HalfElements gradients = *reinterpret_cast<const HalfElements*>(dout + first);
+        return [=](int m, int pixel) { return T(gradients.v[m]) / T(count); };
+    });
+}
+
 // Windows that do not overlap, without padding: each thread writes WIDE pixels of one row, each of at most one window.
-extern "C" __global__ void max_pool_apart_backward(const Element* __restrict__ dout, const Index* __restrict__ argmax,
-                                                   Element* __restrict__ dx, Windows g) {
+// `gradient(window, k)` is that of pixel k of a window.
+template <typename Gradient>
+__device__ void write_apart(Element* __restrict__ dx, Windows g, Gradient gradient) {
     FOR_EACH_PACK(e, g.N * g.image.d) {
         const unsigned n = e / g.image, place = e % g.image, h = place / g.row, column = place % g.row, i = h / g.down;
         const size_t row = plane(g, n) * g.output.d + i * g.OW;
         Pack pack;
         for (int m = 0; m < WIDE; ++m) {
             const unsigned w = column + m, j = w / g.across;
-            const bool inside = i < g.OH && j < g.OW;
-            const bool largest = inside && argmax[row + j] == (h - i * g.SH) * g.KW + w - j * g.SW;
-            pack.v[m] = largest ? T(dout[row + j]) : T(0);
+            pack.v[m] = i < g.OH && j < g.OW ? gradient(row + j, (h - i * g.SH) * g.KW + w - j * g.SW) : T(0);
         }
         store(dx + plane(g, n) * g.image.d + place, pack);
     }
+}
+
+extern "C" __global__ void max_pool_apart_backward(const Element* __restrict__ dout, const Index* __restrict__ argmax,
+                                                   Element* __restrict__ dx, Windows g) {
+    write_apart(dx, g, [=](size_t window, unsigned pixel) {
+        const T gradient = dout[window];  // before the comparison, so that the two loads do not wait for each other
+        return argmax[window] == pixel ? gradient : T(0);
+    });
+}
+
+extern "C" __global__ void avg_pool_apart_backward(const Element* __restrict__ dout, Element* __restrict__ dx,
+                                                   double count, Windows g) {
+    write_apart(dx, g, [=](size_t window, unsigned) { return T(dout[window]) / T(count); });
 }
 
 // Each thread adds up the gradients of WIDE pixels of one row.
@@ -432,21 +478,25 @@ __device__ size_t index(Groups g, unsigned e) {
 // The place in gamma and beta of this block's first value.
 __device__ unsigned first_channel(Groups g) { return (size_t)blockIdx.x * g.B.d / g.inner.d % g.channels; }
 
-template <bool b>
-struct Bool { static constexpr bool value = b; };
+// Which values share gamma and beta: all of this block's group, those of each pack, or none.
+enum Shared { BY_GROUP, BY_PACK, BY_NONE };
 
-// Call `pass` with Bool<true> if all values of this block's group share gamma and beta. The compiler then has a loop for
-// this case, without the branches of the other one.
+template <Shared by>
+struct Sharing {};
+
+// Call `pass` with the Sharing of this block's group. The compiler then has a loop for each case, without the divisions
+// of the others.
 template <typename Pass>
 __device__ void by_channel(Groups g, Pass pass) {
-    if (g.inner.d >= g.B.d) pass(Bool<true>());
-    else pass(Bool<false>());
+    if (g.inner.d >= g.B.d) pass(Sharing<BY_GROUP>());
+    else if (g.inner.d % WIDE == 0) pass(Sharing<BY_PACK>());
+    else pass(Sharing<BY_NONE>());
 }
 
-// gamma or beta of value e of this block's group; `held` is that of the first value.
-template <bool shared>
-__device__ T of_channel(Bool<shared>, const T* values, T held, Groups g, unsigned first, unsigned e) {
-    return shared ? held : values[first + e % g.B / g.inner];
+// gamma or beta of value k of the pack at e of this block's group; `held` is that of the group's first value.
+template <Shared by>
+__device__ T of_channel(Sharing<by>, const T* values, T held, Groups g, unsigned first, unsigned e, int k) {
+    return by == BY_GROUP ? held : values[first + (by == BY_PACK ? e : e + k) % g.B / g.inner];
 }
 
 template <typename V>
@@ -497,7 +547,7 @@ extern "C" __global__ void total(const T* sums, T* totals, Groups g) {
 extern "C" __global__ void to_images(const Element* __restrict__ rows, const T* bias,
                                      Element* __restrict__ images, Groups g) {
     const T b = bias ? bias[blockIdx.x] : T(0);
-    #pragma unroll 2
+    #pragma unroll IN_FLIGHT
     FOR_EACH_PACK(e, size(g)) {
         Pack pack = load(rows + (size_t)blockIdx.x * size(g) + e);
         for (int k = 0; k < WIDE; ++k) pack.v[k] += b;
@@ -508,7 +558,7 @@ extern "C" __global__ void to_images(const Element* __restrict__ rows, const T* 
 extern "C" __global__ void to_rows(const Element* __restrict__ images, Element* __restrict__ rows, T* sums,
                                    Groups g) {
     T sum = 0;
-    #pragma unroll 2
+    #pragma unroll IN_FLIGHT
     FOR_EACH_PACK(e, size(g)) {
         const Pack pack = load(images + index(g, e));
         store(rows + (size_t)blockIdx.x * size(g) + e, pack);
@@ -528,7 +578,7 @@ __device__ T pivot(const Element* x, Groups g) { return x[(size_t)blockIdx.x * g
 extern "C" __global__ void sum_moments(const Element* __restrict__ x, double* moments, Groups g) {
     const double first = pivot(x, g);
     double sum = 0, squares = 0;
-    #pragma unroll 2
+    #pragma unroll IN_FLIGHT
     FOR_EACH_PACK(e, size(g)) {
         const Pack pack = load(x + index(g, e));
         for (int k = 0; k < WIDE; ++k) {
@@ -562,12 +612,12 @@ __device__ void write_normalised(const Element* __restrict__ x, const T* __restr
     const unsigned first = first_channel(g);
     const T held = gamma[first], held_beta = beta[first];
     by_channel(g, [&](auto shared) {
-        #pragma unroll 2
+        #pragma unroll IN_FLIGHT
         FOR_EACH_PACK(e, size(g)) {
             Pack pack = load(x + index(g, e));
             for (int k = 0; k < WIDE; ++k) {
-                const T scale = inv_std * of_channel(shared, gamma, held, g, first, e + k);
-                const T b = of_channel(shared, beta, held_beta, g, first, e + k);
+                const T scale = inv_std * of_channel(shared, gamma, held, g, first, e, k);
+                const T b = of_channel(shared, beta, held_beta, g, first, e, k);
                 pack.v[k] = normalised(pack.v[k], mean, error, scale, b);
                 if (rectified && pack.v[k] <= 0) pack.v[k] = 0;  // NaN stays NaN
             }
@@ -607,12 +657,12 @@ __device__ void sum_gradients(const Element* __restrict__ dout, const Element* _
     const T held = gamma[first], held_beta = rectified ? beta[first] : T(0);
     T s[5] = {0, 0, 0, 0, 0};
     by_channel(g, [&](auto shared) {
-        #pragma unroll 2
+        #pragma unroll IN_FLIGHT
         FOR_EACH_PACK(e, size(g)) {
             const Pack douts = load(dout + index(g, e)), xs = load(x + index(g, e));
             for (int k = 0; k < WIDE; ++k) {
-                const T scale = of_channel(shared, gamma, held, g, first, e + k), xhat = (xs.v[k] - mean) * inv_std;
-                const T b = rectified ? of_channel(shared, beta, held_beta, g, first, e + k) : T(0);
+                const T scale = of_channel(shared, gamma, held, g, first, e, k), xhat = (xs.v[k] - mean) * inv_std;
+                const T b = rectified ? of_channel(shared, beta, held_beta, g, first, e, k) : T(0);
                 const T d = rectified ? through_relu(douts.v[k], xs.v[k], mean, error, inv_std * scale, b) : douts.v[k];
                 const T scaled = d * scale;
                 s[0] += d;
@@ -655,13 +705,13 @@ __device__ void write_gradient(const Element* __restrict__ dout, const Element* 
     const unsigned first = first_channel(g);
     const T held = gamma[first], held_beta = rectified ? beta[first] : T(0);
     by_channel(g, [&](auto shared) {
-        #pragma unroll 2
+        #pragma unroll IN_FLIGHT
         FOR_EACH_PACK(e, size(g)) {
             Pack pack = load(dout + index(g, e));
             const Pack xs = load(x + index(g, e));
             for (int k = 0; k < WIDE; ++k) {
-                const T scale = of_channel(shared, gamma, held, g, first, e + k);
-                const T b = rectified ? of_channel(shared, beta, held_beta, g, first, e + k) : T(0);
+                const T scale = of_channel(shared, gamma, held, g, first, e, k);
+                const T b = rectified ? of_channel(shared, beta, held_beta, g, first, e, k) : T(0);
                 if (rectified) pack.v[k] = through_relu(pack.v[k], xs.v[k], mean, error, inv_std * scale, b);
                 const T dxhat = pack.v[k] * scale, xhat = (xs.v[k] - mean) * inv_std - shift;
                 pack.v[k] = inv_std * (dxhat - mean_dxhat - xhat * mean_dxhat_xhat);
