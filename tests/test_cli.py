@@ -374,6 +374,7 @@ def test_tables_are_printed_without_a_terminal(monkeypatch, stream):
         ("lookahead", 0, "lookahead is 0; expected an int, 1 or more"),
         ("clip_norm", -1, "clip_norm is -1; expected a finite number, 0 or more"),
         ("batch_size", 0, "batch_size is 0; expected an int, 1 or more"),
+        ("image_size", 100_000, "image_size is 100000; expected an int, at most 8192"),
         ("num_train", "5", "num_train is '5'; expected an int, 1 or more"),
         ("checkpoint_every", 0, "checkpoint_every is 0; expected an int, 1 or more"),
         ("data", 3, "data is 3; expected a string"),
@@ -673,6 +674,7 @@ def test_classes_without_names_are_numbers(tmp_path):
             "'adm' is not one of sgd, sgd_momentum, sgd_nesterov, rmsprop, adam, adamw, lion, muon.",
         ),
         (["train", "--augment", "turn"], "augment is 'turn'; expected none, crop, reflect, affine, flip"),
+        (["train", "--image-size", "100000"], "Invalid value for '--image-size'"),
         (["train", "--label-smoothing", "1.5"], "Invalid value for '--label-smoothing'"),
         (
             ["train", "--class-weights", "1,-2"],
@@ -729,6 +731,26 @@ def test_wrong_usage_names_the_choices_and_exits_with_2(words, message):
             "XPCONV_DATA is 'file', and there is no such folder: set",
         ),
         (["train", "--resume", "nothing"], {}, "resume is nothing, which holds no settings of a run in config.json"),
+        (["train", "--resume", "file"], {}, "in config.json (file/config.json: Not a directory): start a new run"),
+        (["train", "--augment", "cutout8"], {}, "augment shifts or covers 8 pixels, but the images have 8x8: take a"),
+        (["train", "--init", "nothing"], {}, "nothing; expected a safetensors file that xpconv wrote"),
+        (
+            ["compare", "nothing"],
+            {},
+            "nothing is not the folder of a run (nothing/config.json: No such file or directory)",
+        ),
+        (
+            ["watch", "file"],
+            {},
+            "file is not the folder of a run (file/config.json: Not a directory): expected one that",
+        ),
+        (["check", "loop.py"], {}, "there is no file loop.py; expected a Python file with the layer's functions"),
+        (["eval", "loop.py"], {}, "there is no file loop.py; expected a safetensors file that xpconv wrote"),
+        (
+            ["predict", "nothing", "loop.py"],
+            {},
+            "there is no file nothing; expected a safetensors file that xpconv wrote",
+        ),
         (["eval", "nothing"], {}, "there is no file nothing"),
         (["eval", "."], {}, "there is no file model.safetensors"),
         (["eval", "file"], {}, "file is a text file; expected a safetensors file that xpconv wrote"),
@@ -740,6 +762,7 @@ def test_failure_prints_one_line_and_exits_with_1(tmp_path, monkeypatch, words, 
     monkeypatch.setattr("xpconv.data.cifar10._download", raising(OSError("offline")))
     monkeypatch.setattr("xpconv.data.cifar10.cache_folder", lambda: tmp_path / "cache")
     Path("file").write_text("no run")
+    Path("loop.py").symlink_to("loop.py")
     result = call(*words, **environment)
     assert result.exit_code == 1
     assert result.stderr.startswith("xpconv: error: ")
@@ -753,6 +776,7 @@ def test_failure_prints_one_line_and_exits_with_1(tmp_path, monkeypatch, words, 
     ("error", "code", "message"),
     [
         (MemoryError("8 GiB"), 1, "out of memory (8 GiB): take a smaller --batch-size"),
+        (MemoryError(), 1, "out of memory: take a smaller --batch-size, a smaller net, or smaller or fewer images"),
         (PermissionError(errno.EACCES, "Permission denied", "folder"), 1, "xpconv: error: folder: Permission denied\n"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, ""),
     ],
@@ -1096,6 +1120,17 @@ def test_a_net_of_impossible_images_is_not_measured(tmp_path, bare, shape):
     result = call("bench", tmp_path / "config.json", "--backend", "array_api_strict")
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert "config.json describes no net" in result.stderr
+
+
+def test_metrics_without_columns_are_refused(tmp_path):
+    write_config(tmp_path)
+    (tmp_path / "metrics.csv").touch()
+    for command in ("compare", "watch"):
+        result = call(command, tmp_path)
+        assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+        assert (
+            "is not the folder of a run (metrics.csv has no column loss, train_accuracy, val_accuracy)" in result.stderr
+        )
 
 
 def test_metrics_with_a_huge_field_are_refused(tmp_path):

@@ -1,8 +1,10 @@
 """Model files: they load on any backend, and damaged or wrong ones are refused."""
 
+import errno
 import json
 import pickle
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -112,8 +114,17 @@ def test_one_changed_byte_is_noticed(saved, position):
         load_model(saved)
 
 
+def test_a_file_without_permission_is_not_called_damaged(saved, monkeypatch):
+    def refuse(path, *options):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(CheckpointError, match=r"net\.safetensors cannot be read \(Permission denied\): check its perm"):
+        load_model(saved)
+
+
 def test_missing_file_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match=r"there is no file .*none\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"there is no file .*none\.safetensors; expected a safetensors file"):
         load_model(tmp_path / "none.safetensors")
 
 

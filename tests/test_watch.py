@@ -116,7 +116,7 @@ def test_metrics_that_are_damaged_are_refused(run):
     (run / "metrics.csv").write_text("iteration,loss\n1,2.3\n")
     result = call("watch", run)
     assert result.exit_code == 1
-    assert "is not the folder of a run (KeyError: 'train_accuracy')" in result.stderr
+    assert "is not the folder of a run (metrics.csv has no column train_accuracy, val_accuracy)" in result.stderr
 
 
 def test_without_a_folder_the_newest_run_is_watched(run, tmp_path, monkeypatch):

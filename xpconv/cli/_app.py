@@ -70,7 +70,10 @@ class _Commands(TyperGroup):
                 _show_error(error)
                 raise typer.Exit(1) from error
             except MemoryError as error:
-                _show_error(f"out of memory ({error}): take a smaller --batch-size, or smaller or fewer images")
+                details = f" ({error})" if str(error) else ""
+                _show_error(
+                    f"out of memory{details}: take a smaller --batch-size, a smaller net, or smaller or fewer images"
+                )
                 raise typer.Exit(1) from error
             except KeyboardInterrupt as error:
                 number = (terminated or [signal.SIGINT])[0]

@@ -13,8 +13,8 @@ from xpconv._validation import check_count
 from xpconv.backend import Backend, to_host
 from xpconv.backend._memory import peak_bytes
 from xpconv.cli._evaluate import read_model
-from xpconv.cli._run_folder import read_config
-from xpconv.errors import CheckpointError, XpconvError, printable
+from xpconv.cli._run_folder import read_config, reason_of
+from xpconv.errors import CheckpointError, XpconvError
 from xpconv.io._safetensors import DESCRIPTION_ERRORS
 from xpconv.nn import Sequential
 from xpconv.training.optim import UPDATE_RULES
@@ -76,7 +76,7 @@ def load_net(path: Path, backend: str | Backend) -> Sequential:
         return Sequential.from_config(_checked(read_config(path)["model"]), backend)
     except (OSError, *DESCRIPTION_ERRORS) as error:
         raise CheckpointError(
-            f"{path} describes no net ({printable(repr(error))}): give a model.safetensors or a config.json that "
+            f"{path} describes no net ({reason_of(error)}): give a model.safetensors or a config.json that "
             "xpconv train wrote"
         ) from error
 

@@ -88,7 +88,7 @@ def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
 @contextmanager
 def _importable_neighbours(path: Path) -> Iterator[None]:
     """Let the file import the files beside it, as Python does with a script."""
-    folder = str(path.resolve().parent)
+    folder = os.path.dirname(os.path.realpath(path))
     sys.path.insert(0, folder)
     try:
         yield

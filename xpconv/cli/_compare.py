@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from xpconv.cli._run_folder import CONFIG, METRICS, read_config, run_of
+from xpconv.cli._run_folder import CONFIG, METRICS, read_config, reason_of, run_of
 from xpconv.errors import ArgumentError, printable
 
 __all__ = ["Run", "differences", "read_run", "summary"]
@@ -62,7 +62,11 @@ def read_run(folder: Path) -> Run:
         config = read_config(folder / CONFIG)
         settings = dict(config["settings"])
         with (folder / METRICS).open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+            reader = csv.DictReader(file)
+            missing = set(HISTORIES.values()) - set(reader.fieldnames or ())
+            rows = list(reader)
+        if missing:
+            raise ValueError(f"{METRICS} has no column {', '.join(sorted(missing))}")
         history = {name: _numbers(row[column] for row in rows) for name, column in HISTORIES.items()}
         history |= {name: _numbers(row.get(column) for row in rows) for name, column in OPTIONAL_HISTORIES.items()}
         epoch_complete = len(rows) > 1 or (len(rows) == 1 and config.get("finished"))
@@ -71,7 +75,7 @@ def read_run(folder: Path) -> Run:
                 history[name] = np.insert(history[name], 0, np.nan)
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise ArgumentError(
-            f"{folder} is not the folder of a run ({type(error).__name__}: {printable(error)}): expected one that "
+            f"{folder} is not the folder of a run ({reason_of(error)}): expected one that "
             "xpconv train wrote, with config.json and metrics.csv"
         ) from error
     return Run(folder, settings, history, sum(row.get("epoch") == "1" for row in rows))

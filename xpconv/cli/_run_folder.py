@@ -24,6 +24,7 @@ __all__ = [
     "is_finished",
     "read_config",
     "read_settings",
+    "reason_of",
     "remove_leftovers",
     "run_folder",
     "run_of",
@@ -127,6 +128,21 @@ def run_of(path: Path) -> Path:
     return path.parent if path.name in FILES and path.is_file() else path
 
 
+def reason_of(error: Exception) -> str:
+    """Return why a file of a run cannot be used, without the name of the exception.
+
+    Examples
+    --------
+    >>> reason_of(FileNotFoundError(2, "No such file or directory", "first/config.json"))
+    'first/config.json: No such file or directory'
+    >>> reason_of(KeyError("settings"))
+    "'settings' is missing"
+    """
+    if isinstance(error, OSError) and error.filename:
+        return printable(f"{error.filename}: {error.strerror}")
+    return printable(f"{error} is missing" if isinstance(error, KeyError) else error)
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Return the configuration in a ``config.json``.
 
@@ -140,9 +156,11 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text("utf-8"))
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise ValueError(f"{path.name} is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{path.name} is not JSON: {error}") from error
     if not isinstance(config, dict):
-        raise ValueError("it holds no dict")
+        raise ValueError(f"{path.name} holds no dict")
     return config
 
 
@@ -161,7 +179,7 @@ def read_settings(folder: Path, checkpoint_every: int | None = None) -> Settings
         settings = Settings(**values)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArgumentError(
-            f"resume is {folder}, which holds no settings of a run in {CONFIG} ({printable(error)}): start a new run "
+            f"resume is {folder}, which holds no settings of a run in {CONFIG} ({reason_of(error)}): start a new run "
             "with --out"
         ) from error
     return settings if checkpoint_every is None else replace(settings, checkpoint_every=checkpoint_every)

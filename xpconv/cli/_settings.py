@@ -69,11 +69,11 @@ MINIMUMS = {
 }
 """The least value of each setting that is a number."""
 
-MAXIMUMS = {"dropout": 0.99, "label_smoothing": 1, "momentum": 1, "ema": 1}
-"""The greatest value of each real setting that has one."""
+MAXIMUMS = {"dropout": 0.99, "label_smoothing": 1, "momentum": 1, "ema": 1, "image_size": 8192}
+"""The greatest value of each setting that has one; an image of 8192x8192 pixels takes 0.8 GB in float32."""
 
 MOST = 2**31 - 1
-"""The greatest value of each setting that is an integer, except the seed."""
+"""The greatest value of each other setting that is an integer, except the seed."""
 
 REALS = (
     *("learning_rate", "lr_decay", "warmup", "reg", "momentum", "weight_decay", "clip_norm", "ema"),
@@ -317,8 +317,9 @@ def _check_setting(name: str, value: Any) -> None:
         _check_number(name, value, MINIMUMS[name], MAXIMUMS.get(name, sys.float_info.max))
     elif name in MINIMUMS:
         check_count(name, value, MINIMUMS[name])
-        if value > MOST and name != "seed":
-            raise ArgumentError(f"{name} is {printable(value, 40)}; expected an int, at most {MOST}")
+        most = MAXIMUMS.get(name, MOST)
+        if value > most and name != "seed":
+            raise ArgumentError(f"{name} is {printable(value, 40)}; expected an int, at most {most}")
     elif name == "strict":
         check_flag(name, value)
     elif name in PARSERS:

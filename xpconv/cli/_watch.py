@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from xpconv.cli._compare import Run, read_run
-from xpconv.cli._run_folder import CONFIG, METRICS, read_config, run_of
+from xpconv.cli._run_folder import CONFIG, METRICS, read_config, reason_of, run_of
 from xpconv.cli._tables import echo
 from xpconv.errors import ArgumentError, printable
 from xpconv.io._lock import LOCK_NAME, is_locked
@@ -89,7 +89,7 @@ def _check_config(folder: Path) -> dict[str, Any]:
         return read_config(folder / CONFIG)
     except (OSError, ValueError) as error:
         raise ArgumentError(
-            f"{folder} is not the folder of a run ({type(error).__name__}: {printable(error)}): expected one that "
+            f"{folder} is not the folder of a run ({reason_of(error)}): expected one that "
             f"xpconv train writes, with {CONFIG}"
         ) from error
 

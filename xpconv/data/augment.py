@@ -579,7 +579,15 @@ def _mixup(minibatch: Minibatch, seed: int, alpha: float | None, run_seed: int) 
 
 def _pixels(x: Array, number: float | None, fraction: float) -> int:
     """Return a number of pixels, by default a fraction of the smaller side."""
-    return max(int(min(x.shape[2:]) * fraction), 1) if number is None else int(number)
+    side = min(x.shape[2:])
+    if number is None:
+        return max(int(side * fraction), 1)
+    if number >= side:
+        raise ArgumentError(
+            f"augment shifts or covers {number:g} pixels, but the images have {x.shape[2]}x{x.shape[3]}: take a "
+            "smaller number, or larger images"
+        )
+    return int(number)
 
 
 TRANSFORMS: dict[str, _Word] = {

@@ -150,7 +150,7 @@ class ArrayFile:
     --------
     >>> ArrayFile("nothing.safetensors", "example")
     Traceback (most recent call last):
-    xpconv.errors.CheckpointError: there is no file nothing.safetensors
+    xpconv.errors.CheckpointError: there is no file nothing.safetensors; expected a safetensors file that xpconv wrote
     """
 
     def __init__(self, path: str | os.PathLike[str], file_format: str) -> None:
@@ -158,7 +158,7 @@ class ArrayFile:
         if Path(path).is_dir():
             raise CheckpointError(f"{self.path} is a folder; expected a file in it, such as model.safetensors")
         if not Path(path).is_file():
-            raise CheckpointError(f"there is no file {self.path}")
+            raise CheckpointError(f"there is no file {self.path}; expected a safetensors file that xpconv wrote")
         try:
             with Path(path).open("rb") as file:
                 metadata = self._read_metadata(file, file_format)
@@ -168,7 +168,9 @@ class ArrayFile:
                     name: ArraySpec(tuple(tensor.get_shape()), DTYPES[tensor.get_dtype()])
                     for name, tensor in slices.items()
                 }
-        except (SafetensorError, OSError, KeyError) as error:
+        except OSError as error:
+            raise self._unreadable(error) from error
+        except (SafetensorError, KeyError) as error:
             raise self._damaged(error) from error
         self.description: dict[str, Any] = metadata["description"]
 
@@ -213,6 +215,11 @@ class ArrayFile:
             f"{self.path} is damaged or not a safetensors file of xpconv ({printable(reason)}): use another copy of it"
         )
 
+    def _unreadable(self, error: OSError) -> CheckpointError:
+        return CheckpointError(
+            f"{self.path} cannot be read ({printable(error.strerror or error)}): check its permissions and its disk"
+        )
+
     def read(
         self, expected: Mapping[str, ArraySpec], *, allow_nonfinite: Collection[str] = ()
     ) -> dict[str, np.ndarray]:
@@ -233,7 +240,9 @@ class ArrayFile:
         try:
             with safe_open(self.path, "numpy") as tensors:
                 arrays = {name: tensors.get_tensor(name) for name in expected}
-        except (SafetensorError, OSError) as error:
+        except OSError as error:
+            raise self._unreadable(error) from error
+        except SafetensorError as error:
             raise self._damaged(error) from error
         check_finite_arrays(self.path, {name: a for name, a in arrays.items() if name not in allow_nonfinite})
         return arrays
