@@ -442,6 +442,11 @@ def test_shape_that_cannot_be_read_is_shown(text):
         parse_shapes([text])
 
 
+def test_a_shape_given_twice_is_refused():
+    with pytest.raises(ArgumentError, match="input is given twice for x, the second time as 'x=3'; expected one shape"):
+        parse_shapes(["x=2", "y=3", "x=3"])
+
+
 # ---- the command
 
 

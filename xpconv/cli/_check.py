@@ -69,7 +69,7 @@ def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
     Raises
     ------
     ArgumentError
-        If one is not of that form.
+        If one is not of that form, or two have the same name.
 
     Examples
     --------
@@ -81,6 +81,10 @@ def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
         name, _, sizes = text.partition("=")
         if not name.isidentifier() or not all(size.strip().isdecimal() and int(size) for size in sizes.split(",")):
             raise ArgumentError(f"input is {text!r}; expected an argument's name and its shape, such as x=4,3,8,8")
+        if name in shapes:
+            raise ArgumentError(
+                f"input is given twice for {name}, the second time as {text!r}; expected one shape for it"
+            )
         shapes[name] = tuple(int(size) for size in sizes.split(","))
     return shapes
 
