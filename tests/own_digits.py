@@ -9,10 +9,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 FONTS = (
-    *("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSerif"),
-    *("STIXGeneral", "STIXGeneralItalic", "cmr10", "cmss10", "cmtt10"),
+    *("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSansMono-Bold"),
+    *("DejaVuSerif", "DejaVuSerif-Bold", "STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic"),
+    *("cmr10", "cmb10", "cmti10", "cmss10", "cmtt10"),
 )
-"""Fonts of matplotlib; each has the ten digits."""
+"""Fonts of matplotlib in all styles: upright, bold and slanted; old-style figures and symbols are left out."""
 
 
 def _arc(x: float, y: float, width: float, height: float, start: float, stop: float) -> list[tuple[float, float]]:

@@ -11,9 +11,9 @@ from PIL import Image
 import xpconv
 from tests.commands import call
 from tests.own_digits import FONTS, draw_pictures
-from xpconv.data import load_digits
+from xpconv.data import load_digits, strokes
 from xpconv.data.images import read_image, read_strokes
-from xpconv.data.strokes import INK, frame_strokes
+from xpconv.data.strokes import INK, MOST_INK, frame_strokes
 from xpconv.data.typical import TypicalImages, measure_images
 from xpconv.errors import ArgumentError, ArgumentTypeError, CheckpointError
 
@@ -42,7 +42,7 @@ def test_nine_of_ten_digits_of_ones_own_are_recognised(model):
     pictures, net = list(draw_pictures()), xpconv.load_model(model, "numpy")
     X = np.stack([frame_strokes(picture.pixels, 8, 8).pixels for picture in pictures])[:, None]
     right = net.predict(X) == [picture.digit for picture in pictures]
-    assert len(pictures) >= 500
+    assert len(pictures) >= 700
     assert right.mean() >= 0.9
     assert (net.preprocessing.typical.distances(X) > 1).mean() < 0.05
 
@@ -123,6 +123,34 @@ def test_thin_strokes_are_thickened_and_slanted_ones_made_upright():
     assert pixels.mean() / 255 >= INK * 0.99
     columns = pixels @ np.arange(8) / pixels.sum(axis=1)
     assert np.ptp(columns) < 0.6
+
+
+def test_the_foot_of_an_upright_stem_is_cut_off():
+    stem, foot = np.zeros((80, 60), np.uint8), np.zeros((80, 60), np.uint8)
+    stem[10:65, 28:34], foot[65:71, 16:46] = 255, 255
+    expected = frame_strokes(stem, 8, 8).pixels
+    assert abs(frame_strokes(stem + foot, 8, 8).pixels.astype(int) - expected).max() <= 40
+    foot[:, :28] = 0  # on one side only, as in an L
+    letter = (stem + foot)[10:71, 28:46] / 255
+    assert strokes._without_foot(letter) is letter
+
+
+def test_no_digit_but_a_1_has_a_foot():
+    with_foot = set()
+    for picture in draw_pictures(copies=1):
+        ink, _ = strokes._ink(picture.pixels)
+        upright = strokes._upright(strokes._fitted(strokes._cropped(ink), 64, 256))
+        if strokes._without_foot(upright) is not upright:
+            with_foot.add(picture.digit)
+    assert with_foot == {1}
+
+
+def test_thick_strokes_are_thinned_and_thin_ones_beside_them_stay():
+    bold = np.zeros((80, 60), np.uint8)
+    bold[5:75, 5:21], bold[5:75, 39:55], bold[38:41, 5:55] = 255, 255, 255  # an H with a thin bar
+    pixels = frame_strokes(bold, 8, 8).pixels.astype(float)
+    assert pixels[2:6, 1:7].sum(axis=0).min() > 30
+    assert INK / 2 < pixels.mean() / 255 <= MOST_INK * 1.01
 
 
 def test_blank_pictures_have_no_strokes():
