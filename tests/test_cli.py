@@ -965,7 +965,7 @@ def test_bash_completes_a_line_with_the_installed_script(tmp_path):
 
 
 def test_help_shows_the_defaults_of_each_data_set():
-    assert "40 for digits; 3 for cifar10" in " ".join(succeed("train", "--help").split())
+    assert "26 for digits; 3 for cifar10" in " ".join(succeed("train", "--help").split())
 
 
 def plain_environment():

@@ -104,7 +104,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {
         "model": "three-layer",
         "optimizer": "adamw",
-        "epochs": 40,
+        "epochs": 26,
         "batch_size": 50,
         "reg": 1e-3,
         "patience_on": "loss",
@@ -126,7 +126,7 @@ LEARNING_RATES = {
     "sgd_nesterov": 1e-2,
     "rmsprop": 1e-3,
     "adam": 1e-3,
-    "adamw": 1e-3,
+    "adamw": 2e-3,
     "lion": 1e-4,
     "muon": 2e-2,
 }
