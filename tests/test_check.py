@@ -61,7 +61,7 @@ def test_report_is_readable_text():
     assert lines[0] == "double"
     assert " ".join(lines[1].split()) == "ok runs out has shape (2, 3); backward gives gradients of x"
     assert lines[-1] == "verdict: double is right"
-    assert max(map(len, lines)) <= 110
+    assert max(map(len, lines)) <= 80
 
 
 # ---- mistakes: the change of the affine layer's code, the check that fails, and its message
@@ -184,7 +184,7 @@ def test_mistake_is_reported_with_its_cause(name, tmp_path):
     status, message = finding(report, where)
     assert status == "FAIL"
     assert re.search(text, message), message
-    assert str(report).splitlines()[-1].startswith("verdict: affine has problems: ")
+    assert "\nverdict: affine has problems: " in str(report)
 
 
 def test_correct_layer_passes_all_checks(tmp_path):
@@ -505,7 +505,7 @@ def test_writing_into_labels_is_found():
         return gradient
 
     report = check_layer(forward, backward, {"x": X34, "y": np.array([1, 2, 3])})
-    assert "forward writes into y" in str(report)
+    assert "forward writes into y" in " ".join(str(report).split())
 
 
 def test_unchanged_nan_is_not_reported():
@@ -523,12 +523,12 @@ def test_gradients_in_a_reused_buffer_are_found():
         return np.multiply(2 * dout, x, out=buffer)
 
     report = check_layer(lambda x: (x * x, x), backward, {"x": X34})
-    assert "gradients are overwritten by the next call of backward" in str(report)
+    assert "gradients are overwritten by the next call of backward" in " ".join(str(report).split())
 
 
 def test_a_dict_of_gradients_fails():
     report = check_layer(lambda x: (2 * x, None), lambda dout, cache: {"x": 2 * dout}, {"x": X34})
-    assert "it returns a dict; expected the gradients themselves" in str(report)
+    assert "it returns a dict; expected the gradients themselves" in " ".join(str(report).split())
 
 
 def test_a_layer_for_numpy_alone_does_not_fail_on_torch():
@@ -550,7 +550,7 @@ def test_a_layer_for_numpy_alone_does_not_fail_on_torch():
 def test_a_factor_of_nearly_one_is_not_a_wrong_sign():
     report = check_layer(lambda x: (x * x, x), lambda dout, x: 2.0001 * dout * x, {"x": X34})
     assert not report.ok
-    assert "sign" not in str(report)
+    assert "sign" not in " ".join(str(report).split())
 
 
 @pytest.mark.parametrize("inputs", ["None", "3", "np.ones(3)"])

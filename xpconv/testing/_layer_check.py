@@ -22,6 +22,7 @@ from xpconv.testing._gradients import check_gradient
 __all__ = ["LayerFinding", "LayerReport", "check_layer"]
 
 LIBRARIES = ("array_api_strict", "torch")
+COLUMNS = 80  # of a printed report
 SEED = 7_305_129  # unlikely for inputs: if dout equals x, x.T @ dout is symmetric, which hides a transposition
 
 
@@ -72,9 +73,10 @@ class LayerReport:
         lines = [self.layer]
         for status, check, text in ((f.status, f.check, f.text) for f in self.findings):
             lines += textwrap.wrap(
-                text, 110, initial_indent=f"  {status:<6}{check:<{width}}  ", subsequent_indent=" " * (width + 10)
+                text, COLUMNS, initial_indent=f"  {status:<6}{check:<{width}}  ", subsequent_indent=" " * (width + 10)
             ) or [f"  {status:<6}{check}"]
-        return "\n".join([*lines, self._verdict()])
+        lines += textwrap.wrap(self._verdict(), COLUMNS, subsequent_indent="  ")
+        return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         table = html_table(
