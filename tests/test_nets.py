@@ -805,3 +805,37 @@ def test_data_of_another_device_is_refused():
 def test_the_shape_of_a_sample_is_checked(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: FullyConnectedNet(5), "hidden_dims is 5; expected a sequence of ints, each 1 or more"),
+        (lambda: FullyConnectedNet([4, 0]), r"hidden_dims\[1\] is 0; expected an int, 1 or more"),
+        (lambda: FullyConnectedNet([4], weight_scale=np.nan), "weight_scale is nan; expected a finite number"),
+        (lambda: FullyConnectedNet([4], weight_scale=(1, 2)), r"weight_scale is \(1, 2\); expected a finite number"),
+        (
+            lambda: FullyConnectedNet([4], normalization=[8]),
+            r"normalization is \[8\]; expected one of None, 'batchnorm'",
+        ),
+        (lambda: TwoLayerNet(num_classes=0), "num_classes is 0; expected an int, 1 or more"),
+        (lambda: TwoLayerNet(hidden_dim=2.5), "hidden_dim is 2.5; expected an int, 1 or more"),
+        (lambda: ThreeLayerConvNet(num_filters=0), "num_filters is 0; expected an int, 1 or more"),
+        (lambda: ThreeLayerConvNet(filter_size="7"), "filter_size is '7'; expected an int or a pair of ints"),
+        (lambda: ThreeLayerConvNet(input_dim=(3, 8)), r"input_dim is \(3, 8\); expected channels, height and width"),
+        (lambda: ConvNet(5), "stages is 5; expected a sequence of numbers of filters and 'pool'"),
+        (lambda: ConvNet(filter_size=0), "filter_size is 0; expected 1 or more"),
+        (lambda: ConvNet(input_dim=32), "input_dim is 32; expected a sequence of ints, each 1 or more"),
+        (lambda: nn.ResNet(num_classes="a"), "num_classes is 'a'; expected an int, 1 or more"),
+        (lambda: nn.ResNet9(input_dim=(3, 0, 8)), r"input_dim\[1\] is 0; expected an int, 1 or more"),
+        (lambda: nn.Airbench(64), "widths is 64; expected a sequence of ints, each 1 or more"),
+        (lambda: nn.Airbench("64"), "widths is '64'; expected a sequence of ints, each 1 or more"),
+        (lambda: nn.Airbench((64, 0)), r"widths\[1\] is 0; expected an int, 1 or more"),
+        (lambda: nn.Airbench(input_dim=()), r"input_dim is \(\); expected channels, height and width"),
+        (lambda: nn.Airbench(input_dim=(0, 32, 32)), r"input_dim\[0\] is 0; expected an int, 1 or more"),
+        (lambda: nn.Airbench(score_scale=np.nan), "score_scale is nan; expected a finite number above 0"),
+    ],
+)
+def test_models_name_the_argument_that_they_refuse(make, message):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
+        make()

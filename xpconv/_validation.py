@@ -13,6 +13,7 @@ from xpconv.errors import ArgumentError, ArgumentTypeError
 __all__ = [
     "check_choice",
     "check_count",
+    "check_counts",
     "check_eps",
     "check_flag",
     "check_fraction",
@@ -65,6 +66,20 @@ def check_count(name: str, value: object, minimum: int = 1, maximum: int | None 
     if value < minimum or (maximum is not None and value > maximum):
         raise ArgumentError(f"{name} is {value}; expected {wanted}")
     return int(value)
+
+
+def check_counts(name: str, values: object) -> list[int]:
+    """Return a sequence of Python or NumPy integers, each 1 or more, as a list of ints.
+
+    Examples
+    --------
+    >>> check_counts("widths", (64, 0))
+    Traceback (most recent call last):
+    xpconv.errors.ArgumentError: widths[1] is 0; expected an int, 1 or more
+    """
+    if not isinstance(values, Sequence | np.ndarray) or isinstance(values, str | bytes):
+        raise ArgumentTypeError(f"{name} is {values!r}; expected a sequence of ints, each 1 or more")
+    return [check_count(f"{name}[{position}]", value) for position, value in enumerate(values)]
 
 
 def _number(name: str, value: object, wanted: str, fits: Callable[[Any], bool]) -> float:

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from xpconv._validation import check_count, is_integer
+from xpconv._validation import check_count, check_counts, check_pair, check_positive, is_integer
 from xpconv.backend import Array
-from xpconv.errors import ArgumentError
+from xpconv.errors import ArgumentError, ArgumentTypeError
 from xpconv.nn.layers import (
     Affine,
     AvgPool,
@@ -72,10 +72,11 @@ class FullyConnectedNet(Sequential):
         norm: list[Layer] = list(_choose("normalization", normalization, norms))
         dropout: list[Layer] = [Dropout(keep_prob)] if keep_prob != 1 else []
         layers: list[Layer] = []
-        for units in hidden_dims:
+        for units in check_counts("hidden_dims", hidden_dims):
             layers += [Affine(units), *norm, Relu(), *dropout]
         options = {"name": "FullyConnectedNet", **options}
-        super().__init__([*layers, Affine(num_classes)], input_shape=(input_dim,), weight_scale=weight_scale, **options)
+        layers.append(Affine(check_count("num_classes", num_classes)))
+        super().__init__(layers, input_shape=(input_dim,), weight_scale=weight_scale, **options)
 
 
 class TwoLayerNet(FullyConnectedNet):
@@ -104,7 +105,7 @@ class TwoLayerNet(FullyConnectedNet):
         **options: Any,
     ) -> None:
         super().__init__(
-            [hidden_dim],
+            [check_count("hidden_dim", hidden_dim)],
             input_dim=input_dim,
             num_classes=num_classes,
             weight_scale=weight_scale,
@@ -144,16 +145,17 @@ class ThreeLayerConvNet(Sequential):
         weight_scale: float | None = 1e-3,
         **options: Any,
     ) -> None:
+        check_pair("filter_size", filter_size, 1)
         super().__init__(
             [
-                Conv(num_filters, filter_size, padding="same"),
+                Conv(check_count("num_filters", num_filters), filter_size, padding="same"),
                 Relu(),
                 MaxPool(2),
-                Affine(hidden_dim),
+                Affine(check_count("hidden_dim", hidden_dim)),
                 Relu(),
-                Affine(num_classes),
+                Affine(check_count("num_classes", num_classes)),
             ],
-            input_shape=input_dim,
+            input_shape=_image_shape(input_dim),
             weight_scale=weight_scale,
             **{"name": "ThreeLayerConvNet", **options},
         )
@@ -197,6 +199,9 @@ class ConvNet(Sequential):
         weight_scale: float | None = None,
         **options: Any,
     ) -> None:
+        if not isinstance(stages, Sequence) or isinstance(stages, str):
+            raise ArgumentTypeError(f"stages is {stages!r}; expected a sequence of numbers of filters and 'pool'")
+        check_pair("filter_size", filter_size, 1)
         layers: list[Layer] = []
         for position, stage in enumerate(stages):
             if stage == "pool":
@@ -207,8 +212,8 @@ class ConvNet(Sequential):
                 raise ArgumentError(f"stages[{position}] is {stage!r}; expected a number of filters or 'pool'")
         dropout = [Dropout(keep_prob)] if keep_prob != 1 else []
         super().__init__(
-            [*layers, GlobalAvgPool(), *dropout, Affine(num_classes)],
-            input_shape=input_dim,
+            [*layers, GlobalAvgPool(), *dropout, Affine(check_count("num_classes", num_classes))],
+            input_shape=_image_shape(input_dim),
             weight_scale=weight_scale,
             **{"name": "ConvNet", **options},
         )
@@ -271,8 +276,8 @@ class ResNet(Sequential):
             layers += [Residual(body, shortcut), Relu()]
         dropout = [Dropout(keep_prob)] if keep_prob != 1 else []
         super().__init__(
-            [*layers, GlobalAvgPool(), *dropout, Affine(num_classes)],
-            input_shape=input_dim,
+            [*layers, GlobalAvgPool(), *dropout, Affine(check_count("num_classes", num_classes))],
+            input_shape=_image_shape(input_dim),
             **{"name": f"ResNet{depth}", **options},
         )
 
@@ -337,9 +342,9 @@ class ResNet9(Sequential):
                 Residual(convs(8 * width, 8 * width)),
                 GlobalMaxPool(),
                 *dropout,
-                Affine(num_classes),
+                Affine(check_count("num_classes", num_classes)),
             ],
-            input_shape=input_dim,
+            input_shape=_image_shape(input_dim),
             **{"name": "ResNet9", **options},
         )
 
@@ -388,24 +393,25 @@ class Airbench(Sequential):
         score_scale: float = 1 / 9,
         **options: Any,
     ) -> None:
+        channels, *_ = _image_shape(input_dim)
         norm = BatchNorm(momentum=0.6, eps=1e-12, fixed="gamma")
 
         def conv(filters: int) -> Conv:
             return Conv(filters, padding="same", bias=False, init="dirac")
 
         blocks: list[Layer] = []
-        for filters in widths:
+        for filters in check_counts("widths", widths):
             blocks += [conv(filters), MaxPool(2), norm, Gelu(), conv(filters), norm, Gelu()]
         super().__init__(
             [
-                Conv(8 * input_dim[0], 2, fixed="W"),
+                Conv(8 * channels, 2, fixed="W"),
                 Gelu(),
                 *blocks,
                 MaxPool(3),
-                Scale(score_scale),
-                Affine(num_classes, bias=False, init="uniform"),
+                Scale(check_positive("score_scale", score_scale)),
+                Affine(check_count("num_classes", num_classes), bias=False, init="uniform"),
             ],
-            input_shape=input_dim,
+            input_shape=_image_shape(input_dim),
             **{"name": "Airbench", **options},
         )
 
@@ -424,6 +430,14 @@ class Airbench(Sequential):
             self.params["W1"][...] = self.backend.asarray(whitening_filters(x, 2, eps=eps), self.dtype)
 
 
+def _image_shape(input_dim: Sequence[int]) -> tuple[int, ...]:
+    """Return the channels, height and width of an image as ints."""
+    sizes = tuple(check_counts("input_dim", input_dim))
+    if len(sizes) != 3:
+        raise ArgumentError(f"input_dim is {input_dim!r}; expected channels, height and width, such as (3, 32, 32)")
+    return sizes
+
+
 def _conv_norm(filters: int, normalization: str | None, filter_size: int = 3, stride: int = 1) -> list[Layer]:
     """Return a convolution that pads images to keep their size, and its norm."""
     groups = max(g for g in range(1, 9) if filters % g == 0)
@@ -438,6 +452,6 @@ def _conv_norm_relu(filters: int, normalization: str | None, filter_size: int = 
 
 
 def _choose(name: str, value: str | None, choices: dict[str | None, Any]) -> Any:
-    if value not in choices:
+    if not isinstance(value, str | None) or value not in choices:
         raise ArgumentError(f"{name} is {value!r}; expected one of {', '.join(repr(choice) for choice in choices)}")
     return choices[value]

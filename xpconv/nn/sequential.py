@@ -127,7 +127,8 @@ class Sequential:
         pairs = list(_with_sources(layers))
         self.layers, self.name, self.loss_name = flatten("layers", [layer for layer, _ in pairs]), name, loss
         self.input_shape = _sample_shape(input_shape)
-        self.reg, self.weight_scale = reg, weight_scale
+        self.reg = reg
+        self.weight_scale = None if weight_scale is None else check_nonnegative("weight_scale", weight_scale)
         self.seed = None if seed is None else check_count("seed", seed, 0, 2**32 - 1)
         self.dtype, self.backend = _dtype_name(dtype), get_backend(backend)
         self.precision = precision
