@@ -4,7 +4,7 @@ import numpy as np
 
 from tests.helpers import columns_by_loops, draw
 from xpconv.backend import array_namespace
-from xpconv.ops.dispatch import accelerated_versions
+from xpconv.ops.dispatch import accelerated_versions, portable
 from xpconv.ops.norm import normalise
 from xpconv.ops.pool import max_pool
 from xpconv.ops.tiling import sum_of_squares
@@ -88,6 +88,35 @@ def arguments_of_normalise_backward(place, x, window):
 def arguments_of_softmax(place, x, window):
     scores = x.reshape(x.shape[0], -1)
     return place(scores), place(np.arange(len(scores)) % scores.shape[1], np.int64)
+
+
+def arguments_of_moments(place, x, window):
+    return place(by_channel(x, window)), {}
+
+
+def arguments_of_apply_moments(place, x, window):
+    x = by_channel(x, window)
+    gamma, beta = draw(2, 1, x.shape[1], 1, seed=2)
+    moments = np.stack([x.mean(axis=(0, 2), dtype="float64"), x.var(axis=(0, 2), dtype="float64")])
+    return place(x), place(moments, "float64"), place(gamma), place(beta), 1e-2
+
+
+def arguments_of_gradient_sums(place, x, window):
+    x, moments, gamma, beta, eps = arguments_of_apply_moments(place, x, window)
+    _, mean, inv_std = portable("apply_moments")(x, moments, gamma, beta, eps)
+    return place(draw(*x.shape, seed=3)), x, mean, inv_std
+
+
+def arguments_of_input_gradient(place, x, window):
+    *arrays, mean, inv_std = arguments_of_gradient_sums(place, x, window)
+    C = x.shape[1]
+    return *arrays, mean, inv_std, place(draw(1, C, 1, seed=4)), place(draw(2, C, seed=5), "float64")
+
+
+def by_channel(x, window):
+    """Return images (N, C, L) whose means are near zero, or far from it."""
+    flat = x.reshape(*x.shape[:2], -1)
+    return flat + flat.dtype.type(0 if window.stride[0] % 2 else 30)
 
 
 def arguments_of_cross_entropy(place, x, window):
@@ -240,6 +269,10 @@ ARGUMENTS = {
     "convolve_transposed": arguments_of_convolve_transposed,
     "normalise": arguments_of_normalise,
     "normalise_backward": arguments_of_normalise_backward,
+    "moments": arguments_of_moments,
+    "apply_moments": arguments_of_apply_moments,
+    "gradient_sums": arguments_of_gradient_sums,
+    "input_gradient": arguments_of_input_gradient,
     "cross_entropy": arguments_of_cross_entropy,
     "softmax_cross_entropy": arguments_of_softmax,
     "add": arguments_of_add,

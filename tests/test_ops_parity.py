@@ -43,8 +43,8 @@ def test_every_accelerated_version_equals_its_portable_version(spec, data):
             result = version(*given_arguments, **options)
             results.append([*arrays_in(result), *arrays_in(given_arguments[WRITTEN.get(name, slice(0))])])
         for one, other in zip(*results, strict=True):
-            dtype = str(backend.to_host(one).dtype)
-            assert_array(other, backend.to_host(one), backend, dtype, tolerance=1e-5 if dtype == "float32" else 1e-12)
+            tolerance = 1e-5 if x.dtype == "float32" else 1e-12
+            assert_array(other, backend.to_host(one), backend, str(backend.to_host(one).dtype), tolerance=tolerance)
 
 
 def test_numpy_has_an_accelerated_version_of_every_operation_but_a_few():
@@ -59,7 +59,6 @@ def test_numpy_has_an_accelerated_version_of_every_operation_but_a_few():
         "rmsprop_step",
         "lion_step",
         "add_l2_penalty",
-        "convolve_transposed",
         "cross_entropy",
         "fold",
         "largest_finite",

@@ -358,6 +358,7 @@ def update_running_stats(
     return weight * mean + (1 - weight) * batch_mean, weight * var + (1 - weight) * batch_var, num_batches
 
 
+@operation
 def moments(x: Array) -> Array:
     """Return the mean and the variance of each channel, in float64.
 
@@ -416,6 +417,7 @@ def join_moments(a: Array, b: Array) -> Array:
     return xp.stack([mean_of_both[0, ...], mean_of_both[1, ...] + half[0, ...] * half[0, ...]])
 
 
+@operation
 def apply_moments(x: Array, moments: Array, gamma: Array, beta: Array, eps: float) -> tuple[Array, Array, Array]:
     """Normalise by given moments, then scale and shift: ``out = gamma * (x - mean) / sqrt(var + eps) + beta``.
 
@@ -455,6 +457,7 @@ def apply_moments(x: Array, moments: Array, gamma: Array, beta: Array, eps: floa
     return out, mean, inv_std
 
 
+@operation
 def gradient_sums(dout: Array, x: Array, mean: Array, inv_std: Array) -> Array:
     """Return the sums of dout and of ``dout * xhat`` for each channel, with ``xhat = (x - mean) * inv_std``.
 
@@ -487,6 +490,7 @@ def gradient_sums(dout: Array, x: Array, mean: Array, inv_std: Array) -> Array:
     return _by_channel(tile, dout, x, mean, inv_std)
 
 
+@operation
 def input_gradient(dout: Array, x: Array, mean: Array, inv_std: Array, gamma: Array, means: Array) -> Array:
     """Return ``dx = gamma * inv_std * (dout - mean(dout) - xhat * mean(dout * xhat))``.
 

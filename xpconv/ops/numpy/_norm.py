@@ -28,7 +28,7 @@ from string import ascii_letters
 
 import numpy as np
 
-from xpconv.ops.dispatch import accelerate
+from xpconv.ops.dispatch import accelerate, portable
 from xpconv.ops.norm import subtract_mean, variance_and_inverse_std
 from xpconv.ops.numpy._scratch import scratch
 from xpconv.ops.numpy._tiles import map_tiles
@@ -108,6 +108,88 @@ def normalise_backward(
 
     dx, n = np.empty(x.shape, x.dtype), prod(x.shape[axis] for axis in axes)
     return dx, *map_tiles(dx, dout, x, mean, inv_std, gamma, function=tile, axis=tile_axis)
+
+
+@accelerate("numpy")
+def moments(x: Array) -> Array:
+    """Compute both moments in one pass if every mean is near zero; the sums are in the dtype of `x`."""
+
+    def tile(x: Array) -> tuple[Array]:
+        mean = _sum_of_products((0, 2), x) / n
+        with np.errstate(over="ignore", invalid="ignore"):
+            var = _sum_of_products((0, 2), x, x) / n - mean * mean
+        if not _is_near_zero(mean, var):
+            mean = x.sum(axis=(0, 2), dtype=np.float64, keepdims=True) / n
+            var = np.square(x - mean).sum(axis=(0, 2)) / n
+        return (np.stack([mean.reshape(-1), var.reshape(-1)]).astype(np.float64),)
+
+    n = x.shape[0] * x.shape[2]
+    (result,) = map_tiles(x, function=tile, axis=1)
+    return result
+
+
+@accelerate("numpy")
+def apply_moments(x: Array, moments: Array, gamma: Array, beta: Array, eps: float) -> tuple[Array, Array, Array]:
+    """Compute ``out = scale * x + shift`` if every mean is near zero."""
+    mean, var = moments.reshape(2, 1, -1, 1)
+    if not _is_near_zero(mean, var):
+        slow: tuple[Array, Array, Array] = portable("apply_moments")(x, moments, gamma, beta, eps)
+        return slow
+    inv_std = 1 / np.sqrt(var + eps)
+    scale, out = inv_std * gamma, np.empty(x.shape, x.dtype)
+    _map_linear_combination(out, beta - mean * scale, (scale, x))
+    return out, mean, inv_std.astype(x.dtype)
+
+
+@accelerate("numpy")
+def gradient_sums(dout: Array, x: Array, mean: Array, inv_std: Array) -> Array:
+    """Derive the sum of ``dout * xhat`` from those of dout and ``dout * x`` if every mean is near zero."""
+    if not _is_near_zero_of(mean, inv_std):
+        slow: Array = portable("gradient_sums")(dout, x, mean, inv_std)
+        return slow
+
+    def tile(dout: Array, x: Array, mean: Array, inv_std: Array) -> tuple[Array]:
+        total, product = _sum_of_products((0, 2), dout), _sum_of_products((0, 2), dout, x)
+        sums = total, (product - mean * total) * inv_std
+        return (np.stack([each.reshape(-1) for each in sums]).astype(np.float64),)
+
+    (result,) = map_tiles(dout, x, mean, inv_std, function=tile, axis=1)
+    return result
+
+
+@accelerate("numpy")
+def input_gradient(dout: Array, x: Array, mean: Array, inv_std: Array, gamma: Array, means: Array) -> Array:
+    """Compute ``dx = a * dout - b * x + c``, as the module's docstring explains, if every mean is near zero."""
+    if not _is_near_zero_of(mean, inv_std):
+        slow: Array = portable("input_gradient")(dout, x, mean, inv_std, gamma, means)
+        return slow
+    mean_dout, mean_product = means.reshape(2, 1, -1, 1)
+    a, dx = inv_std * gamma, np.empty(x.shape, x.dtype)
+    b = a * inv_std * mean_product
+    _map_linear_combination(dx, b * mean - a * mean_dout, (-b, x), (a, dout))
+    return dx
+
+
+def _is_near_zero(mean: Array, var: Array) -> bool:
+    """Return whether sums of x lose less than one digit compared with sums of ``x - mean``, in every channel."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(((mean * mean <= _MAX_SQUARED_MEAN * var) & (var < np.inf)).all())
+
+
+def _is_near_zero_of(mean: Array, inv_std: Array) -> bool:
+    """Return the same, given inverse standard deviations, which must not be tiny."""
+    return bool(((np.abs(mean) * inv_std <= sqrt(_MAX_SQUARED_MEAN)) & (inv_std > _MIN_INV_STD)).all())
+
+
+def _map_linear_combination(out: Array, shift: Array, *terms: tuple[Array, Array]) -> None:
+    """Write ``shift + a * x + b * y + ...`` to `out` on all threads, with factors (1, C, 1) in any dtype."""
+
+    def tile(out: Array, shift: Array, *terms: Array) -> tuple[Array, ...]:
+        _write_linear_combination(out, shift, *zip(terms[::2], terms[1::2], strict=True))
+        return ()
+
+    arrays = [a.astype(out.dtype, copy=False) for a in (shift, *(a for term in terms for a in term))]
+    map_tiles(out, *arrays, function=tile, axis=1)
 
 
 def _sum_of_products(axes: Sequence[int], *factors: Array) -> Array:
