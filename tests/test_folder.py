@@ -428,7 +428,7 @@ def test_defaults_for_a_folder_make_300_iterations_of_at_most_a_tenth_of_the_ima
 
 
 def test_options_for_a_folder_replace_the_defaults_for_few_images():
-    settings = settings_for("pictures", 84, epochs=3, batch_size=10, lr_decay=0.5)
+    settings = settings_for("pictures", 84, epochs=3, batch_size=10, schedule="step", lr_decay=0.5)
     assert (settings.epochs, settings.batch_size, settings.lr_decay) == (3, 10, 0.5)
     assert settings_for("pictures", 84, epochs=3).lr_decay == 0.9
     assert settings_for("digits", 84) == settings_for("digits")
