@@ -36,6 +36,7 @@ def test_run_is_read_as_it_was_written(tmp_path):
         "train_acc_history": [0.1, 0.4, 0.6],
         "val_acc_history": [0.1, 0.4, 0.6],
         "val_loss_history": [],
+        "check_epochs": [0, 1, 2],
     }
     assert run.iterations_per_epoch == 2
 

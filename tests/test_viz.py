@@ -12,7 +12,10 @@ import pytest
 from PIL import Image
 
 from xpconv.backend import get_backend
+from xpconv.data import load_digits
 from xpconv.errors import ArgumentError, XpconvError
+from xpconv.nn import TwoLayerNet
+from xpconv.training.solver import Solver
 from xpconv.viz import _curves, _filters, save_comparison, save_curves, save_filters, visualize_grid
 from xpconv.viz._figure import import_figure
 
@@ -182,6 +185,19 @@ def test_validation_losses_are_drawn_at_the_iterations_of_their_checks(monkeypat
         (line,) = (line for line in axes.lines if line.get_label() == "validation")
         assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == (checked, [2.3, 1.9, 3.5])
         assert axes.get_ylim()[1] > 3.5
+
+
+def test_checks_are_drawn_at_their_epochs(figures, tmp_path):
+    solver = Solver(
+        TwoLayerNet(input_dim=64, rng=0), load_digits(), num_epochs=5.5, check_every=2, verbose=False, rng=0
+    )  # 12 iterations an epoch
+    solver.train()
+    save_curves(vars(solver), tmp_path / "curves.png")
+    save_comparison({"run": vars(solver)}, tmp_path / "comparison.png")
+    lines = {axes.get_title(): axes.lines for figure in figures for axes in figure.axes}
+    assert lines["Loss"][-1].get_xdata().tolist() == [1, 24, 48, 66]
+    for title in ("Accuracy", "Training accuracy", "Norm of update / norm of weights", "Fraction of dead ReLUs"):
+        assert lines[title][0].get_xdata().tolist() == [0, 2, 4, 5.5], title
 
 
 @pytest.mark.parametrize("losses", [[], [2.3], [2.3, math.nan, math.inf]])

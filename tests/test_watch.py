@@ -19,8 +19,9 @@ import pytest
 
 from tests.commands import SHORT, call
 from xpconv.cli import _metrics, _watch
-from xpconv.cli._compare import Run
-from xpconv.cli._metrics import LiveMetrics, metrics_table
+from xpconv.cli._compare import Run, read_run
+from xpconv.cli._metrics import LiveMetrics, histories_by_epoch, metrics_table
+from xpconv.cli._report import epoch_table
 from xpconv.data import load_digits
 from xpconv.errors import ArgumentError
 from xpconv.io._lock import lock_folder
@@ -237,6 +238,25 @@ def test_the_metrics_of_a_running_training_are_a_beginning_of_its_last_ones(tmp_
     last = metrics_table(solver)
     assert all(last.startswith(version) for version in versions)
     assert versions[-1] == last
+
+
+def test_checks_that_are_several_epochs_apart_keep_their_epochs(tmp_path):
+    solver = Solver(
+        TwoLayerNet(input_dim=64, rng=0), load_digits(), num_epochs=5.5, check_every=2, verbose=False, rng=0
+    )  # 12 iterations an epoch
+    solver.train()
+    (tmp_path / "metrics.csv").write_text(metrics_table(solver))
+    (tmp_path / "config.json").write_text(json.dumps({"settings": {"epochs": 5.5}, "finished": True}))
+    watched = read_run(tmp_path)
+    (xs, ys), _ = _watch._accuracies(watched)[1].values()
+    assert xs.tolist() == [0, 2, 4, 5.5]
+    np.testing.assert_array_equal(ys, solver.train_acc_history)
+    assert _watch._losses(watched)[1]["validation"][0].tolist() == [1, 24, 48, 66]
+    assert _watch._status(watched, 3).startswith("epoch 5.5 of 5.5: validation loss ")
+    assert "iteration 66, epoch 5.5 of 5.5 complete" in _watch._status(watched)
+    rows = epoch_table(histories_by_epoch(solver))
+    assert [row[0] for row in rows[1:]] == ["0", "2", "4", "5.5"]
+    assert rows[-1][2] == f"{np.mean(solver.loss_history[48:]):.4f}"
 
 
 def test_metrics_are_written_at_most_once_in_each_interval_and_not_twice_the_same(tmp_path, monkeypatch):

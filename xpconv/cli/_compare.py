@@ -10,6 +10,7 @@ import numpy as np
 
 from xpconv.cli._run_folder import CONFIG, METRICS, read_config, reason_of, run_of
 from xpconv.errors import ArgumentError, printable
+from xpconv.viz._curves import check_epochs
 
 __all__ = ["Run", "differences", "read_run", "summary"]
 
@@ -69,16 +70,20 @@ def read_run(folder: Path) -> Run:
             raise ValueError(f"{METRICS} has no column {', '.join(sorted(missing))}")
         history = {name: _numbers(row[column] for row in rows) for name, column in HISTORIES.items()}
         history |= {name: _numbers(row.get(column) for row in rows) for name, column in OPTIONAL_HISTORIES.items()}
+        per_epoch = sum(row["epoch"] == "1" for row in rows)
+        checked = _numbers(row["iteration"] for row in rows if row["val_accuracy"])
+        history["check_epochs"] = np.where(checked > 1, checked / max(per_epoch, 1), 0)
         epoch_complete = len(rows) > 1 or (len(rows) == 1 and config.get("finished"))
         if epoch_complete and rows[-1]["epoch"] == rows[-1]["iteration"]:  # then the first check is after epoch 1
             for name in ("train_acc_history", "val_acc_history", "val_loss_history"):
                 history[name] = np.insert(history[name], 0, np.nan)
+            history["check_epochs"] = np.concatenate([[0], checked])
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise ArgumentError(
             f"{folder} is not the folder of a run ({reason_of(error)}): expected one that "
             "xpconv train wrote, with config.json and metrics.csv"
         ) from error
-    return Run(folder, settings, history, sum(row.get("epoch") == "1" for row in rows))
+    return Run(folder, settings, history, per_epoch)
 
 
 def _numbers(texts: Iterable[str | None]) -> np.ndarray:
@@ -124,7 +129,7 @@ def summary(runs: Sequence[Run]) -> list[tuple[str, ...]]:
         losses, accuracies = run.history["loss_history"], run.history["val_acc_history"]
         final = f"{losses[-max(len(losses) // 10, 1) :].mean():.4f}" if len(losses) else "-"
         best = (
-            (f"{np.nanmax(accuracies):.4f}", f"{np.nanargmax(accuracies)}")
+            (f"{np.nanmax(accuracies):.4f}", f"{check_epochs(run.history)[np.nanargmax(accuracies)]:.4g}")
             if np.isfinite(accuracies).any()
             else ("-", "-")
         )

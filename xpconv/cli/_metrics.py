@@ -52,9 +52,9 @@ def _iterations_per_epoch(solver: Solver) -> int:
 def histories_by_epoch(solver: Solver) -> dict[str, Any]:
     """Return the histories, those of checks from epoch 0 on.
 
-    If an epoch is one iteration, the first check comes after epoch 1, so that epoch 0 is NaN.
+    If each iteration is checked, the first check comes after epoch 1, so that epoch 0 is NaN.
     """
-    first = [nan] if _iterations_per_epoch(solver) == 1 else []
+    first = [nan] if solver.check_every * _iterations_per_epoch(solver) == 1 else []
     return {
         **vars(solver),
         "train_acc_history": first + solver.train_acc_history,
@@ -68,7 +68,10 @@ def histories_by_epoch(solver: Solver) -> dict[str, Any]:
 def metrics_table(solver: Solver) -> str:
     """Return CSV with a row for each iteration, and accuracies, validation loss and health where they were checked."""
     per_epoch = _iterations_per_epoch(solver)
-    checked = sorted({1, *range(per_epoch, solver.iteration + 1, per_epoch)})
+    between = per_epoch * solver.check_every
+    checked = sorted({1, *range(between, solver.iteration + 1, between)})
+    if len(solver.val_acc_history) > len(checked):
+        checked.append(solver.iteration)  # the end of the training
     checks = {
         "train_accuracy": solver.train_acc_history,
         "val_accuracy": solver.val_acc_history,

@@ -14,6 +14,7 @@ from xpconv.cli._settings import Settings
 from xpconv.nn import Sequential
 from xpconv.nn._summary import summary_html
 from xpconv.training.metrics import ClassificationReport
+from xpconv.viz._curves import check_epochs
 
 __all__ = ["epoch_table", "run_report"]
 
@@ -104,13 +105,13 @@ def run_report(
 
 
 def epoch_table(histories: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Return a header and a row for each check: before the first epoch, and after each epoch.
+    """Return a header and a row for each check: before the first epoch, and after each epoch that was checked.
 
     Parameters
     ----------
     histories : mapping
-        Those of a Solver, from epoch 0 on, with ``iterations_per_epoch``. The training loss of an epoch is the mean
-        over its minibatches.
+        Those of a Solver, from epoch 0 on, with ``iterations_per_epoch``. The training loss is the mean over the
+        minibatches since the check before.
     """
     per_epoch, losses, rates = (
         histories[name] for name in ("iterations_per_epoch", "loss_history", "learning_rate_history")
@@ -119,10 +120,12 @@ def epoch_table(histories: Mapping[str, Any]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [
         ("epoch", "learning rate", "training loss", "validation loss", "training accuracy", "validation accuracy")
     ]
-    for epoch, values in enumerate(zip(*checks, strict=False)):
-        end = max(epoch * per_epoch, 1)
-        mean = float(np.mean(losses[max(epoch - 1, 0) * per_epoch : end]))
-        rows.append((str(epoch), f"{rates[end - 1]:.3g}", *(_number(value) for value in (mean, *values))))
+    begin = 0
+    for epoch, *values in zip(check_epochs(histories), *checks, strict=False):
+        end = max(round(epoch * per_epoch), 1)
+        mean = float(np.mean(losses[begin:end]))
+        begin = end if epoch else 0
+        rows.append((f"{epoch:.4g}", f"{rates[end - 1]:.3g}", *(_number(value) for value in (mean, *values))))
     return rows
 
 

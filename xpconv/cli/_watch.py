@@ -16,7 +16,7 @@ from xpconv.cli._tables import echo
 from xpconv.errors import ArgumentError, printable
 from xpconv.io._lock import LOCK_NAME, is_locked
 from xpconv.training._progress import rich_can_draw
-from xpconv.viz._curves import moving_average
+from xpconv.viz._curves import check_epochs, moving_average
 from xpconv.viz._terminal import line_plot
 
 __all__ = ["newest_run", "watch_run"]
@@ -118,24 +118,24 @@ def _ending(folder: Path) -> str:
 def _print_epochs(folder: Path) -> None:
     shown = 0
     for run in _versions(folder):
-        epochs = len(run.history["val_acc_history"])
-        for epoch in range(shown, epochs):
-            echo(_status(run, epoch))
-        shown = max(shown, epochs)
+        checks = len(run.history["val_acc_history"])
+        for check in range(shown, checks):
+            echo(_status(run, check))
+        shown = max(shown, checks)
 
 
-def _status(run: Run, epoch: int | None = None) -> str:
-    """Return the state of a run after an epoch, by default the newest one, in one line."""
+def _status(run: Run, check: int | None = None) -> str:
+    """Return the state of a run at a check, by default the newest one, in one line."""
     accuracies, losses = run.history["val_acc_history"], run.history["loss_history"]
-    if epoch is None:
-        done = f"iteration {len(losses)}, epoch {max(len(accuracies) - 1, 0)} of {run.settings.get('epochs')} complete"
+    epochs = [f"{epoch:.4g}" for epoch in check_epochs(run.history)]
+    if check is None:
+        done = f"iteration {len(losses)}, epoch {(epochs or ['0'])[-1]} of {run.settings.get('epochs')} complete"
         best = f"; best validation accuracy {np.nanmax(accuracies):.4f}" if np.isfinite(accuracies).any() else ""
         return f"{done}; loss {losses[-1]:.4f}{best}" if len(losses) else "waiting for the first check"
-    train, val_loss = run.history["train_acc_history"][epoch], run.history["val_loss_history"]
-    loss = f"validation loss {val_loss[epoch]:.4f}, " if epoch < len(val_loss) else ""
-    return (
-        f"epoch {epoch} of {run.settings.get('epochs')}: {loss}accuracy {train:.4f}, validation {accuracies[epoch]:.4f}"
-    )
+    train, val_loss = run.history["train_acc_history"][check], run.history["val_loss_history"]
+    loss = f"validation loss {val_loss[check]:.4f}, " if check < len(val_loss) else ""
+    done = f"epoch {epochs[check]} of {run.settings.get('epochs')}"
+    return f"{done}: {loss}accuracy {train:.4f}, validation {accuracies[check]:.4f}"
 
 
 def _panels(run: Run, console: Any) -> Any:
@@ -167,7 +167,7 @@ def _can_encode(encoding: str | None) -> bool:
 def _losses(run: Run) -> tuple[str, dict[str, Any], tuple[float, float] | None]:
     losses, val_losses = run.history["loss_history"], run.history["val_loss_history"]
     averages, first = moving_average(losses)
-    checked = np.maximum(run.iterations_per_epoch * np.arange(len(val_losses)), 1)
+    checked = np.maximum(run.iterations_per_epoch * check_epochs(run.history)[: len(val_losses)], 1)
     shown = np.concatenate([averages, val_losses[1:]])
     shown = shown[np.isfinite(shown)]
     limits = (min(float(shown.min()), 0.0), float(shown.max())) if shown.size else None
@@ -177,7 +177,8 @@ def _losses(run: Run) -> tuple[str, dict[str, Any], tuple[float, float] | None]:
 
 def _accuracies(run: Run) -> tuple[str, dict[str, Any], tuple[float, float] | None]:
     histories = {"training": run.history["train_acc_history"], "validation": run.history["val_acc_history"]}
-    return "accuracy by epoch", {name: (np.arange(len(ys)), ys) for name, ys in histories.items()}, (0.0, 1.0)
+    epochs = check_epochs(run.history)
+    return "accuracy by epoch", {name: (epochs[: len(ys)], ys) for name, ys in histories.items()}, (0.0, 1.0)
 
 
 def _plot(

@@ -9,7 +9,7 @@ import numpy as np
 from xpconv.errors import ArgumentError
 from xpconv.viz._figure import as_host_array, new_figure, set_title, write_figure
 
-__all__ = ["moving_average", "save_comparison", "save_curves"]
+__all__ = ["check_epochs", "iterations_per_epoch", "moving_average", "save_comparison", "save_curves"]
 
 # Okabe and Ito's palette, which people with any colour vision can distinguish; lines also differ by marker or dash.
 COLORS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"
@@ -30,10 +30,11 @@ def save_curves(history: Mapping[str, Any], path: str | os.PathLike[str]) -> Non
     ----------
     history : mapping
         ``loss_history``, one value for each iteration, and ``train_acc_history`` and ``val_acc_history``, one value
-        for each epoch from 0. Optional are ``val_loss_history``, one value for each epoch from 0,
+        for each check from epoch 0 on. Optional are ``val_loss_history``, one value for each check,
         ``learning_rate_history``, one value for each iteration, and ``health_history``, the dict of a `Solver`. Each
-        history is an array or a sequence of numbers; it may be empty or contain NaN. ``iterations_per_epoch`` is
-        needed only if a run with a validation loss ended within an epoch.
+        history is an array or a sequence of numbers; it may be empty or contain NaN. The checks are ``check_every``
+        epochs apart, 1 by default. If a run ended within an epoch, ``iterations_per_epoch`` says where; ``vars`` of a
+        Solver needs no addition.
     path : str or path
         Where to write.
 
@@ -71,15 +72,16 @@ def save_curves(history: Mapping[str, Any], path: str | os.PathLike[str]) -> Non
         },
     )
     val_losses = as_host_array(history.get("val_loss_history", ()))
-    _draw_losses(panels["loss"], losses, val_losses, history.get("iterations_per_epoch"))
-    _draw_accuracies(panels["accuracy"], train, BLUE, "o", "training")
-    _draw_accuracies(panels["accuracy"], val, ORANGE, "s", "validation")
+    epochs = check_epochs(history)
+    _draw_losses(panels["loss"], losses, val_losses, epochs, iterations_per_epoch(history))
+    _draw_accuracies(panels["accuracy"], epochs, train, BLUE, "o", "training")
+    _draw_accuracies(panels["accuracy"], epochs, val, ORANGE, "s", "validation")
     set_title(panels["accuracy"], "Accuracy")
     panels["accuracy"].set(xlabel="epoch", ylabel="accuracy")
     if len(rates):
         _draw_learning_rates(panels["rate"], rates)
     for title, lines in health.items():
-        _draw_health(panels[title], title, lines)
+        _draw_health(panels[title], title, epochs, lines)
     for name in ("loss", "accuracy"):
         panels[name].legend()
     for axes in panels.values():
@@ -122,7 +124,9 @@ def save_comparison(histories: Mapping[str, Mapping[str, Any]], path: str | os.P
         averages, first = moving_average(losses)
         loss_axes.plot(np.arange(len(averages)) + 1 + first, averages, linewidth=1.5, **style)
         for axes, accuracies, label in (train_axes, train, None), (val_axes, val, _legend_label(name)):
-            _draw_accuracies(axes, accuracies, marker=MARKERS[i % len(MARKERS)], label=label, **style)
+            _draw_accuracies(
+                axes, check_epochs(history), accuracies, marker=MARKERS[i % len(MARKERS)], label=label, **style
+            )
     loss_axes.set(title="Loss, moving average", xlabel="iteration", ylabel="loss")
     train_axes.set(title="Training accuracy", xlabel="epoch", ylabel="accuracy")
     val_axes.set(title="Validation accuracy", xlabel="epoch")
@@ -145,7 +149,33 @@ def _legend_label(name: str) -> str:
     return f" {label}" if label.startswith("_") else label
 
 
-def _draw_losses(axes: Any, losses: np.ndarray, val_losses: np.ndarray, iterations_per_epoch: int | None) -> None:
+def iterations_per_epoch(history: Mapping[str, Any]) -> int | None:
+    """Return the iterations of an epoch, also those of ``vars(solver)``; None if the history does not tell them."""
+    if "iterations_per_epoch" not in history and "y_train" in history and "batch_size" in history:
+        return max(int(history["y_train"].shape[0]) // int(history["batch_size"]), 1)
+    return history.get("iterations_per_epoch")
+
+
+def check_epochs(history: Mapping[str, Any]) -> np.ndarray:
+    """Return the completed epochs at each check: 0, multiples of ``check_every``, and those at the end of the run.
+
+    Examples
+    --------
+    >>> history = {"loss_history": [1.0] * 10, "val_acc_history": [0.1, 0.2, 0.3], "iterations_per_epoch": 4}
+    >>> check_epochs(history | {"check_every": 2})
+    array([0. , 2. , 2.5])
+    """
+    if "check_epochs" in history:
+        return as_host_array(history["check_epochs"])
+    count = max(len(history.get(name, ())) for name in (*REQUIRED_HISTORIES[1:], "val_loss_history"))
+    epochs, per_epoch = float(history.get("check_every", 1)) * np.arange(count), iterations_per_epoch(history)
+    losses = len(history["loss_history"])
+    return np.minimum(epochs, losses / per_epoch) if per_epoch and losses else epochs
+
+
+def _draw_losses(
+    axes: Any, losses: np.ndarray, val_losses: np.ndarray, epochs: np.ndarray, per_epoch: int | None
+) -> None:
     """Draw each loss as a thin line, their moving average, and the validation losses.
 
     Losses far above the averages and the validation losses from epoch 1 on may be cut off.
@@ -155,8 +185,9 @@ def _draw_losses(axes: Any, losses: np.ndarray, val_losses: np.ndarray, iteratio
     axes.plot(iterations, losses, color=BLUE, linewidth=0.6, alpha=0.4, label="each minibatch")
     axes.plot(iterations[first : first + len(averages)], averages, color=BLUE, linewidth=1.8, label="moving average")
     if len(val_losses):
-        per_epoch = iterations_per_epoch or len(losses) // max(len(val_losses) - 1, 1)
-        checked = np.maximum(per_epoch * np.arange(len(val_losses)), 1)  # that of epoch 0 comes after an iteration
+        epochs = epochs[: len(val_losses)]
+        checked = np.rint(epochs * (per_epoch or len(losses) // max(epochs[-1], 1)))
+        checked = np.maximum(checked, 1)  # the check of epoch 0 comes after an iteration
         marker = "s" if len(val_losses) <= 30 else ""
         axes.plot(checked, val_losses, color=ORANGE, marker=marker, markersize=4, label="validation")
     set_title(axes, "Loss")
@@ -177,10 +208,16 @@ def _draw_learning_rates(axes: Any, rates: np.ndarray) -> None:
 
 
 def _draw_accuracies(
-    axes: Any, values: np.ndarray, color: str, marker: str, label: str | None = None, linestyle: str = "-"
+    axes: Any,
+    epochs: np.ndarray,
+    values: np.ndarray,
+    color: str,
+    marker: str,
+    label: str | None = None,
+    linestyle: str = "-",
 ) -> None:
     axes.plot(
-        range(len(values)),
+        epochs[: len(values)],
         values,
         color=color,
         linestyle=linestyle,
@@ -205,7 +242,7 @@ def _health_panels(history: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray
     return {title: lines for title, lines in panels.items() if lines}
 
 
-def _draw_health(axes: Any, title: str, lines: Mapping[str, np.ndarray]) -> None:
+def _draw_health(axes: Any, title: str, epochs: np.ndarray, lines: Mapping[str, np.ndarray]) -> None:
     """Draw one line for each layer, with a logarithmic scale for ratios, which differ by orders of magnitude."""
     are_ratios = title == HEALTH_TITLES["update_ratio_"]
     labelled = set(list(lines)[:: -(-len(lines) // MAX_LABELS)])  # more labels would be larger than the panel
@@ -213,7 +250,7 @@ def _draw_health(axes: Any, title: str, lines: Mapping[str, np.ndarray]) -> None
         line_style = LINE_STYLES[i // len(COLORS) % len(LINE_STYLES)]
         shown = np.maximum(values, LEAST_RATIO) if are_ratios else values
         label = name if name in labelled else None
-        _draw_accuracies(axes, shown, COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)], label, line_style)
+        _draw_accuracies(axes, epochs, shown, COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)], label, line_style)
     set_title(axes, title)
     axes.set(xlabel="epoch", ylim=(-0.02, 1.02))
     if are_ratios:
