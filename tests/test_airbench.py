@@ -81,6 +81,40 @@ def test_whitening_needs_images_of_the_size_of_a_patch(shape):
         whitening_filters(np.zeros(shape))
 
 
+@pytest.mark.parametrize(
+    ("x", "eps", "message"),
+    [
+        (None, 1.0, "x is None; expected images"),
+        ([[1.0]], 1.0, "x is a list; expected an array"),
+        (np.ones((2, 3, 4, 4), np.uint8), 1.0, "x has dtype uint8; expected a floating-point dtype"),
+        (np.ones((2, 3, 4, 4)) * 1j, 1.0, "x has dtype complex128; expected a floating-point dtype"),
+        (np.full((2, 3, 4, 4), np.nan), 1.0, "x has values that are NaN, infinite, or too large to be squared"),
+        (np.zeros((2, 3, 4, 4)), 0, "eps is 0.0, but the patches of x do not span their space"),
+    ],
+)
+def test_whitening_refuses_images_without_finite_filters(x, eps, message):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
+        whitening_filters(x, eps=eps)
+
+
+def test_failed_whitening_leaves_the_filters_unchanged():
+    net = small_net()
+    before = net.params["W1"].copy()
+    with pytest.raises(ArgumentError, match="NaN"):
+        net.whiten(correlated_images() * np.nan)
+    np.testing.assert_array_equal(net.params["W1"], before)
+
+
+def test_sums_over_float16_images_do_not_overflow():
+    x = 100 * correlated_images(64)
+    np.testing.assert_allclose(
+        whitening_filters(x.astype(np.float16)),
+        whitening_filters(x),
+        rtol=0,
+        atol=0.01 * abs(whitening_filters(x)).max(),
+    )
+
+
 def test_a_net_is_whitened_by_its_preprocessed_images(backend):
     x = correlated_images() * 50 + 100
     net = small_net(backend=backend, dtype="float64", preprocessing=Preprocessing(100.0, 50.0))

@@ -389,3 +389,78 @@ def test_the_seed_of_the_run_and_the_epoch_determine_alternating_flips():
     np.testing.assert_array_equal(first(x, 1), first(x, 2))
     np.testing.assert_array_equal(transform_of("alternate", seed=5, epoch=3)(x, 1), first(x, 1)[..., ::-1])
     np.testing.assert_array_equal(first(x, 1), alternating_flip(x, np.arange(30), 0, 5))
+
+
+BATCH = np.zeros((2, 3, 4, 4), np.uint8)
+BATCH_LABELS = np.array([0, 1])
+IMAGE_FUNCTIONS = {
+    "random_crop": lambda x, seed=1: random_crop(x, 1, seed),
+    "random_affine": lambda x, seed=1: random_affine(x, 0.2, seed),
+    "random_flip": lambda x, seed=1: random_flip(x, seed),
+    "alternating_flip": lambda x, seed=1: alternating_flip(x, BATCH_LABELS, 0, seed),
+    "cutout": lambda x, seed=1: cutout(x, 2, seed),
+    "random_brightness": lambda x, seed=1: random_brightness(x, 0.2, seed),
+    "random_contrast": lambda x, seed=1: random_contrast(x, 0.2, seed),
+    "mixup": lambda x, seed=1: mixup(x, BATCH_LABELS, 3, seed),
+}
+
+
+@pytest.mark.parametrize("function", IMAGE_FUNCTIONS.values(), ids=IMAGE_FUNCTIONS)
+@pytest.mark.parametrize(
+    ("images", "seed", "message"),
+    [
+        (BATCH.tolist(), 1, "x is a list; expected an array of images"),
+        (None, 1, "x is a NoneType; expected an array of images"),
+        (BATCH[:, :, :0], 1, r"x has shape \(2, 3, 0, 4\); expected images \(N, C, H, W\) of one pixel or more"),
+        (BATCH, 1.5, "seed is 1.5; expected an int from 0 to 4294967295"),
+        (BATCH, None, "seed is None; expected an int"),
+        (BATCH, -1, "seed is -1; expected an int"),
+        (BATCH, 2**70, "seed is 1180591620717411303424; expected an int"),
+    ],
+)
+def test_what_is_no_image_or_seed_is_refused(function, images, seed, message):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
+        function(images, seed)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: mixup(BATCH, [0, 1], 3, 1), "y is a list; expected an array of labels"),
+        (
+            lambda: mixup(BATCH, BATCH_LABELS + 2, 3, 1),
+            "y has labels from 2 to 3; expected 0 to 2, since num_classes is 3",
+        ),
+        (lambda: mixup(BATCH, BATCH_LABELS - 1, 3, 1), "y has labels from -1 to 0; expected 0 to 2"),
+        (lambda: mixup(BATCH, BATCH_LABELS / 2, 3, 1), "y has dtype float64; expected integer labels"),
+        (lambda: alternating_flip(BATCH, BATCH_LABELS / 2, 0), "rows has dtype float64; expected integers"),
+        (lambda: alternating_flip(BATCH, ["a", "b"], 0), "rows has dtype <U1; expected integers"),
+        (lambda: alternating_flip(BATCH, BATCH_LABELS, 0.5), "epoch is 0.5; expected an int, 0 or more"),
+        (lambda: parse_augmentation(None), "augment is None; expected text, such as crop-flip"),
+        (lambda: parse_augmentation("alternate", -1), "seed is -1; expected an int"),
+        (lambda: parse_augmentation("flip")(BATCH, 1), "minibatch is a ndarray; expected a Minibatch"),
+        (
+            lambda: parse_augmentation("flip")(Minibatch(BATCH, BATCH_LABELS, BATCH_LABELS, 0), "a"),
+            "seed is 'a'; expected an int",
+        ),
+    ],
+)
+def test_errors_name_the_argument_of_an_augmentation(call, message):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
+        call()
+
+
+@pytest.mark.parametrize("name", ["random_affine", "cutout", "random_brightness", "random_contrast"])
+def test_float16_images_change_as_float32_images_do(name):
+    x = np.random.default_rng(0).integers(0, 256, (4000, 3, 4, 8)).astype(np.float16)  # sums of an image may overflow
+    function = IMAGE_FUNCTIONS[name]
+    changed = function(x * 16)
+    assert changed.dtype == np.float16
+    np.testing.assert_array_equal(changed, function((x * 16).astype(np.float32)).astype(np.float16))
+
+
+@pytest.mark.parametrize("function", IMAGE_FUNCTIONS.values(), ids=IMAGE_FUNCTIONS)
+def test_empty_minibatches_stay_empty(function, monkeypatch):
+    monkeypatch.setitem(globals(), "BATCH_LABELS", BATCH_LABELS[:0])
+    result = function(BATCH[:0])
+    assert (result[0] if isinstance(result, tuple) else result).shape == (0, 3, 4, 4)

@@ -6,6 +6,7 @@ same bits on every backend.
 
 import re
 from collections.abc import Callable
+from math import prod
 from typing import Any, NamedTuple
 
 import array_api_compat
@@ -13,7 +14,7 @@ import numpy as np
 
 from xpconv._deferred import derive
 from xpconv._validation import check_count, check_fraction, check_nonnegative
-from xpconv.backend import Array, backend_of
+from xpconv.backend import Array, array_namespace, backend_of, on_host, to_host
 from xpconv.errors import ArgumentError, ArgumentTypeError
 from xpconv.ops.random_bits import hash_numbers, keep_mask, random_integers
 from xpconv.ops.windows import pad
@@ -92,7 +93,7 @@ def random_crop(x: Array, padding: int, seed: int, *, border: str = "zeros") -> 
     ArgumentError
         If `x` is not a batch of images, `padding` is negative or too large for reflection, or `border` is unknown.
     ArgumentTypeError
-        If `padding` is not an integer.
+        If `x` is not an array, or `padding` or `seed` is not an integer.
 
     References
     ----------
@@ -118,7 +119,7 @@ def random_crop(x: Array, padding: int, seed: int, *, border: str = "zeros") -> 
             f"{min(x.shape[2:]) - 1} pixels: take a smaller padding or larger images"
         )
     xp = array_api_compat.array_namespace(x)
-    corners = random_integers(seed, (2, x.shape[0], 1, 1, 1), 2 * padding + 1, like=x)
+    corners = random_integers(_check_seed(seed), (2, x.shape[0], 1, 1, 1), 2 * padding + 1, like=x)
     top, left = corners[0, ...], corners[1, ...]
     n, c, i, j = _axes(x)
     if border == "zeros":
@@ -176,7 +177,7 @@ def random_affine(x: Array, strength: float, seed: int, *, shift: float = 0.125)
     ArgumentError
         If `x` is not a batch of images, or `strength` or `shift` is not from 0 to 1.
     ArgumentTypeError
-        If `x` has another dtype, or `strength` or `shift` is not a number.
+        If `x` has another dtype, `strength` or `shift` is not a number, or `seed` is not an integer.
 
     Examples
     --------
@@ -196,7 +197,7 @@ def random_affine(x: Array, strength: float, seed: int, *, shift: float = 0.125)
 def _interpolated(x: Array, strength: float, shift: float, seed: int) -> Array:
     """Return floating-point images as `random_affine` changes them."""
     xp, (N, C, height, width) = array_api_compat.array_namespace(x), x.shape
-    steps = random_integers(seed, (6, N, 1, 1, 1), 2**16, like=x)
+    steps = random_integers(_check_seed(seed), (6, N, 1, 1, 1), 2**16, like=x)
     factors = xp.astype(steps, x.dtype) * 2.0**-15 - 1  # -1 to 1
     n, c, i, j = _axes(x)
     y_out, x_out = (xp.astype(a, x.dtype) - (size - 1) / 2 for a, size in ((i, height), (j, width)))
@@ -248,7 +249,7 @@ def random_flip(x: Array, seed: int) -> Array:
     """
     _check_images(x)
     xp = array_api_compat.array_namespace(x)
-    return xp.where(keep_mask(seed, (x.shape[0], 1, 1, 1), 0.5, like=x), x, xp.flip(x, axis=-1))
+    return xp.where(keep_mask(_check_seed(seed), (x.shape[0], 1, 1, 1), 0.5, like=x), x, xp.flip(x, axis=-1))
 
 
 def alternating_flip(x: Array, rows: np.ndarray, epoch: int, seed: int = 0) -> Array:
@@ -294,13 +295,18 @@ def alternating_flip(x: Array, rows: np.ndarray, epoch: int, seed: int = 0) -> A
     """
     _check_images(x)
     rows = rows if hasattr(rows, "shape") else np.asarray(rows)
+    if not array_api_compat.array_namespace(rows).isdtype(rows.dtype, "integral"):
+        raise ArgumentTypeError(
+            f"rows has dtype {rows.dtype}; expected integers, the numbers of the images in the data"
+        )
     if tuple(rows.shape) != (x.shape[0],):
         raise ArgumentError(
             f"rows has shape {tuple(rows.shape)}; expected ({x.shape[0]},), one number for each image of x"
         )
+    epoch = check_count("epoch", epoch, 0)
     xp = array_api_compat.array_namespace(x)
     numbers = backend_of(x).asarray(rows, "int64")
-    kept = (hash_numbers(seed, numbers) >> 31) == epoch % 2
+    kept = (hash_numbers(_check_seed(seed), numbers) >> 31) == epoch % 2
     return xp.where(xp.reshape(kept, (-1, 1, 1, 1)), x, xp.flip(x, axis=-1))
 
 
@@ -342,7 +348,7 @@ def cutout(x: Array, size: int, seed: int) -> Array:
              [4, 5, 4, 4]]]], dtype=uint8)
     """
     _check_images(x)
-    size = check_count("size", size)
+    size, seed = check_count("size", size), _check_seed(seed)
     xp, (_, _, height, width) = array_api_compat.array_namespace(x), x.shape
     _, _, i, j = _axes(x)
     top = random_integers(seed, (x.shape[0], 1, 1, 1), height, like=x) - size // 2
@@ -459,9 +465,10 @@ def mixup(x: Array, y: Array, num_classes: int, seed: int, *, alpha: float = 0.2
     Raises
     ------
     ArgumentError
-        If `x` is not a batch of images, `alpha` is not above 0, or the shape of `y` fits neither form of labels.
+        If `x` is not a batch of images, `alpha` is not above 0, the shape of `y` fits neither form of labels, or
+        labels in host memory are out of range.
     ArgumentTypeError
-        If `x` has another dtype, or `alpha` or `num_classes` is not a number.
+        If `x` has another dtype, labels are not integers, or `alpha`, `num_classes` or `seed` is not a number.
 
     References
     ----------
@@ -477,15 +484,16 @@ def mixup(x: Array, y: Array, num_classes: int, seed: int, *, alpha: float = 0.2
            [0.24, 0.  , 0.76]], dtype=float32)
     """
     _check_images(x)
-    num_classes = check_count("num_classes", num_classes)
+    num_classes, seed = check_count("num_classes", num_classes), _check_seed(seed)
     if check_nonnegative("alpha", alpha) == 0:
         raise ArgumentError(f"alpha is {alpha}; expected a number above 0: leave mixup out instead")
+    _check_labels(y, num_classes)
     if tuple(y.shape) not in ((x.shape[0],), (x.shape[0], num_classes)):
         raise ArgumentError(
             f"y has shape {tuple(y.shape)}; expected labels ({x.shape[0]},) or probabilities "
             f"({x.shape[0]}, {num_classes})"
         )
-    xp, device = array_api_compat.array_namespace(x), array_api_compat.device(x)
+    xp, device = array_namespace(x=x, y=y), array_api_compat.device(x)
     weight = derive(lambda seed: _beta(seed, float(alpha)), seed)
     if y.ndim == 1:
         y = xp.reshape(y, (-1, 1)) == xp.arange(num_classes, dtype=y.dtype, device=device)
@@ -497,21 +505,46 @@ def mixup(x: Array, y: Array, num_classes: int, seed: int, *, alpha: float = 0.2
     return _computed(x, mix), mix(y)
 
 
+def _check_labels(y: Array, num_classes: int) -> None:
+    """Check the type of labels, and their range if they are in host memory; never wait for a device."""
+    if not array_api_compat.is_array_api_obj(y):
+        raise ArgumentTypeError(f"y is a {type(y).__name__}; expected an array of labels (N,) or probabilities (N, C)")
+    if len(y.shape) != 1:
+        return
+    if not array_api_compat.array_namespace(y).isdtype(y.dtype, "integral"):
+        raise ArgumentTypeError(f"y has dtype {y.dtype}; expected integer labels")
+    if on_host(y) and y.shape[0]:
+        labels = to_host(y)
+        if labels.min() < 0 or labels.max() >= num_classes:
+            raise ArgumentError(
+                f"y has labels from {labels.min()} to {labels.max()}; expected 0 to {num_classes - 1}, since "
+                f"num_classes is {num_classes}"
+            )
+
+
 def _beta(seed: int, alpha: float) -> float:
     """Draw from ``Beta(alpha, alpha)`` by a stream whose numbers are the same in all versions of NumPy."""
     return float(np.random.RandomState(seed).beta(alpha, alpha))
 
 
 def _check_images(x: Array) -> None:
-    if len(x.shape) != 4:
-        raise ArgumentError(f"x has shape {tuple(x.shape)}; expected images (N, C, H, W)")
+    if not array_api_compat.is_array_api_obj(x):
+        raise ArgumentTypeError(f"x is a {type(x).__name__}; expected an array of images (N, C, H, W)")
+    if len(x.shape) != 4 or 0 in x.shape[1:]:
+        raise ArgumentError(f"x has shape {tuple(x.shape)}; expected images (N, C, H, W) of one pixel or more")
+
+
+def _check_seed(seed: int) -> int:
+    return check_count("seed", seed, 0, 2**32 - 1)
 
 
 def _computed(x: Array, change: Callable[[Array], Array]) -> Array:
-    """Return ``change(x)``, which is computed in float32 and rounded if `x` is uint8."""
+    """Return ``change(x)``, which is computed in float32 or float64, and rounded if `x` is uint8."""
     xp = array_api_compat.array_namespace(x)
-    if xp.isdtype(x.dtype, "real floating"):
+    if x.dtype in (xp.float32, xp.float64):
         return change(x)
+    if xp.isdtype(x.dtype, "real floating"):  # sums and random integers overflow in float16
+        return xp.astype(change(xp.astype(x, xp.float32)), x.dtype)
     if x.dtype != xp.uint8:
         raise ArgumentTypeError(f"x has dtype {x.dtype}; expected uint8 or floating-point images")
     return xp.astype(_clipped(xp.round(change(xp.astype(x, xp.float32))), 0, 255), xp.uint8)
@@ -527,15 +560,15 @@ def _clipped(x: Array, low: int, high: int) -> Array:
 def _random_factors(x: Array, strength: float, seed: int) -> Array:
     """Return a factor (N, 1, 1, 1) for each image, from ``1 - strength`` to ``1 + strength``."""
     xp = array_api_compat.array_namespace(x)
-    steps = xp.astype(random_integers(seed, (x.shape[0], 1, 1, 1), 2**16, like=x), x.dtype)
+    steps = xp.astype(random_integers(_check_seed(seed), (x.shape[0], 1, 1, 1), 2**16, like=x), x.dtype)
     return 1 + (steps * 2.0**-15 - 1) * strength
 
 
 def _means(x: Array, first_axis: int) -> Array:
     """Return the means over an axis and all later ones, added in pairs: the same bits on every backend."""
     xp, kept = array_api_compat.array_namespace(x), tuple(x.shape[:first_axis])
-    sums = xp.reshape(x, (*kept, -1))
-    count = sums.shape[-1]
+    count = prod(x.shape[first_axis:])
+    sums = xp.reshape(x, (*kept, count))
     while (size := sums.shape[-1]) > 1:
         half = size // 2
         pairs = sums[..., :half] + sums[..., half : 2 * half]
@@ -641,7 +674,9 @@ def parse_augmentation(spec: str, seed: int = 0) -> "MinibatchAugmentation | Non
     Raises
     ------
     ArgumentError
-        If a word or its number is unknown, or two words exclude each other.
+        If a word or its number is unknown, two words exclude each other, or `seed` is out of range.
+    ArgumentTypeError
+        If `spec` is not text, or `seed` is not an integer.
 
     Examples
     --------
@@ -651,6 +686,9 @@ def parse_augmentation(spec: str, seed: int = 0) -> "MinibatchAugmentation | Non
     array([[0, 0, 0],
            [0, 3, 4]])
     """
+    if not isinstance(spec, str):
+        raise ArgumentTypeError(f"augment is {spec!r}; expected text, such as crop-flip")
+    seed = _check_seed(seed)
     words = [_split_word(spec, text) for text in spec.split("-")]
     names = [name for name, _ in words]
     for pair in EXCLUSIVE:
@@ -722,7 +760,9 @@ class MinibatchAugmentation:
 
     def __call__(self, minibatch: Minibatch, seed: int) -> Minibatch:
         """Return the changed minibatch; each transform gets a seed of its own, which `seed` determines."""
-        seeds = split_seed(seed, len(self._transforms))
+        if not isinstance(minibatch, Minibatch):
+            raise ArgumentTypeError(f"minibatch is a {type(minibatch).__name__}; expected a Minibatch")
+        seeds = split_seed(_check_seed(seed), len(self._transforms))
         for (word, number), transform_seed in zip(self._transforms, seeds, strict=True):
             minibatch = word.transform(minibatch, transform_seed, number, self._seed)
         return minibatch

@@ -1,10 +1,12 @@
 """Filters that whiten small patches of images."""
 
+from typing import Any
+
 import array_api_compat
 
 from xpconv._validation import check_nonnegative, check_pair
-from xpconv.backend import Array, backend_of, to_host
-from xpconv.errors import ArgumentError
+from xpconv.backend import Array, array_namespace, backend_of, to_host
+from xpconv.errors import ArgumentError, ArgumentTypeError
 from xpconv.ops.tiling import matmul
 
 __all__ = ["whitening_filters"]
@@ -36,7 +38,10 @@ def whitening_filters(x: Array, kernel_size: int | tuple[int, int] = 2, *, eps: 
     Raises
     ------
     ArgumentError
-        If `x` is not a batch of images, or they are smaller than a patch.
+        If `x` is not a batch of images, they are smaller than a patch, or have NaN or infinite values; or if `eps` is 0
+        and the patches do not span their space.
+    ArgumentTypeError
+        If `x` is not an array of a floating-point dtype.
 
     References
     ----------
@@ -54,6 +59,7 @@ def whitening_filters(x: Array, kernel_size: int | tuple[int, int] = 2, *, eps: 
     """
     height, width = check_pair("kernel_size", kernel_size, 1)
     eps = check_nonnegative("eps", eps)
+    xp = _check_floating(x)
     if x.ndim != 4 or 0 in x.shape or x.shape[2] < height or x.shape[3] < width:
         raise ArgumentError(
             f"x has shape {tuple(x.shape)}; expected images (N, C, H, W) of at least {height} by {width} pixels"
@@ -63,17 +69,39 @@ def whitening_filters(x: Array, kernel_size: int | tuple[int, int] = 2, *, eps: 
     sums = [_moments(x[start : min(start + _IMAGES_AT_ONCE, N), ...], height, width) for start in starts]
     moments = sum(sums) / (N * (H - height + 1) * (W - width + 1))
     host = array_api_compat.array_namespace(moments)  # where small matrices are faster
+    if not host.all(host.isfinite(moments)):
+        raise ArgumentError(
+            "x has values that are NaN, infinite, or too large to be squared; expected finite images: remove or repair "
+            "such images first"
+        )
     eigenvalues, eigenvectors = host.linalg.eigh(moments)
+    if eigenvalues[0] + eps <= 0:  # rounding can make an eigenvalue of 0 negative
+        raise ArgumentError(
+            f"eps is {eps}, but the patches of x do not span their space (the least eigenvalue is "
+            f"{eigenvalues[0]:.3g}): take a larger eps, such as 5e-4, or more images"
+        )
     # The sign of an eigenvector is arbitrary; chosen so, it does not depend on the device's rounding.
     eigenvectors *= host.where(host.arange(1.0, eigenvectors.shape[0] + 1) @ eigenvectors < 0, -1.0, 1.0)
     filters = (eigenvectors / (eigenvalues + eps) ** 0.5).T[::-1].reshape(-1, C, height, width)
-    half = backend_of(x).asarray(filters, str(x.dtype).rpartition(".")[2])
-    return backend_of(x).xp.concat([half, -half])
+    half = xp.astype(backend_of(x).asarray(filters), x.dtype)
+    return xp.concat([half, -half])
+
+
+def _check_floating(x: Array) -> Any:
+    """Raise ArgumentTypeError unless `x` is an array of a floating-point dtype; return its namespace."""
+    if x is None:
+        raise ArgumentTypeError("x is None; expected images (N, C, H, W)")
+    xp = array_namespace(x=x)
+    if not xp.isdtype(x.dtype, "real floating"):
+        raise ArgumentTypeError(f"x has dtype {x.dtype}; expected a floating-point dtype: preprocess the images first")
+    return xp
 
 
 def _moments(x: Array, height: int, width: int) -> Array:
     """Return the sum of ``patch @ patch.T`` over all patches of images, in host memory in float64."""
     xp, (_, C, H, W) = array_api_compat.array_namespace(x), x.shape
+    if x.dtype not in (xp.float32, xp.float64):  # sums would overflow
+        x = xp.astype(x, xp.float32)
     rows, columns = H - height + 1, W - width + 1
     values = [
         xp.reshape(xp.asarray(x[:, c, i : i + rows, j : j + columns], copy=True), (-1,))
