@@ -174,11 +174,31 @@ def test_any_picture_can_be_framed_at_any_size(rows, columns, height, width, see
         (np.zeros((3, 4, 3), np.uint8), r"picture has shape \(3, 4, 3\) and dtype uint8; expected a grey picture"),
         (np.zeros((3, 4)), r"picture has shape \(3, 4\) and dtype float64; expected .* of uint8: convert it first"),
         (np.zeros((0, 4), np.uint8), r"picture has shape \(0, 4\) and dtype uint8; expected a grey picture"),
+        ([[0, 1]], r"picture is a list; expected a numpy\.ndarray \(rows, columns\) of uint8"),
+        (None, r"picture is a NoneType; expected a numpy\.ndarray"),
     ],
 )
 def test_other_arrays_are_no_pictures(picture, message):
-    with pytest.raises(ArgumentError, match=message):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
         frame_strokes(picture, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("X", "message"),
+    [
+        ([[[[1]]]], "X is a list; expected a numpy.ndarray"),
+        (None, "X is a NoneType; expected a numpy.ndarray"),
+        (np.full((2, 1, 3, 3), "a"), "X has dtype <U1; expected images of real numbers"),
+        (np.zeros((2, 1, 0, 3)), r"X has shape \(2, 1, 0, 3\); expected images \(N, C, H, W\) of one pixel or more"),
+        (np.zeros((2, 0, 3, 3)), r"X has shape \(2, 0, 3, 3\); expected images \(N, C, H, W\) of one pixel or more"),
+        (np.full((2, 1, 3, 3), np.nan), "X has NaN, infinite or huge values; expected finite images"),
+    ],
+)
+def test_typical_images_are_arrays_of_finite_pixels(X, message):
+    typical = measure_images(np.arange(18.0).reshape(2, 1, 3, 3))
+    for measure in (measure_images, typical.distances):
+        with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
+            measure(X)
 
 
 def test_sizes_of_strokes_are_checked():

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from xpconv._validation import check_count
-from xpconv.errors import ArgumentError
+from xpconv.errors import ArgumentError, ArgumentTypeError
 
 __all__ = ["Strokes", "frame_strokes"]
 
@@ -81,7 +81,7 @@ def frame_strokes(picture: np.ndarray, height: int, width: int) -> Strokes:
     ArgumentError
         If `picture` is not a grey picture with at least one pixel, or a size is below 1.
     ArgumentTypeError
-        If a size is not an integer.
+        If `picture` is not a NumPy array, or a size is not an integer.
 
     Notes
     -----
@@ -101,6 +101,10 @@ def frame_strokes(picture: np.ndarray, height: int, width: int) -> Strokes:
     (True, True)
     """
     height, width = check_count("height", height), check_count("width", width)
+    if not isinstance(picture, np.ndarray):
+        raise ArgumentTypeError(
+            f"picture is a {type(picture).__name__}; expected a numpy.ndarray (rows, columns) of uint8"
+        )
     if picture.ndim != 2 or picture.dtype != np.uint8 or picture.size == 0:
         raise ArgumentError(
             f"picture has shape {picture.shape} and dtype {picture.dtype}; expected a grey picture (rows, columns) of "

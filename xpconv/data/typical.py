@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from xpconv.data.rows import as_rows
-from xpconv.errors import ArgumentError
+from xpconv.data.rows import Rows, as_rows
+from xpconv.errors import ArgumentError, ArgumentTypeError
 
 __all__ = ["TypicalImages", "measure_images"]
 
@@ -54,7 +54,9 @@ class TypicalImages:
         Raises
         ------
         ArgumentError
-            If `X` are not images with as many channels as the training images.
+            If `X` are not finite images with as many channels as the training images.
+        ArgumentTypeError
+            If `X` is not a NumPy array of numbers.
         """
         numbers = _describe(X)
         if numbers.shape[1] != len(self.mean):
@@ -80,7 +82,9 @@ def measure_images(X: Any) -> TypicalImages:
     Raises
     ------
     ArgumentError
-        If `X` are not images, or there are none.
+        If `X` are not images, there are none, or they are not finite.
+    ArgumentTypeError
+        If `X` is not a NumPy array or Rows of numbers.
 
     Notes
     -----
@@ -92,10 +96,12 @@ def measure_images(X: Any) -> TypicalImages:
     >>> bool(measure_images(X).distances(X).max() < 1.1)
     True
     """
-    if len(X.shape) != 4 or X.shape[0] == 0:
-        raise ArgumentError(f"X has shape {tuple(X.shape)}; expected images (N, C, H, W), one or more")
+    X = as_rows(X)
+    _check_images(X)
+    if X.shape[0] == 0:
+        raise ArgumentError(f"X has shape {tuple(X.shape)}; expected one image or more")
     chosen = np.unique(np.linspace(0, X.shape[0] - 1, min(X.shape[0], MOST_IMAGES)).astype(np.int64))
-    numbers = np.concatenate([_describe(as_rows(X)[part]) for part in np.array_split(chosen, -(-len(chosen) // 500))])
+    numbers = np.concatenate([_describe(X[part]) for part in np.array_split(chosen, -(-len(chosen) // 500))])
     mean = numbers.mean(axis=0)
     covariance = np.cov(numbers.T, bias=True)
     variances = np.maximum(np.diag(covariance), 1e-6 * (1 + mean**2))
@@ -107,11 +113,22 @@ def measure_images(X: Any) -> TypicalImages:
 
 def _describe(X: np.ndarray) -> np.ndarray:
     """Return the numbers (N, C + 3) that describe images."""
-    if len(X.shape) != 4:
-        raise ArgumentError(f"X has shape {tuple(X.shape)}; expected images (N, C, H, W)")
+    _check_images(X)
     pixels = np.asarray(X, np.float64)
     details = [
         np.abs(np.diff(pixels, axis=axis)).mean(axis=(1, 2, 3)) if X.shape[axis] > 1 else np.zeros(len(pixels))
         for axis in (2, 3)
     ]
-    return np.column_stack([pixels.mean(axis=(2, 3)), pixels.std(axis=(1, 2, 3)), *details])
+    numbers = np.column_stack([pixels.mean(axis=(2, 3)), pixels.std(axis=(1, 2, 3)), *details])
+    if not np.isfinite(numbers).all():
+        raise ArgumentError("X has NaN, infinite or huge values; expected finite images: remove or repair such images")
+    return numbers
+
+
+def _check_images(X: Any) -> None:
+    if not isinstance(X, np.ndarray | Rows):
+        raise ArgumentTypeError(f"X is a {type(X).__name__}; expected a numpy.ndarray (N, C, H, W) or Rows")
+    if X.dtype.kind not in "buif":
+        raise ArgumentTypeError(f"X has dtype {X.dtype}; expected images of real numbers")
+    if len(X.shape) != 4 or 0 in X.shape[1:]:
+        raise ArgumentError(f"X has shape {tuple(X.shape)}; expected images (N, C, H, W) of one pixel or more")
