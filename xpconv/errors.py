@@ -104,7 +104,11 @@ class FolderInUseError(XpconvError, OSError):
     --------
     >>> import tempfile
     >>> from xpconv.io._lock import lock_folder
-    >>> with tempfile.TemporaryDirectory() as folder, lock_folder(folder), lock_folder(folder):
+    >>> with (
+    ...     tempfile.TemporaryDirectory() as folder,
+    ...     lock_folder(folder),
+    ...     lock_folder(folder),
+    ... ):
     ...     pass
     Traceback (most recent call last):
     xpconv.errors.FolderInUseError: ... is in use by another run: wait for that run to end, or choose another folder
@@ -133,7 +137,12 @@ class NonFiniteLossError(XpconvError, ArithmeticError):
     >>> X, y = np.ones((4, 3)), np.zeros(4, dtype=np.int64)
     >>> net = TwoLayerNet(input_dim=3, num_classes=2, rng=0)
     >>> net.params["W2"][...] = np.nan
-    >>> Solver(net, {"X_train": X, "y_train": y, "X_val": X, "y_val": y}, batch_size=4, verbose=False).train()
+    >>> Solver(
+    ...     net,
+    ...     {"X_train": X, "y_train": y, "X_val": X, "y_val": y},
+    ...     batch_size=4,
+    ...     verbose=False,
+    ... ).train()
     Traceback (most recent call last):
     xpconv.errors.NonFiniteLossError: the loss became nan at iteration 1...
     """
@@ -219,7 +228,9 @@ def import_failure(need: str, error: Exception, extra: str = "train") -> str:
 
     Examples
     --------
-    >>> import_failure("drawing needs matplotlib", ImportError("No module named 'matplotlib'"))
+    >>> import_failure(
+    ...     "drawing needs matplotlib", ImportError("No module named 'matplotlib'")
+    ... )
     'drawing needs matplotlib, which cannot be imported (No module named \'matplotlib\'): pip install "xpconv[train]"'
     """
     return f'{need}, which cannot be imported ({printable(error)}): pip install "xpconv[{extra}]"'
@@ -234,7 +245,11 @@ class PreflightError(XpconvError, RuntimeError):
     >>> from xpconv.data import load_digits
     >>> from xpconv.training.preflight import check_training
     >>> digits = load_digits()
-    >>> check_training(TwoLayerNet(input_dim=64, weight_scale=1.0, rng=0), digits.X_train, digits.y_train)
+    >>> check_training(
+    ...     TwoLayerNet(input_dim=64, weight_scale=1.0, rng=0),
+    ...     digits.X_train,
+    ...     digits.y_train,
+    ... )
     Traceback (most recent call last):
     xpconv.errors.PreflightError: 1 of 4 checks before training failed:
     initial loss: ...

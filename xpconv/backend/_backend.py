@@ -168,6 +168,7 @@ def on_its_device(method: _Method) -> _Method:
     --------
     >>> class Ones:
     ...     backend = get_backend("numpy")
+    ...
     ...     @on_its_device
     ...     def make(self, count):
     ...         return self.backend.xp.ones(count)
@@ -208,7 +209,10 @@ def use_backend(spec: "str | Backend", *, everywhere: bool = False) -> Iterator[
     A pool of threads sees the selection only with ``everywhere=True``:
 
     >>> from concurrent.futures import ThreadPoolExecutor
-    >>> with use_backend("array_api_strict", everywhere=True), ThreadPoolExecutor() as pool:
+    >>> with (
+    ...     use_backend("array_api_strict", everywhere=True),
+    ...     ThreadPoolExecutor() as pool,
+    ... ):
     ...     print(pool.submit(get_backend).result())
     array_api_strict
     """

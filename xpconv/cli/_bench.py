@@ -101,7 +101,9 @@ def measure_step(nets: Sequence[Sequential], batch_size: int) -> list[Step]:
     Examples
     --------
     >>> from xpconv import TwoLayerNet
-    >>> step, = measure_step([TwoLayerNet(input_dim=4, num_classes=3, rng=0)], batch_size=10)
+    >>> (step,) = measure_step(
+    ...     [TwoLayerNet(input_dim=4, num_classes=3, rng=0)], batch_size=10
+    ... )
     >>> step.images, step.seconds > 0
     (10, True)
     """
@@ -159,7 +161,9 @@ def table(steps: Sequence[Step]) -> list[tuple[str, ...]]:
 
     Examples
     --------
-    >>> table([Step("numpy", images=50, first=0.3, seconds=0.1, move=0.0, memory=1 << 20)])[1]
+    >>> table(
+    ...     [Step("numpy", images=50, first=0.3, seconds=0.1, move=0.0, memory=1 << 20)]
+    ... )[1]
     ('numpy', '100.000', '500', '0.000', '1.0')
     """
     return [
@@ -183,7 +187,12 @@ def verdict(here: Step, there: Step) -> str:
     Examples
     --------
     >>> slow = Step("numpy", images=50, first=0.1, seconds=0.1, move=0.0, memory=0)
-    >>> print(verdict(slow, Step("cupy:0", images=50, first=5.01, seconds=0.01, move=0.0, memory=0)))
+    >>> print(
+    ...     verdict(
+    ...         slow,
+    ...         Step("cupy:0", images=50, first=5.01, seconds=0.01, move=0.0, memory=0),
+    ...     )
+    ... )
     The move pays: cupy:0 trains 10.0 times as fast as numpy, and after 56 steps has made up for the 5.0 s of its start.
     """
     ratio = there.rate / here.rate

@@ -38,8 +38,13 @@ class CostModel:
 
     Examples
     --------
-    >>> model = CostModel(compute=0.1, gradient_bytes=100_000_000, exchanges=3, latency=1e-5)
-    >>> round(model.step(8, bandwidth=25e9), 4), round(model.efficiency(8, bandwidth=25e9), 2)
+    >>> model = CostModel(
+    ...     compute=0.1, gradient_bytes=100_000_000, exchanges=3, latency=1e-5
+    ... )
+    >>> (
+    ...     round(model.step(8, bandwidth=25e9), 4),
+    ...     round(model.efficiency(8, bandwidth=25e9), 2),
+    ... )
     (0.107, 0.93)
     """
 

@@ -46,7 +46,8 @@ def check_file(
     Examples
     --------
     >>> import tempfile
-    >>> code = "def double_forward(x): return 2 * x, None\ndef double_backward(dout, cache): return 2 * dout\n"
+    >>> code = "def double_forward(x): return 2 * x, None\n"
+    >>> code += "def double_backward(dout, cache): return 2 * dout\n"
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     file = Path(folder, "my_layer.py")
     ...     characters = file.write_text(code)

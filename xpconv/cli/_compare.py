@@ -98,7 +98,10 @@ def differences(runs: Sequence[Run]) -> list[str]:
 
     Examples
     --------
-    >>> runs = [Run(Path(name), {"optimizer": name, "seed": 0}, {}) for name in ("sgd", "adam")]
+    >>> runs = [
+    ...     Run(Path(name), {"optimizer": name, "seed": 0}, {})
+    ...     for name in ("sgd", "adam")
+    ... ]
     >>> differences(runs)
     ['optimizer=sgd', 'optimizer=adam']
     """
@@ -120,7 +123,10 @@ def summary(runs: Sequence[Run]) -> list[tuple[str, ...]]:
 
     Examples
     --------
-    >>> history = {"loss_history": np.array([2.0, 1.0]), "val_acc_history": np.array([0.1, 0.5, 0.4])}
+    >>> history = {
+    ...     "loss_history": np.array([2.0, 1.0]),
+    ...     "val_acc_history": np.array([0.1, 0.5, 0.4]),
+    ... }
     >>> summary([Run(Path("a"), {}, history)])[1]
     ('a', '2', '1.0000', '0.5000', '1')
     """

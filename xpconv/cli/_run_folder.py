@@ -65,7 +65,10 @@ def run_folder(out: Path | None, *, resume: bool = False) -> Iterator[Path]:
     Examples
     --------
     >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as parent, run_folder(Path(parent, "first")) as folder:
+    >>> with (
+    ...     tempfile.TemporaryDirectory() as parent,
+    ...     run_folder(Path(parent, "first")) as folder,
+    ... ):
     ...     folder.name
     'first'
     """

@@ -341,7 +341,11 @@ def decays_weights(optimizer: str, weight_decay: float | None) -> bool:
 
     Examples
     --------
-    >>> decays_weights("adamw", None), decays_weights("adam", None), decays_weights("adam", 0.1)
+    >>> (
+    ...     decays_weights("adamw", None),
+    ...     decays_weights("adam", None),
+    ...     decays_weights("adam", 0.1),
+    ... )
     (True, False, True)
     """
     return (default_options(optimizer)["weight_decay"] if weight_decay is None else weight_decay) > 0

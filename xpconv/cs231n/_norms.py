@@ -51,7 +51,9 @@ def batchnorm_forward(
     Examples
     --------
     >>> bn_param = {"mode": "train"}
-    >>> out, cache = batchnorm_forward(np.array([[1.0], [3.0]]), np.ones(1), np.zeros(1), bn_param)
+    >>> out, cache = batchnorm_forward(
+    ...     np.array([[1.0], [3.0]]), np.ones(1), np.zeros(1), bn_param
+    ... )
     >>> bn_param["running_mean"].round(3)
     array([0.2])
     """
@@ -83,7 +85,9 @@ def batchnorm_backward(dout: Array, cache: NormCache) -> Gradients:
 
     Examples
     --------
-    >>> out, cache = batchnorm_forward(np.array([[1.0], [3.0]]), np.ones(1), np.zeros(1), {"mode": "train"})
+    >>> out, cache = batchnorm_forward(
+    ...     np.array([[1.0], [3.0]]), np.ones(1), np.zeros(1), {"mode": "train"}
+    ... )
     >>> batchnorm_backward(np.ones((2, 1)), cache)[2]
     array([2.])
     """
@@ -95,7 +99,9 @@ def batchnorm_backward_alt(dout: Array, cache: NormCache) -> Gradients:
 
     Examples
     --------
-    >>> out, cache = batchnorm_forward(np.array([[1.0], [3.0]]), np.ones(1), np.zeros(1), {"mode": "train"})
+    >>> out, cache = batchnorm_forward(
+    ...     np.array([[1.0], [3.0]]), np.ones(1), np.zeros(1), {"mode": "train"}
+    ... )
     >>> batchnorm_backward_alt(np.ones((2, 1)), cache)[2]
     array([2.])
     """
@@ -107,7 +113,9 @@ def layernorm_forward(x: Array, gamma: Array, beta: Array, ln_param: Options) ->
 
     Examples
     --------
-    >>> layernorm_forward(np.array([[1.0, 3.0]]), np.ones(2), np.zeros(2), {})[0].round(3)
+    >>> layernorm_forward(np.array([[1.0, 3.0]]), np.ones(2), np.zeros(2), {})[0].round(
+    ...     3
+    ... )
     array([[-1.,  1.]])
     """
     check_shape("x", np.asarray(x), ("N", "D"))
@@ -119,7 +127,9 @@ def layernorm_backward(dout: Array, cache: NormCache) -> Gradients:
 
     Examples
     --------
-    >>> out, cache = layernorm_forward(np.array([[1.0, 3.0]]), np.ones(2), np.zeros(2), {})
+    >>> out, cache = layernorm_forward(
+    ...     np.array([[1.0, 3.0]]), np.ones(2), np.zeros(2), {}
+    ... )
     >>> layernorm_backward(np.ones((1, 2)), cache)[2]
     array([1., 1.])
     """
@@ -134,7 +144,9 @@ def spatial_batchnorm_forward(
     Examples
     --------
     >>> x = np.random.randn(2, 3, 4, 5)
-    >>> out, cache = spatial_batchnorm_forward(x, np.array([3, 4, 5]), np.array([6, 7, 8]), {"mode": "train"})
+    >>> out, cache = spatial_batchnorm_forward(
+    ...     x, np.array([3, 4, 5]), np.array([6, 7, 8]), {"mode": "train"}
+    ... )
     >>> out.mean(axis=(0, 2, 3)).round(6)
     array([6., 7., 8.])
     """
@@ -148,7 +160,9 @@ def spatial_batchnorm_backward(dout: Array, cache: NormCache) -> Gradients:
     Examples
     --------
     >>> x = np.random.randn(2, 3, 4, 5)
-    >>> out, cache = spatial_batchnorm_forward(x, np.ones(3), np.zeros(3), {"mode": "train"})
+    >>> out, cache = spatial_batchnorm_forward(
+    ...     x, np.ones(3), np.zeros(3), {"mode": "train"}
+    ... )
     >>> spatial_batchnorm_backward(np.ones_like(out), cache)[2]
     array([40., 40., 40.])
     """
@@ -173,7 +187,9 @@ def spatial_groupnorm_forward(
     Examples
     --------
     >>> gamma, beta = np.ones((1, 6, 1, 1)), np.zeros((1, 6, 1, 1))
-    >>> out, cache = spatial_groupnorm_forward(np.random.randn(2, 6, 4, 5), gamma, beta, 2, {})
+    >>> out, cache = spatial_groupnorm_forward(
+    ...     np.random.randn(2, 6, 4, 5), gamma, beta, 2, {}
+    ... )
     >>> spatial_groupnorm_backward(out, cache)[1].shape
     (1, 6, 1, 1)
     """

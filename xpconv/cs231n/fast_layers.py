@@ -73,7 +73,9 @@ def max_pool_backward_fast(dout: Array, cache: F.MaxPoolCache) -> Array:
     --------
     >>> import numpy as np
     >>> pool_param = {"pool_height": 2, "pool_width": 2, "stride": 2}
-    >>> out, cache = max_pool_forward_fast(np.array([[[[1.0, 2.0], [4.0, 3.0]]]]), pool_param)
+    >>> out, cache = max_pool_forward_fast(
+    ...     np.array([[[[1.0, 2.0], [4.0, 3.0]]]]), pool_param
+    ... )
     >>> max_pool_backward_fast(np.ones_like(out), cache)[0, 0]
     array([[0., 0.],
            [1., 0.]])

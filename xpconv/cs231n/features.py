@@ -40,7 +40,9 @@ def extract_features(
     Examples
     --------
     >>> images = np.arange(24.0).reshape(2, 2, 2, 3)
-    >>> extract_features(images, [lambda image: image.max(axis=(0, 1)), lambda image: image[0, 0, :1]])
+    >>> extract_features(
+    ...     images, [lambda image: image.max(axis=(0, 1)), lambda image: image[0, 0, :1]]
+    ... )
     array([[ 9., 10., 11.,  0.],
            [21., 22., 23., 12.]])
     """
@@ -103,7 +105,7 @@ def hog_feature(im: np.ndarray) -> np.ndarray:
     Examples
     --------
     >>> edge = np.zeros((8, 8))
-    >>> edge[:, 4:] = 8.0  # brighter on the right: a gradient of 8 in one of eight columns, of direction 0
+    >>> edge[:, 4:] = 8.0  # a gradient of 8 in one of eight columns, of direction 0
     >>> hog_feature(edge)
     array([0., 0., 0., 0., 1., 0., 0., 0., 0.])
     """

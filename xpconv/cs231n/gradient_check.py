@@ -89,7 +89,9 @@ def grad_check_sparse(
     Examples
     --------
     >>> import numpy as np
-    >>> grad_check_sparse(lambda x: (x**2).sum(), np.array([1.5]), np.array([3.0]), num_checks=1)
+    >>> grad_check_sparse(
+    ...     lambda x: (x**2).sum(), np.array([1.5]), np.array([3.0]), num_checks=1
+    ... )
     numerical: 3.000000 analytic: 3.000000, relative error: ...
     """
     for _ in range(num_checks):

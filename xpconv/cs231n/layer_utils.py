@@ -67,7 +67,13 @@ def affine_bn_relu_forward(
     Examples
     --------
     >>> import numpy as np
-    >>> x, w, b, gamma, beta = np.eye(3), np.ones((3, 4)), np.zeros(4), np.ones(4), np.zeros(4)
+    >>> x, w, b, gamma, beta = (
+    ...     np.eye(3),
+    ...     np.ones((3, 4)),
+    ...     np.zeros(4),
+    ...     np.ones(4),
+    ...     np.zeros(4),
+    ... )
     >>> out, cache = affine_bn_relu_forward(x, w, b, gamma, beta, {"mode": "train"})
     >>> out.shape
     (3, 4)
@@ -84,7 +90,13 @@ def affine_bn_relu_backward(dout: Array, cache: Cache) -> Gradients5:
     Examples
     --------
     >>> import numpy as np
-    >>> x, w, b, gamma, beta = np.eye(3), np.ones((3, 4)), np.zeros(4), np.ones(4), np.zeros(4)
+    >>> x, w, b, gamma, beta = (
+    ...     np.eye(3),
+    ...     np.ones((3, 4)),
+    ...     np.zeros(4),
+    ...     np.ones(4),
+    ...     np.zeros(4),
+    ... )
     >>> out, cache = affine_bn_relu_forward(x, w, b, gamma, beta, {"mode": "train"})
     >>> [gradient.shape for gradient in affine_bn_relu_backward(out, cache)]
     [(3, 3), (3, 4), (4,), (4,), (4,)]
@@ -102,7 +114,13 @@ def affine_ln_relu_forward(
     Examples
     --------
     >>> import numpy as np
-    >>> x, w, b, gamma, beta = np.eye(3), np.ones((3, 4)), np.zeros(4), np.ones(4), np.zeros(4)
+    >>> x, w, b, gamma, beta = (
+    ...     np.eye(3),
+    ...     np.ones((3, 4)),
+    ...     np.zeros(4),
+    ...     np.ones(4),
+    ...     np.zeros(4),
+    ... )
     >>> out, cache = affine_ln_relu_forward(x, w, b, gamma, beta, {})
     >>> out.shape
     (3, 4)
@@ -119,7 +137,13 @@ def affine_ln_relu_backward(dout: Array, cache: Cache) -> Gradients5:
     Examples
     --------
     >>> import numpy as np
-    >>> x, w, b, gamma, beta = np.eye(3), np.ones((3, 4)), np.zeros(4), np.ones(4), np.zeros(4)
+    >>> x, w, b, gamma, beta = (
+    ...     np.eye(3),
+    ...     np.ones((3, 4)),
+    ...     np.zeros(4),
+    ...     np.ones(4),
+    ...     np.zeros(4),
+    ... )
     >>> out, cache = affine_ln_relu_forward(x, w, b, gamma, beta, {})
     >>> [gradient.shape for gradient in affine_ln_relu_backward(out, cache)]
     [(3, 3), (3, 4), (4,), (4,), (4,)]
@@ -168,8 +192,16 @@ def conv_bn_relu_forward(
     Examples
     --------
     >>> import numpy as np
-    >>> x, w, b, gamma, beta = np.ones((2, 3, 8, 8)), np.ones((4, 3, 3, 3)), np.zeros(4), np.ones(4), np.zeros(4)
-    >>> out, cache = conv_bn_relu_forward(x, w, b, gamma, beta, {"stride": 1, "pad": 1}, {"mode": "train"})
+    >>> x, w, b, gamma, beta = (
+    ...     np.ones((2, 3, 8, 8)),
+    ...     np.ones((4, 3, 3, 3)),
+    ...     np.zeros(4),
+    ...     np.ones(4),
+    ...     np.zeros(4),
+    ... )
+    >>> out, cache = conv_bn_relu_forward(
+    ...     x, w, b, gamma, beta, {"stride": 1, "pad": 1}, {"mode": "train"}
+    ... )
     >>> out.shape
     (2, 4, 8, 8)
     """
@@ -185,8 +217,16 @@ def conv_bn_relu_backward(dout: Array, cache: Cache) -> Gradients5:
     Examples
     --------
     >>> import numpy as np
-    >>> x, w, b, gamma, beta = np.ones((2, 3, 8, 8)), np.ones((4, 3, 3, 3)), np.zeros(4), np.ones(4), np.zeros(4)
-    >>> out, cache = conv_bn_relu_forward(x, w, b, gamma, beta, {"stride": 1, "pad": 1}, {"mode": "train"})
+    >>> x, w, b, gamma, beta = (
+    ...     np.ones((2, 3, 8, 8)),
+    ...     np.ones((4, 3, 3, 3)),
+    ...     np.zeros(4),
+    ...     np.ones(4),
+    ...     np.zeros(4),
+    ... )
+    >>> out, cache = conv_bn_relu_forward(
+    ...     x, w, b, gamma, beta, {"stride": 1, "pad": 1}, {"mode": "train"}
+    ... )
     >>> [gradient.shape for gradient in conv_bn_relu_backward(out, cache)]
     [(2, 3, 8, 8), (4, 3, 3, 3), (4,), (4,), (4,)]
     """

@@ -71,7 +71,14 @@ class Solver(solver.Solver):
     >>> np.random.seed(0)
     >>> X, y = np.random.randn(40, 3), np.arange(40) % 2
     >>> data = {"X_train": X, "y_train": y, "X_val": X, "y_val": y}
-    >>> Solver(TwoLayerNet(3, 5, 2), data, num_epochs=1, batch_size=20, print_every=1, num_train_samples=5).train()
+    >>> Solver(
+    ...     TwoLayerNet(3, 5, 2),
+    ...     data,
+    ...     num_epochs=1,
+    ...     batch_size=20,
+    ...     print_every=1,
+    ...     num_train_samples=5,
+    ... ).train()
     (Iteration 1 / 2) loss: 0.693147
     (Epoch 0 / 1) train acc: ...; val_acc: ...
     (Iteration 2 / 2) loss: 0.693...

@@ -55,7 +55,13 @@ class Minibatch(NamedTuple):
 
     Examples
     --------
-    >>> minibatch = Minibatch(np.zeros((2, 3, 8, 8)), np.array([0, 1]), np.array([7, 3]), epoch=0, num_classes=2)
+    >>> minibatch = Minibatch(
+    ...     np.zeros((2, 3, 8, 8)),
+    ...     np.array([0, 1]),
+    ...     np.array([7, 3]),
+    ...     epoch=0,
+    ...     num_classes=2,
+    ... )
     >>> minibatch._replace(X=minibatch.X + 1).X.mean()
     np.float64(1.0)
     """
@@ -422,7 +428,9 @@ def random_contrast(x: Array, strength: float, seed: int) -> Array:
 
     Examples
     --------
-    >>> random_contrast(np.array([[[[90, 110]]], [[[0, 255]]]], np.uint8), 0.5, seed=1)[:, 0, 0]
+    >>> random_contrast(np.array([[[[90, 110]]], [[[0, 255]]]], np.uint8), 0.5, seed=1)[
+    ...     :, 0, 0
+    ... ]
     array([[ 89, 111],
            [ 33, 222]], dtype=uint8)
     """
@@ -476,7 +484,13 @@ def mixup(x: Array, y: Array, num_classes: int, seed: int, *, alpha: float = 0.2
 
     Examples
     --------
-    >>> x, y = mixup(np.array([[[[0]]], [[[100]]]], np.uint8), np.array([0, 2]), 3, seed=4, alpha=1)
+    >>> x, y = mixup(
+    ...     np.array([[[[0]]], [[[100]]]], np.uint8),
+    ...     np.array([0, 2]),
+    ...     3,
+    ...     seed=4,
+    ...     alpha=1,
+    ... )
     >>> x[:, 0, 0, 0]
     array([24, 76], dtype=uint8)
     >>> y.round(2)
@@ -681,7 +695,12 @@ def parse_augmentation(spec: str, seed: int = 0) -> "MinibatchAugmentation | Non
     Examples
     --------
     >>> augment = parse_augmentation("crop-flip")
-    >>> minibatch = Minibatch(np.arange(6).reshape(2, 1, 1, 3), np.array([0, 1]), rows=np.arange(2), epoch=0)
+    >>> minibatch = Minibatch(
+    ...     np.arange(6).reshape(2, 1, 1, 3),
+    ...     np.array([0, 1]),
+    ...     rows=np.arange(2),
+    ...     epoch=0,
+    ... )
     >>> augment(minibatch, seed=7).X[:, 0, 0]
     array([[0, 0, 0],
            [0, 3, 4]])
@@ -743,7 +762,9 @@ class MinibatchAugmentation:
     Examples
     --------
     >>> augment = parse_augmentation("alternate")
-    >>> minibatch = Minibatch(np.array([[[[1, 2, 3]]]]), np.array([5]), rows=np.array([2]), epoch=0)
+    >>> minibatch = Minibatch(
+    ...     np.array([[[[1, 2, 3]]]]), np.array([5]), rows=np.array([2]), epoch=0
+    ... )
     >>> augment(minibatch, seed=0).X, augment.takes_minibatch
     (array([[[[3, 2, 1]]]]), True)
     """

@@ -232,7 +232,9 @@ def load_batch(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
     --------
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder, "data_batch_1.bin")
-    ...     written = path.write_bytes(bytes([7]) + bytes(3072))  # a black image of a horse
+    ...     written = path.write_bytes(
+    ...         bytes([7]) + bytes(3072)
+    ...     )  # a black image of a horse
     ...     images, labels = load_batch(path)
     >>> images.shape, labels
     ((1, 3, 32, 32), array([7]))

@@ -109,7 +109,9 @@ def load_folder(
     ...     for color in "blue", "red":
     ...         Path(folder, color).mkdir()
     ...         for i in range(20):
-    ...             Image.new("RGB", (40, 30), color).save(Path(folder, color, f"{i}.png"))
+    ...             Image.new("RGB", (40, 30), color).save(
+    ...                 Path(folder, color, f"{i}.png")
+    ...             )
     ...     colors = load_folder(folder)
     >>> colors.class_names, colors.X_train.shape, colors.X_val.shape, colors.X_test.shape
     (('blue', 'red'), (31, 3, 32, 32), (4, 3, 32, 32), (5, 3, 32, 32))

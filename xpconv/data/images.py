@@ -189,7 +189,14 @@ class ImageFiles(Rows):
 
     Examples
     --------
-    >>> ImageFiles([], (3, 32, 32), "crop", np.zeros(0, np.uint32), [], np.zeros((0, 3, 2), np.int64)).shape
+    >>> ImageFiles(
+    ...     [],
+    ...     (3, 32, 32),
+    ...     "crop",
+    ...     np.zeros(0, np.uint32),
+    ...     [],
+    ...     np.zeros((0, 3, 2), np.int64),
+    ... ).shape
     (0, 3, 32, 32)
     """
 

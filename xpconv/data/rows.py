@@ -103,6 +103,7 @@ class SourceRows(Rows):
     >>> class Source:
     ...     def __len__(self):
     ...         return 1000
+    ...
     ...     def __getitem__(self, numbers):
     ...         return np.full((len(numbers), 3, 32, 32), 7, np.uint8)
     >>> SourceRows(Source()).shape

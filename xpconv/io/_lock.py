@@ -36,7 +36,11 @@ def lock_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
     Examples
     --------
     >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder, lock_folder(folder), lock_folder(folder):
+    >>> with (
+    ...     tempfile.TemporaryDirectory() as folder,
+    ...     lock_folder(folder),
+    ...     lock_folder(folder),
+    ... ):
     ...     pass
     Traceback (most recent call last):
     xpconv.errors.FolderInUseError: ... is in use by another run: wait for that run to end, or choose another folder

@@ -93,7 +93,9 @@ def write_arrays(
     --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     write_arrays(f"{folder}/a.safetensors", "example", {"unit": "m"}, {"x": np.ones(2)})
+    ...     write_arrays(
+    ...         f"{folder}/a.safetensors", "example", {"unit": "m"}, {"x": np.ones(2)}
+    ...     )
     ...     ArrayFile(f"{folder}/a.safetensors", "example").description
     {'unit': 'm'}
     """

@@ -52,7 +52,10 @@ def save_model(model: Sequential, path: str | os.PathLike[str]) -> None:
     >>> import tempfile
     >>> from xpconv.nn import TwoLayerNet
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save_model(TwoLayerNet(input_dim=4, hidden_dim=5, num_classes=3, rng=0), f"{folder}/net.safetensors")
+    ...     save_model(
+    ...         TwoLayerNet(input_dim=4, hidden_dim=5, num_classes=3, rng=0),
+    ...         f"{folder}/net.safetensors",
+    ...     )
     ...     load_model(f"{folder}/net.safetensors").params["W1"].shape
     (4, 5)
     """

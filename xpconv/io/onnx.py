@@ -59,7 +59,10 @@ def to_onnx(model: Sequential, path: str | os.PathLike[str]) -> None:
     >>> import tempfile
     >>> from xpconv.nn import TwoLayerNet
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     to_onnx(TwoLayerNet(input_dim=4, hidden_dim=5, num_classes=3, rng=0), f"{folder}/net.onnx")
+    ...     to_onnx(
+    ...         TwoLayerNet(input_dim=4, hidden_dim=5, num_classes=3, rng=0),
+    ...         f"{folder}/net.onnx",
+    ...     )
     ...     os.listdir(folder)
     ['net.onnx']
     """

@@ -104,8 +104,12 @@ def load_torch_state_dict(model: Sequential, state_dict: Mapping[str, Any], name
     --------
     >>> from xpconv.nn import TwoLayerNet
     >>> net = TwoLayerNet(input_dim=4, hidden_dim=5, num_classes=3, rng=0)
-    >>> state_dict = {"fc1.weight": np.ones((5, 4)), "fc1.bias": np.zeros(5),
-    ...               "fc2.weight": np.ones((3, 5)), "fc2.bias": np.zeros(3)}
+    >>> state_dict = {
+    ...     "fc1.weight": np.ones((5, 4)),
+    ...     "fc1.bias": np.zeros(5),
+    ...     "fc2.weight": np.ones((3, 5)),
+    ...     "fc2.bias": np.zeros(3),
+    ... }
     >>> load_torch_state_dict(net, state_dict, names=["fc1", "fc2"])
     >>> net.loss(np.ones((1, 4))).tolist()
     [[20.0, 20.0, 20.0]]

@@ -159,7 +159,9 @@ def conv_backward(
     Examples
     --------
     >>> import numpy as np
-    >>> out, cache = conv_forward(np.ones((2, 3, 8, 8)), np.ones((4, 3, 3, 3)), np.zeros(4), padding=1)
+    >>> out, cache = conv_forward(
+    ...     np.ones((2, 3, 8, 8)), np.ones((4, 3, 3, 3)), np.zeros(4), padding=1
+    ... )
     >>> [gradient.shape for gradient in conv_backward(np.ones_like(out), cache)]
     [(2, 3, 8, 8), (4, 3, 3, 3), (4,)]
     """

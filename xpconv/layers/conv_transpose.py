@@ -153,7 +153,10 @@ def conv_transpose_backward(
     >>> import numpy as np
     >>> x, w, b = np.ones((2, 3, 4, 4)), np.ones((3, 5, 2, 2)), np.zeros(5)
     >>> out, cache = conv_transpose_forward(x, w, b, stride=2)
-    >>> [gradient.shape for gradient in conv_transpose_backward(np.ones_like(out), cache)]
+    >>> [
+    ...     gradient.shape
+    ...     for gradient in conv_transpose_backward(np.ones_like(out), cache)
+    ... ]
     [(2, 3, 4, 4), (3, 5, 2, 2), (5,)]
     """
     check_cache(cache, ConvTransposeCache)

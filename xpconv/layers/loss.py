@@ -71,7 +71,12 @@ def softmax_loss(
     >>> loss, dx = softmax_loss(np.zeros((2, 10)), np.asarray([3, 7]))
     >>> round(float(loss), 6)
     2.302585
-    >>> loss, dx = softmax_loss(np.zeros((1, 2)), np.asarray([[0.3, 0.7]]), label_smoothing=0.1, class_weights=[1, 2])
+    >>> loss, dx = softmax_loss(
+    ...     np.zeros((1, 2)),
+    ...     np.asarray([[0.3, 0.7]]),
+    ...     label_smoothing=0.1,
+    ...     class_weights=[1, 2],
+    ... )
     >>> round(float(loss), 6)
     1.164487
     """

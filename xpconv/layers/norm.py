@@ -48,10 +48,14 @@ class RunningStats(NamedTuple):
     --------
     >>> import numpy as np
     >>> x, ones, zeros = np.ones((4, 2)), np.ones(2), np.zeros(2)
-    >>> batchnorm_forward(x, ones, zeros, RunningStats(zeros, zeros), train=True, momentum=0.5)[1].running.mean
+    >>> batchnorm_forward(
+    ...     x, ones, zeros, RunningStats(zeros, zeros), train=True, momentum=0.5
+    ... )[1].running.mean
     array([0.5, 0.5])
     >>> corrected = RunningStats(zeros, zeros, np.zeros(1))
-    >>> batchnorm_forward(x, ones, zeros, corrected, train=True, momentum=0.5)[1].running.mean
+    >>> batchnorm_forward(x, ones, zeros, corrected, train=True, momentum=0.5)[
+    ...     1
+    ... ].running.mean
     array([1., 1.])
     """
 
@@ -66,7 +70,9 @@ class BatchNormCache(NamedTuple):
     Examples
     --------
     >>> import numpy as np
-    >>> out, cache = batchnorm_forward(np.asarray([[1.0], [3.0]]), np.ones(1), np.zeros(1), train=True)
+    >>> out, cache = batchnorm_forward(
+    ...     np.asarray([[1.0], [3.0]]), np.ones(1), np.zeros(1), train=True
+    ... )
     >>> cache.mean.shape, float(cache.mean[0, 0, 0]), cache.train
     ((1, 1, 1), 2.0, True)
     """
@@ -92,7 +98,9 @@ class LayerNormCache(NamedTuple):
     Examples
     --------
     >>> import numpy as np
-    >>> out, cache = layernorm_forward(np.asarray([[1.0, 3.0], [10.0, 30.0]]), np.ones(2), np.zeros(2))
+    >>> out, cache = layernorm_forward(
+    ...     np.asarray([[1.0, 3.0], [10.0, 30.0]]), np.ones(2), np.zeros(2)
+    ... )
     >>> cache.mean.tolist()
     [[2.0], [20.0]]
     """
@@ -109,7 +117,9 @@ class GroupNormCache(NamedTuple):
     Examples
     --------
     >>> import numpy as np
-    >>> out, cache = groupnorm_forward(np.ones((5, 4, 2, 2)), np.ones(4), np.zeros(4), groups=2)
+    >>> out, cache = groupnorm_forward(
+    ...     np.ones((5, 4, 2, 2)), np.ones(4), np.zeros(4), groups=2
+    ... )
     >>> cache.mean.shape
     (5, 2, 1, 1)
     """
@@ -375,7 +385,9 @@ def layernorm_forward(x: Array, gamma: Array, beta: Array, *, eps: float = 1e-5)
     Examples
     --------
     >>> import numpy as np
-    >>> layernorm_forward(np.asarray([[1.0, 3.0], [10.0, 30.0]]), np.ones(2), np.zeros(2))[0].round(3)
+    >>> layernorm_forward(
+    ...     np.asarray([[1.0, 3.0], [10.0, 30.0]]), np.ones(2), np.zeros(2)
+    ... )[0].round(3)
     array([[-1.,  1.],
            [-1.,  1.]])
     """
@@ -405,7 +417,9 @@ def layernorm_backward(dout: Array, cache: LayerNormCache) -> tuple[Array, Array
     Examples
     --------
     >>> import numpy as np
-    >>> out, cache = layernorm_forward(np.asarray([[1.0, 3.0], [10.0, 30.0]]), np.ones(2), np.zeros(2))
+    >>> out, cache = layernorm_forward(
+    ...     np.asarray([[1.0, 3.0], [10.0, 30.0]]), np.ones(2), np.zeros(2)
+    ... )
     >>> layernorm_backward(np.ones_like(out), cache)[2]
     array([2., 2.])
     """
@@ -496,7 +510,9 @@ def groupnorm_backward(dout: Array, cache: GroupNormCache) -> tuple[Array, Array
     Examples
     --------
     >>> import numpy as np
-    >>> out, cache = groupnorm_forward(np.ones((1, 4, 2, 2)), np.ones(4), np.zeros(4), groups=2)
+    >>> out, cache = groupnorm_forward(
+    ...     np.ones((1, 4, 2, 2)), np.ones(4), np.zeros(4), groups=2
+    ... )
     >>> groupnorm_backward(np.ones_like(out), cache)[2]
     array([4., 4., 4., 4.])
     """

@@ -45,7 +45,9 @@ class MaxPoolCache(NamedTuple):
     Examples
     --------
     >>> import numpy as np
-    >>> out, cache = max_pool_forward(np.asarray([[[[1.0, 2.0], [4.0, 3.0]]]]), kernel_size=2)
+    >>> out, cache = max_pool_forward(
+    ...     np.asarray([[[[1.0, 2.0], [4.0, 3.0]]]]), kernel_size=2
+    ... )
     >>> cache.argmax.item(), cache.window.stride
     (2, (2, 2))
     """

@@ -48,7 +48,9 @@ def affine_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array | No
 
     Examples
     --------
-    >>> _, cache = affine_forward(np.ones((1, 2)), np.array([[3.0], [4.0]]), np.array([0.5]))
+    >>> _, cache = affine_forward(
+    ...     np.ones((1, 2)), np.array([[3.0], [4.0]]), np.array([0.5])
+    ... )
     >>> dx, dw, db = affine_backward(np.array([[2.0]]), cache)
     >>> dx.tolist(), dw.tolist(), db.tolist()
     ([[6.0, 8.0]], [[2.0], [2.0]], [2.0])
@@ -307,7 +309,9 @@ def conv_transpose_forward(
 
     Examples
     --------
-    >>> conv_transpose_forward(np.array([[[[1.0, 2.0]]]]), np.ones((1, 1, 1, 3)), None, stride=2)[0].tolist()
+    >>> conv_transpose_forward(
+    ...     np.array([[[[1.0, 2.0]]]]), np.ones((1, 1, 1, 3)), None, stride=2
+    ... )[0].tolist()
     [[[[1.0, 1.0, 3.0, 2.0, 2.0]]]]
     """
     (N, C), F = x.shape[:2], w.shape[1] * groups
@@ -345,7 +349,9 @@ def conv_transpose_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Ar
 
     Examples
     --------
-    >>> out, cache = conv_transpose_forward(np.array([[[[1.0, 2.0]]]]), np.ones((1, 1, 1, 3)), None, stride=2)
+    >>> out, cache = conv_transpose_forward(
+    ...     np.array([[[[1.0, 2.0]]]]), np.ones((1, 1, 1, 3)), None, stride=2
+    ... )
     >>> dx, dw, db = conv_transpose_backward(np.ones_like(out), cache)
     >>> dx.tolist(), dw.tolist(), db
     ([[[[3.0, 3.0]]]], [[[[3.0, 3.0, 3.0]]]], None)
@@ -397,7 +403,9 @@ def max_pool_backward(dout: Array, cache: Cache) -> Array:
 
     Examples
     --------
-    >>> _, cache = max_pool_forward(np.array([[[[1.0, 2.0], [4.0, 3.0]]]]), kernel_size=2)
+    >>> _, cache = max_pool_forward(
+    ...     np.array([[[[1.0, 2.0], [4.0, 3.0]]]]), kernel_size=2
+    ... )
     >>> max_pool_backward(np.ones((1, 1, 1, 1)), cache).tolist()
     [[[[0.0, 0.0], [1.0, 0.0]]]]
     """
@@ -430,7 +438,9 @@ def avg_pool_forward(
 
     Examples
     --------
-    >>> avg_pool_forward(np.array([[[[1.0, 2.0], [4.0, 3.0]]]]), kernel_size=2)[0].tolist()
+    >>> avg_pool_forward(np.array([[[[1.0, 2.0], [4.0, 3.0]]]]), kernel_size=2)[
+    ...     0
+    ... ].tolist()
     [[[[2.5]]]]
     """
     stride = kernel_size if stride is None else stride
@@ -574,7 +584,9 @@ def batchnorm_forward(
     Examples
     --------
     >>> x = np.array([[1.0], [3.0]])
-    >>> out, cache = batchnorm_forward(x, np.ones(1), np.zeros(1), None, train=True, eps=0.0)
+    >>> out, cache = batchnorm_forward(
+    ...     x, np.ones(1), np.zeros(1), None, train=True, eps=0.0
+    ... )
     >>> out.ravel().tolist(), cache[-1][0].round(3).tolist()
     ([-1.0, 1.0], [0.2])
     """
@@ -599,7 +611,9 @@ def batchnorm_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
 
     Examples
     --------
-    >>> out, cache = batchnorm_forward(np.array([[1.0], [3.0]]), np.ones(1), np.zeros(1), None, train=True)
+    >>> out, cache = batchnorm_forward(
+    ...     np.array([[1.0], [3.0]]), np.ones(1), np.zeros(1), None, train=True
+    ... )
     >>> dx, dgamma, dbeta = batchnorm_backward(np.ones_like(out), cache)
     >>> dx.tolist(), dbeta.tolist()
     ([[0.0], [0.0]], [2.0])
@@ -622,7 +636,9 @@ def layernorm_forward(x: Array, gamma: Array, beta: Array, *, eps: float = 1e-5)
 
     Examples
     --------
-    >>> layernorm_forward(np.array([[1.0, 3.0], [10.0, 30.0]]), np.ones(2), np.zeros(2), eps=0.0)[0].tolist()
+    >>> layernorm_forward(
+    ...     np.array([[1.0, 3.0], [10.0, 30.0]]), np.ones(2), np.zeros(2), eps=0.0
+    ... )[0].tolist()
     [[-1.0, 1.0], [-1.0, 1.0]]
     """
     out = _zeros(x.shape, x)
@@ -638,7 +654,9 @@ def layernorm_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
 
     Examples
     --------
-    >>> out, cache = layernorm_forward(np.array([[1.0, 3.0], [10.0, 30.0]]), np.ones(2), np.zeros(2))
+    >>> out, cache = layernorm_forward(
+    ...     np.array([[1.0, 3.0], [10.0, 30.0]]), np.ones(2), np.zeros(2)
+    ... )
     >>> dx, dgamma, dbeta = layernorm_backward(np.ones_like(out), cache)
     >>> dx.shape, dbeta.tolist()
     ((2, 2), [2.0, 2.0])
@@ -660,7 +678,13 @@ def groupnorm_forward(x: Array, gamma: Array, beta: Array, *, groups: int, eps: 
 
     Examples
     --------
-    >>> groupnorm_forward(np.array([[1.0, 3.0, 10.0, 30.0]]), np.ones(4), np.zeros(4), groups=2, eps=0.0)[0].tolist()
+    >>> groupnorm_forward(
+    ...     np.array([[1.0, 3.0, 10.0, 30.0]]),
+    ...     np.ones(4),
+    ...     np.zeros(4),
+    ...     groups=2,
+    ...     eps=0.0,
+    ... )[0].tolist()
     [[-1.0, 1.0, -1.0, 1.0]]
     """
     (N, C), out = x.shape[:2], _zeros(x.shape, x)
@@ -680,7 +704,9 @@ def groupnorm_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
 
     Examples
     --------
-    >>> out, cache = groupnorm_forward(np.array([[1.0, 3.0, 10.0, 30.0]]), np.ones(4), np.zeros(4), groups=2)
+    >>> out, cache = groupnorm_forward(
+    ...     np.array([[1.0, 3.0, 10.0, 30.0]]), np.ones(4), np.zeros(4), groups=2
+    ... )
     >>> dx, dgamma, dbeta = groupnorm_backward(np.ones_like(out), cache)
     >>> dx.shape, dbeta.tolist()
     ((1, 4), [1.0, 1.0, 1.0, 1.0])
@@ -706,7 +732,9 @@ def dropout_forward(x: Array, *, keep_prob: float, mask: Array, train: bool) -> 
 
     Examples
     --------
-    >>> dropout_forward(np.ones(2), keep_prob=0.5, mask=np.array([True, False]), train=True)[0].tolist()
+    >>> dropout_forward(
+    ...     np.ones(2), keep_prob=0.5, mask=np.array([True, False]), train=True
+    ... )[0].tolist()
     [2.0, 0.0]
     """
     _check_shapes(x.shape, mask=mask)
@@ -723,7 +751,9 @@ def dropout_backward(dout: Array, cache: Cache) -> Array:
 
     Examples
     --------
-    >>> _, cache = dropout_forward(np.ones(2), keep_prob=0.5, mask=np.array([True, False]), train=True)
+    >>> _, cache = dropout_forward(
+    ...     np.ones(2), keep_prob=0.5, mask=np.array([True, False]), train=True
+    ... )
     >>> dropout_backward(np.ones(2), cache).tolist()
     [2.0, 0.0]
     """

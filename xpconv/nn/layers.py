@@ -173,6 +173,7 @@ class Layer:
     >>> class Double(Layer):
     ...     def forward(self, x, p, *, train, seed):
     ...         return 2 * x, None
+    ...
     ...     def backward(self, dout, cache, *, need_dx):
     ...         return 2 * dout, {}
     >>> Double().output_shape((3, 8, 8)), Double().parameters((3, 8, 8))
@@ -340,7 +341,10 @@ class Conv(Layer):
 
     Examples
     --------
-    >>> Conv(16, padding="same").output_shape((3, 8, 8)), Conv(16, 5, stride=2).output_shape((3, 8, 8))
+    >>> (
+    ...     Conv(16, padding="same").output_shape((3, 8, 8)),
+    ...     Conv(16, 5, stride=2).output_shape((3, 8, 8)),
+    ... )
     ((16, 8, 8), (16, 2, 2))
     >>> Conv(16, bias=False).parameters((3, 8, 8))
     {'W': ((16, 3, 3, 3), Normal(fan_in=27))}
@@ -597,7 +601,9 @@ class Dropout(_WithoutParameters):
     Examples
     --------
     >>> import numpy as np
-    >>> out, cache = Dropout(keep_prob=0.5).forward(np.ones((2, 3)), {}, train=False, seed=0)
+    >>> out, cache = Dropout(keep_prob=0.5).forward(
+    ...     np.ones((2, 3)), {}, train=False, seed=0
+    ... )
     >>> float(out.min())
     1.0
     """
@@ -690,7 +696,9 @@ class AvgPool(_Pool):
     Examples
     --------
     >>> import numpy as np
-    >>> AvgPool(2).forward(np.asarray([[[[1.0, 2.0], [3.0, 4.0]]]]), {}, train=True, seed=0)[0].item()
+    >>> AvgPool(2).forward(
+    ...     np.asarray([[[[1.0, 2.0], [3.0, 4.0]]]]), {}, train=True, seed=0
+    ... )[0].item()
     2.5
     """
 

@@ -49,7 +49,9 @@ class FullyConnectedNet(Sequential):
 
     Examples
     --------
-    >>> net = FullyConnectedNet([20, 30], input_dim=15, num_classes=10, normalization="batchnorm", rng=0)
+    >>> net = FullyConnectedNet(
+    ...     [20, 30], input_dim=15, num_classes=10, normalization="batchnorm", rng=0
+    ... )
     >>> net.params["W2"].shape, net.state["running_mean2"].shape
     ((20, 30), (30,))
     """
@@ -376,7 +378,11 @@ class Airbench(Sequential):
     --------
     >>> import numpy as np
     >>> net = Airbench(rng=0)
-    >>> net.params["W1"].shape, net.params["W7"].shape, sum(w.size for w in net.params.values())
+    >>> (
+    ...     net.params["W1"].shape,
+    ...     net.params["W7"].shape,
+    ...     sum(w.size for w in net.params.values()),
+    ... )
     ((24, 3, 2, 2), (256, 256, 3, 3), 1972792)
     >>> images = np.random.default_rng(0).standard_normal((8, 3, 32, 32))
     >>> net.whiten(images)

@@ -35,7 +35,9 @@ class Preprocessing:
     Examples
     --------
     >>> from xpconv.nn import TwoLayerNet
-    >>> net = TwoLayerNet(input_dim=64, rng=0, preprocessing=Preprocessing(mean=128.0, std=64.0))
+    >>> net = TwoLayerNet(
+    ...     input_dim=64, rng=0, preprocessing=Preprocessing(mean=128.0, std=64.0)
+    ... )
     >>> float(net.preprocessing.mean)
     128.0
     """
@@ -51,7 +53,10 @@ def fits_samples(shape: tuple[int, ...], input_shape: tuple[int, ...]) -> bool:
 
     Examples
     --------
-    >>> [fits_samples(shape, (3, 32, 32)) for shape in [(), (3, 1, 1), (5, 1, 1), (1, 3, 32, 32)]]
+    >>> [
+    ...     fits_samples(shape, (3, 32, 32))
+    ...     for shape in [(), (3, 1, 1), (5, 1, 1), (1, 3, 32, 32)]
+    ... ]
     [True, True, False, False]
     """
     sizes = zip(shape[::-1], input_shape[::-1], strict=False)
@@ -71,7 +76,9 @@ def on_device(value: Preprocessing, backend: Backend, dtype: str, input_shape: t
     Examples
     --------
     >>> from xpconv import get_backend
-    >>> on_device(Preprocessing(mean=128, std=64), get_backend("numpy"), "float32", (3, 32, 32)).std.dtype
+    >>> on_device(
+    ...     Preprocessing(mean=128, std=64), get_backend("numpy"), "float32", (3, 32, 32)
+    ... ).std.dtype
     dtype('float32')
     """
     if not isinstance(value, Preprocessing):

@@ -47,8 +47,10 @@ def register_layer(kind: _LayerType) -> _LayerType:
     ... @dataclass(frozen=True)
     ... class Double(Layer):
     ...     factor: float = 2.0
+    ...
     ...     def forward(self, x, p, *, train, seed):
     ...         return self.factor * x, None
+    ...
     ...     def backward(self, dout, cache, *, need_dx):
     ...         return self.factor * dout, {}
     """

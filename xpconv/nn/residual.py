@@ -46,7 +46,10 @@ class Residual(Layer):
     Examples
     --------
     >>> from xpconv.nn import Conv, Relu
-    >>> block = Residual([Conv(32, stride=2, padding=1), Relu(), Conv(32, padding=1)], shortcut=[Conv(32, 1, stride=2)])
+    >>> block = Residual(
+    ...     [Conv(32, stride=2, padding=1), Relu(), Conv(32, padding=1)],
+    ...     shortcut=[Conv(32, 1, stride=2)],
+    ... )
     >>> block.output_shape((16, 8, 8))
     (32, 4, 4)
     >>> list(block.parameters((16, 8, 8)))

@@ -95,7 +95,11 @@ class Sequential:
     --------
     >>> import numpy as np
     >>> from xpconv.nn import Affine, Conv, MaxPool, Relu
-    >>> net = Sequential([Conv(4, padding="same"), Relu(), MaxPool(), Affine(10)], input_shape=(1, 8, 8), rng=0)
+    >>> net = Sequential(
+    ...     [Conv(4, padding="same"), Relu(), MaxPool(), Affine(10)],
+    ...     input_shape=(1, 8, 8),
+    ...     rng=0,
+    ... )
     >>> sorted(net.params)
     ['W1', 'W2', 'b1', 'b2']
     >>> X, y = np.zeros((5, 1, 8, 8)), np.arange(5)
@@ -388,7 +392,10 @@ class Sequential:
         --------
         >>> from xpconv.nn import TwoLayerNet
         >>> net = TwoLayerNet(input_dim=64, rng=0)
-        >>> [(name, out.shape) for name, layer, out in net.outputs(net.backend.xp.ones((5, 64)))]
+        >>> [
+        ...     (name, out.shape)
+        ...     for name, layer, out in net.outputs(net.backend.xp.ones((5, 64)))
+        ... ]
         [('affine1', (5, 100)), ('relu1', (5, 100)), ('affine2', (5, 10))]
         """
         with self.backend.current():
@@ -494,7 +501,9 @@ class Sequential:
         --------
         >>> import numpy as np
         >>> from xpconv.nn import TwoLayerNet
-        >>> TwoLayerNet(input_dim=4, num_classes=3, rng=0).predict_proba(np.zeros((1, 4))).round(3)
+        >>> TwoLayerNet(input_dim=4, num_classes=3, rng=0).predict_proba(
+        ...     np.zeros((1, 4))
+        ... ).round(3)
         array([[0.333, 0.333, 0.333]], dtype=float32)
         """
         return self._in_batches(X, batch_size, lambda batch: ops.softmax(self.loss(batch)))

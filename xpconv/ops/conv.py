@@ -94,7 +94,9 @@ def convolve_backward(
     --------
     >>> import numpy as np
     >>> x, w, dout = np.ones((1, 1, 3, 3)), np.ones((1, 1, 2, 2)), np.ones((1, 1, 2, 2))
-    >>> dx, dw, db = convolve_backward(dout, x, w, Window((2, 2)), 1, "auto", need_dx=True)
+    >>> dx, dw, db = convolve_backward(
+    ...     dout, x, w, Window((2, 2)), 1, "auto", need_dx=True
+    ... )
     >>> dx
     array([[[[1., 2., 1.],
              [2., 4., 2.],

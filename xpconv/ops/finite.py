@@ -26,7 +26,9 @@ def largest_finite(*arrays: Array, out: Array | None = None) -> Array:
     Examples
     --------
     >>> import numpy as np
-    >>> largest_finite(np.array([1.0, -3.0]), np.array([2.0, np.nan]), np.array([np.inf])).tolist()
+    >>> largest_finite(
+    ...     np.array([1.0, -3.0]), np.array([2.0, np.nan]), np.array([np.inf])
+    ... ).tolist()
     [3.0, 1.0, 2.0, 0.0, 0.0, 0.0]
     """
     xp, numbers = array_api_compat.array_namespace(*arrays), []

@@ -96,7 +96,9 @@ def cross_entropy(x: Array, targets: Array, divisor: Array) -> tuple[Array, Arra
     Examples
     --------
     >>> import numpy as np
-    >>> losses, dx = cross_entropy(np.zeros((1, 2)), np.array([[3.0, 1.0]]), np.asarray(2.0))
+    >>> losses, dx = cross_entropy(
+    ...     np.zeros((1, 2)), np.array([[3.0, 1.0]]), np.asarray(2.0)
+    ... )
     >>> losses.round(3), dx
     (array([2.773]), array([[-0.5,  0.5]]))
     """
@@ -136,7 +138,12 @@ def add_l2_penalty(loss: Array, weights: Sequence[Array], grads: Sequence[Array]
     --------
     >>> import numpy as np
     >>> grad = np.zeros(2)
-    >>> float(add_l2_penalty(np.asarray(1.0), [np.array([1.0, 2.0])], [grad], reg=0.5)), grad
+    >>> (
+    ...     float(
+    ...         add_l2_penalty(np.asarray(1.0), [np.array([1.0, 2.0])], [grad], reg=0.5)
+    ...     ),
+    ...     grad,
+    ... )
     (2.25, array([0.5, 1. ]))
     """
     reg = float(reg)

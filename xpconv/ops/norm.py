@@ -75,8 +75,14 @@ def normalise(
     Examples
     --------
     >>> import numpy as np
-    >>> x, gamma, beta = np.array([[1.0, 2.0], [3.0, 6.0]]), np.ones((1, 2)), np.array([[0.0, 5.0]])
-    >>> out, mean, var, inv_std = normalise(x, gamma, beta, axes=(0,), tile_axis=1, eps=1e-8)
+    >>> x, gamma, beta = (
+    ...     np.array([[1.0, 2.0], [3.0, 6.0]]),
+    ...     np.ones((1, 2)),
+    ...     np.array([[0.0, 5.0]]),
+    ... )
+    >>> out, mean, var, inv_std = normalise(
+    ...     x, gamma, beta, axes=(0,), tile_axis=1, eps=1e-8
+    ... )
     >>> out.round(3)
     array([[-1.,  4.],
            [ 1.,  6.]])
@@ -210,7 +216,9 @@ def normalise_backward(
     --------
     >>> import numpy as np
     >>> x, gamma = np.array([[1.0], [3.0], [5.0]]), np.ones((1, 1))
-    >>> _, mean, _, inv_std = normalise(x, gamma, 0 * gamma, axes=(0,), tile_axis=1, eps=1e-8)
+    >>> _, mean, _, inv_std = normalise(
+    ...     x, gamma, 0 * gamma, axes=(0,), tile_axis=1, eps=1e-8
+    ... )
     >>> dout = np.array([[1.0], [0.0], [1.0]])
     >>> dx, dgamma, dbeta = normalise_backward(
     ...     dout, x, mean, inv_std, gamma, axes=(0,), param_axes=(0,), tile_axis=1
@@ -307,9 +315,19 @@ def normalise_relu_backward(
     --------
     >>> import numpy as np
     >>> x, gamma = np.array([[1.0], [3.0]]), np.ones((1, 1))
-    >>> out, mean, _, inv_std, signs = normalise_relu(x, gamma, 0 * gamma, axes=(0,), tile_axis=1, eps=1e-8)
+    >>> out, mean, _, inv_std, signs = normalise_relu(
+    ...     x, gamma, 0 * gamma, axes=(0,), tile_axis=1, eps=1e-8
+    ... )
     >>> normalise_relu_backward(
-    ...     np.ones((2, 1)), signs, x, mean, inv_std, gamma, axes=(0,), param_axes=(0,), tile_axis=1
+    ...     np.ones((2, 1)),
+    ...     signs,
+    ...     x,
+    ...     mean,
+    ...     inv_std,
+    ...     gamma,
+    ...     axes=(0,),
+    ...     param_axes=(0,),
+    ...     tile_axis=1,
     ... )[2]
     array([[1.]])
     """
@@ -440,7 +458,9 @@ def apply_moments(x: Array, moments: Array, gamma: Array, beta: Array, eps: floa
     --------
     >>> import numpy as np
     >>> one = np.ones((1, 1, 1))
-    >>> apply_moments(np.array([[[1.0, 3.0]]]), np.array([[2.0], [1.0]]), one, 0 * one, 0.0)[0]
+    >>> apply_moments(
+    ...     np.array([[[1.0, 3.0]]]), np.array([[2.0], [1.0]]), one, 0 * one, 0.0
+    ... )[0]
     array([[[-1.,  1.]]])
     """
     xp = array_api_compat.array_namespace(x)
@@ -511,7 +531,14 @@ def input_gradient(dout: Array, x: Array, mean: Array, inv_std: Array, gamma: Ar
     --------
     >>> import numpy as np
     >>> one = np.ones((1, 1, 1))
-    >>> input_gradient(np.array([[[1.0, 2.0]]]), np.array([[[1.0, 3.0]]]), 2 * one, one, one, np.array([[1.5], [0.5]]))
+    >>> input_gradient(
+    ...     np.array([[[1.0, 2.0]]]),
+    ...     np.array([[[1.0, 3.0]]]),
+    ...     2 * one,
+    ...     one,
+    ...     one,
+    ...     np.array([[1.5], [0.5]]),
+    ... )
     array([[[0., 0.]]])
     """
     xp = array_api_compat.array_namespace(dout)

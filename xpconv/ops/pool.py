@@ -171,7 +171,12 @@ def avg_pool_backward(dout: Array, shape: tuple[int, ...], window: Window, count
     Examples
     --------
     >>> import numpy as np
-    >>> avg_pool_backward(np.array([[[[4.0, 8.0]]]]), (1, 1, 2, 3), Window((2, 2)), counts=((2,), (2, 2)))
+    >>> avg_pool_backward(
+    ...     np.array([[[[4.0, 8.0]]]]),
+    ...     (1, 1, 2, 3),
+    ...     Window((2, 2)),
+    ...     counts=((2,), (2, 2)),
+    ... )
     array([[[[1., 3., 2.],
              [1., 3., 2.]]]])
     """

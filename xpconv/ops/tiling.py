@@ -72,7 +72,9 @@ def for_each_tile(x: Array, task: Callable[[slice], None], count: int, item_byte
     --------
     >>> import numpy as np
     >>> x, squares = np.arange(5.0), np.zeros(5)
-    >>> for_each_tile(x, lambda tile: np.square(x[tile], out=squares[tile]), count=5, item_bytes=8)
+    >>> for_each_tile(
+    ...     x, lambda tile: np.square(x[tile], out=squares[tile]), count=5, item_bytes=8
+    ... )
     >>> squares
     array([ 0.,  1.,  4.,  9., 16.])
     """
@@ -97,7 +99,9 @@ def sum_over_tiles(
     --------
     >>> import numpy as np
     >>> x = np.arange(5.0)
-    >>> sum_over_tiles(x, lambda tile: (x[tile].sum(keepdims=True),), count=5, item_bytes=8)
+    >>> sum_over_tiles(
+    ...     x, lambda tile: (x[tile].sum(keepdims=True),), count=5, item_bytes=8
+    ... )
     (array([10.]),)
     """
     first, *others = _cut_tiles(x, count, item_bytes)
@@ -139,7 +143,9 @@ def map_tiles(x: Array, *others: Array, function: Callable[..., tuple[Array, ...
     Examples
     --------
     >>> import numpy as np
-    >>> map_tiles(np.ones((2, 3)), function=lambda x: (x.sum(axis=1, keepdims=True),), axis=0)
+    >>> map_tiles(
+    ...     np.ones((2, 3)), function=lambda x: (x.sum(axis=1, keepdims=True),), axis=0
+    ... )
     (array([[3.],
            [3.]]),)
     """
@@ -177,7 +183,9 @@ def for_each_block(x: Array, *others: Array, update: Callable[..., object]) -> N
     --------
     >>> import numpy as np
     >>> x = np.ones(3)
-    >>> for_each_block(x, np.ones(3), update=lambda x, step: np.subtract(x, 0.5 * step, out=x))
+    >>> for_each_block(
+    ...     x, np.ones(3), update=lambda x, step: np.subtract(x, 0.5 * step, out=x)
+    ... )
     >>> x
     array([0.5, 0.5, 0.5])
     """

@@ -307,7 +307,9 @@ def adam_numbers(
     Examples
     --------
     >>> import numpy as np
-    >>> t, step, epsilon = adam_numbers(np.asarray(0.0), np.zeros(3, np.float32), 0.1, 0.9, 0.75, 1e-8)
+    >>> t, step, epsilon = adam_numbers(
+    ...     np.asarray(0.0), np.zeros(3, np.float32), 0.1, 0.9, 0.75, 1e-8
+    ... )
     >>> float(t), step
     (1.0, array(0.5, dtype=float32))
     """

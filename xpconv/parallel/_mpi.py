@@ -35,8 +35,10 @@ class Mpi(Communicator):
 
     Examples
     --------
-    >>> communicator = Mpi()                        # doctest: +SKIP
-    >>> solver = Solver(model, data, microbatches=4, communicator=communicator)     # doctest: +SKIP
+    >>> communicator = Mpi()  # doctest: +SKIP
+    >>> solver = Solver(
+    ...     model, data, microbatches=4, communicator=communicator
+    ... )  # doctest: +SKIP
     """
 
     def __init__(self) -> None:

@@ -39,7 +39,7 @@ class Nccl(Communicator):
 
     Examples
     --------
-    >>> communicator = Nccl(Mpi())      # doctest: +SKIP
+    >>> communicator = Nccl(Mpi())  # doctest: +SKIP
     """
 
     def __init__(self, host: Communicator) -> None:

@@ -30,7 +30,9 @@ class Threads(Communicator):
 
     Examples
     --------
-    >>> Threads.run(2, lambda communicator: communicator.gather_objects(communicator.rank))
+    >>> Threads.run(
+    ...     2, lambda communicator: communicator.gather_objects(communicator.rank)
+    ... )
     [[0, 1], [0, 1]]
     """
 

@@ -120,7 +120,9 @@ def check_equivalence(
 
     Examples
     --------
-    >>> report = check_equivalence(lambda x: (x + 1, {"twice": 2 * x}), np.ones(3), backends=["numpy"])
+    >>> report = check_equivalence(
+    ...     lambda x: (x + 1, {"twice": 2 * x}), np.ones(3), backends=["numpy"]
+    ... )
     >>> report.max_difference
     0.0
     """

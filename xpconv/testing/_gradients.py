@@ -91,7 +91,9 @@ def eval_numerical_gradient_array(f: Callable[[Any], Any], x: np.ndarray, df: Ar
 
     Examples
     --------
-    >>> eval_numerical_gradient_array(lambda x: x**2, np.array([1.0, -3.0]), np.array([1.0, 10.0])).round(6)
+    >>> eval_numerical_gradient_array(
+    ...     lambda x: x**2, np.array([1.0, -3.0]), np.array([1.0, 10.0])
+    ... ).round(6)
     array([  2., -60.])
     """
     grad, df = np.zeros_like(x), to_host(df)
@@ -175,9 +177,13 @@ def check_gradient(
 
     Examples
     --------
-    >>> check_gradient(lambda x: (x * x, x), lambda dout, x: 2 * x * dout, [np.array([1.0, 2.0])]) < 1e-6
+    >>> check_gradient(
+    ...     lambda x: (x * x, x), lambda dout, x: 2 * x * dout, [np.array([1.0, 2.0])]
+    ... ) < 1e-6
     True
-    >>> check_gradient(lambda x: (x * x, x), lambda dout, x: 3 * x * dout, [np.array([1.0, 2.0])])
+    >>> check_gradient(
+    ...     lambda x: (x * x, x), lambda dout, x: 3 * x * dout, [np.array([1.0, 2.0])]
+    ... )
     Traceback (most recent call last):
     AssertionError: gradient of x is wrong: ...
     """

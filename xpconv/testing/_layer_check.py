@@ -47,7 +47,10 @@ class LayerReport:
 
     Examples
     --------
-    >>> findings = LayerFinding("ok", "runs"), LayerFinding("FAIL", "gradient of w", "the sign is wrong")
+    >>> findings = (
+    ...     LayerFinding("ok", "runs"),
+    ...     LayerFinding("FAIL", "gradient of w", "the sign is wrong"),
+    ... )
     >>> print(LayerReport("affine", findings))
     affine
       ok    runs
@@ -120,12 +123,17 @@ def check_layer(
 
     Examples
     --------
-    >>> def forward(x, w): return x * w, (x, w)
-    >>> def backward(dout, cache): return dout * cache[1], dout * cache[0]
+    >>> def forward(x, w):
+    ...     return x * w, (x, w)
+    >>> def backward(dout, cache):
+    ...     return dout * cache[1], dout * cache[0]
     >>> check_layer(forward, backward, {"x": np.ones((2, 3)), "w": np.ones((2, 3))}).ok
     True
-    >>> def doubles(dout, cache): return 2 * dout * cache[1], dout * cache[0]
-    >>> check_layer(forward, doubles, {"x": np.ones((2, 3)), "w": np.ones((2, 3))}).failed
+    >>> def doubles(dout, cache):
+    ...     return 2 * dout * cache[1], dout * cache[0]
+    >>> check_layer(
+    ...     forward, doubles, {"x": np.ones((2, 3)), "w": np.ones((2, 3))}
+    ... ).failed
     ['gradient of x']
     """
     layer = _Layer(forward, backward, dict(inputs))

@@ -44,7 +44,12 @@ class Lookahead:
     Examples
     --------
     >>> from xpconv.training.schedules import polynomial
-    >>> Lookahead(5), Lookahead(5, polynomial(100, 3, start=0, final=0.95**5), statistics=True).decay(50)
+    >>> (
+    ...     Lookahead(5),
+    ...     Lookahead(
+    ...         5, polynomial(100, 3, start=0, final=0.95**5), statistics=True
+    ...     ).decay(50),
+    ... )
     (Lookahead(every=5, decay=0.5, statistics=False), 0.0967...)
     """
 

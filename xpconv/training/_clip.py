@@ -21,7 +21,12 @@ def clip_gradients(grads: Mapping[str, Array], clip_norm: float) -> Mapping[str,
 
     Examples
     --------
-    >>> {name: grad.round(3) for name, grad in clip_gradients({"W": np.full(3, 2.0), "b": np.full(1, 2.0)}, 2).items()}
+    >>> {
+    ...     name: grad.round(3)
+    ...     for name, grad in clip_gradients(
+    ...         {"W": np.full(3, 2.0), "b": np.full(1, 2.0)}, 2
+    ...     ).items()
+    ... }
     {'W': array([1., 1., 1.]), 'b': array([1.])}
     """
     if not grads:

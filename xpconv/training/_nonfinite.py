@@ -114,7 +114,9 @@ def finite_flags(arrays: Mapping[str, Array], backend: Backend) -> Array:
     Examples
     --------
     >>> from xpconv.backend import get_backend
-    >>> finite_flags({"m": np.zeros(2), "v": np.array([1.0, np.inf])}, get_backend("numpy"))
+    >>> finite_flags(
+    ...     {"m": np.zeros(2), "v": np.array([1.0, np.inf])}, get_backend("numpy")
+    ... )
     array([ True, False])
     """
     xp = backend.xp

@@ -145,7 +145,12 @@ def describe_other_data(name: str, saved: Any, own: Any, saved_checksums: Any, o
     Examples
     --------
     >>> descriptions = [{"shape": [3], "dtype": "int64", "crc32": n} for n in (1, 2)]
-    >>> describe_other_data("y_val", *descriptions, np.array([5, 6, 7], np.uint32), np.array([5, 6, 8], np.uint32))
+    >>> describe_other_data(
+    ...     "y_val",
+    ...     *descriptions,
+    ...     np.array([5, 6, 7], np.uint32),
+    ...     np.array([5, 6, 8], np.uint32),
+    ... )
     'other validation labels (y_val): 1 of 3 differ: resume with the same data in the same order'
     """
     split = "training" if name.endswith("train") else "validation"

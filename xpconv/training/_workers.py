@@ -25,7 +25,10 @@ def digest(arrays: Mapping[str, Array]) -> str:
 
     Examples
     --------
-    >>> digest({"W1": np.zeros(2)}) == digest({"W1": np.zeros(2)}), digest({"W1": np.ones(2)})[:8]
+    >>> (
+    ...     digest({"W1": np.zeros(2)}) == digest({"W1": np.zeros(2)}),
+    ...     digest({"W1": np.ones(2)})[:8],
+    ... )
     (True, 'bbab1287')
     """
     total = hashlib.blake2b(digest_size=16)

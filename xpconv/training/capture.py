@@ -53,7 +53,9 @@ def capture(model: Sequential, X: Array, y: Array) -> "CapturedLoss":
     ...     for step in range(3):
     ...         loss, grads = loss_and_gradients(X, y)
     ...         for name, grad in grads.items():
-    ...             _ = sgd(net.params[name], grad, {"learning_rate": 0.1}, in_place=True)
+    ...             _ = sgd(
+    ...                 net.params[name], grad, {"learning_rate": 0.1}, in_place=True
+    ...             )
     >>> round(float(loss), 2)
     1.1
     """

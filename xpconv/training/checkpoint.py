@@ -38,7 +38,9 @@ def write_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> 
     >>> import tempfile
     >>> import numpy as np
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     write_checkpoint(f"{folder}/a", {"arrays": {"x": np.ones(2)}, "description": {"epoch": 3}})
+    ...     write_checkpoint(
+    ...         f"{folder}/a", {"arrays": {"x": np.ones(2)}, "description": {"epoch": 3}}
+    ...     )
     ...     read_checkpoint(f"{folder}/a")
     {'arrays': {'x': array([1., 1.])}, 'description': {'epoch': 3}}
     """

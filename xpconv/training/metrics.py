@@ -127,7 +127,10 @@ def evaluate(
     >>> from xpconv.nn import TwoLayerNet
     >>> net = TwoLayerNet(input_dim=4, num_classes=3, rng=0)
     >>> accuracy, loss = evaluate(net, np.zeros((6, 4)), np.arange(6) % 3, net.backend)
-    >>> round(accuracy, 3), round(loss, 3)  # equal scores, of which the first is the highest
+    >>> (
+    ...     round(accuracy, 3),
+    ...     round(loss, 3),
+    ... )  # equal scores, of which the first is the highest
     (0.333, 1.099)
     """
     X, y, xp = _samples(X), y if hasattr(y, "shape") else np.asarray(y), backend.xp
@@ -241,7 +244,10 @@ class MirrorAveraged:
     >>> from xpconv.nn import ConvNet
     >>> net = ConvNet([4], input_dim=(1, 4, 4), num_classes=3, rng=0)
     >>> image = np.arange(16.0).reshape(1, 1, 4, 4)
-    >>> probs = [probabilities(MirrorAveraged(net), X) for X in (image, np.flip(image, axis=-1))]
+    >>> probs = [
+    ...     probabilities(MirrorAveraged(net), X)
+    ...     for X in (image, np.flip(image, axis=-1))
+    ... ]
     >>> np.allclose(*probs)
     True
     """
@@ -518,7 +524,9 @@ def probabilities(model: Any, X: Array, batch_size: int = 500) -> np.ndarray:
     Examples
     --------
     >>> from xpconv.nn import TwoLayerNet
-    >>> probabilities(TwoLayerNet(input_dim=4, num_classes=3, rng=0), np.zeros((1, 4))).round(3)
+    >>> probabilities(
+    ...     TwoLayerNet(input_dim=4, num_classes=3, rng=0), np.zeros((1, 4))
+    ... ).round(3)
     array([[0.333, 0.333, 0.333]])
     """
     X = _samples(X)

@@ -226,7 +226,11 @@ def options_by_parameter(
 
     Examples
     --------
-    >>> options_by_parameter(["W1", "b1", "W2"], "sgd", {"b*|W2": {"weight_decay": 0}, "W2": {"learning_rate": 1}})
+    >>> options_by_parameter(
+    ...     ["W1", "b1", "W2"],
+    ...     "sgd",
+    ...     {"b*|W2": {"weight_decay": 0}, "W2": {"learning_rate": 1}},
+    ... )
     {'W1': {}, 'b1': {'weight_decay': 0}, 'W2': {'weight_decay': 0, 'learning_rate': 1}}
     """
     options: dict[str, dict[str, Any]] = {name: {} for name in names}
@@ -463,7 +467,9 @@ def muon(config: Config) -> Callable[..., None]:
     Examples
     --------
     >>> import numpy as np
-    >>> w, config = muon(np.zeros((2, 2)), np.array([[1.0, 2.0], [0.0, 3.0]]), {"learning_rate": 1.0})
+    >>> w, config = muon(
+    ...     np.zeros((2, 2)), np.array([[1.0, 2.0], [0.0, 3.0]]), {"learning_rate": 1.0}
+    ... )
     >>> np.linalg.svd(w)[1].round(1)
     array([0.7, 0.7])
     """

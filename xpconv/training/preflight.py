@@ -49,7 +49,11 @@ class PreflightFinding:
 
     Examples
     --------
-    >>> print(PreflightFinding("first steps", True, "the loss goes from 2.303 to 1.2 in 20 steps"))
+    >>> print(
+    ...     PreflightFinding(
+    ...         "first steps", True, "the loss goes from 2.303 to 1.2 in 20 steps"
+    ...     )
+    ... )
     passed  first steps: the loss goes from 2.303 to 1.2 in 20 steps
     """
 

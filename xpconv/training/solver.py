@@ -209,7 +209,9 @@ class Solver:
     >>> from xpconv.nn import TwoLayerNet
     >>> digits = load_digits()
     >>> net = TwoLayerNet(input_dim=64, hidden_dim=50, weight_scale=0.05, rng=0)
-    >>> solver = Solver(net, digits, update_rule="adam", num_epochs=4, verbose=False, rng=0)
+    >>> solver = Solver(
+    ...     net, digits, update_rule="adam", num_epochs=4, verbose=False, rng=0
+    ... )
     >>> solver.train()
     >>> solver.best_val_acc > 0.8
     True
@@ -573,10 +575,20 @@ class Solver:
         --------
         >>> from xpconv.data import load_digits
         >>> from xpconv.nn import TwoLayerNet
-        >>> first, second = (Solver(TwoLayerNet(input_dim=64, rng=0), load_digits(), num_epochs=1, verbose=False, rng=0)
-        ...                  for _ in range(2))
+        >>> first, second = (
+        ...     Solver(
+        ...         TwoLayerNet(input_dim=64, rng=0),
+        ...         load_digits(),
+        ...         num_epochs=1,
+        ...         verbose=False,
+        ...         rng=0,
+        ...     )
+        ...     for _ in range(2)
+        ... )
         >>> states = []
-        >>> first.train(lambda solver: solver.iteration == 7 and states.append(solver.state_dict()))
+        >>> first.train(
+        ...     lambda solver: solver.iteration == 7 and states.append(solver.state_dict())
+        ... )
         >>> states[0]["arrays"]["params.b2"].shape, states[0]["description"]["iteration"]
         ((10,), 7)
         >>> second.load_state_dict(states[0])
@@ -636,8 +648,12 @@ class Solver:
         --------
         >>> from xpconv.data import load_digits
         >>> from xpconv.nn import TwoLayerNet
-        >>> first, second = (Solver(TwoLayerNet(input_dim=64, rng=0), load_digits(), batch_size=size, rng=0)
-        ...                  for size in (50, 100))
+        >>> first, second = (
+        ...     Solver(
+        ...         TwoLayerNet(input_dim=64, rng=0), load_digits(), batch_size=size, rng=0
+        ...     )
+        ...     for size in (50, 100)
+        ... )
         >>> second.load_state_dict(first.state_dict())
         Traceback (most recent call last):
         xpconv.errors.CheckpointError: the state comes from a training with batch_size = 50, but this one has 100: ...
@@ -664,10 +680,23 @@ class Solver:
         >>> import tempfile
         >>> from xpconv.data import load_digits
         >>> from xpconv.nn import TwoLayerNet
-        >>> first, second = (Solver(TwoLayerNet(input_dim=64, rng=0), load_digits(), num_epochs=1, verbose=False, rng=0)
-        ...                  for _ in range(2))
+        >>> first, second = (
+        ...     Solver(
+        ...         TwoLayerNet(input_dim=64, rng=0),
+        ...         load_digits(),
+        ...         num_epochs=1,
+        ...         verbose=False,
+        ...         rng=0,
+        ...     )
+        ...     for _ in range(2)
+        ... )
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     first.train(lambda solver: solver.iteration == 7 and solver.save(f"{folder}/checkpoint.safetensors"))
+        ...     first.train(
+        ...         lambda solver: (
+        ...             solver.iteration == 7
+        ...             and solver.save(f"{folder}/checkpoint.safetensors")
+        ...         )
+        ...     )
         ...     second.resume(f"{folder}/checkpoint.safetensors")
         >>> second.iteration
         7

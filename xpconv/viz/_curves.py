@@ -46,7 +46,11 @@ def save_curves(history: Mapping[str, Any], path: str | os.PathLike[str]) -> Non
     Examples
     --------
     >>> import os, tempfile
-    >>> history = {"loss_history": [2.3, 1.9], "train_acc_history": [0.1, 0.4], "val_acc_history": [0.1, 0.3]}
+    >>> history = {
+    ...     "loss_history": [2.3, 1.9],
+    ...     "train_acc_history": [0.1, 0.4],
+    ...     "val_acc_history": [0.1, 0.3],
+    ... }
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save_curves(history, os.path.join(folder, "curves.png"))
     ...     os.listdir(folder)
@@ -107,9 +111,15 @@ def save_comparison(histories: Mapping[str, Mapping[str, Any]], path: str | os.P
     Examples
     --------
     >>> import os, tempfile
-    >>> history = {"loss_history": [2.3, 1.9], "train_acc_history": [0.1, 0.4], "val_acc_history": [0.1, 0.3]}
+    >>> history = {
+    ...     "loss_history": [2.3, 1.9],
+    ...     "train_acc_history": [0.1, 0.4],
+    ...     "val_acc_history": [0.1, 0.3],
+    ... }
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save_comparison({"sgd": history, "adam": history}, os.path.join(folder, "comparison.png"))
+    ...     save_comparison(
+    ...         {"sgd": history, "adam": history}, os.path.join(folder, "comparison.png")
+    ...     )
     ...     os.listdir(folder)
     ['comparison.png']
     """
@@ -161,7 +171,11 @@ def check_epochs(history: Mapping[str, Any]) -> np.ndarray:
 
     Examples
     --------
-    >>> history = {"loss_history": [1.0] * 10, "val_acc_history": [0.1, 0.2, 0.3], "iterations_per_epoch": 4}
+    >>> history = {
+    ...     "loss_history": [1.0] * 10,
+    ...     "val_acc_history": [0.1, 0.2, 0.3],
+    ...     "iterations_per_epoch": 4,
+    ... }
     >>> check_epochs(history | {"check_every": 2})
     array([0. , 2. , 2.5])
     """

@@ -39,7 +39,9 @@ def visualize_grid(Xs: Array, ubound: float = 255.0, padding: int = 1) -> np.nda
 
     Examples
     --------
-    >>> tiles = np.array([0.0, 1, 2, 3]).reshape(2, 2, 1, 1)  # two images, 2 high and 1 wide
+    >>> tiles = np.array([0.0, 1, 2, 3]).reshape(
+    ...     2, 2, 1, 1
+    ... )  # two images, 2 high and 1 wide
     >>> visualize_grid(tiles)[:, :, 0]
     array([[  0.,   0.,   0.],
            [255.,   0., 255.],
@@ -98,7 +100,9 @@ def save_filters(
     --------
     >>> import os, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save_filters(np.random.randn(8, 3, 5, 5), os.path.join(folder, "filters.png"))
+    ...     save_filters(
+    ...         np.random.randn(8, 3, 5, 5), os.path.join(folder, "filters.png")
+    ...     )
     ...     os.listdir(folder)
     ['filters.png']
     """

@@ -40,7 +40,12 @@ def save_confusion_matrix(y: Array, predicted: Array, class_names: Sequence[str]
     --------
     >>> import os, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save_confusion_matrix([0, 0, 1], [0, 1, 1], ["cat", "dog"], os.path.join(folder, "confusion.png"))
+    ...     save_confusion_matrix(
+    ...         [0, 0, 1],
+    ...         [0, 1, 1],
+    ...         ["cat", "dog"],
+    ...         os.path.join(folder, "confusion.png"),
+    ...     )
     ...     os.listdir(folder)
     ['confusion.png']
     """
@@ -119,9 +124,15 @@ def save_mistakes(
     Examples
     --------
     >>> import os, tempfile
-    >>> X, y, probabilities = np.zeros((2, 1, 8, 8), np.uint8), [0, 1], [[0.9, 0.1], [0.7, 0.3]]
+    >>> X, y, probabilities = (
+    ...     np.zeros((2, 1, 8, 8), np.uint8),
+    ...     [0, 1],
+    ...     [[0.9, 0.1], [0.7, 0.3]],
+    ... )
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save_mistakes(X, y, probabilities, ["cat", "dog"], os.path.join(folder, "mistakes.png"))
+    ...     save_mistakes(
+    ...         X, y, probabilities, ["cat", "dog"], os.path.join(folder, "mistakes.png")
+    ...     )
     ...     os.listdir(folder)
     ['mistakes.png']
     """

@@ -41,7 +41,9 @@ def line_plot(
 
     Examples
     --------
-    >>> for row in line_plot({"loss": ([0, 1, 2], [2.0, 1.0, 0.0])}, 19, 4, ascii_only=True):
+    >>> for row in line_plot(
+    ...     {"loss": ([0, 1, 2], [2.0, 1.0, 0.0])}, 19, 4, ascii_only=True
+    ... ):
     ...     print("".join(text for text, _ in row).rstrip())
           2 |**
             |  **

@@ -32,7 +32,9 @@ class ThreeLayerConvNet(CourseNet, nn.ThreeLayerConvNet):
 
     Examples
     --------
-    >>> ThreeLayerConvNet(num_filters=3, filter_size=3, input_dim=(3, 16, 16), hidden_dim=7).params["W2"].shape
+    >>> ThreeLayerConvNet(
+    ...     num_filters=3, filter_size=3, input_dim=(3, 16, 16), hidden_dim=7
+    ... ).params["W2"].shape
     (192, 7)
     """
 

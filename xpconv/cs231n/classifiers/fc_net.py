@@ -89,7 +89,9 @@ class FullyConnectedNet(CourseNet, nn.FullyConnectedNet):
 
     Examples
     --------
-    >>> net = FullyConnectedNet([20, 30], input_dim=15, normalization="batchnorm", dropout_keep_ratio=0.5)
+    >>> net = FullyConnectedNet(
+    ...     [20, 30], input_dim=15, normalization="batchnorm", dropout_keep_ratio=0.5
+    ... )
     >>> net.params["W2"].shape, net.params["gamma2"].shape
     ((20, 30), (30,))
     """

@@ -41,7 +41,9 @@ class LinearClassifier(ABC):
     ...         error = X_batch @ self.W - np.eye(self.W.shape[1])[y_batch]
     ...         return np.mean(error**2), 2 * X_batch.T @ error / error.size
     >>> classifier = LeastSquares()
-    >>> losses = classifier.train(np.eye(3), np.array([0, 1, 1]), learning_rate=0.5, num_iters=200)
+    >>> losses = classifier.train(
+    ...     np.eye(3), np.array([0, 1, 1]), learning_rate=0.5, num_iters=200
+    ... )
     >>> classifier.predict(np.eye(3))
     array([0, 1, 1])
     """
@@ -153,7 +155,9 @@ class LinearSVM(LinearClassifier):
     Examples
     --------
     >>> svm = LinearSVM()
-    >>> losses = svm.train(np.eye(3), np.array([0, 1, 1]), learning_rate=0.5, num_iters=50)
+    >>> losses = svm.train(
+    ...     np.eye(3), np.array([0, 1, 1]), learning_rate=0.5, num_iters=50
+    ... )
     >>> svm.predict(np.eye(3))
     array([0, 1, 1])
     """
@@ -169,7 +173,9 @@ class Softmax(LinearClassifier):
     Examples
     --------
     >>> softmax = Softmax()
-    >>> losses = softmax.train(np.eye(3), np.array([0, 1, 1]), learning_rate=0.5, num_iters=50)
+    >>> losses = softmax.train(
+    ...     np.eye(3), np.array([0, 1, 1]), learning_rate=0.5, num_iters=50
+    ... )
     >>> softmax.predict(np.eye(3))
     array([0, 1, 1])
     """

@@ -62,7 +62,9 @@ def svm_loss_vectorized(W: np.ndarray, X: np.ndarray, y: np.ndarray, reg: float)
 
     Examples
     --------
-    >>> loss, dW = svm_loss_vectorized(np.zeros((3, 10)), np.ones((2, 3)), np.array([3, 7]), 0.0)
+    >>> loss, dW = svm_loss_vectorized(
+    ...     np.zeros((3, 10)), np.ones((2, 3)), np.array([3, 7]), 0.0
+    ... )
     >>> loss, dW[0, [0, 3]]
     (9.0, array([ 1., -4.]))
     """

@@ -14,7 +14,12 @@ def softmax_loss_naive(W: np.ndarray, X: np.ndarray, y: np.ndarray, reg: float) 
 
     Examples
     --------
-    >>> round(softmax_loss_naive(np.zeros((3, 10)), np.ones((2, 3)), np.array([3, 7]), 0.0)[0], 6)
+    >>> round(
+    ...     softmax_loss_naive(
+    ...         np.zeros((3, 10)), np.ones((2, 3)), np.array([3, 7]), 0.0
+    ...     )[0],
+    ...     6,
+    ... )
     2.302585
     """
     W, X, y, reg = check_batch(W, X, y, reg)
@@ -41,7 +46,9 @@ def softmax_loss_vectorized(W: np.ndarray, X: np.ndarray, y: np.ndarray, reg: fl
 
     Examples
     --------
-    >>> loss, dW = softmax_loss_vectorized(np.zeros((3, 10)), np.ones((2, 3)), np.array([3, 7]), 0.0)
+    >>> loss, dW = softmax_loss_vectorized(
+    ...     np.zeros((3, 10)), np.ones((2, 3)), np.array([3, 7]), 0.0
+    ... )
     >>> round(loss, 6), dW[0, [0, 3]]
     (2.302585, array([ 0.1, -0.4]))
     """
