@@ -258,7 +258,7 @@ def test_the_command_stops_at_or_skips_nonfinite_losses(tmp_path, monkeypatch):
     ]
     result = call(*SHORT, "--on-nonfinite", "skip", "--out", tmp_path / "skip")
     assert result.exit_code == 0, result.output
-    assert "skipped 1 iterations whose loss or gradients were not finite\n" in result.stdout
+    assert "skipped 1 iteration whose loss or gradients were not finite\n" in result.stdout
 
 
 def test_unknown_values_of_on_nonfinite_are_refused(data):

@@ -525,8 +525,14 @@ def test_train_lists_the_files_that_it_left_out_at_its_end(flat, tmp_path, stric
     assert result.exit_code == 0
     assert "xpconv: warning: left out 2 files of " in result.stderr
     *_, title, first, second = result.stdout.splitlines()
-    assert title == "left out 2 files that are not readable images:"
+    assert title == "left out 2 files that cannot be read:"
     assert {line.rpartition("/")[2].partition(":")[0] for line in (first, second)} == {"3.png", "notes.txt"}
+
+
+def test_train_lists_a_single_file_that_it_left_out(flat, tmp_path):
+    (flat / "light" / "notes.txt").write_text("x")
+    shown = run("train", "--data", flat, "--image-size", 8, "--epochs", 1, "--out", tmp_path / "run")
+    assert shown[-2] == "left out 1 file that cannot be read:"
 
 
 def test_a_run_resumes_after_its_images_were_moved(digits_folder, tmp_path):

@@ -95,7 +95,12 @@ def test_images_with_the_least_likely_true_classes_come_first(tmp_path, figures,
     assert weights == ["bold", "bold", "bold", "normal"]
     for image, i in zip(images, (3, 2, 1, 0), strict=True):
         np.testing.assert_array_equal(image, X[i].transpose(1, 2, 0).squeeze())
-    assert "3 of 4 images wrong" in figures[0].get_suptitle()
+    assert figures[0].get_suptitle().endswith("\n3 of 4 images wrong, in bold")
+
+
+def test_a_picture_without_mistakes_mentions_no_bold_titles(tmp_path, figures):
+    save_mistakes(np.zeros((2, 1, 4, 4), np.uint8), [0, 1], np.eye(2), ["cat", "dog"], tmp_path / "mistakes.png")
+    assert figures[0].get_suptitle().endswith("\n0 of 2 images wrong")
 
 
 @pytest.mark.parametrize("count", [1, 3, 7, 20])

@@ -360,9 +360,11 @@ def _train_and_report(out: Path | None, settings: Settings, solver: Solver, data
     folder = _train_and_save(out, settings, solver, dataset, resume=resume)
     typer.echo(f"test accuracy: {accuracy(solver.model, dataset.X_test, dataset.y_test):.4f}")
     if solver.skipped:
-        typer.echo(f"skipped {solver.skipped} iterations whose loss or gradients were not finite")
+        plural = "s" * (solver.skipped != 1)
+        typer.echo(f"skipped {solver.skipped} iteration{plural} whose loss or gradients were not finite")
     if dataset.skipped:
-        echo("\n".join([f"left out {len(dataset.skipped)} files that are not readable images:", *dataset.skipped]))
+        count = len(dataset.skipped)
+        echo("\n".join([f"left out {count} file{'s' * (count != 1)} that cannot be read:", *dataset.skipped]))
     if solver.interrupted and solver.resumable:
         echo(f"to resume: xpconv train --resume {shlex.quote(str(folder))}")
 

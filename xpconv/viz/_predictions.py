@@ -146,6 +146,7 @@ def save_mistakes(
     if not len(X):
         raise ArgumentError(f"X has shape {X.shape}; expected one image or more")
     predicted = probs.argmax(axis=1)
+    wrong = int(np.sum(predicted != y))
     chosen = np.argsort(probs[np.arange(len(y)), y], kind="stable")[: check_count("count", count)]
     num_columns = min(len(chosen), MAX_COLUMNS)
     num_rows = -(-len(chosen) // num_columns)
@@ -153,7 +154,7 @@ def save_mistakes(
     figure = new_figure((width, height))
     figure.suptitle(
         f"Least likely true classes: true → predicted (probability)\n"
-        f"{np.sum(predicted != y)} of {len(y)} images wrong, in bold",
+        f"{wrong} of {len(y)} images wrong{', in bold' * bool(wrong)}",
         fontsize=11,
         y=1 - 0.1 / height,
     )
