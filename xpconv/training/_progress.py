@@ -53,8 +53,10 @@ class _Bar(Progress):
 
 
 @contextmanager
-def show_progress(total: int, batch_size: int, *, verbose: bool, done: int = 0) -> Iterator[Progress]:
+def show_progress(total: int, batch_size: int, *, verbose: bool, done: int = 0, workers: int = 1) -> Iterator[Progress]:
     """Show the progress of a run of `total` iterations, of which `done` are complete, until the block ends.
+
+    Several workers have lines instead of a bar: some launchers give them a terminal although the output goes to a file.
 
     Examples
     --------
@@ -70,7 +72,7 @@ def show_progress(total: int, batch_size: int, *, verbose: bool, done: int = 0) 
             yield notebook
         finally:
             notebook.close()
-    elif not rich_can_draw():
+    elif workers > 1 or not rich_can_draw():
         yield _Log(total, batch_size, done)
     else:
         from rich import progress as rich

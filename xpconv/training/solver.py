@@ -848,7 +848,8 @@ class Solver:
 
     def _show_progress(self, total: int, done: int) -> AbstractContextManager[Progress]:
         """Return a context that shows the progress of a run of `total` iterations."""
-        return show_progress(total, self.batch_size, verbose=self.verbose, done=done)
+        workers = self.communicator.size
+        return show_progress(total, self.batch_size, verbose=self.verbose, done=done, workers=workers)
 
     def _augmented(self, X: Array, y: Array, rows: np.ndarray) -> tuple[Array, Array]:
         """Return the images and labels of a minibatch, augmented."""
