@@ -54,6 +54,8 @@ def main(
     Example: python -m benchmarks --only c64 --only Adam --json results.json
     """
     check_choices(peers.split(","), only)
+    if json_file:
+        json_file.parent.mkdir(parents=True, exist_ok=True)  # fails now rather than after the measurements
     console = Console()
     ours = Xpconv(backend)
     gpu = device.describe() if ours.backend.library == "cupy" else {}

@@ -1,9 +1,10 @@
-"""Train the net and recipe that reach 94 % on CIFAR-10 in seconds (Jordan, 2024), and print accuracy and seconds.
+"""Train the net that learns CIFAR-10 to 94 % in seconds (Jordan, 2024), and print its accuracy and the seconds.
 
 python -m benchmarks.airbench [--backend cupy] [--seeds 5] [--precision full] [--tf32] [--epochs 9.9] [--json FILE]
 
-CIFAR-10 is read from the folder that XPCONV_DATA names. Times run from images on the device to trained parameters. The
-first training of a process also compiles and captures: a short one comes first, whose time is reported by itself.
+CIFAR-10 is read from the folder that XPCONV_DATA names. Timing starts with the images on the device and ends with the
+trained parameters. The first training of a process also compiles kernels and captures steps, so a short training comes
+first; its time is printed separately.
 Published: K. Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024.
 """
 
@@ -21,6 +22,7 @@ import numpy as np
 
 from benchmarks import device
 from xpconv import Preprocessing, Solver, get_backend, set_tf32
+from xpconv._validation import check_count
 from xpconv.backend import Array, Backend
 from xpconv.data import load_cifar10
 from xpconv.data._fingerprint import channel_statistics
@@ -31,10 +33,10 @@ from xpconv.training.metrics import MirrorAveraged, evaluate
 from xpconv.training.schedules import one_cycle, polynomial
 
 BATCH_SIZE, EPOCHS = 1024, 9.9
-LEARNING_RATE, WEIGHT_DECAY = 11.5, 0.0153  # for a batch of 1024 images, and steps as long as their mean gradient
+LEARNING_RATE, WEIGHT_DECAY = 11.5, 0.0153  # as published, per 1024 images
 MOMENTUM = 0.85
-NORM_RATE = 64  # Betas of norms learn faster by this factor, and are decayed less by it.
-BIAS_EPOCHS = 3  # The bias of the first convolution is trained for these.
+NORM_RATE = 64  # multiplies the learning rate of the norms' betas, and divides their weight decay
+BIAS_EPOCHS = 3  # in which the bias of the first convolution is trained
 WARM_UP_STEPS = 12
 
 
@@ -67,8 +69,8 @@ def build_solver(
 ) -> Solver:
     """Return a Solver that is ready to train the net by the recipe; `options` are those of the net.
 
-    `data` are training and validation images and labels on the device. The schedules take `schedule_steps`, by default
-    as many as the training has.
+    `data` holds training and validation images and labels on the device. The schedules end after `schedule_steps`
+    steps, by default at the end of the training.
     """
     rng = np.random.default_rng(seed)
     net = Airbench(
@@ -96,7 +98,7 @@ def build_solver(
 
 
 def freeze_first_convolution(solver: Solver) -> None:
-    """Freeze the first convolution once its bias is trained; for `Solver.train`."""
+    """Freeze the first convolution after BIAS_EPOCHS epochs; the callback of `Solver.train`."""
     if solver.iteration == BIAS_EPOCHS * (solver.X_train.shape[0] // solver.batch_size):
         solver.model.freeze("conv1")
 
@@ -117,7 +119,7 @@ def warm_up(data: Mapping[str, Array], *, backend: Backend, batch_size: int = BA
 
 
 def load(backend: Backend, num_images: int | None = None) -> tuple[dict[str, Array], dict[str, Array], Preprocessing]:
-    """Return the training data, with the validation images among them, the test data, and the preprocessing."""
+    """Return the training data, which include the validation images, the test data, and the preprocessing."""
     dataset = load_cifar10(download=False)
     X = np.concatenate([dataset.X_train, dataset.X_val])[:num_images]
     y = np.concatenate([dataset.y_train, dataset.y_val])[:num_images]
@@ -161,6 +163,9 @@ def main(
     json_file: Path | None = None,
 ) -> None:
     """Train with each seed; print the accuracy on the test images and the seconds."""
+    seeds = check_count("seeds", seeds)
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)  # fails now rather than after the trainings
     chosen = get_backend(backend)
     set_tf32(tf32)
     train, test, preprocessing = load(chosen, num_images)

@@ -1,8 +1,8 @@
 """Time single operations on a GPU as captured steps run them: ``python -m benchmarks.kernels [--json FILE]``.
 
-A CUDA graph calls each operation 20 times, in turn on three sets of inputs, so that these come from the GPU's memory
-and not from its cache. The bytes are those that the operation must read and write: batch norm, for example, reads its
-input twice, for the statistics and for the output. Their rate is compared with that of a copy.
+A CUDA graph calls each operation 20 times, on three sets of inputs in turn, so that the inputs come from the GPU's
+memory and not from its cache. The bytes per second are compared with those of a copy. They count what the operation
+must read and write: batch norm, for example, reads its input twice, for the statistics and for the output.
 """
 
 import json
@@ -52,6 +52,8 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the results to this JSON file.")] = None,
 ) -> None:
     """Print the time of each operation, and its share of the rate of a copy."""
+    if json_file:
+        json_file.parent.mkdir(parents=True, exist_ok=True)  # fails now rather than after the measurements
     result = {"card": card(), "shape": SHAPE, "rows": measure(SHAPE, only or [""])}
     if json_file:
         with atomic_path(json_file) as temporary:

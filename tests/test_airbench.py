@@ -449,7 +449,7 @@ def test_the_benchmark_writes_accuracies_and_seconds(monkeypatch, tmp_path, caps
     loaded = data, {"X": data["X_val"], "y": data["y_val"]}, Preprocessing(128.0, 60.0)
     monkeypatch.setattr(airbench, "load", lambda backend, num_images: loaded)
     monkeypatch.setattr(airbench, "WARM_UP_STEPS", 2)
-    path = tmp_path / "airbench.json"
+    path = tmp_path / "new" / "airbench.json"
     options = {"backend": "numpy", "precision": "full", "tf32": False, "epochs": 1.5, "batch_size": 32}
     options |= {"widths": "26,28", "num_images": None, "json_file": path}
     airbench.main(seeds=2, min_accuracy=0.0, max_seconds=1e9, **options)
@@ -461,3 +461,11 @@ def test_the_benchmark_writes_accuracies_and_seconds(monkeypatch, tmp_path, caps
     with pytest.raises(SystemExit, match="1"):
         airbench.main(seeds=1, min_accuracy=1.1, max_seconds=1e9, **options)
     assert "MISSED: expected an accuracy of 1.1 or more" in capsys.readouterr().out
+
+
+def test_the_benchmark_refuses_to_start_if_it_could_not_end(tmp_path):
+    with pytest.raises(ArgumentError, match="seeds is 0; expected an int, 1 or more"):
+        airbench.main(seeds=0)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError):
+        airbench.main(backend="numpy", json_file=tmp_path / "file" / "airbench.json")

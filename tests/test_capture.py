@@ -13,6 +13,7 @@ from tests.solvers import assert_same_results, results_of, saving_at
 from xpconv import Solver, capture, get_backend, nn
 from xpconv.backend import to_host
 from xpconv.data.augment import parse_augmentation
+from xpconv.errors import ArgumentTypeError
 from xpconv.training.optim import UPDATE_RULES, sgd
 from xpconv.training.schedules import cosine, warmup
 
@@ -196,3 +197,18 @@ def test_elsewhere_a_captured_loss_is_that_of_the_model(spec):
     assert loss_and_gradients.obstacle == f"{get_backend(spec).library} has no CUDA graphs"
     assert float(loss) == float(model.loss(X, y)[0])
     assert list(grads) == ["W2", "b2", "W1", "b1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": None}, "model is a NoneType; expected a Sequential"),
+        ({"model": len}, "model is a builtin_function_or_method; expected a Sequential"),
+        ({"X": None}, "X is a NoneType; expected an array"),
+        ({"y": 3}, "y is a int; expected an array"),
+    ],
+)
+def test_only_models_and_minibatches_are_captured(arguments, message):
+    net = nn.TwoLayerNet(input_dim=4, num_classes=3, rng=0, backend="numpy")
+    with pytest.raises(ArgumentTypeError, match=message):
+        capture(**{"model": net, "X": np.ones((2, 4)), "y": np.zeros(2, int), **arguments})

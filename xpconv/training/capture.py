@@ -5,8 +5,11 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
+import array_api_compat
+
 from xpconv._deferred import DeferredStream, Tape
 from xpconv.backend import Array, copy_arrays, on_its_device
+from xpconv.errors import ArgumentTypeError
 from xpconv.nn import Sequential
 from xpconv.random import draw_seed
 from xpconv.training._capture import (
@@ -25,22 +28,28 @@ __all__ = ["CapturedLoss", "capture"]
 
 
 def capture(model: Sequential, X: Array, y: Array) -> "CapturedLoss":
-    """Return a function ``(X, y) -> (loss, grads)`` that does what ``model.loss`` does, in one call to the GPU.
+    """Return a function ``(X, y) -> (loss, grads)`` that computes ``model.loss`` in one call to the GPU.
 
-    On a GPU, most of a small net's time goes into launching hundreds of kernels from Python for each minibatch. The
-    function captures the kernels in a CUDA graph and replays it, with the same bits. Elsewhere it calls ``model.loss``.
+    On a GPU, a small net spends most of its time on launching hundreds of kernels from Python for each minibatch. The
+    function captures these kernels in a CUDA graph and replays them, with the same bits. On other backends it calls
+    ``model.loss``.
 
     Parameters
     ----------
     model : Sequential
-        Its parameters and state may change. If parts of the model are replaced, the function captures again.
+        The values of its parameters and state may change. If arrays or layers are replaced, they are captured again.
     X, y : array
         A minibatch. For minibatches of other shapes or dtypes, the function calls ``model.loss``.
 
     Returns
     -------
     CapturedLoss
-        The next call overwrites the loss and gradients that this function returned: copy what you keep.
+        Each call overwrites the loss and the gradients of the previous call: copy what you keep.
+
+    Raises
+    ------
+    ArgumentTypeError
+        If `model` has no loss and backend, or `X` or `y` is not an array.
 
     Examples
     --------
@@ -63,7 +72,7 @@ def capture(model: Sequential, X: Array, y: Array) -> "CapturedLoss":
 
 
 class CapturedLoss:
-    """What `capture` returns.
+    """A model's loss and gradients as a function of a minibatch, made by `capture`.
 
     Parameters
     ----------
@@ -86,6 +95,12 @@ class CapturedLoss:
     """
 
     def __init__(self, model: Sequential, X: Array, y: Array) -> None:
+        if not hasattr(model, "backend") or not callable(getattr(model, "loss", None)):
+            raise ArgumentTypeError(f"model is a {type(model).__name__}; expected a Sequential")
+        minibatch: dict[str, Any] = {"X": X, "y": y}
+        for name, array in minibatch.items():
+            if not isinstance(array, list | tuple) and not array_api_compat.is_array_api_obj(array):
+                raise ArgumentTypeError(f"{name} is a {type(array).__name__}; expected an array, a minibatch's {name}")
         self.model, self.backend = model, model.backend
         self.obstacle = model_obstacle(model) or capture_obstacle(model.backend)
         self._captured: Captured | None = None
@@ -117,7 +132,7 @@ class CapturedLoss:
     def close(self) -> None:
         """Free the graph and its memory; the next call captures again."""
         if self._captured is not None:
-            with self.backend.current(), suppress(Exception):  # after a failure of the device
+            with self.backend.current(), suppress(Exception):  # the device may have failed
                 self._graphs.wait_for_stream()
         self._captured = self._memory = None
 
@@ -130,7 +145,7 @@ class CapturedLoss:
         self.close()
 
     def _find_graph(self, X: Array, y: Array) -> Captured | None:
-        """Return the graph if it can compute this minibatch; capture it if need be."""
+        """Return the graph, captured again if the model has changed; None if the minibatch does not fit it."""
         if self.obstacle or not self._fits(X, y):
             return None
         if self._captured is None or not same_objects(self._dependencies(), self._frozen):
@@ -157,7 +172,7 @@ class CapturedLoss:
             self._memory = self._graphs.GraphMemory()
             self._numbers = self._graphs.Numbers(0, 64 + 8 * len(self.model.layers))
             self._captured = rehearse_and_capture(self._graphs, self._memory, self._numbers, self._trace)
-        except Exception as error:  # nothing has changed
+        except Exception as error:  # The model is unchanged: calls compute its loss without a graph.
             self.obstacle = f"{type(error).__name__}: {error}"
             return
         self._frozen = self._dependencies()
