@@ -181,9 +181,10 @@ def check_epochs(history: Mapping[str, Any]) -> np.ndarray:
     """
     if "check_epochs" in history:
         return as_host_array(history["check_epochs"])
-    count = max(len(history.get(name, ())) for name in (*REQUIRED_HISTORIES[1:], "val_loss_history"))
+    checks = [history.get(name, ()) for name in (*REQUIRED_HISTORIES[1:], "val_loss_history")]
+    count = max(as_host_array(values).size for values in (*checks, *history.get("health_history", {}).values()))
     epochs, per_epoch = float(history.get("check_every", 1)) * np.arange(count), iterations_per_epoch(history)
-    losses = len(history["loss_history"])
+    losses = as_host_array(history["loss_history"]).size
     return np.minimum(epochs, losses / per_epoch) if per_epoch and losses else epochs
 
 
