@@ -544,6 +544,16 @@ def test_dead_units_of_a_convolution_are_filters(data):
     assert solver.health_history["dead_relu_1"] == [1 / 3, 1 / 3]
 
 
+def test_frozen_weights_have_no_update_ratio(data):
+    net = make_net()
+    net.freeze("conv1")
+    solver = Solver(net, data, batch_size=12, num_epochs=1, verbose=False, rng=3)
+    solver.train()
+    assert np.isnan(solver.health_history["update_ratio_W1"]).all()
+    assert all(0 < ratio < 1 for ratio in solver.health_history["update_ratio_W2"])
+    assert len(solver.health_history["update_ratio_W1"]) == len(solver.health_history["update_ratio_W2"])
+
+
 def test_health_of_a_custom_model_is_that_of_its_weights(data):
     class Own:
         def __init__(self):

@@ -221,6 +221,13 @@ def test_the_learning_rate_is_drawn_if_it_is_given(tmp_path, figures):
     np.testing.assert_array_equal(line.get_xydata(), [[1, 0.1], [2, 0.1], [3, 0.05]])
 
 
+def test_weights_that_are_not_trained_have_no_line(tmp_path, figures):
+    ratios = {"update_ratio_W1": [math.nan, math.nan], "update_ratio_W2": [1e-3, math.nan], "update_ratio_W3": [0, 0]}
+    save_curves(make_history([2.3, 2.0], [0.1, 0.3], [0.1, 0.2]) | {"health_history": ratios}, tmp_path / "curves.png")
+    legend = figures[0].axes[2].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["W2", "W3", "0.001, a usual ratio"]
+
+
 def test_health_is_drawn_with_one_line_for_each_layer_if_it_is_given(tmp_path, figures):
     history = make_history([2.3, 2.0, 1.5], [0.1, 0.3], [0.1, 0.2])
     ratios = {"update_ratio_W1": [1e-2, 1e-4], "update_ratio_W2": [math.inf, math.nan]}

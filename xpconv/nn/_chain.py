@@ -24,6 +24,7 @@ __all__ = [
     "map_layers",
     "nodes",
     "outputs_chain",
+    "trained_parameters",
 ]
 
 
@@ -86,6 +87,12 @@ def is_trained(layer: Layer, name: str) -> bool:
         return layer.is_trained(name)
     branch, position, inner = name.split(".", 2)
     return is_trained(layer.branches[branch][int(position)], inner)
+
+
+def trained_parameters(model: Any) -> set[str]:
+    """Return the names of the parameters of a net that training changes."""
+    pairs = zip(model.layers, model.layer_keys, strict=True)
+    return {key for layer, keys in pairs for name, key in keys.items() if is_trained(layer, name)}
 
 
 def check_fixed(layer: Layer, names: Iterable[str]) -> None:

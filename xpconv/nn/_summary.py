@@ -5,7 +5,7 @@ from math import prod
 from typing import Any
 
 from xpconv._html import html_table, html_text
-from xpconv.nn._chain import is_trained
+from xpconv.nn._chain import trained_parameters
 from xpconv.nn.layers import Layer, Shape
 
 __all__ = ["layer_rows", "summary", "summary_html"]
@@ -80,8 +80,7 @@ def _table(model: Any) -> list[tuple[str, ...]]:
 def _total(model: Any) -> str:
     itemsize = 8 if model.dtype == "float64" else 4
     total = sum(prod(w.shape) for w in model.params.values())
-    pairs = zip(model.layers, model.layer_keys, strict=True)
-    trained = {key for layer, keys in pairs for name, key in keys.items() if is_trained(layer, name)}
+    trained = trained_parameters(model)
     frozen = sum(prod(w.shape) for key, w in model.params.items() if key not in trained)
     note = f", of which {frozen:,} are frozen" if frozen else ""
     return f"total: {total:,} parameters, {total * itemsize:,} bytes{note}"

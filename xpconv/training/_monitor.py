@@ -1,11 +1,13 @@
 """Measure the health of training on its device: update-to-weight ratios and dead ReLU units."""
 
+from math import nan
 from typing import Any
 
 import numpy as np
 
 from xpconv.backend import Array, Backend, copy_arrays
 from xpconv.nn import Relu, Sequential
+from xpconv.nn._chain import trained_parameters
 from xpconv.ops.tiling import sum_in_blocks, sum_of_squares
 from xpconv.training._microbatches import MicroBatches
 
@@ -39,17 +41,19 @@ class TrainingMonitor:
 
     def __init__(self, model: Any, backend: Backend) -> None:
         self.model, self.backend = model, backend
+        trained = trained_parameters(model) if isinstance(model, Sequential) else model.params
+        self._weights = [name for name in model.params if name.startswith("W")]
         self._before = copy_arrays(
-            {name: backend.asarray(w) for name, w in model.params.items() if name.startswith("W")}
+            {name: backend.asarray(model.params[name]) for name in self._weights if name in trained}
         )
         self._measured: dict[str, Array] = {}
 
     def measure(self, X: Array, microbatches: MicroBatches) -> None:
         """Measure the parameters after a step, without waiting for the device.
 
-        ``update_ratio_W1`` is ``|W - W_before| / |W_before|`` (Euclidean norms). ``dead_relu_1`` is the fraction of
-        the first ReLU's units that are 0 for every sample of `X`. After a convolution, a unit is a channel, and it is
-        dead if it is 0 at every position.
+        ``update_ratio_W1`` is ``|W - W_before| / |W_before|`` (Euclidean norms), NaN if W is not trained.
+        ``dead_relu_1`` is the fraction of the first ReLU's units that are 0 for every sample of `X`. After a
+        convolution, a unit is a channel, and it is dead if it is 0 at every position.
 
         Parameters
         ----------
@@ -59,7 +63,13 @@ class TrainingMonitor:
             How it is cut.
         """
         xp = self.backend.xp
-        measured = {f"update_ratio_{name}": _ratio(self.model.params[name], w, xp) for name, w in self._before.items()}
+        not_trained = xp.full((), nan, dtype=xp.float64, device=self.backend.device)
+        measured = {
+            f"update_ratio_{name}": _ratio(self.model.params[name], self._before[name], xp)
+            if name in self._before
+            else not_trained
+            for name in self._weights
+        }
         if isinstance(self.model, Sequential):
             sizes: list[int] = []
             highest = microbatches.combine((self._highest(part, sizes) for part in microbatches.cut(X)), xp.maximum)

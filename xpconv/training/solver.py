@@ -182,8 +182,9 @@ class Solver:
     val_loss_history : list of float
         Mean cross-entropy of the validation samples per check, without the penalty or label smoothing.
     health_history : dict of str to list of float
-        Per check, the norm of the last update of W1 over the norm of W1 (``update_ratio_W1``, and so on), and, for a
-        Sequential, the fraction of each ReLU's units that were 0 for the whole minibatch (``dead_relu_1``).
+        Per check, the norm of the last update of W1 over the norm of W1 (``update_ratio_W1``, and so on; NaN if W1
+        is frozen), and, for a Sequential, the fraction of each ReLU's units that were 0 for the whole minibatch
+        (``dead_relu_1``).
     best_val_acc : float
         Validation accuracy of the best check.
     best_params, best_state : dict of str to array

@@ -245,12 +245,13 @@ def _draw_accuracies(
 
 
 def _health_panels(history: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:
-    """Return the lines of each health panel, by its title; a panel without lines is left out."""
+    """Return the lines of each health panel, by its title; lines of NaN and panels without lines are left out."""
+    arrays = {name: as_host_array(values) for name, values in history.items()}
     panels = {
         title: {
-            HEALTH_LABELS[prefix] + name.removeprefix(prefix): as_host_array(values)
-            for name, values in history.items()
-            if name.startswith(prefix)
+            HEALTH_LABELS[prefix] + name.removeprefix(prefix): values
+            for name, values in arrays.items()
+            if name.startswith(prefix) and not (len(values) and np.isnan(values).all())
         }
         for prefix, title in HEALTH_TITLES.items()
     }
