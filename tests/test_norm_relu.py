@@ -7,7 +7,7 @@ from tests.helpers import BACKENDS, LAYOUTS, draw, find_backend
 from xpconv import nn, ops
 from xpconv.layers.norm import BatchNormReluCache, batchnorm_relu_forward
 from xpconv.nn import _chain, residual, sequential
-from xpconv.nn._norm_relu import BatchNormRelu, in_steps
+from xpconv.nn._norm_relu import BatchNormRelu, fused_layers
 from xpconv.nn._parts import WHOLE, Part, run_pass
 from xpconv.training._microbatches import MicroBatches
 
@@ -78,7 +78,7 @@ def test_a_net_has_the_same_bits_as_with_separate_layers(monkeypatch, spec, dtyp
     backend = find_backend(spec)
     together = as_pass(net, backend, dtype, count, norm_sync)
     for module in (_chain, residual, sequential):
-        monkeypatch.setattr(module, "in_steps", lambda layers: list(enumerate(layers)))
+        monkeypatch.setattr(module, "fused_layers", lambda layers: list(enumerate(layers)))
     assert as_pass(net, backend, dtype, count, norm_sync) == together
 
 
@@ -107,10 +107,10 @@ def test_the_operation_has_the_bits_of_a_norm_and_a_relu(spec, dtype, layout):
 def test_only_batch_norms_right_before_a_relu_are_joined():
     norm, relu = nn.BatchNorm(trainable=False), nn.Relu()
     layers = [norm, relu, relu, nn.GroupNorm(), relu, norm, nn.Dropout(), relu, norm, OwnRelu(), norm]
-    steps = in_steps(layers)
+    steps = fused_layers(layers)
     assert steps[0] == (0, BatchNormRelu(norm, relu, trainable=False))
     assert steps[1:] == list(enumerate(layers))[2:]
-    assert in_steps([]) == []
+    assert fused_layers([]) == []
 
 
 def test_layers_are_joined_in_training_and_not_in_evaluation():

@@ -31,7 +31,7 @@ class LiveMetrics:
         self._written, self._next = -1, 0.0
 
     def update(self, solver: Solver) -> None:
-        """Write the metrics if there are new ones and the last write was long enough ago, without reading losses.
+        """Write new metrics if the last write was long enough ago; losses on the device are not read for this.
 
         A file that cannot be written does not end the training: the metrics are written again at its end.
         """

@@ -22,7 +22,7 @@ from xpconv.viz._terminal import line_plot
 __all__ = ["newest_run", "watch_run"]
 
 POLL_SECONDS = 0.5
-QUIET_SECONDS = 5.0  # without new metrics, before a look at whether the training still runs
+QUIET_SECONDS = 5.0  # without new metrics, after which the lock of the training is tested
 COLORS = "bright_blue", "dark_orange"
 WIDE = 100  # characters: from here on the panels are side by side
 
@@ -69,7 +69,7 @@ def _versions(folder: Path) -> Iterator[Run]:
     seen = -1
     changed = time.monotonic()
     while True:
-        over = _is_over(folder, time.monotonic() - changed)  # before the metrics are read, which may be the last ones
+        over = _is_over(folder, time.monotonic() - changed)  # before reading: no last metrics are missed
         current = _changed_at(folder / METRICS)
         if current != seen:
             seen, changed = current, time.monotonic()
@@ -102,7 +102,7 @@ def _changed_at(path: Path) -> int:
 
 
 def _is_over(folder: Path, quiet_seconds: float) -> bool:
-    """Return whether nothing trains the run any more: it is finished, or was interrupted or killed."""
+    """Return whether the training has ended: it is finished, or was interrupted or killed."""
     lock_is_gone = not os.path.lexists(folder / LOCK_NAME)
     return lock_is_gone or (quiet_seconds > QUIET_SECONDS and not is_locked(folder))
 

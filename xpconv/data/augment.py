@@ -38,7 +38,7 @@ __all__ = [
 
 
 class Minibatch(NamedTuple):
-    """What an augmentation of whole minibatches gets and returns.
+    """The argument and the result of an augmentation of whole minibatches.
 
     Attributes
     ----------
@@ -51,7 +51,7 @@ class Minibatch(NamedTuple):
     epoch : int
         Number of completed epochs.
     num_classes : int, optional
-        Number of the model's classes; None if the model does not tell it.
+        Number of the model's classes; None if the model has no `num_classes`.
 
     Examples
     --------
@@ -158,9 +158,9 @@ def _reflected(index: Array, size: int, xp: Any) -> Array:
 def random_affine(x: Array, strength: float, seed: int, *, shift: float = 0.125) -> Array:
     """Turn, slant, stretch and shift each image at random.
 
-    The pixel at position p, counted from the centre, is that of the image at ``(I + R) p + t``, interpolated between
-    the four pixels around it; R is a matrix (2, 2) of random numbers from ``-strength`` to ``strength``, and t a random
-    shift. Outside, the image is 0.
+    The pixel at position p, counted from the centre, gets the image's value at ``(I + R) p + t``, interpolated between
+    the four pixels around that position; R is a matrix (2, 2) of random numbers from ``-strength`` to ``strength``, and
+    t a random shift. Outside, the image is 0.
 
     Parameters
     ----------
@@ -753,7 +753,7 @@ class MinibatchAugmentation:
     Parameters
     ----------
     spec : str
-        What they are, as for `parse_augmentation`; checkpoints recognise them by it.
+        The changes, as for `parse_augmentation`; checkpoints record this text.
     transforms : list of (word, number)
         The entries of TRANSFORMS and the numbers that follow them in `spec`.
     seed : int

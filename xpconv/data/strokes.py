@@ -11,10 +11,10 @@ from xpconv.errors import ArgumentError, ArgumentTypeError
 __all__ = ["Strokes", "frame_strokes"]
 
 INK = 0.3
-"""Mean of the framed pixels, from 0 to 1, up to which strokes are thickened; 0.31 in the digits of scikit-learn."""
+"""Mean of the framed pixels, 0 to 1, to which thin strokes are thickened; 0.31 in the digits of scikit-learn."""
 
 MOST_INK = 0.4
-"""Mean of the framed pixels down to which strokes are thinned; one digit of scikit-learn in a hundred has 0.39."""
+"""Mean of the framed pixels to which thick strokes are thinned; a digit of scikit-learn in a hundred is above 0.39."""
 
 WIDEST = 0.625
 """Largest width of framed strokes as a fraction of their height; 0.6 on average in the digits of scikit-learn."""
@@ -26,10 +26,10 @@ LEAST_CONTRAST = 16
 """Grey levels between paper and ink, below which a picture is blank."""
 
 FINE_ROWS = 64
-"""Rows, at least, of the picture in which strokes are made upright and thickened."""
+"""Least number of rows of the picture in which strokes are made upright and thickened."""
 
 FOOT = 0.25
-"""Part of the height, from the bottom, in which a foot is looked for."""
+"""Fraction of the height, from the bottom, that is searched for a foot."""
 
 OVERHANG = 0.3
 """Least distance by which a foot is wider than its stem on each side, as a fraction of the stem's width."""
@@ -62,7 +62,7 @@ class Strokes(NamedTuple):
 
 
 def frame_strokes(picture: np.ndarray, height: int, width: int) -> Strokes:
-    """Return the strokes of a picture as light strokes of usual thickness that fill the height, in the middle.
+    """Return the strokes of a picture as light strokes of usual thickness that fill the height, centred.
 
     The median of the picture's border is taken as the background. Strokes are cropped, made upright, made narrower if
     they are wider than 5/8 of their height, thickened or thinned to a usual thickness, and averaged to the new size.
@@ -74,7 +74,7 @@ def frame_strokes(picture: np.ndarray, height: int, width: int) -> Strokes:
     picture : numpy.ndarray (rows, columns) of uint8
         A grey picture of one character, of any size.
     height, width : int
-        Of the result.
+        Size of the result in pixels.
 
     Raises
     ------
@@ -85,7 +85,7 @@ def frame_strokes(picture: np.ndarray, height: int, width: int) -> Strokes:
 
     Notes
     -----
-    The digits of scikit-learn were made so: scanned, cropped, scaled to 32 by 32 pixels and averaged to 8 by 8.
+    The digits of scikit-learn were made in the same way: scanned, cropped, scaled to 32 by 32 and averaged to 8 by 8.
 
     Examples
     --------

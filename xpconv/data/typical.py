@@ -11,24 +11,24 @@ from xpconv.errors import ArgumentError, ArgumentTypeError
 __all__ = ["TypicalImages", "measure_images"]
 
 MOST_IMAGES = 5000
-"""Images that are measured, at most; of more images an evenly spaced part."""
+"""Largest number of images to measure; of a larger set, evenly spaced images are measured."""
 
 SLACK = 1.1
-"""From this distance on, relative to that of the most unusual training image in a thousand, an image is unlike them."""
+"""Images are called unlike the training images from this multiple of the distance that 1 in 1000 of these exceeds."""
 
 
 @dataclass(frozen=True, eq=False)
 class TypicalImages:
-    """The distribution of some numbers that describe an image: how bright, how contrasting and how detailed it is.
+    """The distribution of a few numbers that describe the brightness, the contrast and the detail of an image.
 
     The numbers are the mean of each channel, the standard deviation of all pixels, and the mean absolute differences of
-    vertical and of horizontal neighbours. They tell noise, blank images and, if most training images have a background
-    of one brightness, inverted images. They do not tell a photograph of another subject.
+    vertical and of horizontal neighbours. They reveal noise, blank images and, if most training images have a
+    background of one brightness, inverted images. They do not reveal a photograph of another subject.
 
     Parameters
     ----------
     mean : numpy.ndarray (D,)
-        Mean of each number; D is the number of channels and 3.
+        Mean of each number; D is the number of channels plus 3.
     precision : numpy.ndarray (D, D)
         Inverse of the numbers' covariance, divided by the square of the largest usual distance.
 
@@ -88,7 +88,7 @@ def measure_images(X: Any) -> TypicalImages:
 
     Notes
     -----
-    The largest usual distance is 1.1 times that which one training image in a thousand exceeds.
+    The largest usual distance is 1.1 times the distance that one training image in a thousand exceeds.
 
     Examples
     --------

@@ -8,7 +8,7 @@ import array_api_compat
 
 from xpconv.backend import Array
 from xpconv.errors import ArgumentError, ArgumentTypeError
-from xpconv.nn._norm_relu import in_steps
+from xpconv.nn._norm_relu import fused_layers
 from xpconv.nn._parts import Part, Pass
 from xpconv.nn.layers import Arrays, Layer
 
@@ -130,9 +130,9 @@ def _like(activations: Array, a: Array) -> Array:
 def forward_chain(
     branch: str, layers: Sequence[Layer], x: Array, p: Arrays, *, train: bool, seeds: Iterator[int], part: Part
 ) -> Pass:
-    """Run the layers of a branch; return the output and, in training, the caches of `in_steps`."""
+    """Run the layers of a branch; return the output and, in training, the caches of `fused_layers`."""
     caches = []
-    for position, layer in in_steps(layers):
+    for position, layer in fused_layers(layers):
         with NamedLayer(branch, position, layers[position]):
             seed = next(seeds) if train and layer.stochastic else 0
             arrays = _arrays_of(branch, position, p)
@@ -147,7 +147,7 @@ def backward_chain(
 ) -> Pass:
     """Return the gradients of a branch's input and parameters; `caches` loses each cache once it is used."""
     grads: Arrays = {}
-    for position, layer in reversed(in_steps(layers)):
+    for position, layer in reversed(fused_layers(layers)):
         with NamedLayer(branch, position, layers[position]):
             needed = need_dx or position > 0
             dout, inner = yield from backward_layer(layer, dout, caches.pop(), need_dx=needed, part=part)

@@ -1,6 +1,6 @@
 """Batch norms that are followed by a ReLU: training passes compute both together.
 
-On a GPU this takes fewer passes over the arrays, and needs no mask.
+On a GPU, this takes fewer passes over the arrays and stores no mask.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from xpconv.layers.norm import BatchNormReluCache, batchnorm_relu_backward, batc
 from xpconv.nn._parts import Part, Pass
 from xpconv.nn.layers import Arrays, BatchNorm, Layer, Relu
 
-__all__ = ["BatchNormRelu", "in_steps"]
+__all__ = ["BatchNormRelu", "fused_layers"]
 
 
 class _Caches(NamedTuple):
@@ -51,12 +51,12 @@ class BatchNormRelu(Layer):
         return self.norm.new_state(cache.norm)
 
 
-def in_steps(layers: Sequence[Layer]) -> list[tuple[int, Layer]]:
+def fused_layers(layers: Sequence[Layer]) -> list[tuple[int, Layer]]:
     """Return each layer and its position; a batch norm and the ReLU after it are one layer.
 
     Examples
     --------
-    >>> in_steps([BatchNorm(), Relu(), Relu()])
+    >>> fused_layers([BatchNorm(), Relu(), Relu()])
     [(0, BatchNormRelu(BatchNorm(), Relu())), (2, Relu())]
     """
     steps: list[tuple[int, Layer]] = []

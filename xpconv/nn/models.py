@@ -355,7 +355,7 @@ class Airbench(Sequential):
     """The net that learns CIFAR-10 in seconds on a GPU (Jordan, 2024); its first filters are computed from images.
 
     ``conv(2x2) - gelu - {conv - 2x2 max pool - norm - gelu - conv - norm - gelu} x L - 3x3 max pool - scale - affine``,
-    with L `widths`. The convolutions of the blocks start as `Dirac` says; neither they nor the affine layer have a
+    with L `widths`. The convolutions of the blocks start as identities (`Dirac`); they and the affine layer have no
     bias. The filters of the first convolution and the gammas of the norms are fixed. Call `whiten` before training.
 
     Parameters

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from xpconv.backend import Array
 from xpconv.errors import ArgumentError
 from xpconv.nn._chain import backward_chain, flatten, forward_chain, map_layers, outputs_chain
-from xpconv.nn._norm_relu import in_steps
+from xpconv.nn._norm_relu import fused_layers
 from xpconv.nn._parts import WHOLE, Part, Pass, run_pass
 from xpconv.nn.layers import Arrays, Layer, Shape
 from xpconv.ops.elementwise import add
@@ -111,7 +111,9 @@ class Residual(Layer):
         return {
             f"{branch}.{position}.{name}": a
             for branch in BRANCHES
-            for (position, layer), inner in zip(in_steps(getattr(self, branch)), getattr(cache, branch), strict=True)
+            for (position, layer), inner in zip(
+                fused_layers(getattr(self, branch)), getattr(cache, branch), strict=True
+            )
             for name, a in layer.new_state(inner).items()
         }
 

@@ -25,7 +25,7 @@ from xpconv.nn._chain import (
     nodes,
 )
 from xpconv.nn._losses import LOSSES, check_loss_options, loss_and_gradient, loss_arguments
-from xpconv.nn._norm_relu import in_steps
+from xpconv.nn._norm_relu import fused_layers
 from xpconv.nn._parts import WHOLE, Part, Pass, run_pass
 from xpconv.nn._summary import summary, summary_html
 from xpconv.nn.layers import Affine, Arrays, Initial, Layer, Normal, Shape
@@ -361,7 +361,7 @@ class Sequential:
         store, caches, state = {**self.params, **self.state}, list[Any](), Arrays()
         train = seeds is not None
         first = self._first_trained() if train else len(self.layers)
-        for position, layer in in_steps(self.layers):
+        for position, layer in fused_layers(self.layers):
             keys = self.layer_keys[position]
             with NamedLayer("layers", position, self.layers[position]):
                 x, cache = yield from forward_layer(
@@ -526,7 +526,7 @@ class Sequential:
 
     def _backward(self, dout: Any, caches: list[Any], part: Part) -> Pass:
         grads: Arrays = {}
-        for position, layer in reversed(in_steps(self.layers)[-len(caches) :] if caches else []):
+        for position, layer in reversed(fused_layers(self.layers)[-len(caches) :] if caches else []):
             keys = self.layer_keys[position]
             with NamedLayer("layers", position, self.layers[position]):
                 cache = caches.pop()

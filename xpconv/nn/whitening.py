@@ -15,7 +15,7 @@ _IMAGES_AT_ONCE = 1000
 
 
 def whitening_filters(x: Array, kernel_size: int | tuple[int, int] = 2, *, eps: float = 5e-4) -> Array:
-    """Return filters that whiten patches of images: their outputs are uncorrelated and nearly equally large.
+    """Return filters that whiten patches of images: their outputs are uncorrelated and have nearly equal size.
 
     With ``C = mean(patch @ patch.T)`` over all patches of `kernel_size`, and the eigenvalues ``l`` and eigenvectors
     ``v`` of C, the filters are ``v / sqrt(l + eps)``, from the largest eigenvalue to the smallest, and then their
@@ -28,7 +28,7 @@ def whitening_filters(x: Array, kernel_size: int | tuple[int, int] = 2, *, eps: 
     kernel_size : int or (int, int)
         Height and width of the patches.
     eps : float
-        Added to the eigenvalues, so that the smallest, which are mostly noise, are not made as large as the others.
+        Added to the eigenvalues, so that directions with small ones, which are mostly noise, are amplified less.
 
     Returns
     -------
@@ -68,7 +68,7 @@ def whitening_filters(x: Array, kernel_size: int | tuple[int, int] = 2, *, eps: 
     starts = range(0, N, _IMAGES_AT_ONCE)
     sums = [_moments(x[start : min(start + _IMAGES_AT_ONCE, N), ...], height, width) for start in starts]
     moments = sum(sums) / (N * (H - height + 1) * (W - width + 1))
-    host = array_api_compat.array_namespace(moments)  # where small matrices are faster
+    host = array_api_compat.array_namespace(moments)  # Small matrices are faster there.
     if not host.all(host.isfinite(moments)):
         raise ArgumentError(
             "x has values that are NaN, infinite, or too large to be squared; expected finite images: remove or repair "
@@ -80,7 +80,7 @@ def whitening_filters(x: Array, kernel_size: int | tuple[int, int] = 2, *, eps: 
             f"eps is {eps}, but the patches of x do not span their space (the least eigenvalue is "
             f"{eigenvalues[0]:.3g}): take a larger eps, such as 5e-4, or more images"
         )
-    # The sign of an eigenvector is arbitrary; chosen so, it does not depend on the device's rounding.
+    # The sign of an eigenvector is arbitrary; this choice of it does not depend on rounding.
     eigenvectors *= host.where(host.arange(1.0, eigenvectors.shape[0] + 1) @ eigenvectors < 0, -1.0, 1.0)
     filters = (eigenvectors / (eigenvalues + eps) ** 0.5).T[::-1].reshape(-1, C, height, width)
     half = xp.astype(backend_of(x).asarray(filters), x.dtype)

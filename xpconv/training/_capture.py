@@ -36,7 +36,7 @@ __all__ = [
     "write_back",
 ]
 
-WARM_UP = 2  # Ordinary steps first, which allocate the memory of the update rule and workspaces.
+WARM_UP = 2  # ordinary steps before the capture, which allocate workspaces and the memory of the update rule
 RING = 64  # rows of losses on the device
 MOST_GRAPHS = 8
 CHANGING = ("learning_rate", "t")  # Numbers of an update rule that change from step to step.
@@ -110,7 +110,7 @@ def captured_steps(solver: Any, batches: Batches, tell: Callable[[str], None]) -
     try:
         if not reason:
             return CapturedSteps(solver, batches, tell)
-    except Exception as error:  # such as too little memory
+    except Exception as error:  # for example, if there is too little memory
         reason = f"{type(error).__name__}: {error}"
     if solver.backend.library == "cupy":
         tell(f"steps are not captured: {reason}")
@@ -183,7 +183,7 @@ class CapturedSteps:
         finally:
             memory, graphs = self._memory, bool(self._steps)
             self._steps, self._ring, self._minibatch, self._memory = [], None, None, None
-            with suppress(Exception):  # after a failure of the device
+            with suppress(Exception):  # the device may have failed
                 if graphs:
                     self._graphs.wait_for_stream()
                 if memory is not None:
@@ -313,7 +313,7 @@ class Captured(NamedTuple):
     tape : Tape
     graph : cupy.cuda.Graph
     groups : list
-        As `Numbers.write` takes it.
+        The argument of `Numbers.write`.
     results
         What the function that was captured returned.
     """
@@ -324,7 +324,7 @@ class Captured(NamedTuple):
     results: Any
 
     def replay(self, numbers: Any, rows: Any = None) -> Any:
-        """Write the row numbers and the deferred numbers to the device, start the graph, and return the latter."""
+        """Write row numbers and deferred numbers to the device, start the graph, and return the deferred numbers."""
         values = self.tape.evaluate()
         numbers.write(rows, self.groups, values)
         self.graph.launch()
@@ -345,7 +345,7 @@ def rehearse_and_capture(graphs: Any, memory: Any, numbers: Any, trace: Callable
 def dependencies_of(model: Any, changing: Collection[str]) -> list[Any]:
     """Return the attributes of a model except the `changing` ones, and the settings that captured passes depend on."""
     attributes = [value for name, value in vars(model).items() if name not in changing]
-    # Equal texts of environment variables are one object.
+    # Dependencies are compared by identity, so equal texts must be one object.
     environment = [_settings.setdefault(text, text) for text in map(os.environ.get, SETTINGS)]
     return [*attributes, tf32_enabled(), *environment]
 
@@ -384,7 +384,7 @@ def write_back(
 def keeping_arrays(
     stores: list[dict[str, Any]], find_stores: Callable[[], list[dict[str, Any]]] | None = None
 ) -> Iterator[None]:
-    """At the end of this context, copy arrays that have replaced others in dicts into the originals, and keep those.
+    """At the end, copy each array that has replaced another in the dicts into the original, and put that back.
 
     `find_stores` returns the dicts at the end, if the dicts themselves may have been replaced.
     """

@@ -14,7 +14,7 @@ GROWTH_INTERVAL = 2000
 class LossScale:
     """A power of two that halves with each overflow of a gradient, and doubles after 2,000 steps without one.
 
-    All of it stays on the device, so the host does not wait (Micikevicius et al., "Mixed Precision Training", 2018).
+    The scale stays on the device, so the host does not wait (Micikevicius et al., "Mixed Precision Training", 2018).
 
     Parameters
     ----------
@@ -24,7 +24,8 @@ class LossScale:
     Attributes
     ----------
     arrays : dict of str to array ()
-        ``scale``, and ``good_steps``, the number of steps since it last changed. Both are updated in place.
+        ``scale``, and ``good_steps``, the number of steps without an overflow since the scale last changed. Both are
+        updated in place.
     """
 
     def __init__(self, model: Any) -> None:
@@ -49,10 +50,10 @@ class LossScale:
             model.loss_scale = self.arrays["scale"]
 
     def judge(self, row: Array) -> Array:
-        """Return whether the step of a row of `check_finite` is finite, and adapt the scale to that.
+        """Return whether a step is finite, from its row of `check_finite`, and adapt the scale.
 
-        A step with an overflow is marked as finite in the row, since training goes on without it. NaN or infinity is
-        no overflow if the loss is not finite, or the scale is 1.
+        Gradients that are not finite count as an overflow if the loss is finite and the scale is above 1. Such a step
+        is marked as finite in the row, since training goes on without it.
         """
         scale, steps = self.arrays["scale"], self.arrays["good_steps"]
         xp = array_namespace(row=row)

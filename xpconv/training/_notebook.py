@@ -64,7 +64,7 @@ class NotebookProgress(Progress):
         if now < self._next:
             return
         self._next = now + SECONDS
-        with suppress(Exception):  # a training outlives an output that fails
+        with suppress(Exception):  # An output that fails must not end the training.
             from IPython.display import display
 
             data = {"text/html": self._html(), "text/plain": "\n".join(self._lines)}
@@ -81,7 +81,9 @@ class NotebookProgress(Progress):
             *([f"validation accuracy {val_acc[-1]:.4f} (best {max(val_acc):.4f})"] if val_acc else []),
             *([speed] if (speed := self._clock.text()) else []),
         ]
-        most = 1.5 * max([*losses[1][-(-len(losses[1]) // 10) :], *val_loss[1:], 0.0])  # early losses may be far above
+        most = 1.5 * max(
+            [*losses[1][-(-len(losses[1]) // 10) :], *val_loss[1:], 0.0]
+        )  # The first losses may be far larger.
         panels = [
             svg_lines(
                 "loss by iteration",
