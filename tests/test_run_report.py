@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.commands import SHORT, call
 from xpconv.cli._compare import read_run
-from xpconv.cli._report import epoch_table
+from xpconv.cli._report import epoch_table, saved_epoch
 from xpconv.io import load_model
 from xpconv.nn._summary import layer_rows
 
@@ -98,6 +98,26 @@ def test_a_report_has_the_classes_the_net_the_settings_and_the_versions(run, pag
     assert f"test accuracy{accuracy}" in page.text
     assert "training images100" in page.text  # SHORT trains on the first 100
     assert f"{sum(w.size for w in model.params.values()):,}" in page.text
+
+
+def test_a_report_names_the_epoch_of_the_saved_model(run, page):
+    losses = read_run(run).history["val_loss_history"]
+    assert f"saved modelepoch {losses.argmin()}, lowest validation loss" in page.text
+    assert f"best validation accuracy{read_run(run).history['val_acc_history'].max():.4f}, epoch " in page.text
+
+
+def test_the_saved_epoch_is_the_first_of_equals_and_the_last_iteration_if_the_first_epoch_was_interrupted():
+    histories = {
+        "loss_history": [2.0] * 6,
+        "iterations_per_epoch": 2,
+        "val_acc_history": [0.1, 0.5, 0.75, 0.75],
+        "val_loss_history": [nan, 0.9, 0.75001, 0.75],
+        "interrupted": True,
+        "epoch": 3,
+    }
+    assert saved_epoch(histories, "accuracy") == "epoch 2, highest validation accuracy"
+    assert saved_epoch(histories, "loss") == "epoch 3, lowest validation loss"
+    assert saved_epoch(histories | {"epoch": 0}, "loss") == "the last iteration"
 
 
 def test_names_of_classes_cannot_add_tags_to_a_report(tmp_path):

@@ -16,7 +16,7 @@ from xpconv.nn._summary import summary_html
 from xpconv.training.metrics import ClassificationReport
 from xpconv.viz._curves import check_epochs
 
-__all__ = ["epoch_table", "run_report"]
+__all__ = ["epoch_table", "run_report", "saved_epoch"]
 
 SPLITS = {"y_train": "training", "y_val": "validation", "y_test": "test"}
 STYLE = """
@@ -42,6 +42,7 @@ def run_report(
     model: Sequential,
     settings: Settings,
     epochs: Sequence[Sequence[str]],
+    saved: str,
     report: ClassificationReport,
     config: Mapping[str, Any],
     pictures: Mapping[str, Path],
@@ -55,6 +56,8 @@ def run_report(
     settings : Settings
     epochs : sequence of rows
         The table that `epoch_table` returns.
+    saved : str
+        What `saved_epoch` returns.
     report : ClassificationReport
         Of the test images.
     config : mapping
@@ -69,6 +72,7 @@ def run_report(
     facts = {
         "test accuracy": f"{report.accuracy:.4f}",
         "best validation accuracy": _highest(rows, header.index("validation accuracy")),
+        "saved model": saved,
         "parameters": f"{sum(w.size for w in model.params.values()):,}",
         "iterations": f"{config['iterations']:,}" + (" (interrupted)" if config["interrupted"] else ""),
         **{f"{SPLITS[name]} images": f"{size:,}" for name, size in sizes.items()},
@@ -127,6 +131,28 @@ def epoch_table(histories: Mapping[str, Any]) -> list[tuple[str, ...]]:
         begin = end if epoch else 0
         rows.append((f"{epoch:.4g}", f"{rates[end - 1]:.3g}", *(_number(value) for value in (mean, *values))))
     return rows
+
+
+def saved_epoch(histories: Mapping[str, Any], patience_on: str) -> str:
+    """Return the epoch of the parameters that a Solver gives to its model at the end, and why it is the best.
+
+    Examples
+    --------
+    >>> histories = {
+    ...     "loss_history": [2.0, 1.0],
+    ...     "val_acc_history": [0.1, 0.5, 0.5],
+    ...     "val_loss_history": [2.3, 0.9, 0.8],
+    ...     "interrupted": False,
+    ... }
+    >>> saved_epoch(histories, "accuracy"), saved_epoch(histories, "loss")
+    ('epoch 1, highest validation accuracy', 'epoch 2, lowest validation loss')
+    """
+    on_loss = patience_on == "loss"
+    merits = -np.asarray(histories["val_loss_history"]) if on_loss else np.asarray(histories["val_acc_history"])
+    if not np.isfinite(merits).any() or (histories["interrupted"] and histories["epoch"] == 0):
+        return "the last iteration"
+    epoch = check_epochs(histories)[np.nanargmax(merits)]
+    return f"epoch {epoch:.4g}, {'lowest validation loss' if on_loss else 'highest validation accuracy'}"
 
 
 def _number(value: float) -> str:

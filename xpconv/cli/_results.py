@@ -14,7 +14,7 @@ import numpy as np
 from xpconv import viz
 from xpconv.backend import get_backend, to_host
 from xpconv.cli._metrics import histories_by_epoch, metrics_table
-from xpconv.cli._report import epoch_table, run_report
+from xpconv.cli._report import epoch_table, run_report, saved_epoch
 from xpconv.cli._run_folder import CONFIG, FILES
 from xpconv.cli._settings import Settings
 from xpconv.data import DATASETS, Dataset
@@ -69,7 +69,8 @@ def save_results(
         "First layer before and after training": filters,
     }
     config = _config(settings, solver, dataset)
-    _write(report_path, run_report(model, settings, epoch_table(histories), report, config, pictures))
+    saved = saved_epoch(histories, settings.patience_on)
+    _write(report_path, run_report(model, settings, epoch_table(histories), saved, report, config, pictures))
     save_config(config_path.parent, settings, solver, dataset, finished=not solver.interrupted)
     return paths
 
