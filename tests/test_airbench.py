@@ -181,6 +181,11 @@ def test_only_parameters_of_a_layer_can_be_fixed(layer):
         Sequential([layer, Affine(2)], input_shape=(3, 5, 5))
 
 
+def test_fixed_parameters_are_named_by_text():
+    with pytest.raises(ArgumentTypeError, match="fixed is None; expected text, such as W or"):
+        Sequential([Conv(3, fixed=None), Affine(2)], input_shape=(3, 5, 5))
+
+
 def test_scores_are_scaled():
     x = correlated_images()
     plain, scaled = (small_net(score_scale=scale, dtype="float64").loss(x) for scale in (1, 1 / 9))

@@ -418,6 +418,7 @@ def test_digits_as_uint8_are_learned_in_float32():
         ({"num_epochs": -1.5}, "num_epochs is -1.5; expected a finite number above 0"),
         ({"check_every": 0}, "check_every is 0; expected an int, 1 or more"),
         ({"print_every": 0}, "print_every is 0; expected an int, 1 or more"),
+        ({"augment": "flip"}, r"augment is 'flip'; expected a function, such as .*parse_augmentation\('crop-flip'\)"),
     ],
 )
 def test_invalid_options_are_refused_by_name(data, options, message):

@@ -101,6 +101,8 @@ def check_fixed(layer: Layer, names: Iterable[str]) -> None:
     `names` are those of the parameters, such as ``W`` or ``body.0.W``.
     """
     own = [name for name in names if "." not in name]
+    if not isinstance(layer.fixed, str):
+        raise ArgumentTypeError(f"fixed is {layer.fixed!r}; expected text, such as W or gamma|beta")
     if unknown := [name for name in layer.fixed.split("|") if name and name not in own]:
         raise ArgumentError(f"fixed has {unknown[0]!r}; expected names of parameters among {', '.join(own) or 'none'}")
     for branch, layers in layer.branches.items():

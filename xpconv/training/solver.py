@@ -21,7 +21,7 @@ from xpconv.data._checks import check_split
 from xpconv.data.augment import Minibatch
 from xpconv.data.rows import as_rows
 from xpconv.data.sampling import SAMPLERS
-from xpconv.errors import ArgumentError, CheckpointError, NonFiniteLossError, printable
+from xpconv.errors import ArgumentError, ArgumentTypeError, CheckpointError, NonFiniteLossError, printable
 from xpconv.io._safetensors import DESCRIPTION_ERRORS, ArraySpec, check_finite_arrays, check_specs
 from xpconv.nn import Sequential
 from xpconv.parallel import Communicator
@@ -267,6 +267,11 @@ class Solver:
         check_choice("sampling", sampling, SAMPLERS)
         check_choice("on_nonfinite", on_nonfinite, ("stop", "skip"))
         self.patience_on, self.sampling, self.on_nonfinite = patience_on, sampling, on_nonfinite
+        if augment is not None and not callable(augment):
+            raise ArgumentTypeError(
+                f"augment is {augment!r}; expected a function, such as that which "
+                "xpconv.data.augment.parse_augmentation('crop-flip') returns"
+            )
         self.augment, self.preflight = augment, preflight
 
         self.model = model
