@@ -211,6 +211,14 @@ def test_missing_histories_are_named(tmp_path):
         save_curves({"loss_history": []}, tmp_path / "curves.png")
 
 
+def test_iterations_and_epochs_of_a_short_run_have_integer_ticks(tmp_path, figures):
+    history = make_history([2.3] * 18, [0.1] * 4, [0.1] * 4) | {"learning_rate_history": [0.1] * 18}
+    save_curves(history, tmp_path / "curves.png")
+    save_comparison({"run": history}, tmp_path / "comparison.png")
+    for axes in (*figures[0].axes, *figures[1].axes):
+        assert all(tick == round(tick) for tick in axes.get_xticks()), axes.get_title()
+
+
 def test_the_learning_rate_is_drawn_if_it_is_given(tmp_path, figures):
     history = make_history([2.3, 2.0, 1.5], [0.1], [0.1])
     save_curves(history, tmp_path / "curves.png")

@@ -138,6 +138,7 @@ def save_comparison(histories: Mapping[str, Mapping[str, Any]], path: str | os.P
                 axes, check_epochs(history), accuracies, marker=MARKERS[i % len(MARKERS)], label=label, **style
             )
     loss_axes.set(title="Loss, moving average", xlabel="iteration", ylabel="loss")
+    _use_integer_ticks(loss_axes)
     train_axes.set(title="Training accuracy", xlabel="epoch", ylabel="accuracy")
     val_axes.set(title="Validation accuracy", xlabel="epoch")
     for axes in (loss_axes, train_axes, val_axes):
@@ -207,6 +208,7 @@ def _draw_losses(
         axes.plot(checked, val_losses, color=ORANGE, marker=marker, markersize=4, label="validation")
     set_title(axes, "Loss")
     axes.set(xlabel="iteration", ylabel="loss")
+    _use_integer_ticks(axes)
     shown = np.concatenate([averages, val_losses[1:]])
     finite = shown[np.isfinite(shown)]
     if finite.size and finite.max() > 0:
@@ -217,6 +219,7 @@ def _draw_learning_rates(axes: Any, rates: np.ndarray) -> None:
     axes.plot(np.arange(1, len(rates) + 1), rates, color=BLUE)
     set_title(axes, "Learning rate")
     axes.set_xlabel("iteration")
+    _use_integer_ticks(axes)
     axes.margins(y=0.15)
     axes.set_ylim(bottom=0)
     axes.ticklabel_format(axis="y", scilimits=(-3, 3))
@@ -241,6 +244,10 @@ def _draw_accuracies(
         label=label,
     )
     axes.set(ylim=(0, 1.02))
+    _use_integer_ticks(axes)
+
+
+def _use_integer_ticks(axes: Any) -> None:
     axes.xaxis.get_major_locator().set_params(integer=True)
 
 
