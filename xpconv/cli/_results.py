@@ -65,7 +65,7 @@ def save_results(
     pictures = {
         "Training curves": curves,
         "Confusion matrix of the test images": confusion,
-        "Test images with the least certain predictions": mistakes,
+        "Test images whose true classes got the lowest probabilities": mistakes,
         "First layer before and after training": filters,
     }
     config = _config(settings, solver, dataset)
