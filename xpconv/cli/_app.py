@@ -31,10 +31,10 @@ from xpconv.cli._options import (
     data_option,
     file_suffix,
     max_memory_option,
-    memory_for_images,
     number_option,
 )
 from xpconv.cli._results import require_matplotlib
+from xpconv.cli._run import memory_for_images
 from xpconv.cli._tables import echo, print_table
 from xpconv.cli._train import train, warnings_in_one_line
 from xpconv.cli._workers import backend_of_worker, join_workers

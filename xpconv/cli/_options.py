@@ -28,7 +28,6 @@ __all__ = [
     "file_suffix",
     "layers_option",
     "max_memory_option",
-    "memory_for_images",
     "number_option",
     "setting_option",
 ]
@@ -86,26 +85,6 @@ def max_memory_option() -> Any:
         0,
         str(MAX_MEMORY),
     )
-
-
-def memory_for_images(data: str, max_memory: int | None) -> int:
-    """Return the value of the option of `max_memory_option`, or its default.
-
-    Raises
-    ------
-    ArgumentError
-        If the option is given for data that are not a folder.
-
-    Examples
-    --------
-    >>> memory_for_images("my/pictures", None)
-    256
-    """
-    if max_memory is not None and data in DATASETS:
-        raise ArgumentError(
-            f"max_memory is {max_memory}, which has no effect on {data}: leave it out, or take a folder of images"
-        )
-    return MAX_MEMORY if max_memory is None else max_memory
 
 
 def _defaults(setting: str) -> str:

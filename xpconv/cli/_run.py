@@ -11,15 +11,15 @@ import numpy as np
 
 from xpconv.cli._metrics import LiveMetrics
 from xpconv.cli._nets import build_net
-from xpconv.cli._options import memory_for_images
 from xpconv.cli._results import save_config
 from xpconv.cli._run_folder import CHECKPOINTS, METRICS, MODEL
 from xpconv.cli._settings import Settings, decays_weights, parse_class_weights
 from xpconv.cli._tables import echo
 from xpconv.cli._workers import backend_of_worker, device_of_worker
-from xpconv.data import Dataset, balanced_class_weights, load_dataset
+from xpconv.data import DATASETS, Dataset, balanced_class_weights, load_dataset
 from xpconv.data._fingerprint import channel_statistics
 from xpconv.data.augment import mirroring_words, parse_augmentation
+from xpconv.data.folder import MAX_MEMORY
 from xpconv.data.rows import Rows
 from xpconv.data.typical import measure_images
 from xpconv.errors import ArgumentError, CheckpointError
@@ -30,7 +30,14 @@ from xpconv.training.checkpoint import CheckpointFolder, read_checkpoint
 from xpconv.training.schedules import Schedule, constant, cosine, one_cycle, step_decay, warmup
 from xpconv.training.solver import Solver
 
-__all__ = ["build_solver", "load_data", "load_initial_model", "remove_checkpoints", "train_with_checkpoints"]
+__all__ = [
+    "build_solver",
+    "load_data",
+    "load_initial_model",
+    "memory_for_images",
+    "remove_checkpoints",
+    "train_with_checkpoints",
+]
 
 
 def load_initial_model(settings: Settings, communicator: Communicator | None = None) -> Sequential | None:
@@ -46,6 +53,26 @@ def load_initial_model(settings: Settings, communicator: Communicator | None = N
     if settings.init is None:
         return None
     return load_model(settings.init, device_of_worker(settings.backend, communicator or Communicator()))
+
+
+def memory_for_images(data: str, max_memory: int | None) -> int:
+    """Return the MiB of memory for the images of a folder: `max_memory`, or its default.
+
+    Raises
+    ------
+    ArgumentError
+        If `max_memory` is given for data that are not a folder.
+
+    Examples
+    --------
+    >>> memory_for_images("my/pictures", None)
+    256
+    """
+    if max_memory is not None and data in DATASETS:
+        raise ArgumentError(
+            f"max_memory is {max_memory}, which has no effect on {data}: leave it out, or take a folder of images"
+        )
+    return MAX_MEMORY if max_memory is None else max_memory
 
 
 def load_data(settings: Settings, max_memory: int | None = None, initial: Sequential | None = None) -> Dataset:
