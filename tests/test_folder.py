@@ -65,7 +65,7 @@ def test_split_follows_the_seed_and_mixes_the_classes():
         ([0, 1], (0.5, 0.4), "that add up to 1"),
         ([0, 1], (1.5, -0.5), "fractions above 0"),
         ([0, 1], (), "fractions above 0"),
-        ([0, 0, 7], (0.5, 0.5), "class 7 has 1 samples; expected 2 or more, one for each split"),
+        ([0, 0, 7], (0.5, 0.5), "class 7 has 1 sample; expected 2 or more, one for each split"),
     ],
 )
 def test_labels_and_fractions_that_cannot_be_split_are_refused(y, fractions, message):
@@ -207,6 +207,10 @@ def test_a_class_may_be_called_train(tmp_path):
         (
             lambda f: write_images(f / "rare", range(2)),
             "{0}/rare has 2 images; expected 3 or more, at least one for each of train, val, test",
+        ),
+        (
+            lambda f: write_images(f / "rare", range(1)),
+            "{0}/rare has 1 image; expected 3 or more, at least one for each",
         ),
         (
             lambda f: write_images(f / "train" / "cars", range(2)),

@@ -228,10 +228,10 @@ def _check_class_sizes(files: dict[str, ClassFiles], train_folder: Path) -> None
     """Check that each class has an image for each split that is taken from the training images."""
     splits = ["train", *(split for split in FRACTIONS if split not in files)]
     for name, class_files in files["train"].items():
-        if len(class_files) < len(splits):
+        if (count := len(class_files)) < len(splits):
             raise DatasetError(
-                f"{train_folder / name} has {len(class_files)} images; expected {len(splits)} or more, at least one "
-                f"for each of {', '.join(splits)}"
+                f"{train_folder / name} has {count} image{'s' * (count != 1)}; expected {len(splits)} "
+                f"or more, at least one for each of {', '.join(splits)}"
             )
 
 

@@ -52,9 +52,10 @@ def stratified_split(y: np.ndarray, fractions: Sequence[float], rng: Rng = 0) ->
     splits: list[list[np.ndarray]] = [[] for _ in fractions]
     for label in np.unique(y):
         indices = stream.permutation(np.flatnonzero(y == label))
-        if len(indices) < len(fractions):
+        if (count := len(indices)) < len(fractions):
             raise ArgumentError(
-                f"class {label} has {len(indices)} samples; expected {len(fractions)} or more, one for each split"
+                f"class {label} has {count} sample{'s' * (count != 1)}; expected {len(fractions)} or more, "
+                "one for each split"
             )
         boundaries = [floor(end * len(indices) + 0.5) for end in np.cumsum(fractions)[:-1]]
         for split, chosen in zip(splits, np.split(indices, leave_none_empty(boundaries, len(indices))), strict=True):
