@@ -206,6 +206,8 @@ def test_sizes_of_strokes_are_checked():
         frame_strokes(np.zeros((3, 4), np.uint8), 0, 8)
     with pytest.raises(ArgumentTypeError, match=r"width is 1\.5; expected an int"):
         frame_strokes(np.zeros((3, 4), np.uint8), 8, 1.5)
+    with pytest.raises(ArgumentTypeError, match="height is '8'; expected an int"):
+        read_strokes("digit.png", "8", 8)
 
 
 def test_files_of_strokes_are_framed_in_every_channel(tmp_path):

@@ -98,7 +98,7 @@ def read_strokes(path: str | os.PathLike[str], height: int, width: int) -> Strok
     path : str or path
         As for `read_image`.
     height, width : int
-        Of the result.
+        Size of the result in pixels.
 
     Raises
     ------
@@ -117,6 +117,7 @@ def read_strokes(path: str | os.PathLike[str], height: int, width: int) -> Strok
     ...     read_strokes(path, 4, 4).inverted
     True
     """
+    height, width = check_count("height", height), check_count("width", width)
     with without_warnings():
         return frame_strokes(np.asarray(_open(path, "L", max(height, width))), height, width)
 
