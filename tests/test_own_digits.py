@@ -210,6 +210,15 @@ def test_sizes_of_strokes_are_checked():
         read_strokes("digit.png", "8", 8)
 
 
+@pytest.mark.parametrize("path", [None, 5])
+def test_only_paths_are_opened_as_images(path):
+    for read in (lambda: read_strokes(path, 8, 8), lambda: read_image(path, (1, 8, 8))):
+        with pytest.raises(ArgumentTypeError, match=f"path is {path}; expected the path of an image file"):
+            read()
+    with pytest.raises(ArgumentTypeError, match=r"shape is 8; expected \(1, H, W\) or \(3, H, W\)"):
+        read_image("digit.png", 8)
+
+
 def test_files_of_strokes_are_framed_in_every_channel(tmp_path):
     picture = next(draw_pictures()).pixels
     path = write(tmp_path / "digit.png", picture)

@@ -16,7 +16,7 @@ from xpconv._validation import check_choice, check_count
 from xpconv.data._file_kind import file_kind, is_picture
 from xpconv.data.rows import Rows
 from xpconv.data.strokes import Strokes, frame_strokes
-from xpconv.errors import ArgumentError, DatasetError, import_failure
+from xpconv.errors import ArgumentError, ArgumentTypeError, DatasetError, import_failure
 from xpconv.nn.preprocessing import RESIZES
 from xpconv.ops.numpy._workers import num_threads
 
@@ -275,6 +275,8 @@ def _read(path: str | os.PathLike[str], shape: tuple[int, int, int], resize: str
 
 def _open(path: str | os.PathLike[str], mode: str, size: int) -> Any:
     """Return a picture of a file, upright, on white and in a mode of Pillow; a large JPEG at no less than `size`."""
+    if not isinstance(path, str | bytes | os.PathLike):
+        raise ArgumentTypeError(f"path is {path!r}; expected the path of an image file")
     if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for its other end
         raise DatasetError(f"cannot read the image {os.fspath(path)}: it is not a file")
     try:
@@ -319,7 +321,7 @@ def check_image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     ArgumentError
         If `shape` is not (1, H, W) or (3, H, W), or height or width is less than 1.
     ArgumentTypeError
-        If height or width is not an integer.
+        If `shape` is not a sequence, or height or width is not an integer.
 
     Examples
     --------
@@ -327,6 +329,8 @@ def check_image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     Traceback (most recent call last):
     xpconv.errors.ArgumentError: samples of shape (2, 8, 8) cannot be read from image files; expected (1, H, W) or ...
     """
+    if not isinstance(shape, Sequence | np.ndarray):
+        raise ArgumentTypeError(f"shape is {shape!r}; expected (1, H, W) or (3, H, W)")
     if len(shape) != 3 or shape[0] not in MODES:
         raise ArgumentError(
             f"samples of shape {tuple(shape)} cannot be read from image files; expected (1, H, W) or (3, H, W)"
