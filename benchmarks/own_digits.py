@@ -16,8 +16,10 @@ from xpconv.data.strokes import frame_strokes
 
 def main(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model of the digits that xpconv train wrote.")],
-    seed: Annotated[int, typer.Option(help="Determines sizes, margins, thickness, polarity and handwriting.")] = 0,
-    copies: Annotated[int, typer.Option(help="Pictures of each digit in each font and handwriting.")] = 3,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Determines sizes, margins, thickness, polarity and handwriting.")
+    ] = 0,
+    copies: Annotated[int, typer.Option(min=1, help="Pictures of each digit in each font and handwriting.")] = 3,
 ) -> None:
     """Print the accuracy by font and by digit, and how many pictures are called unlike the training images."""
     net, pictures = load_model(model), list(draw_pictures(seed, copies))

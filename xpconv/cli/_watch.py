@@ -64,7 +64,7 @@ def watch_run(folder: Path) -> None:
 
 
 def _versions(folder: Path) -> Iterator[Run]:
-    """Yield the run as it is now, and again after each change of its metrics until it ends."""
+    """Yield the run at once, and again after each change of its metrics until it ends."""
     _check_config(folder)
     seen = -1
     changed = time.monotonic()

@@ -124,7 +124,7 @@ class SourceRows(Rows):
 
 
 def as_rows(value: Any) -> Any:
-    """Return an object that is no array but has a length and ``[indices]`` as Rows, and everything else as it is.
+    """Return an object that is no array but has a length and ``[indices]`` as Rows, and anything else unchanged.
 
     Examples
     --------

@@ -132,7 +132,7 @@ def describe_data(a: Array | Rows) -> tuple[dict[str, Any], np.ndarray]:
 
 
 def describe_other_data(name: str, saved: Any, own: Any, saved_checksums: Any, own_checksums: np.ndarray) -> str:
-    """Say in words how the data of a checkpoint differ from one's own, as far as it is known, and what to do.
+    """Say in words how the data of a checkpoint differ from the given data, as far as known, and what to do.
 
     Parameters
     ----------
