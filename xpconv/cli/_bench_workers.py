@@ -16,7 +16,7 @@ from xpconv.training.optim import UPDATE_RULES
 
 __all__ = ["CostModel", "cost_table", "measure_workers"]
 
-_REPEATS = 5
+_REPEATS = 9
 _LARGE = 1 << 23  # bytes of the arrays that measure the bandwidth
 BANDWIDTHS = (25e9, 100e9, 450e9)
 """Bytes per second: a network card of 200 Gbit/s, four of them, and NVLink between eight GPUs."""
@@ -106,14 +106,19 @@ def measure_workers(net: Sequential, batch_size: int, communicator: Communicator
     y = rng.integers(0, net.num_classes, batch_size)
     together = MicroBatches(net, workers, "whole", batch_size, communicator)
     alone = MicroBatches(net, workers, "whole", batch_size)
-    own = together.own_rows
-    all_seconds = _fastest(lambda: _step(net, together, X[own], y[own]), communicator)
-    one_seconds = _fastest(lambda: _step(net, alone, X, y), communicator, only_rank_0=True)
     part = MicroBatches(net, 1, "whole", batch_size // workers)
-    part_seconds = _fastest(lambda: _step(net, part, X[own], y[own]), communicator, only_rank_0=True)
+    own, only_rank_0 = together.own_rows, communicator.rank == 0
+    all_seconds, one_seconds, part_seconds = _fastest(
+        communicator,
+        lambda: _step(net, together, X[own], y[own]),
+        lambda: _step(net, alone, X, y) if only_rank_0 else None,
+        lambda: _step(net, part, X[own], y[own]) if only_rank_0 else None,
+    )
     small, large = np.zeros(1), np.zeros(_LARGE // 8)
-    latency = _fastest(lambda: communicator.gather_all(small), communicator)
-    transfer = max(_fastest(lambda: communicator.gather_all(large), communicator) - latency, 1e-9)
+    latency, of_large = _fastest(
+        communicator, lambda: communicator.gather_all(small), lambda: communicator.gather_all(large)
+    )
+    transfer = max(of_large - latency, 1e-9)
     norms = sum(isinstance(layer, BatchNorm) for _, layer in nodes(net.layers))
     model = CostModel(part_seconds, sum(to_host(w).nbytes for w in net.params.values()), 3 + 2 * norms, latency)
     speedup = one_seconds / all_seconds
@@ -134,14 +139,14 @@ def _step(net: Sequential, microbatches: MicroBatches, X: Array, y: Array) -> No
     net.backend.synchronize()
 
 
-def _fastest(call: Callable[[], object], communicator: Communicator, *, only_rank_0: bool = False) -> float:
-    """Return the seconds of the fastest call on this worker; with `only_rank_0`, the other workers wait."""
-    seconds = []
+def _fastest(communicator: Communicator, *calls: Callable[[], object]) -> list[float]:
+    """Return the seconds of the fastest of several calls of each function, which take turns."""
+    seconds: list[list[float]] = [[] for _ in calls]
     for _ in range(_REPEATS):
-        communicator.wait_for_all()
-        start = time.perf_counter()
-        if not only_rank_0 or communicator.rank == 0:
+        for measured, call in zip(seconds, calls, strict=True):
+            communicator.wait_for_all()
+            start = time.perf_counter()
             call()
-        seconds.append(time.perf_counter() - start)
+            measured.append(time.perf_counter() - start)
     communicator.wait_for_all()
-    return min(seconds)
+    return [min(measured) for measured in seconds]
