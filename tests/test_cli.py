@@ -72,6 +72,7 @@ def test_bare_train_reaches_97_percent_and_says_where_its_files_are(bare):
     assert sorted(path.name for path in bare.folder.iterdir()) == sorted(FILES)
     for name in FILES:
         assert f"wrote {Path('runs', bare.folder.name, name)}\n" in bare.shown
+    assert re.search(r"^saved model: epoch \d+, lowest validation loss$", bare.shown, re.MULTILINE)
     assert "\x1b" not in bare.shown
 
 

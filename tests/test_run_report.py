@@ -106,7 +106,7 @@ def test_a_report_names_the_epoch_of_the_saved_model(run, page):
     assert f"best validation accuracy{read_run(run).history['val_acc_history'].max():.4f}, epoch " in page.text
 
 
-def test_the_saved_epoch_is_the_first_of_equals_and_the_last_iteration_if_the_first_epoch_was_interrupted():
+def test_the_saved_epoch_is_the_best_and_the_last_iteration_if_the_first_epoch_was_interrupted():
     histories = {
         "loss_history": [2.0] * 6,
         "iterations_per_epoch": 2,
@@ -115,7 +115,7 @@ def test_the_saved_epoch_is_the_first_of_equals_and_the_last_iteration_if_the_fi
         "interrupted": True,
         "epoch": 3,
     }
-    assert saved_epoch(histories, "accuracy") == "epoch 2, highest validation accuracy"
+    assert saved_epoch(histories, "accuracy") == "epoch 3, highest validation accuracy"
     assert saved_epoch(histories, "loss") == "epoch 3, lowest validation loss"
     assert saved_epoch(histories | {"epoch": 0}, "loss") == "the last iteration"
 

@@ -141,6 +141,25 @@ def test_best_parameters_are_restored_with_their_running_statistics(data):
         np.testing.assert_array_equal(value, kept[name])
 
 
+@pytest.mark.parametrize(("patience_on", "best"), [("accuracy", 3), ("loss", 2)])
+def test_the_loss_decides_between_checks_of_equal_accuracy_and_patience_ignores_it(data, patience_on, best):
+    checks = iter([(0.1, np.nan), (0.5, 2.0), (0.4, 0.5), (0.5, 1.0), (0.5, 1.5), (0.5, 1.2)])
+    solver = Solver(
+        make_net(), data, num_epochs=5, batch_size=10, verbose=False, rng=0, patience=4, patience_on=patience_on
+    )
+    kept = []
+
+    def evaluate(X, y, num_samples):
+        kept.append({name: w.copy() for name, w in solver.model.params.items()})
+        return Evaluation(*next(checks))
+
+    solver.evaluate = evaluate
+    solver.train()
+    assert len(solver.val_acc_history) == 6
+    for name, w in solver.model.params.items():
+        np.testing.assert_array_equal(w, kept[best][name])
+
+
 def test_best_parameters_are_copies(data):
     net = make_net()
     solver = Solver(net, data, num_epochs=1, batch_size=10, verbose=False, rng=0)

@@ -3,7 +3,7 @@
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from xpconv._html import html_table, html_text
 from xpconv.cli._settings import Settings
 from xpconv.nn import Sequential
 from xpconv.nn._summary import summary_html
-from xpconv.training.metrics import ClassificationReport
+from xpconv.training.metrics import ClassificationReport, merits_of_checks
 from xpconv.viz._curves import check_epochs
 
 __all__ = ["epoch_table", "run_report", "saved_epoch"]
@@ -145,14 +145,14 @@ def saved_epoch(histories: Mapping[str, Any], patience_on: str) -> str:
     ...     "interrupted": False,
     ... }
     >>> saved_epoch(histories, "accuracy"), saved_epoch(histories, "loss")
-    ('epoch 1, highest validation accuracy', 'epoch 2, lowest validation loss')
+    ('epoch 2, highest validation accuracy', 'epoch 2, lowest validation loss')
     """
-    on_loss = patience_on == "loss"
-    merits = -np.asarray(histories["val_loss_history"]) if on_loss else np.asarray(histories["val_acc_history"])
-    if not np.isfinite(merits).any() or (histories["interrupted"] and histories["epoch"] == 0):
+    merits = merits_of_checks(histories["val_acc_history"], histories["val_loss_history"], patience_on)
+    best = max(merits, default=(-inf, -inf))
+    if best[0] == -inf or (histories["interrupted"] and histories["epoch"] == 0):
         return "the last iteration"
-    epoch = check_epochs(histories)[np.nanargmax(merits)]
-    return f"epoch {epoch:.4g}, {'lowest validation loss' if on_loss else 'highest validation accuracy'}"
+    epoch = check_epochs(histories)[merits.index(best)]
+    return f"epoch {epoch:.4g}, {'lowest validation loss' if patience_on == 'loss' else 'highest validation accuracy'}"
 
 
 def _number(value: float) -> str:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from xpconv.cli._evaluate import accuracy, model_path
+from xpconv.cli._metrics import histories_by_epoch
 from xpconv.cli._options import (
     BackendOption,
     augment_option,
@@ -23,6 +24,7 @@ from xpconv.cli._options import (
     number_option,
     setting_option,
 )
+from xpconv.cli._report import saved_epoch
 from xpconv.cli._results import first_filters, require_matplotlib, save_results
 from xpconv.cli._run import build_solver, load_data, load_initial_model, remove_checkpoints, train_with_checkpoints
 from xpconv.cli._run_folder import is_finished, read_settings, remove_leftovers, run_folder, run_of
@@ -409,6 +411,7 @@ def _train_and_save(out: Path | None, settings: Settings, solver: Solver, datase
     with run_folder(out, resume=resume) as folder:
         untrained_filters = first_filters(solver.model)
         train_with_checkpoints(folder, settings, solver, dataset, resume=resume)
+        echo(f"saved model: {saved_epoch(histories_by_epoch(solver), settings.patience_on)}")
         for path in save_results(folder, settings, solver, dataset, untrained_filters):
             echo(f"wrote {path}")
         if settings.checkpoint_every is None and not solver.interrupted:

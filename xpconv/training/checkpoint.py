@@ -63,7 +63,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     --------
     >>> read_checkpoint("nothing.safetensors")
     Traceback (most recent call last):
-    xpconv.errors.CheckpointError: there is no file nothing.safetensors
+    xpconv.errors.CheckpointError: there is no file nothing.safetensors...
     """
     file = ArrayFile(path, FILE_FORMAT)
     return {"arrays": file.read(file.specs, allow_nonfinite=file.specs), "description": file.description}

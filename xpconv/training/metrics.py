@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from math import inf, log
+from math import inf, isfinite, log
 from operator import add
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ __all__ = [
     "evaluate",
     "l2_penalty",
     "loss_of_equal_scores",
+    "merits_of_checks",
     "probabilities",
     "take_rows",
 ]
@@ -458,7 +459,30 @@ def classification_report(y_true: Array, y_pred: Array, class_names: Sequence[st
     )
 
 
-def checks_since_best(values: Sequence[float]) -> int:
+def merits_of_checks(
+    accuracies: Sequence[float], losses: Sequence[float], patience_on: str
+) -> list[tuple[float, float]]:
+    """Return the merit of each check: the higher its accuracy or the lower its loss; the other one decides ties.
+
+    Parameters
+    ----------
+    accuracies, losses : sequence of float
+        On the validation images, at each check. A value that is not finite is worse than all others.
+    patience_on : {"accuracy", "loss"}
+
+    Examples
+    --------
+    >>> merits_of_checks([0.5, 0.9, 0.9], [1.2, 0.7, 0.4], "accuracy")
+    [(0.5, -1.2), (0.9, -0.7), (0.9, -0.4)]
+    """
+    signed = [(accuracy, -loss) for accuracy, loss in zip(accuracies, losses, strict=True)]
+    pairs = signed if patience_on == "accuracy" else [(second, first) for first, second in signed]
+    return [
+        (first, second if isfinite(second) else -inf) if isfinite(first) else (-inf, -inf) for first, second in pairs
+    ]
+
+
+def checks_since_best(values: Sequence[Any]) -> int:
     """Return the number of values after the best one, the first of tied maxima.
 
     Examples

@@ -124,7 +124,8 @@ class Solver:
     patience : int, optional
         Stop after this number of checks after epochs without a better validation accuracy or loss.
     patience_on : {"accuracy", "loss"}
-        What makes a check better than others: a higher validation accuracy or a lower validation loss.
+        What makes a check better than others: a higher validation accuracy or a lower validation loss. Of checks with
+        the same accuracy, the one with the lower loss is the best.
     microbatches : int
         Cut each minibatch into this number of equal micro-batches, a power of two, and add their gradients. Without
         batch norm, or with ``norm_sync="ghost"``, this takes less memory. Needs a Sequential.
@@ -498,12 +499,11 @@ class Solver:
     def _out_of_patience(self) -> bool:
         """Return whether the last `patience` checks of this round were no better than an earlier one."""
         before_epoch_ended = self._steps_per_epoch() > 1  # the check after the first iteration of the round
-        merits = self._merits()[self.round_checks + before_epoch_ended :]
+        merits = [merit for merit, _ in self._merits()[self.round_checks + before_epoch_ended :]]
         return self.patience is not None and metrics.checks_since_best(merits) >= self.patience
 
-    def _merits(self) -> list[float]:
-        """Return a number for each check; the check with the highest is the best."""
-        return self.val_acc_history if self.patience_on == "accuracy" else [-loss for loss in self.val_loss_history]
+    def _merits(self) -> list[tuple[float, float]]:
+        return metrics.merits_of_checks(self.val_acc_history, self.val_loss_history, self.patience_on)
 
     def _report_step(self, step: int, total: int, progress: Progress) -> None:
         """Record the learning rate of a step and show its loss."""
