@@ -252,9 +252,9 @@ def test_images_that_are_all_the_same_are_typical():
     [
         (
             lambda: measure_images(np.zeros((3, 4))),
-            r"X has shape \(3, 4\); expected images \(N, C, H, W\), one or more",
+            r"X has shape \(3, 4\); expected images \(N, C, H, W\) of one pixel or more",
         ),
-        (lambda: measure_images(np.zeros((0, 1, 2, 2))), r"X has shape \(0, 1, 2, 2\); expected images"),
+        (lambda: measure_images(np.zeros((0, 1, 2, 2))), r"X has shape \(0, 1, 2, 2\); expected one image or more"),
         (
             lambda: measure_images(np.zeros((2, 1, 2, 2))).distances(np.zeros((2, 3, 2, 2))),
             r"X has shape \(2, 3, 2, 2\); expected images \(N, C, H, W\) with 1 channels, as the training images",

@@ -93,7 +93,8 @@ def test_the_averages_are_evaluated_and_become_the_best_parameters(data, option,
             kept[len(solver.val_acc_history) - 1] = [copy_arrays(store) for store in weights]
 
     solver.train(keep)
-    best = int(np.argmax(solver.val_acc_history))
+    merits = list(zip(solver.val_acc_history, -np.asarray(solver.val_loss_history), strict=True))
+    best = merits.index(max(merits))
     assert_copies(solver.best_params, kept[best][0])
     assert_copies(solver.best_state, kept[best][1])
     assert_copies(solver.model.params, solver.best_params)

@@ -27,8 +27,9 @@ def max_pool(x: Array, window: Window) -> tuple[Array, Array]:
 def max_pool_backward(dout: Array, argmax: Array, shape: Shape, window: Window) -> Array:
     """Let each thread add up the gradients of the windows whose maximum is one of its pixels."""
     dx, dout, argmax = cupy.empty(shape, dout.dtype), aligned(dout), aligned(argmax)
-    kind, grid, windows, wide = _plan_backward(shape, window, dout.dtype)
-    launch(f"max_pool{kind}_backward", dout.dtype, grid, dout, argmax, dx, windows, index=argmax.dtype.name, wide=wide)
+    names = "max_pool_2x2_backward", "max_pool_apart_backward", "max_pool_backward"
+    name, grid, windows, wide = _plan_backward(shape, window, dout.dtype, names)
+    launch(name, dout.dtype, grid, dout, argmax, dx, windows, index=argmax.dtype.name, wide=wide)
     return dx
 
 
@@ -51,18 +52,25 @@ def avg_pool_backward(dout: Array, shape: Shape, window: Window, counts: tuple[P
     if not count:
         return portable("avg_pool_backward")(dout, shape, window, counts)
     dx, dout = cupy.empty(shape, dout.dtype), aligned(dout)
-    kind, grid, windows, wide = _plan_backward(shape, window, dout.dtype)
-    launch(f"avg_pool{kind}_backward", dout.dtype, grid, dout, dx, count, windows, wide=wide)
+    names = "avg_pool_2x2_backward", "avg_pool_apart_backward", "avg_pool_backward"
+    name, grid, windows, wide = _plan_backward(shape, window, dout.dtype, names)
+    launch(name, dout.dtype, grid, dout, dx, count, windows, wide=wide)
     return dx
 
 
-def _plan_backward(shape: Shape, window: Window, dtype: np.dtype) -> tuple[str, Grid, np.ndarray, int]:
-    """Return the kind of the kernel, its grid, the struct Windows, and values per load."""
+def _plan_backward(
+    shape: Shape, window: Window, dtype: np.dtype, names: tuple[str, str, str]
+) -> tuple[str, Grid, np.ndarray, int]:
+    """Return the kernel, its grid, the struct Windows, and values per load.
+
+    `names` are the kernels for windows of 2 x 2 pixels that cover the images, for other windows without overlaps,
+    padding and dilation, and for all windows.
+    """
     output, windows, _, (grid, wide) = windows_and_grids(shape, window, dtype)
     if _halves(shape, output, window):  # a thread writes two rows
-        return "_2x2", grid_of(shape[1], shape[0] * prod(shape[2:]) // 2, wide=wide), windows, wide
-    apart = window == Window(window.kernel_size, window.kernel_size)  # without overlaps, padding and dilation
-    return "_apart" if apart else "", grid, windows, wide
+        return names[0], grid_of(shape[1], shape[0] * prod(shape[2:]) // 2, wide=wide), windows, wide
+    apart = window == Window(window.kernel_size, window.kernel_size)
+    return names[1 if apart else 2], grid, windows, wide
 
 
 def _single_count(counts: tuple[Pair, Pair]) -> float:
