@@ -12,7 +12,7 @@ from xpconv.ops.windows import Pair, Window
 
 _SIZES = ("N", "C", "H", "W", "KH", "KW", "SH", "SW", "DH", "DW", "PH", "PW", "OH", "OW")
 _DIVISORS = ("image", "row", "output", "output_row", "down", "across", "apart_down", "apart_across")
-_LEAST_PIXELS = 4  # of a thread of fold_at_stride_1, which has 4 / WIDE rounds if WIDE is less
+_LEAST_PIXELS = 4  # of a thread that writes pixels: it has 4 / WIDE rounds if WIDE is less, as ROUNDS in kernels.cu
 _WINDOWS = np.dtype([*((name, np.int32) for name in _SIZES), *((name, DIVISOR) for name in _DIVISORS)])
 
 
@@ -26,11 +26,10 @@ def windows_and_grids(
     sizes = dict(zip(_SIZES, (*shape, *kernel_size, *stride, *dilation, top, left, *output), strict=True))
     divisors = (H * W, W, prod(output), output[1], *stride, *dilation)
     windows = struct(_WINDOWS, **sizes, **dict(zip(_DIVISORS, map(divisor, divisors), strict=True)))
-    grids = [
-        (grid_of(C, N * prod(image), wide=wide), wide)
-        for image, wide in ((output, width(output[1], dtype)), ((H, W), width(W, dtype)))
-    ]
-    return output, windows, grids[0], grids[1]
+    of_outputs, of_pixels = width(output[1], dtype), width(W, dtype)
+    output_grid = grid_of(C, N * prod(output), wide=of_outputs)
+    pixel_grid = grid_of(C, N * H * W, wide=max(of_pixels, _LEAST_PIXELS))
+    return output, windows, (output_grid, of_outputs), (pixel_grid, of_pixels)
 
 
 @accelerate("cupy")
@@ -61,7 +60,6 @@ def fold_into(x: Array, cols: Array, window: Window, bias: Array | None = None) 
     _, windows, _, (grid, wide) = windows_and_grids(x.shape, window, x.dtype)
     cols = cupy.ascontiguousarray(cols)
     if window.stride == (1, 1):
-        grid = grid_of(x.shape[1], x.size // x.shape[1], wide=max(wide, _LEAST_PIXELS))
         launch("fold_at_stride_1", x.dtype, grid, cols, bias, x, windows, wide=wide)
     else:
         launch("fold", x.dtype, grid, cols, bias, x, windows, wide=wide)

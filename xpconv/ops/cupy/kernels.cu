@@ -35,11 +35,25 @@ struct Pack { T v[WIDE]; };
 struct alignas(WIDE * sizeof(Element)) Elements { Element v[WIDE]; };
 struct alignas(WIDE) Mask { bool v[WIDE]; };
 
-// Loads of one value leave the memory idle unless a thread has several of them under way.
-#define IN_FLIGHT (WIDE < 4 ? 8 / WIDE : 2)
-
 #define FOR_EACH_PACK(e, count) \
     for (unsigned e = WIDE * (blockIdx.y * THREADS + threadIdx.x); e < (count); e += WIDE * gridDim.y * THREADS)
+
+// A warp waits for a load before it uses the value, and small loads leave the memory idle meanwhile. Where they are small,
+// a thread therefore begins those of several rounds at once.
+#define ROUNDS (WIDE < 4 ? 4 / WIDE : 1)
+
+// Call ``use(e, load_at(e))`` for each pack of this thread, in order.
+template <typename Load, typename Use>
+__device__ void for_each_pack(unsigned count, Load load_at, Use use) {
+    const unsigned step = WIDE * gridDim.y * THREADS;
+    unsigned e = WIDE * (blockIdx.y * THREADS + threadIdx.x);
+    for (; e + (ROUNDS - 1) * step < count; e += ROUNDS * step) {
+        decltype(load_at(e)) loaded[ROUNDS];
+        for (int r = 0; r < ROUNDS; ++r) loaded[r] = load_at(e + r * step);
+        for (int r = 0; r < ROUNDS; ++r) use(e + r * step, loaded[r]);
+    }
+    for (; e < count; e += step) use(e, load_at(e));
+}
 
 __device__ Pack load(const Element* x) {
     const Elements loaded = *reinterpret_cast<const Elements*>(x);
@@ -53,6 +67,8 @@ __device__ void store(Element* x, Pack pack) {
     for (int k = 0; k < WIDE; ++k) stored.v[k] = pack.v[k];
     *reinterpret_cast<Elements*>(x) = stored;
 }
+
+struct Packs { Pack first, second; };  // of two arrays
 
 // A divisor with its multiplier: n / d = (the upper half of n * m, plus n) >> s for n < 2^31 (Granlund and
 // Montgomery 1994). An ordinary division would cost more time than loading a value.
@@ -226,8 +242,6 @@ extern "C" __global__ void fold(const Element* __restrict__ cols, const T* bias,
     }
 }
 
-#define ROUNDS (WIDE < 4 ? 4 / WIDE : 1)  // so that a thread has 4 pixels or more
-
 // At stride 1, row k of window i = h - k * DH lies on row h. Each thread adds up WIDE pixels of one row, in the order of
 // `fold`; if WIDE is small, the pixels of several rounds at once, whose loads do not wait for each other.
 extern "C" __global__ void fold_at_stride_1(const Element* __restrict__ cols, const T* bias,
@@ -245,15 +259,16 @@ extern "C" __global__ void fold_at_stride_1(const Element* __restrict__ cols, co
             w[r] = pixel % g.row + g.PW;
         }
         for (int k = g.KH - 1; k >= 0; --k)
+            #pragma unroll 1  // more would take registers from other warps
             for (int l = g.KW - 1; l >= 0; --l) {
                 const Element* taps = cols + ((size_t)blockIdx.x * g.KH * g.KW + k * g.KW + l) * P;
                 for (int r = 0; r < ROUNDS; ++r) {
                     const int i = h[r] - k * g.DH;
-                    const bool inside = i >= 0 && i < g.OH;
-                    const Element* row = taps + first[r] + i * g.OW;
                     for (int m = 0; m < WIDE; ++m) {
                         const int j = w[r] + m - l * g.DW;
-                        sums[r].v[m] += inside && j >= 0 && j < g.OW ? T(row[j]) : T(0);
+                        const bool inside = i >= 0 && i < g.OH && j >= 0 && j < g.OW;
+                        const T tap = taps[inside ? first[r] + i * g.OW + j : 0];  // a load without a branch
+                        sums[r].v[m] += inside ? tap : T(0);
                     }
                 }
             }
@@ -364,20 +379,25 @@ extern "C" __global__ void avg_pool_2x2_backward(const Element* __restrict__ dou
     });
 }
 
-// Windows that do not overlap, without padding: each thread writes WIDE pixels of one row, each of at most one window.
-// `gradient(window, k)` is that of pixel k of a window.
+// Windows that do not overlap, without padding: each thread writes packs of WIDE pixels of one row, each of at most one
+// window. `gradient(window, k)` is that of pixel k of a window.
 template <typename Gradient>
 __device__ void write_apart(Element* __restrict__ dx, Windows g, Gradient gradient) {
-    FOR_EACH_PACK(e, g.N * g.image.d) {
+    const auto gradients_at = [&](unsigned e) {
         const unsigned n = e / g.image, place = e % g.image, h = place / g.row, column = place % g.row, i = h / g.down;
         const size_t row = plane(g, n) * g.output.d + i * g.OW;
         Pack pack;
         for (int m = 0; m < WIDE; ++m) {
             const unsigned w = column + m, j = w / g.across;
-            pack.v[m] = i < g.OH && j < g.OW ? gradient(row + j, (h - i * g.SH) * g.KW + w - j * g.SW) : T(0);
+            const bool inside = i < g.OH && j < g.OW;
+            const T value = gradient(inside ? row + j : 0, (h - i * g.SH) * g.KW + w - j * g.SW);  // without a branch
+            pack.v[m] = inside ? value : T(0);
         }
-        store(dx + plane(g, n) * g.image.d + place, pack);
-    }
+        return pack;
+    };
+    for_each_pack(g.N * g.image.d, gradients_at, [&](unsigned e, Pack pack) {
+        store(dx + plane(g, e / g.image) * g.image.d + e % g.image, pack);
+    });
 }
 
 extern "C" __global__ void max_pool_apart_backward(const Element* __restrict__ dout, const Index* __restrict__ argmax,
@@ -547,23 +567,21 @@ extern "C" __global__ void total(const T* sums, T* totals, Groups g) {
 extern "C" __global__ void to_images(const Element* __restrict__ rows, const T* bias,
                                      Element* __restrict__ images, Groups g) {
     const T b = bias ? bias[blockIdx.x] : T(0);
-    #pragma unroll IN_FLIGHT
-    FOR_EACH_PACK(e, size(g)) {
-        Pack pack = load(rows + (size_t)blockIdx.x * size(g) + e);
+    const auto load_at = [&](unsigned e) { return load(rows + (size_t)blockIdx.x * size(g) + e); };
+    for_each_pack(size(g), load_at, [&](unsigned e, Pack pack) {
         for (int k = 0; k < WIDE; ++k) pack.v[k] += b;
         store(images + index(g, e), pack);
-    }
+    });
 }
 
 extern "C" __global__ void to_rows(const Element* __restrict__ images, Element* __restrict__ rows, T* sums,
                                    Groups g) {
     T sum = 0;
-    #pragma unroll IN_FLIGHT
-    FOR_EACH_PACK(e, size(g)) {
-        const Pack pack = load(images + index(g, e));
+    const auto load_at = [&](unsigned e) { return load(images + index(g, e)); };
+    for_each_pack(size(g), load_at, [&](unsigned e, Pack pack) {
         store(rows + (size_t)blockIdx.x * size(g) + e, pack);
         for (int k = 0; k < WIDE; ++k) sum += pack.v[k];
-    }
+    });
     store_piece(sum, sums);
 }
 
@@ -578,15 +596,14 @@ __device__ T pivot(const Element* x, Groups g) { return x[(size_t)blockIdx.x * g
 extern "C" __global__ void sum_moments(const Element* __restrict__ x, double* moments, Groups g) {
     const double first = pivot(x, g);
     double sum = 0, squares = 0;
-    #pragma unroll IN_FLIGHT
-    FOR_EACH_PACK(e, size(g)) {
-        const Pack pack = load(x + index(g, e));
+    const auto load_at = [&](unsigned e) { return load(x + index(g, e)); };
+    for_each_pack(size(g), load_at, [&](unsigned, Pack pack) {
         for (int k = 0; k < WIDE; ++k) {
             const double d = pack.v[k] - first;
             sum += d;
             squares += d * d;
         }
-    }
+    });
     store_piece(sum, moments);
     store_piece(squares, moments + (size_t)g.S * g.pieces);
 }
@@ -611,10 +628,9 @@ __device__ void write_normalised(const Element* __restrict__ x, const T* __restr
     }
     const unsigned first = first_channel(g);
     const T held = gamma[first], held_beta = beta[first];
+    const auto load_at = [&](unsigned e) { return load(x + index(g, e)); };
     by_channel(g, [&](auto shared) {
-        #pragma unroll IN_FLIGHT
-        FOR_EACH_PACK(e, size(g)) {
-            Pack pack = load(x + index(g, e));
+        for_each_pack(size(g), load_at, [&](unsigned e, Pack pack) {
             for (int k = 0; k < WIDE; ++k) {
                 const T scale = inv_std * of_channel(shared, gamma, held, g, first, e, k);
                 const T b = of_channel(shared, beta, held_beta, g, first, e, k);
@@ -622,7 +638,7 @@ __device__ void write_normalised(const Element* __restrict__ x, const T* __restr
                 if (rectified && pack.v[k] <= 0) pack.v[k] = 0;  // NaN stays NaN
             }
             store(out + index(g, e), pack);
-        }
+        });
     });
 }
 
@@ -656,10 +672,10 @@ __device__ void sum_gradients(const Element* __restrict__ dout, const Element* _
     const unsigned first = first_channel(g);
     const T held = gamma[first], held_beta = rectified ? beta[first] : T(0);
     T s[5] = {0, 0, 0, 0, 0};
+    const auto load_at = [&](unsigned e) { return Packs{load(dout + index(g, e)), load(x + index(g, e))}; };
     by_channel(g, [&](auto shared) {
-        #pragma unroll IN_FLIGHT
-        FOR_EACH_PACK(e, size(g)) {
-            const Pack douts = load(dout + index(g, e)), xs = load(x + index(g, e));
+        for_each_pack(size(g), load_at, [&](unsigned e, Packs packs) {
+            const Pack douts = packs.first, xs = packs.second;
             for (int k = 0; k < WIDE; ++k) {
                 const T scale = of_channel(shared, gamma, held, g, first, e, k), xhat = (xs.v[k] - mean) * inv_std;
                 const T b = rectified ? of_channel(shared, beta, held_beta, g, first, e, k) : T(0);
@@ -671,7 +687,7 @@ __device__ void sum_gradients(const Element* __restrict__ dout, const Element* _
                 s[3] += scaled * xhat;
                 s[4] += xhat;
             }
-        }
+        });
     });
     for (int k = 0; k < 5; ++k) store_piece(s[k], sums + (size_t)k * g.S * g.pieces);
 }
@@ -704,11 +720,11 @@ __device__ void write_gradient(const Element* __restrict__ dout, const Element* 
     const T mean_dxhat_xhat = block_total(sums + 3 * all + mine, rows * g.pieces) / size(g) - shift * mean_dxhat;
     const unsigned first = first_channel(g);
     const T held = gamma[first], held_beta = rectified ? beta[first] : T(0);
+    const auto load_at = [&](unsigned e) { return Packs{load(dout + index(g, e)), load(x + index(g, e))}; };
     by_channel(g, [&](auto shared) {
-        #pragma unroll IN_FLIGHT
-        FOR_EACH_PACK(e, size(g)) {
-            Pack pack = load(dout + index(g, e));
-            const Pack xs = load(x + index(g, e));
+        for_each_pack(size(g), load_at, [&](unsigned e, Packs packs) {
+            Pack pack = packs.first;
+            const Pack xs = packs.second;
             for (int k = 0; k < WIDE; ++k) {
                 const T scale = of_channel(shared, gamma, held, g, first, e, k);
                 const T b = rectified ? of_channel(shared, beta, held_beta, g, first, e, k) : T(0);
@@ -717,7 +733,7 @@ __device__ void write_gradient(const Element* __restrict__ dout, const Element* 
                 pack.v[k] = inv_std * (dxhat - mean_dxhat - xhat * mean_dxhat_xhat);
             }
             store(dx + index(g, e), pack);
-        }
+        });
     });
     if (blockIdx.y > 0) return;
     for (unsigned r = threadIdx.x; r < rows; r += THREADS) {
