@@ -101,7 +101,7 @@ def kernels(session: nox.Session) -> None:
 
     NVIDIA's compiler, which needs no GPU, compiles the kernels, too.
     """
-    session.install(".", *TEST, "nvidia-cuda-nvrtc==13.5.37; platform_system == 'Linux'")
+    session.install(".[train]", *TEST, "nvidia-cuda-nvrtc==13.5.37; platform_system == 'Linux'")
     quick = ("-m", "not slow", *session.posargs)
     session.run("pytest", "-n", "logical", "tests/emulated", *quick, env={"PYTHONPATH": "tests/emulated"})
     captured = {
