@@ -1,12 +1,12 @@
 """Mixed precision: float16 activations on CuPy, with parameters, sums and updates in float32."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
 from benchmarks import airbench
-from tests.helpers import find_backend
+from tests.helpers import assert_array, find_backend
 from tests.solvers import assert_same_results, results_of, saving_at
 from xpconv import Solver, get_backend, nn
 from xpconv.backend import to_host
@@ -112,6 +112,20 @@ def test_gradients_are_near_those_of_float32(backend, size):
     found.clear()
     mixed.loss(X)
     assert found == ["float32"] * 8
+
+
+@gpu
+@pytest.mark.parametrize("layer", [nn.Conv(5, 2, stride=2), nn.ConvTranspose(5, 2, stride=2), nn.Affine(5)])
+def test_large_gradients_of_biases_are_summed_in_float32(backend, layer):
+    """The largest number of float16 is 65504."""
+    x = backend.xp.ones((16, *IMAGE), dtype=backend.xp.float16)
+    for fixed in ("", "W"):
+        trained = replace(layer, fixed=fixed)
+        p = {name: backend.xp.ones(shape, dtype="float32") for name, (shape, _) in trained.parameters(IMAGE).items()}
+        out, cache = trained.forward(x, p, train=True, seed=0)
+        db = trained.backward(backend.xp.full(out.shape, 6000, dtype=x.dtype), cache, need_dx=False)[1]["b"]
+        count = np.prod(out.shape) / 5
+        assert_array(db, np.full(5, 6000 * count), backend, "float32")
 
 
 @gpu

@@ -21,6 +21,7 @@ from xpconv.layers._checks import (
     make_window,
     window_output,
 )
+from xpconv.ops.tiling import sum_rows
 from xpconv.ops.windows import Window
 
 __all__ = ["ConvCache", "conv_backward", "conv_forward"]
@@ -175,4 +176,4 @@ def conv_backward(
         return dx, dw, db if need_db else None
     size = tuple(x.shape[2:])
     dx = ops.convolve_transposed(dout, w, None, size, window, groups, algorithm) if need_dx else None
-    return dx, None, xp.sum(xp.sum(dout, axis=(2, 3), dtype=w.dtype), axis=0) if need_db else None
+    return dx, None, sum_rows(xp.sum(dout, axis=(2, 3), dtype=w.dtype)) if need_db else None

@@ -20,6 +20,7 @@ from xpconv.layers._checks import (
     check_shape,
     make_window,
 )
+from xpconv.ops.tiling import sum_rows
 from xpconv.ops.windows import Pair, Window
 
 __all__ = ["ConvTransposeCache", "conv_transpose_backward", "conv_transpose_forward"]
@@ -166,7 +167,7 @@ def conv_transpose_backward(
     dx = ops.convolve(dout, w, None, window, groups, "auto") if need_dx else None
     # In the convolution that this layer transposes, dout takes the place of the images, and x that of the gradient.
     dw = ops.convolve_backward(x, dout, w, window, groups, "auto", need_dx=False)[1] if need_dw else None
-    return dx, dw, xp.sum(dout, axis=(0, 2, 3)) if has_bias and need_db else None
+    return dx, dw, sum_rows(xp.sum(dout, axis=(2, 3), dtype=w.dtype)) if has_bias and need_db else None
 
 
 def enlarged_size(image: Pair, window: Window, output_padding: int | Sequence[int]) -> Pair:
