@@ -91,14 +91,15 @@ def make_solver(backend, **options):
 def test_every_kernel_is_launched_and_every_launch_names_a_kernel():
     code = "".join(path.read_text(encoding="utf-8") for path in OPS.glob("*.py"))
     launched, texts = (set(re.findall(pattern, code)) for pattern in (r'launch\w*\(\s*"(\w+)"', r'"(\w+)"'))
-    kernels = re.findall(r"__global__ void (\w+)\(", (OPS / "kernels.cu").read_text(encoding="utf-8"))
+    kernels = re.findall(r"__global__ void (?:[A-Z_]+ )?(\w+)\(", (OPS / "kernels.cu").read_text(encoding="utf-8"))
     assert launched <= set(kernels) <= texts
 
 
 @gpu
 def test_every_operation_except_tiling_has_a_kernel(backend):
     plain = {"add"}  # One kernel of CuPy's own computes it.
-    assert set(compared("cupy")) == (set(ARGUMENTS) - set(tiling.__all__) - plain) | {"matmul"}
+    parted = {"moments", "apply_moments", "gradient_sums", "input_gradient"}  # for batches in parts: portable only
+    assert set(compared("cupy")) == (set(ARGUMENTS) - set(tiling.__all__) - plain - parted) | {"matmul"}
 
 
 @gpu

@@ -8,6 +8,7 @@
 
 #define Half _Float16
 #define __global__
+#define __launch_bounds__(threads, blocks)
 #define __device__
 #define __shared__ static thread_local
 #define __restrict__

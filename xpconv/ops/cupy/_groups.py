@@ -7,11 +7,12 @@ from typing import NamedTuple
 import numpy as np
 
 from xpconv.ops.cupy import _launch
-from xpconv.ops.cupy._launch import DIVISOR, Grid, Shape, divisor, grid_of, struct, width
+from xpconv.ops.cupy._launch import DIVISOR, THREADS, WARP, Grid, Shape, divisor, grid_of, struct, width
 
 _GROUPS = np.dtype(
     [*((name, np.uint32) for name in ("A", "S", "pieces", "channels")), ("B", DIVISOR), ("inner", DIVISOR)]
 )
+_LOADS = 4  # of a thread, at least
 
 
 class Sums(NamedTuple):
@@ -41,7 +42,11 @@ def _plan_sums(
     last = max((axis for axis, count in enumerate(gamma_shape) if count > 1), default=None)
     inner = B if last is None else prod(shape[last + 1 :])  # For a single gamma, any number >= B is correct.
     wide = width(B, dtype)
-    grid = grid_of(S, A * B, max(1, blocks // S), wide)
+    threads, count = THREADS, A * B
+    if blocks <= S:  # A block has a sum of its own. If the sum is small, fewer threads have fewer results to add up.
+        while threads > WARP and count < threads * wide * _LOADS:
+            threads //= 2
+    grid = grid_of(S, count, max(1, blocks // S), wide, threads)
     groups = struct(
         _GROUPS,
         A=A,

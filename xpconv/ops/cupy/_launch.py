@@ -1,7 +1,7 @@
 """Compiling and launching the kernels of kernels.cu."""
 
 from functools import lru_cache
-from math import gcd
+from math import gcd, prod
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ Grid = tuple[tuple[int, int], tuple[int]]
 Shape = tuple[int, ...]
 Array = Any  # A CuPy array: CuPy has no type annotations.
 
-THREADS = 256  # Threads per block, as in kernels.cu.
+THREADS = 256  # in a block, for most kernels
+WARP = 32  # threads that a multiprocessor runs together
 _BLOCKS_PER_MULTIPROCESSOR = 8  # A multiprocessor holds 2048 threads.
 _MAX_GRID_Y = 65535
 _ACCESS_BYTES = 16  # the widest load or store of a thread
@@ -30,19 +31,20 @@ def launch(
 
     If `wide` is not 1, pass the arrays that the kernel reads through `aligned`.
     """
-    _kernel(name, dtype.char, index, wide)(*grid, arguments)
+    _kernel(name, dtype.char, index, wide, prod(grid[1]))(*grid, arguments)
 
 
 @lru_cache
-def _kernel(name: str, dtype: str, index: str, wide: int) -> Any:
-    return _module(dtype, index, wide).get_function(name)
+def _kernel(name: str, dtype: str, index: str, wide: int, threads: int) -> Any:
+    return _module(dtype, index, wide, threads).get_function(name)
 
 
 @lru_cache
-def _module(dtype: str, index: str, wide: int) -> Any:
+def _module(dtype: str, index: str, wide: int, threads: int) -> Any:
     source = Path(__file__).with_name("kernels.cu").read_text(encoding="utf-8")
     element, arithmetic = _TYPES[dtype]
-    options = "-std=c++17", f"-DElement={element}", f"-DReal={arithmetic}", f"-DIndex={index}", f"-DWIDE={wide}"
+    constants = {"Element": element, "Real": arithmetic, "Index": index, "WIDE": wide, "THREADS": threads}
+    options = "-std=c++17", *(f"-D{name}={value}" for name, value in constants.items())
     return cupy.RawModule(code=source, options=options)
 
 
@@ -51,12 +53,13 @@ def sum_dtype(dtype: np.dtype) -> np.dtype:
     return np.promote_types(dtype, np.float32)
 
 
-def width(count: int, dtype: np.dtype) -> int:
+def width(count: int, dtype: np.dtype, stride: int = 1) -> int:
     """Return how many values a kernel may load at once from rows of `count` values: at most 16 bytes, a power of two.
 
+    If a kernel stores values of windows at this stride, it may store so many that those it loads are within 16 bytes.
     The width depends on the shape alone, so that sums are always added in the same order.
     """
-    return gcd(count, _ACCESS_BYTES // dtype.itemsize)
+    return gcd(count, max(1, _ACCESS_BYTES // (dtype.itemsize * stride)))
 
 
 def aligned(a: Array) -> Array:
@@ -81,17 +84,17 @@ def divisor(d: int) -> tuple[int, int, int]:
     return d, (1 << 32) * ((1 << shift) - d) // d + 1, shift
 
 
-def grid_of(rows: int, count: int, max_blocks: int | None = None, wide: int = 1) -> Grid:
+def grid_of(rows: int, count: int, max_blocks: int | None = None, wide: int = 1, threads: int = THREADS) -> Grid:
     """Return grid and block size for `rows` rows of `count` values, with at most `max_blocks` blocks for a row.
 
-    Each thread handles `wide` values at a time.
+    Each of the `threads` threads of a block handles `wide` values at a time.
     """
     if count >= 2**31:
         raise ArgumentError(
             f"the batch has {count} values per channel; expected fewer than 2**31: take a smaller batch"
         )
-    blocks = min(-(-count // (THREADS * wide)), _MAX_GRID_Y)
-    return (rows, blocks if max_blocks is None else min(blocks, max_blocks)), (THREADS,)
+    blocks = min(-(-count // (threads * wide)), _MAX_GRID_Y)
+    return (rows, blocks if max_blocks is None else min(blocks, max_blocks)), (threads,)
 
 
 def reduction_blocks() -> int:

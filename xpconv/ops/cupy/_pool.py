@@ -41,7 +41,8 @@ def avg_pool(x: Array, window: Window, counts: tuple[Pair, Pair]) -> Array:
         return portable("avg_pool")(x, window, counts)
     output, windows, (grid, wide), _ = windows_and_grids(x.shape, window, x.dtype)
     out = cupy.empty((*x.shape[:2], *output), x.dtype)
-    launch("avg_pool", x.dtype, grid, cupy.ascontiguousarray(x), out, count, windows, wide=wide)
+    name = "avg_pool_2x2" if _halves(x.shape, output, window) else "avg_pool"
+    launch(name, x.dtype, grid, aligned(x), out, count, windows, wide=wide)
     return out
 
 

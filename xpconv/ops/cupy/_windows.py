@@ -26,7 +26,7 @@ def windows_and_grids(
     sizes = dict(zip(_SIZES, (*shape, *kernel_size, *stride, *dilation, top, left, *output), strict=True))
     divisors = (H * W, W, prod(output), output[1], *stride, *dilation)
     windows = struct(_WINDOWS, **sizes, **dict(zip(_DIVISORS, map(divisor, divisors), strict=True)))
-    of_outputs, of_pixels = width(output[1], dtype), width(W, dtype)
+    of_outputs, of_pixels = width(output[1], dtype, stride[1]), width(W, dtype)
     output_grid = grid_of(C, N * prod(output), wide=of_outputs)
     pixel_grid = grid_of(C, N * H * W, wide=max(of_pixels, _LEAST_PIXELS))
     return output, windows, (output_grid, of_outputs), (pixel_grid, of_pixels)
@@ -37,7 +37,7 @@ def unfold(x: Array, window: Window) -> Array:
     """Let each thread copy one or more windows of a row."""
     output, windows, (grid, wide), _ = windows_and_grids(x.shape, window, x.dtype)
     cols = cupy.empty((x.shape[1] * prod(window.kernel_size), x.shape[0] * prod(output)), x.dtype)
-    name, across = "unfold", width(cols.shape[1], x.dtype)
+    name, across = "unfold", width(cols.shape[1], x.dtype, window.stride[1])
     if across > wide:  # rows of windows are short of a wide store, but all windows together are not
         name, grid, wide = "unfold_across_rows", grid_of(x.shape[1], cols.shape[1], wide=across), across
     elif window.stride == (1, 1) and window.dilation[1] == 1:
@@ -59,7 +59,7 @@ def fold_into(x: Array, cols: Array, window: Window, bias: Array | None = None) 
     """Write the folded columns to `x`, plus the bias of each channel."""
     _, windows, _, (grid, wide) = windows_and_grids(x.shape, window, x.dtype)
     cols = cupy.ascontiguousarray(cols)
-    if window.stride == (1, 1):
+    if window.stride[1] == 1:
         launch("fold_at_stride_1", x.dtype, grid, cols, bias, x, windows, wide=wide)
     else:
         launch("fold", x.dtype, grid, cols, bias, x, windows, wide=wide)

@@ -1,6 +1,10 @@
-// The CUDA kernels, compiled by NVRTC with -DElement=float, double or Half, the type of activations and their gradients,
-// -DReal=float or double, the type of arithmetic, parameters and sums, -DIndex=uint8 or int64 (of an argmax), and -DWIDE=n,
-// the number of neighbouring values that one access loads or stores: those of 16 bytes at most.
+// The CUDA kernels. NVRTC compiles them with these definitions:
+//
+//     Element  the type of activations and their gradients: float, double or Half
+//     Real     the type of arithmetic, parameters and sums: float or double
+//     Index    the type of an argmax: uint8 or int64
+//     WIDE     how many neighbouring values one access loads or stores: those of 16 bytes at most
+//     THREADS  how many threads a block has: 256, or less if each block sums few values
 //
 // blockIdx.x selects a channel, or a group of values that share their statistics. The blocks along y share its values,
 // which FOR_EACH numbers e = 0, 1, ... through all images. Each thread gathers the terms of its own results: no two
@@ -26,7 +30,8 @@ struct Half {  // A float16.
 };
 #endif
 
-#define THREADS 256  // per block
+// Limits a kernel's registers, so that a multiprocessor holds 2048 threads or 32 blocks; half as many if T is double.
+#define LIMIT_REGISTERS __launch_bounds__(THREADS, (THREADS < 64 ? 32 : 2048 / THREADS) * 4 / sizeof(T))
 
 #define FOR_EACH(e, count) \
     for (unsigned e = blockIdx.y * THREADS + threadIdx.x; e < (count); e += gridDim.y * THREADS)
@@ -215,70 +220,69 @@ extern "C" __global__ void unfold_at_stride_1(const Element* __restrict__ x, Ele
     }
 }
 
-// Each thread adds up WIDE pixels of one row.
-extern "C" __global__ void fold(const Element* __restrict__ cols, const T* bias, Element* __restrict__ x, Windows g) {
-    const size_t P = (size_t)g.N * g.output.d;
-    const T b = bias ? bias[blockIdx.x] : T(0);
-    FOR_EACH_PACK(e, g.N * g.image.d) {
-        const unsigned n = e / g.image, place = e % g.image;
-        const int h = place / g.row + g.PH, column = place % g.row;
-        const Span rows = windows_over(h, g.KH, g.down, g.apart_down, g.OH);
-        const Element* image_cols = cols + (size_t)blockIdx.x * g.KH * g.KW * P + n * g.output.d;
-        Pack sum = {};
-        for (int m = 0; m < WIDE; ++m) {
-            const int w = column + m + g.PW;
-            const Span columns = windows_over(w, g.KW, g.across, g.apart_across, g.OW);
-            for (int i = rows.first; i <= rows.last; ++i) {
-                const int k = number(h - i * g.SH, g.apart_down);
-                if (k < 0) continue;
-                for (int j = columns.first; j <= columns.last; ++j) {
-                    const int l = number(w - j * g.SW, g.apart_across);
-                    if (l >= 0) sum.v[m] += T(image_cols[(size_t)(k * g.KW + l) * P + i * g.OW + j]);
-                }
-            }
-            sum.v[m] += b;
-        }
-        store(x + plane(g, n) * g.image.d + place, sum);
-    }
+// Along one axis, the last window that begins at most `distance` after window 0; it is negative if that is before window 0.
+__device__ int window_before(int distance, Divisor stride, int reach) {
+    return int(unsigned(distance + reach * int(stride.d)) / stride) - reach;  // distance >= -reach
 }
 
-// At stride 1, row k of window i = h - k * DH lies on row h. Each thread adds up WIDE pixels of one row, in the order of
-// `fold`; if WIDE is small, the pixels of several rounds at once, whose loads do not wait for each other.
-extern "C" __global__ void fold_at_stride_1(const Element* __restrict__ cols, const T* bias,
-                                            Element* __restrict__ x, Windows g) {
+// Each thread adds up WIDE pixels of one row, from the first window to the last; if WIDE is small, the pixels of several
+// rounds at once, whose loads do not wait for each other. `unit`: the stride along a row is 1.
+template <bool unit>
+__device__ void fold_windows(const Element* __restrict__ cols, const T* bias, Element* __restrict__ x, Windows g) {
     const unsigned P = g.N * g.output.d, pixels = g.N * g.image.d, round = WIDE * THREADS;
     const T b = bias ? bias[blockIdx.x] : T(0);
     for (unsigned e = ROUNDS * round * blockIdx.y + WIDE * threadIdx.x; e < pixels; e += ROUNDS * round * gridDim.y) {
-        unsigned first[ROUNDS];  // the place of the image's first window among all windows
+        unsigned image[ROUNDS], row[ROUNDS];  // where the image's windows, and a row of them, begin among all windows
         int h[ROUNDS], w[ROUNDS];
+        bool inside[ROUNDS];
         Pack sums[ROUNDS] = {};
         for (int r = 0; r < ROUNDS; ++r) {
             const unsigned n = (e + r * round) / g.image, pixel = (e + r * round) % g.image;
-            first[r] = n * g.output.d;
-            h[r] = n < g.N ? int(pixel / g.row) + g.PH : -1;  // -1 is in no window
+            image[r] = n * g.output.d;
+            h[r] = pixel / g.row + g.PH;
             w[r] = pixel % g.row + g.PW;
         }
-        for (int k = g.KH - 1; k >= 0; --k)
+        for (int k = g.KH - 1; k >= 0; --k) {
+            for (int r = 0; r < ROUNDS; ++r) {
+                const int distance = h[r] - k * g.DH, i = window_before(distance, g.down, g.KH * g.DH);
+                inside[r] = i >= 0 && i < g.OH && i * g.SH == distance && e + r * round < pixels;
+                row[r] = image[r] + i * g.OW;
+            }
+            if (ROUNDS == 1 && !inside[0]) continue;
             #pragma unroll 1  // more would take registers from other warps
             for (int l = g.KW - 1; l >= 0; --l) {
                 const Element* taps = cols + ((size_t)blockIdx.x * g.KH * g.KW + k * g.KW + l) * P;
                 for (int r = 0; r < ROUNDS; ++r) {
-                    const int i = h[r] - k * g.DH;
-                    for (int m = 0; m < WIDE; ++m) {
-                        const int j = w[r] + m - l * g.DW;
-                        const bool inside = i >= 0 && i < g.OH && j >= 0 && j < g.OW;
-                        const T tap = taps[inside ? first[r] + i * g.OW + j : 0];  // a load without a branch
-                        sums[r].v[m] += inside ? tap : T(0);
+                    const int distance = w[r] - l * g.DW;
+                    int j = unit ? distance : window_before(distance, g.across, g.KW * g.DW);
+                    for (int m = 0, after = distance - j * g.SW; m < WIDE; ++m) {  // `after` the window's first pixel
+                        const bool tapped = inside[r] && j >= 0 && j < g.OW && (unit || after == 0);
+                        const T tap = taps[tapped ? row[r] + j : 0];  // a load without a branch
+                        sums[r].v[m] += tapped ? tap : T(0);
+                        if (unit || ++after == g.SW) {
+                            after = 0;
+                            ++j;
+                        }
                     }
                 }
             }
+        }
         for (int r = 0; r < ROUNDS; ++r) {
-            if (h[r] < 0) continue;
             const unsigned n = (e + r * round) / g.image, pixel = (e + r * round) % g.image;
+            if (n >= g.N) continue;
             for (int m = 0; m < WIDE; ++m) sums[r].v[m] += b;
             store(x + plane(g, n) * g.image.d + pixel, sums[r]);
         }
     }
+}
+
+extern "C" __global__ void fold(const Element* __restrict__ cols, const T* bias, Element* __restrict__ x, Windows g) {
+    fold_windows<false>(cols, bias, x, g);
+}
+
+extern "C" __global__ void fold_at_stride_1(const Element* __restrict__ cols, const T* bias, Element* __restrict__ x,
+                                            Windows g) {
+    fold_windows<true>(cols, bias, x, g);
 }
 
 // The first pixel of window l, of 2 x 2 pixels at stride 2.
@@ -314,31 +318,52 @@ extern "C" __global__ void max_pool(const Element* __restrict__ x, Element* __re
     }
 }
 
-// Windows of 2 x 2 pixels at stride 2 that cover the images: each thread searches WIDE windows of one row.
-extern "C" __global__ void max_pool_2x2(const Element* __restrict__ x, Element* __restrict__ out,
-                                        Index* __restrict__ argmax, Windows g) {
+// Windows of 2 x 2 pixels at stride 2 that cover the images: each thread reads WIDE windows of one row.
+// `use(first, pixel)` writes their results from place `first` on; `pixel(m, k)` is pixel k of window m.
+template <typename Use>
+__device__ void read_2x2(const Element* __restrict__ x, Windows g, Use use) {
     FOR_EACH_PACK(p, g.N * g.output.d) {
         const unsigned n = p / g.output, l = p % g.output;
         const Element* corner = x + plane(g, n) * g.image.d + pixel_of(g, l);
-        Pack rows[2][2], maxima;
-        Indices places;
+        Pack rows[2][2];
         for (int i = 0; i < 2; ++i)
             for (int half = 0; half < 2; ++half) rows[i][half] = load(corner + i * g.W + half * WIDE);
+        use(plane(g, n) * g.output.d + l, [&](int m, int k) {
+            const int column = 2 * m + k % 2;
+            return rows[k / 2][column / WIDE].v[column % WIDE];
+        });
+    }
+}
+
+extern "C" __global__ void max_pool_2x2(const Element* __restrict__ x, Element* __restrict__ out,
+                                        Index* __restrict__ argmax, Windows g) {
+    read_2x2(x, g, [&](size_t first, auto pixel) {
+        Pack maxima;
+        Indices places;
         for (int m = 0; m < WIDE; ++m) {
             T largest = minus_infinity();
             int where = 0;
             for (int k = 0; k < 4; ++k) {
-                const int column = 2 * m + k % 2;
-                const T value = rows[k / 2][column / WIDE].v[column % WIDE];
+                const T value = pixel(m, k);
                 if (value > largest || value != value && largest == largest) where = k;  // the first NaN
                 if (exceeds(value, largest)) largest = value;
             }
             maxima.v[m] = largest;
             places.v[m] = where;
         }
-        store(out + plane(g, n) * g.output.d + l, maxima);
-        *reinterpret_cast<Indices*>(argmax + plane(g, n) * g.output.d + l) = places;
-    }
+        store(out + first, maxima);
+        *reinterpret_cast<Indices*>(argmax + first) = places;
+    });
+}
+
+extern "C" __global__ void avg_pool_2x2(const Element* __restrict__ x, Element* __restrict__ out, double count,
+                                        Windows g) {
+    read_2x2(x, g, [&](size_t first, auto pixel) {
+        Pack means;
+        for (int m = 0; m < WIDE; ++m)
+            means.v[m] = (pixel(m, 0) + pixel(m, 1) + pixel(m, 2) + pixel(m, 3)) / T(count);
+        store(out + first, means);
+    });
 }
 
 #define HALF ((WIDE + 1) / 2)
@@ -522,44 +547,44 @@ __device__ T of_channel(Sharing<by>, const T* values, T held, Groups g, unsigned
 template <typename V>
 __device__ V add(V a, V b) { return a + b; }
 
-// Combine one value of each thread of the block; all threads get the same bits. `combine` must be commutative, with 0
-// as its neutral element.
-template <typename V, V combine(V, V)>
-__device__ V block_reduce(V value) {
-    __shared__ V warps[THREADS / 32];
-    for (int d = 16; d > 0; d /= 2) value = combine(value, __shfl_xor_sync(0xffffffff, value, d));
+// Combine the values of all threads of the block, each of `count` values with those of its place; all threads get the
+// same bits. `combine` must be commutative, with 0 as its neutral element.
+template <typename V, V combine(V, V), int count>
+__device__ void block_reduce(V (&values)[count]) {
+    __shared__ V warps[count][THREADS / 32];
+    for (int d = 16; d > 0; d /= 2)
+        for (int k = 0; k < count; ++k) values[k] = combine(values[k], __shfl_xor_sync(0xffffffff, values[k], d));
     __syncthreads();  // Another thread may still read what an earlier call wrote.
-    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = value;
+    if (threadIdx.x % 32 == 0)
+        for (int k = 0; k < count; ++k) warps[k][threadIdx.x / 32] = values[k];
     __syncthreads();
-    value = 0;
-    for (int k = 0; k < THREADS / 32; ++k) value = combine(value, warps[k]);
-    return value;
+    for (int k = 0; k < count; ++k) {
+        values[k] = 0;
+        for (int warp = 0; warp < THREADS / 32; ++warp) values[k] = combine(values[k], warps[k][warp]);
+    }
 }
 
-template <typename V>
-__device__ V block_sum(V value) { return block_reduce<V, add<V>>(value); }
-
-template <typename V>
-__device__ V block_total(const V* values, unsigned count) {  // The sum of an array.
-    V sum = 0;
-    for (unsigned k = threadIdx.x; k < count; k += THREADS) sum += values[k];
-    return block_sum(sum);
+// Sum each of several arrays of `length` pieces; from one array to the next, it is `apart` values.
+template <typename V, int count>
+__device__ void block_totals(const V* pieces, size_t apart, unsigned length, V (&totals)[count]) {
+    for (int k = 0; k < count; ++k) totals[k] = 0;
+    for (unsigned piece = threadIdx.x; piece < length; piece += THREADS)
+        for (int k = 0; k < count; ++k) totals[k] += pieces[k * apart + piece];
+    block_reduce<V, add<V>>(totals);
 }
 
-template <typename V>
-__device__ V mean_of(const V* pieces, Groups g) {
-    return block_total(pieces + (size_t)blockIdx.x * g.pieces, g.pieces) / size(g);
-}
-
-template <typename V>
-__device__ void store_piece(V sum, V* sums) {  // Write this block's piece of a sum, which block_total adds up.
-    sum = block_sum(sum);
-    if (threadIdx.x == 0) sums[(size_t)blockIdx.x * gridDim.y + blockIdx.y] = sum;
+// Write this block's pieces of `count` sums, which block_totals adds up. pieces is (count, groups, blocks of a group).
+template <typename V, int count>
+__device__ void store_pieces(V (&sums)[count], V* pieces) {
+    block_reduce<V, add<V>>(sums);
+    if (threadIdx.x > 0) return;
+    for (int k = 0; k < count; ++k) pieces[((size_t)k * gridDim.x + blockIdx.x) * gridDim.y + blockIdx.y] = sums[k];
 }
 
 extern "C" __global__ void total(const T* sums, T* totals, Groups g) {
-    const T sum = block_total(sums + (size_t)blockIdx.x * g.pieces, g.pieces);
-    if (threadIdx.x == 0) totals[blockIdx.x] = sum;
+    T sum[1];
+    block_totals(sums + (size_t)blockIdx.x * g.pieces, 0, g.pieces, sum);
+    if (threadIdx.x == 0) totals[blockIdx.x] = sum[0];
 }
 
 // ---- convolution: copy a matrix (F, m * L), whose row f is the group of channel f, to images (m, F, L), and back
@@ -576,13 +601,13 @@ extern "C" __global__ void to_images(const Element* __restrict__ rows, const T* 
 
 extern "C" __global__ void to_rows(const Element* __restrict__ images, Element* __restrict__ rows, T* sums,
                                    Groups g) {
-    T sum = 0;
+    T sum[1] = {0};
     const auto load_at = [&](unsigned e) { return load(images + index(g, e)); };
     for_each_pack(size(g), load_at, [&](unsigned e, Pack pack) {
         store(rows + (size_t)blockIdx.x * size(g) + e, pack);
-        for (int k = 0; k < WIDE; ++k) sum += pack.v[k];
+        for (int k = 0; k < WIDE; ++k) sum[0] += pack.v[k];
     });
-    store_piece(sum, sums);
+    store_pieces(sum, sums);
 }
 
 // ---- normalisation
@@ -595,17 +620,16 @@ __device__ T pivot(const Element* x, Groups g) { return x[(size_t)blockIdx.x * g
 // of a float mean far from zero may exceed the differences between values, and squares beyond 1e19 overflow in float.
 extern "C" __global__ void sum_moments(const Element* __restrict__ x, double* moments, Groups g) {
     const double first = pivot(x, g);
-    double sum = 0, squares = 0;
+    double sums[2] = {0, 0};
     const auto load_at = [&](unsigned e) { return load(x + index(g, e)); };
     for_each_pack(size(g), load_at, [&](unsigned, Pack pack) {
         for (int k = 0; k < WIDE; ++k) {
             const double d = pack.v[k] - first;
-            sum += d;
-            squares += d * d;
+            sums[0] += d;
+            sums[1] += d * d;
         }
     });
-    store_piece(sum, moments);
-    store_piece(squares, moments + (size_t)g.S * g.pieces);
+    store_pieces(sums, moments);
 }
 
 // Both passes of a norm followed by a ReLU compute this, so fma() says how it is rounded.
@@ -616,8 +640,9 @@ template <bool rectified>
 __device__ void write_normalised(const Element* __restrict__ x, const T* __restrict__ gamma,
                                  const T* __restrict__ beta, const double* moments, double eps,
                                  Element* __restrict__ out, T* means, T* vars, T* inv_stds, T* errors, Groups g) {
-    const double shift = mean_of(moments, g), exact = pivot(x, g) + shift;
-    const double rounded = mean_of(moments + (size_t)g.S * g.pieces, g) - shift * shift;
+    double sums[2];
+    block_totals(moments + (size_t)blockIdx.x * g.pieces, (size_t)g.S * g.pieces, g.pieces, sums);
+    const double shift = sums[0] / size(g), exact = pivot(x, g) + shift, rounded = sums[1] / size(g) - shift * shift;
     const double var = rounded < 0 ? 0 : rounded;  // NaN stays NaN
     const T mean = exact, error = exact - mean, inv_std = 1 / sqrt(var + eps);  // error: of rounding the mean
     if (threadIdx.x == 0 && blockIdx.y == 0) {
@@ -689,16 +714,16 @@ __device__ void sum_gradients(const Element* __restrict__ dout, const Element* _
             }
         });
     });
-    for (int k = 0; k < 5; ++k) store_piece(s[k], sums + (size_t)k * g.S * g.pieces);
+    store_pieces(s, sums);
 }
 
-extern "C" __global__ void gradient_sums(const Element* __restrict__ dout, const Element* __restrict__ x,
+extern "C" __global__ void LIMIT_REGISTERS gradient_sums(const Element* __restrict__ dout, const Element* __restrict__ x,
                                          const T* means, const T* inv_stds, const T* __restrict__ gamma, T* sums,
                                          int64 rows, Groups g) {
     sum_gradients<false>(dout, x, means, inv_stds, gamma, nullptr, nullptr, sums, rows, g);
 }
 
-extern "C" __global__ void relu_gradient_sums(const Element* __restrict__ dout, const Element* __restrict__ x,
+extern "C" __global__ void LIMIT_REGISTERS relu_gradient_sums(const Element* __restrict__ dout, const Element* __restrict__ x,
                                               const T* means, const T* inv_stds, const T* __restrict__ gamma,
                                               const T* __restrict__ beta, const T* errors, T* sums, int64 rows,
                                               Groups g) {
@@ -714,10 +739,11 @@ __device__ void write_gradient(const Element* __restrict__ dout, const Element* 
                                int64 rows, Groups g) {
     const T mean = means[blockIdx.x], inv_std = inv_stds[blockIdx.x], error = rectified ? errors[blockIdx.x] : T(0);
     const size_t mine = blockIdx.x * rows * g.pieces, all = g.S * rows * g.pieces;
-    const T mean_dxhat = block_total(sums + 2 * all + mine, rows * g.pieces) / size(g);
+    T totals[3];
+    block_totals(sums + 2 * all + mine, all, rows * g.pieces, totals);
     // The rounding error of the mean shifts xhat.
-    const T shift = block_total(sums + 4 * all + mine, rows * g.pieces) / size(g);
-    const T mean_dxhat_xhat = block_total(sums + 3 * all + mine, rows * g.pieces) / size(g) - shift * mean_dxhat;
+    const T mean_dxhat = totals[0] / size(g), shift = totals[2] / size(g);
+    const T mean_dxhat_xhat = totals[1] / size(g) - shift * mean_dxhat;
     const unsigned first = first_channel(g);
     const T held = gamma[first], held_beta = rectified ? beta[first] : T(0);
     const auto load_at = [&](unsigned e) { return Packs{load(dout + index(g, e)), load(x + index(g, e))}; };
@@ -747,14 +773,14 @@ __device__ void write_gradient(const Element* __restrict__ dout, const Element* 
     }
 }
 
-extern "C" __global__ void normalise_backward(const Element* __restrict__ dout, const Element* __restrict__ x,
+extern "C" __global__ void LIMIT_REGISTERS normalise_backward(const Element* __restrict__ dout, const Element* __restrict__ x,
                                               const T* means, const T* inv_stds, const T* __restrict__ gamma,
                                               const T* sums, Element* __restrict__ dx, T* dgamma, T* dbeta, int64 rows,
                                               Groups g) {
     write_gradient<false>(dout, x, means, inv_stds, gamma, nullptr, nullptr, sums, dx, dgamma, dbeta, rows, g);
 }
 
-extern "C" __global__ void normalise_relu_backward(const Element* __restrict__ dout, const Element* __restrict__ x,
+extern "C" __global__ void LIMIT_REGISTERS normalise_relu_backward(const Element* __restrict__ dout, const Element* __restrict__ x,
                                                    const T* means, const T* inv_stds, const T* __restrict__ gamma,
                                                    const T* __restrict__ beta, const T* errors, const T* sums,
                                                    Element* __restrict__ dx, T* dgamma, T* dbeta, int64 rows,
@@ -853,9 +879,9 @@ extern "C" __global__ void gated_logistic(const Element* __restrict__ x, Element
                                           Element* __restrict__ derivative, double a, double b, int64 count) {
     const T linear = a, cubic = b;
     write_gated(x, out, derivative, count, [=](T t, T& tail, T& density) {
-        const T power = exp(-t * (linear + cubic * t * t));
-        tail = power / (1 + power);
-        density = (linear + 3 * cubic * t * t) * tail / (1 + power);
+        const T power = exp(-t * (linear + cubic * t * t)), rest = 1 / (1 + power);
+        tail = power * rest;
+        density = (linear + 3 * cubic * t * t) * tail * rest;
     });
 }
 
@@ -873,18 +899,19 @@ extern "C" __global__ void gated_backward(const Element* __restrict__ dout, cons
 // ---- L2 penalty: `decay` computes grad += reg * W and pieces of sum(W * W), `penalty` adds those to the loss
 
 extern "C" __global__ void decay(const T* __restrict__ W, T* __restrict__ grad, T* sums, double reg, int64 count) {
-    T sum = 0;
+    T sum[1] = {0};
     #pragma unroll 4
     FOR_EACH(e, count) {
         grad[e] += T(reg) * W[e];
-        sum += W[e] * W[e];
+        sum[0] += W[e] * W[e];
     }
-    store_piece(sum, sums);
+    store_pieces(sum, sums);
 }
 
 extern "C" __global__ void penalty(const T* loss, const T* sums, T* out, double reg, int64 pieces) {
-    const T sum = block_total(sums, pieces);
-    if (threadIdx.x == 0) *out = *loss + T(0.5 * reg) * sum;
+    T sum[1];
+    block_totals(sums, 0, pieces, sum);
+    if (threadIdx.x == 0) *out = *loss + T(0.5 * reg) * sum[0];
 }
 
 // ---- the largest magnitude among finite values, and whether all values are finite
@@ -907,32 +934,28 @@ extern "C" __global__ void largest_finite(const T* x0, const T* x1, const T* x2,
             x = arrays[k];
             count = counts[k];
         }
-    T largest = 0, nonfinite = 0;
+    T found[2] = {0, 0};  // the largest, and 1 for one that is not finite
     #pragma unroll 4
     FOR_EACH(e, count)
-        if (isfinite(x[e])) largest = larger(largest, fabs(x[e]));
-        else nonfinite = 1;
-    largest = block_reduce<T, larger>(largest);
-    nonfinite = block_reduce<T, larger>(nonfinite);
+        if (isfinite(x[e])) found[0] = larger(found[0], fabs(x[e]));
+        else found[1] = 1;
+    block_reduce<T, larger>(found);
     if (threadIdx.x > 0) return;
     pieces += 2 * blockIdx.x * gridDim.y + blockIdx.y;
-    pieces[0] = largest;
-    pieces[gridDim.y] = nonfinite;
+    pieces[0] = found[0];
+    pieces[gridDim.y] = found[1];
 }
 
 // One block for each array, whose pieces are (2, count); out is (arrays, 2).
 extern "C" __global__ void largest_finite_of_pieces(const T* pieces, T* out, int64 count) {
-    T largest = 0, nonfinite = 0;
+    T found[2] = {0, 0};
     pieces += 2 * blockIdx.x * count;
-    for (unsigned k = threadIdx.x; k < count; k += THREADS) {
-        largest = larger(largest, pieces[k]);
-        nonfinite = larger(nonfinite, pieces[count + k]);
-    }
-    largest = block_reduce<T, larger>(largest);
-    nonfinite = block_reduce<T, larger>(nonfinite);
+    for (unsigned k = threadIdx.x; k < count; k += THREADS)
+        for (int row = 0; row < 2; ++row) found[row] = larger(found[row], pieces[row * count + k]);
+    block_reduce<T, larger>(found);
     if (threadIdx.x > 0) return;
-    out[2 * blockIdx.x] = largest;
-    out[2 * blockIdx.x + 1] = 1 - nonfinite;
+    out[2 * blockIdx.x] = found[0];
+    out[2 * blockIdx.x + 1] = 1 - found[1];
 }
 
 // ---- softmax cross-entropy: one warp for each sample
