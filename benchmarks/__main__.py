@@ -60,6 +60,7 @@ def main(
     ours = Xpconv(backend)
     gpu = device.describe() if ours.backend.library == "cupy" else {}
     rows: list[dict[str, Any]] = []
+    disagreements: list[str] = []
     for peer in peers.split(","):
         contestant = PEERS[peer]()
         if peer == "torch":
@@ -70,22 +71,28 @@ def main(
             cases = [case for case in CASES if not only or case.name in only]
             new_rows: list[dict[str, Any]] = []
             for case in (case for case in cases if wanted(case, peer, bool(gpu), tf32)):
-                new_rows += compare(case, ours, contestant, peer, tf32=tf32, rates=gpu.get("rates", {}))
+                try:
+                    new_rows += compare(case, ours, contestant, peer, tf32=tf32, rates=gpu.get("rates", {}))
+                except DisagreementError as error:
+                    disagreements.append(str(error))
             show(console, new_rows, peer + " with TF32" * tf32)
             rows += new_rows
-    if json_file:
-        result = {
-            "machine": machine(),
-            **gpu,
-            "versions": versions(),
-            "commit": commit(),
-            "backend": backend,
-            "threads": num_threads(),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "rows": rows,
-        }
-        with atomic_path(json_file) as temporary:
-            temporary.write_text(json.dumps(result, indent=1) + "\n")
+            if json_file:  # after each table, so that a later failure loses nothing
+                write({**gpu, "backend": backend, "rows": rows}, json_file)
+    if disagreements:
+        raise SystemExit("\n".join(disagreements))
+
+
+class DisagreementError(Exception):
+    """The results of xpconv and a peer are not the same."""
+
+
+def write(result: dict[str, Any], path: Path) -> None:
+    """Write results as JSON, with the machine, the versions, the commit and the date."""
+    where = {"machine": machine(), "versions": versions(), "commit": commit(), "threads": num_threads()}
+    where["date"] = datetime.now(UTC).isoformat(timespec="seconds")
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps({**where, **result}, indent=1) + "\n")
 
 
 def check_choices(peers: list[str], only: list[str] | None) -> None:
@@ -133,7 +140,8 @@ def compare(
         (float(norm(a - b) / max(norm(b), 1e-30)) for a, b in zip(check(), peer_check(), strict=True)), default=0.0
     )
     if difference > limit:
-        raise SystemExit(f"{case.name}: xpconv and {peer} differ by {difference:.1e}, more than {limit:g} (relative)")
+        versus = f"{case.name}: xpconv and {peer}{' with TF32' * tf32}"
+        raise DisagreementError(f"{versus} differ by {difference:.1e}, more than {limit:g} (relative)")
     rows = []
     measure = device.device_ms if rates else host_ms
     for name in (name for name in passes if name != "check"):

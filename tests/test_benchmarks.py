@@ -247,3 +247,25 @@ def test_the_commands_that_prove_a_gpu_exist(tmp_path):
         ("--precision", "mixed", "--tf32"),
     ]
     assert str(tmp_path / "mixed.json") in trainings[1]
+
+
+def test_the_rows_that_agree_are_written_before_the_error_names_the_others(tmp_path, monkeypatch):
+    measured = json.loads((ROOT / "benchmarks/results/cpu.json").read_text())["rows"]
+
+    def compare(case, *arguments, **options):
+        if case.name == "course pool":
+            raise benchmark.DisagreementError("course pool differs")
+        return [row for row in measured if row["name"] == case.name]
+
+    monkeypatch.setattr(benchmark, "compare", compare)
+    with pytest.raises(SystemExit, match="course pool differs"):
+        benchmark.main("numpy", "reference", ["course pool", "seed"], tmp_path / "results.json")
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert {row["name"] for row in found["rows"]} == {"seed"}
+
+
+def test_results_that_differ_are_not_timed(monkeypatch):
+    monkeypatch.setitem(benchmark.AGREE, "float32", -1.0)
+    ours = benchmark.Xpconv("numpy")
+    with pytest.raises(benchmark.DisagreementError, match=r"gelu: xpconv and numpy differ by \S+, more than -1"):
+        benchmark.compare(CASE["gelu"], ours, ours, "numpy", tf32=False, rates={})
