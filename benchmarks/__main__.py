@@ -36,7 +36,8 @@ PEERS = {
 SLOW = {"reference": lambda case: case.small, "numpy": lambda case: case.large and case.kind == "step"}
 ON_GPU = ("torch-cuda", "torch-graphs")
 AGREE = {"float32": 1e-4, "float64": 1e-9, "tf32": 2e-2}  # relative to the largest value
-AGREE_STEP = 5e-2  # relative to the gradient's norm: rounding may change which ReLU or maximum passes a gradient
+# Relative to the gradient's norm: rounding may change which ReLU or maximum passes a gradient, above all in deep nets.
+AGREE_STEP, AGREE_STEP_TF32 = 5e-2, 0.2
 
 
 def main(
@@ -132,7 +133,7 @@ def compare(
     passes, check = ours.prepare(case)
     peer_passes, peer_check = contestant.prepare(case)
     norm, limit = (
-        (np.linalg.norm, AGREE_STEP)
+        (np.linalg.norm, AGREE_STEP_TF32 if tf32 else AGREE_STEP)
         if case.kind in ("step", "epoch")
         else (_max_abs, AGREE["tf32" if tf32 else case.dtype])
     )

@@ -31,8 +31,9 @@ def test_the_readme_has_the_measured_ratios_of_the_gpu():
     rows = json.loads((ROOT / "benchmarks/results/gpu.json").read_text())["rows"]
     readme = (ROOT / "README.md").read_text()
     plain, tf32 = ([row for row in rows if row["peer"] == "torch-cuda" and row["tf32"] == on] for on in (False, True))
-    for means in zip(geometric_means(plain), [*geometric_means(tf32), None, None], strict=True):
-        ratios = [f"{mean[1]:.2f}" if mean else "" for mean in means]
+    means, means_tf32 = dict(geometric_means(plain)), dict(geometric_means(tf32))
+    for name, mean in means.items():
+        ratios = [f"{mean:.2f}", f"{means_tf32[name]:.2f}" if name in means_tf32 else ""]
         assert f" | {' | '.join(ratios)} |".replace("  ", " ") in readme
     for name in ("three-layer step", "six-conv step", "six-conv step, batch 512"):
         one, other = (next(row for row in found if row["name"] == name) for found in (plain, tf32))
