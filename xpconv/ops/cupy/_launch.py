@@ -56,7 +56,7 @@ def sum_dtype(dtype: np.dtype) -> np.dtype:
 def width(count: int, dtype: np.dtype, stride: int = 1) -> int:
     """Return how many values a kernel may load at once from rows of `count` values: at most 16 bytes, a power of two.
 
-    If a kernel stores values of windows at this stride, it may store so many that those it loads are within 16 bytes.
+    A kernel that stores one value for each window loads pixels `stride` apart: the loaded pixels span at most 16 bytes.
     The width depends on the shape alone, so that sums are always added in the same order.
     """
     return gcd(count, max(1, _ACCESS_BYTES // (dtype.itemsize * stride)))
