@@ -658,6 +658,20 @@ def test_a_sum_is_shared_by_the_blocks_that_the_current_device_runs_at_once(monk
         assert _launch.reduction_blocks() == 8 * multiprocessors[current]
 
 
+@pytest.mark.parametrize(
+    ("shape", "axes", "blocks", "threads"),
+    [
+        ((512, 64, 1024), (2,), (32768, 1), 64),  # 256 loads of 4 values: 4 for each thread
+        ((512, 64, 64), (2,), (32768, 1), 32),
+        ((512, 8, 8192), (2,), (4096, 1), 256),
+        ((512, 64, 1024), (0, 2), (64, 16), 256),  # 16 blocks share a sum
+    ],
+)
+def test_blocks_with_a_sum_of_their_own_are_as_small_as_the_sum(shape, axes, blocks, threads):
+    plan = _groups.plan_sums(shape, np.dtype("float32"), axes)
+    assert plan.grid == (blocks, (threads,))
+
+
 @every_dtype
 def test_reductions_over_many_blocks_equal_the_portable_versions(dtype):
     rng = np.random.default_rng(12)

@@ -67,15 +67,15 @@ def compile_kernels(nvrtc, *definitions):
     return text("PTX"), log
 
 
-@pytest.mark.parametrize("index", ["uint8", "int64"])
+@pytest.mark.parametrize(("index", "threads"), [("uint8", 256), ("int64", 256), ("uint8", 32)])
 @pytest.mark.parametrize(
     ("element", "wide", "store"),
     [("float", 4, "v4.f32"), ("double", 2, "v2.f64"), ("Half", 8, "v4.u32"), *((name, 1, "v") for name in ELEMENTS)],
 )
-def test_kernels_compile_without_warnings_or_spilled_registers(nvrtc, element, wide, store, index):
+def test_kernels_compile_without_warnings_or_spilled_registers(nvrtc, element, wide, store, index, threads):
     arithmetic = "double" if element == "double" else "float"
     ptx, log = compile_kernels(
-        nvrtc, f"Element={element}", f"Real={arithmetic}", f"WIDE={wide}", f"Index={index}", "THREADS=256"
+        nvrtc, f"Element={element}", f"Real={arithmetic}", f"WIDE={wide}", f"Index={index}", f"THREADS={threads}"
     )
     assert "warning" not in log
     spills = re.findall(r"(\d+) bytes spill", log)

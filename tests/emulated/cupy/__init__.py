@@ -145,7 +145,7 @@ class _Range(ctypes.Structure):
 
 @lru_cache
 def _compile(code, options):
-    kernels = re.findall(r"__global__ void (?:[A-Z_]+ )?(\w+)\(", code)
+    kernels = re.findall(r"__global__ void (\w+)\(", code)
     with TemporaryDirectory() as folder:
         source, parts, library = (Path(folder) / name for name in ("kernels.cpp", "kernels.o", "kernels.so"))
         source.write_text(code + "".join(f"\nEXPORT({name})" for name in kernels), encoding="utf-8")

@@ -255,12 +255,12 @@ __device__ void fold_windows(const Element* __restrict__ cols, const T* bias, El
                 for (int r = 0; r < ROUNDS; ++r) {
                     const int distance = w[r] - l * g.DW;
                     int j = unit ? distance : window_before(distance, g.across, g.KW * g.DW);
-                    for (int m = 0, after = distance - j * g.SW; m < WIDE; ++m) {  // `after` the window's first pixel
-                        const bool tapped = inside[r] && j >= 0 && j < g.OW && (unit || after == 0);
+                    for (int m = 0, column = distance - j * g.SW; m < WIDE; ++m) {  // column 0 is l * DW of window j
+                        const bool tapped = inside[r] && j >= 0 && j < g.OW && (unit || column == 0);
                         const T tap = taps[tapped ? row[r] + j : 0];  // a load without a branch
                         sums[r].v[m] += tapped ? tap : T(0);
-                        if (unit || ++after == g.SW) {
-                            after = 0;
+                        if (unit || ++column == g.SW) {
+                            column = 0;
                             ++j;
                         }
                     }
@@ -717,16 +717,18 @@ __device__ void sum_gradients(const Element* __restrict__ dout, const Element* _
     store_pieces(s, sums);
 }
 
-extern "C" __global__ void LIMIT_REGISTERS gradient_sums(const Element* __restrict__ dout, const Element* __restrict__ x,
-                                         const T* means, const T* inv_stds, const T* __restrict__ gamma, T* sums,
-                                         int64 rows, Groups g) {
+extern "C" LIMIT_REGISTERS
+__global__ void gradient_sums(const Element* __restrict__ dout, const Element* __restrict__ x,
+                              const T* means, const T* inv_stds, const T* __restrict__ gamma, T* sums,
+                              int64 rows, Groups g) {
     sum_gradients<false>(dout, x, means, inv_stds, gamma, nullptr, nullptr, sums, rows, g);
 }
 
-extern "C" __global__ void LIMIT_REGISTERS relu_gradient_sums(const Element* __restrict__ dout, const Element* __restrict__ x,
-                                              const T* means, const T* inv_stds, const T* __restrict__ gamma,
-                                              const T* __restrict__ beta, const T* errors, T* sums, int64 rows,
-                                              Groups g) {
+extern "C" LIMIT_REGISTERS
+__global__ void relu_gradient_sums(const Element* __restrict__ dout, const Element* __restrict__ x,
+                                   const T* means, const T* inv_stds, const T* __restrict__ gamma,
+                                   const T* __restrict__ beta, const T* errors, T* sums, int64 rows,
+                                   Groups g) {
     sum_gradients<true>(dout, x, means, inv_stds, gamma, beta, errors, sums, rows, g);
 }
 
@@ -773,18 +775,20 @@ __device__ void write_gradient(const Element* __restrict__ dout, const Element* 
     }
 }
 
-extern "C" __global__ void LIMIT_REGISTERS normalise_backward(const Element* __restrict__ dout, const Element* __restrict__ x,
-                                              const T* means, const T* inv_stds, const T* __restrict__ gamma,
-                                              const T* sums, Element* __restrict__ dx, T* dgamma, T* dbeta, int64 rows,
-                                              Groups g) {
+extern "C" LIMIT_REGISTERS
+__global__ void normalise_backward(const Element* __restrict__ dout, const Element* __restrict__ x,
+                                   const T* means, const T* inv_stds, const T* __restrict__ gamma,
+                                   const T* sums, Element* __restrict__ dx, T* dgamma, T* dbeta, int64 rows,
+                                   Groups g) {
     write_gradient<false>(dout, x, means, inv_stds, gamma, nullptr, nullptr, sums, dx, dgamma, dbeta, rows, g);
 }
 
-extern "C" __global__ void LIMIT_REGISTERS normalise_relu_backward(const Element* __restrict__ dout, const Element* __restrict__ x,
-                                                   const T* means, const T* inv_stds, const T* __restrict__ gamma,
-                                                   const T* __restrict__ beta, const T* errors, const T* sums,
-                                                   Element* __restrict__ dx, T* dgamma, T* dbeta, int64 rows,
-                                                   Groups g) {
+extern "C" LIMIT_REGISTERS
+__global__ void normalise_relu_backward(const Element* __restrict__ dout, const Element* __restrict__ x,
+                                        const T* means, const T* inv_stds, const T* __restrict__ gamma,
+                                        const T* __restrict__ beta, const T* errors, const T* sums,
+                                        Element* __restrict__ dx, T* dgamma, T* dbeta, int64 rows,
+                                        Groups g) {
     write_gradient<true>(dout, x, means, inv_stds, gamma, beta, errors, sums, dx, dgamma, dbeta, rows, g);
 }
 
