@@ -283,18 +283,19 @@ def _convolve_lines_backward(dout: Array, x: Array, w: Array, window: Window, dx
     F, C, KH, KW = w.shape
     if dx is not None and _is_rotated_convolution(window, w, 1):
         rotated, full = _rotated(w, window, 1)
+        if w.size < _FEW_WEIGHTS:
+            return _rotated_gradients(dout, x, rotated, full, dx)
         _convolve_lines(dout, rotated, None, full, dx)
         dx = None
     x, dout = (_flatten_for_1x1(a, window) for a in (x, dout))
-    OH, dx = dout.shape[2], None if dx is None else _flatten_for_1x1(dx, window)
+    dx = None if dx is None else _flatten_for_1x1(dx, window)
     filters = w.transpose(2, 1, 3, 0).reshape(-1, F)  # (KH * C * KW, F)
 
     def task(tile: slice) -> tuple[Array, Array]:
         lines = _Lines(x[tile].shape, window)
         dy = np.ascontiguousarray(dout[tile].transpose(1, 2, 0, 3)).reshape(F, -1)  # (F, OH * m * OW)
         if w.size < _FEW_WEIGHTS:
-            sections = lines.sections(lines.lower(x[tile], _BY_ROWS))
-            dw = np.matmul(sections, dy.reshape(F, OH, -1).transpose(1, 2, 0)).sum(axis=0)
+            dw = _sum_over_rows(lines.sections(lines.lower(x[tile], _BY_ROWS)), dy)
         else:
             slices = lines.slices(lines.lower(x[tile], _BY_CHANNELS))
             dw = np.concatenate([lines_of_row @ dy.T for lines_of_row in slices])
@@ -306,3 +307,31 @@ def _convolve_lines_backward(dout: Array, x: Array, w: Array, window: Window, dx
     image_bytes = _Lines(x[:1].shape, window).image_bytes(x.itemsize, columns=dx is not None)
     dw, db = sum_over_tiles(x, task, len(x), image_bytes)
     return np.ascontiguousarray(dw.reshape(KH, C, KW, F).transpose(3, 1, 0, 2)), db
+
+
+def _rotated_gradients(dout: Array, x: Array, rotated: Array, full: Window, dx: Array) -> tuple[Array, Array]:
+    """Write dx, the convolution of dout with the rotated filters, and return dw and db.
+
+    The gradient of the rotated filters is the product of the same sections with the rows of x.
+    """
+    C, F, KH, KW = rotated.shape
+    filters = rotated.transpose(0, 2, 1, 3).reshape(C, -1)  # (C, KH * F * KW)
+
+    def task(tile: slice) -> tuple[Array, Array]:
+        lines = _Lines(dout[tile].shape, full)
+        sections = lines.sections(lines.lower(dout[tile], _BY_ROWS))
+        target = dx[tile].transpose(2, 1, 0, 3)  # (H, C, m, W)
+        rows = scratch("y", target.shape, x.dtype)
+        target[...] = np.matmul(filters, sections, out=rows.reshape(lines.OH, C, -1)).reshape(rows.shape)
+        pixels = np.ascontiguousarray(x[tile].transpose(1, 2, 0, 3)).reshape(C, -1)  # (C, H * m * W)
+        return _sum_over_rows(sections, pixels), dout[tile].sum(axis=(0, 2, 3))
+
+    dw, db = sum_over_tiles(x, task, len(x), _Lines(dout[:1].shape, full).image_bytes(x.itemsize))
+    return np.ascontiguousarray(dw.reshape(KH, F, KW, C).transpose(1, 3, 0, 2)[..., ::-1, ::-1]), db
+
+
+def _sum_over_rows(sections: Array, pixels: Array) -> Array:
+    """Return the sum over rows of ``section @ row.T``; `pixels` (channels, rows * m * width) has the rows."""
+    by_rows = pixels.reshape(len(pixels), len(sections), -1).transpose(1, 2, 0)
+    total: Array = np.matmul(sections, by_rows).sum(axis=0)
+    return total
