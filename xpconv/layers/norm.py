@@ -258,7 +258,7 @@ def _updated(running: RunningStats, mean: Array, var: Array, momentum: float) ->
 def batchnorm_relu_forward(
     x: Array, gamma: Array, beta: Array, running: RunningStats, *, momentum: float, eps: float
 ) -> tuple[Array, BatchNormReluCache]:
-    """Compute ``relu_forward(batchnorm_forward(x, ..., train=True))`` in fewer passes over the arrays on a GPU."""
+    """Compute ``relu_forward(batchnorm_forward(x, ..., train=True))`` in fewer passes over the arrays."""
     xp, flat, scale, shift, running = _check_batch(x, gamma, beta, running)
     _check_several(x)
     out, mean, var, inv_std, signs = normalise_relu(flat, scale, shift, axes=(0, 2), tile_axis=1, eps=eps)

@@ -1,6 +1,6 @@
 """Batch norms that are followed by a ReLU: training passes compute both together.
 
-On a GPU, this takes fewer passes over the arrays and stores no mask.
+This takes fewer passes over the arrays; a GPU stores no mask, either.
 """
 
 from collections.abc import Sequence
