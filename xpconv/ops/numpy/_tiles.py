@@ -25,11 +25,12 @@ __all__ = ["for_each_block", "for_each_tile", "map_tiles", "matmul", "sum_in_blo
 Array = np.ndarray
 
 _TILE_BYTES = 1 << 22  # Scratch memory of a tile: fits a shared cache, and is enough work to be worth a thread.
-_BLOCK_BYTES = 1 << 19  # Of each array in a block of an elementwise update; also the least scratch memory for a lane.
-_LANES = 8  # Lanes of work that is limited by arithmetic.
-_MEMORY_LANES = 4  # Lanes of work that is limited by memory: more threads gain nothing, and each tile costs 50 us.
+_BLOCK_BYTES = 1 << 19  # Of each array in a block of an elementwise update.
+_LANES, _LANE_BYTES = 8, 1 << 20  # Lanes of work that is limited by arithmetic, and the least scratch memory of one.
+# Those of work that is limited by memory: more threads gain nothing, and waking a thread takes 0.1 ms.
+_MEMORY_LANES, _MEMORY_LANE_BYTES = 4, 1 << 21
 _SUMMED_ROWS = 1 << 8  # NumPy adds rows one after the other; more rows than this would lose digits.
-_SMALL_PRODUCT = 1 << 18  # Up to this number of multiplications, a second thread gains nothing.
+_SMALL_PRODUCT = 1 << 22  # Up to this number of multiplications, a second thread gains nothing.
 
 
 def _power_of_two(limit: int) -> int:
@@ -37,7 +38,7 @@ def _power_of_two(limit: int) -> int:
     return 1 << (limit.bit_length() - 1)
 
 
-def cut_tiles(count: int, item_bytes: int, lanes: int = _LANES) -> list[slice]:
+def cut_tiles(count: int, item_bytes: int, lanes: int = _LANES, lane_bytes: int = _LANE_BYTES) -> list[slice]:
     """Cut `count` items into tiles of nearly equal size, each with scratch memory that fits a cache.
 
     If there are enough items, the number of tiles is a multiple of the number of lanes. The limits on lanes and on
@@ -49,7 +50,7 @@ def cut_tiles(count: int, item_bytes: int, lanes: int = _LANES) -> list[slice]:
     >>> [tile.stop - tile.start for tile in cut_tiles(100, item_bytes=1 << 20)][:8]
     [3, 3, 3, 3, 3, 3, 3, 4]
     """
-    lanes = min(lanes, _power_of_two(max(1, count * item_bytes // _BLOCK_BYTES)))
+    lanes = min(lanes, _power_of_two(max(1, count * item_bytes // lane_bytes)))
     items_per_tile = _power_of_two(max(1, _TILE_BYTES // max(item_bytes, 1)))
     rounds = -(-count // (lanes * items_per_tile))
     tiles = min(count, lanes * rounds)
@@ -88,10 +89,10 @@ def sum_over_tiles(
 @accelerate("numpy")
 def map_tiles(x: Array, *others: Array, function: Callable[..., tuple[Array, ...]], axis: int) -> tuple[Array, ...]:
     """Apply the function to tiles on all threads, and join its results along the axis."""
-    if x.nbytes <= _BLOCK_BYTES:
+    if x.nbytes < 2 * _MEMORY_LANE_BYTES:
         return function(x, *others)
     count = x.shape[axis]
-    tiles = cut_tiles(count, x.nbytes // count, lanes=_MEMORY_LANES)
+    tiles = cut_tiles(count, x.nbytes // count, _MEMORY_LANES, _MEMORY_LANE_BYTES)
     before = (slice(None),) * axis
     results: list[tuple[Array, ...]] = [()] * len(tiles)
 
