@@ -714,8 +714,8 @@ def test_wrong_usage_names_the_choices_and_exits_with_2(words, message):
     [
         (["train", "--backend", "numpy:gpu"], {}, "numpy has no device 'gpu'"),
         (["train"], {"XP_BACKEND": "array_api_strict:gpu"}, "array_api_strict has no device 'gpu'"),
-        (["train", "--num-train", "1298"], {}, "num_train is 1298; expected 1 to 1297"),
-        (["train", "--class-weights", "1,2"], {}, "class_weights has 2 weights; expected 10, one for each class"),
+        (["train", "--num-train", "1298"], {}, "--num-train is 1298; expected 1 to 1297"),
+        (["train", "--class-weights", "1,2"], {}, "--class-weights has 2 weights; expected 10, one for each class"),
         (
             ["train", "--class-weights", "balanced", "--num-train", "5"],
             {},
@@ -729,7 +729,7 @@ def test_wrong_usage_names_the_choices_and_exits_with_2(words, message):
         ),
         (["train", "--out", "file/run"], {}, "file/run: cannot be the folder of a run (Not a directory): choose"),
         (["train", "--optimizer", "sgd", "--learning-rate", "1e30"], {}, "the loss became"),
-        (["train", "--image-size", "16"], {}, "image_size is 16, which has no effect on digits: leave it out, or"),
+        (["train", "--image-size", "16"], {}, "--image-size is 16, which has no effect on digits: leave it out, or"),
         (
             ["train", "--data", "cifar10"],
             {"XPCONV_DATA": "file"},

@@ -577,7 +577,7 @@ def test_control_characters_in_names_do_not_reach_the_terminal(flat, tmp_path, n
     [
         (
             ("--image-size", 1),
-            "have 1x1 pixels; expected 8x8 or more, which the pooling of convnet needs: take a larger image_size",
+            "have 1x1 pixels; expected 8x8 or more, which the pooling of convnet needs: take a larger --image-size",
         ),
         (
             ("--image-size", 3, "--model", "three-layer"),

@@ -751,7 +751,7 @@ def test_the_memory_for_images_is_an_option_of_folders_only(command, tmp_path):
     result = call(command, *words, "--max-memory", 256)
     assert (result.exit_code, result.stderr) == (
         1,
-        "xpconv: error: max_memory is 256, which has no effect on digits: leave it out, or take a folder of images\n",
+        "xpconv: error: --max-memory is 256, which has no effect on digits: leave it out, or take a folder of images\n",
     )
 
 

@@ -1,7 +1,9 @@
 """The application: its commands, and how their errors are shown."""
 
+import re
 import signal
 import sys
+from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
@@ -67,7 +69,7 @@ class _Commands(TyperGroup):
             except BrokenPipeError:
                 raise  # the reader of our output has gone, as in `xpconv info | head -1`
             except (XpconvError, OSError) as error:
-                _show_error(error)
+                _show_error(error, options_of(self.commands[ctx.invoked_subcommand]))
                 raise typer.Exit(1) from error
             except MemoryError as error:
                 details = f" ({error})" if str(error) else ""
@@ -80,11 +82,32 @@ class _Commands(TyperGroup):
                 raise typer.Exit(128 + number) from error  # a shell's exit code for a signal
 
 
-def _show_error(problem: object) -> None:
+def _show_error(problem: object, options: Mapping[str, str] | None = None) -> None:
     notes = "".join(f" ({note})" for note in getattr(problem, "__notes__", ()))
     if isinstance(problem, OSError) and problem.filename:
         problem = f"{problem.filename}: {problem.strerror}"
-    echo(f"xpconv: error: {problem}{notes}", error=True)
+    echo(f"xpconv: error: {name_options(str(problem), options or {})}{notes}", error=True)
+
+
+def options_of(command: Any) -> dict[str, str]:
+    """Return the options of a command by the names of the settings that they set."""
+    return {p.name: p.opts[0] for p in command.params if p.opts[0].startswith("--")}
+
+
+def name_options(message: str, options: Mapping[str, str]) -> str:
+    """Return an error message with the names of options in place of those of settings.
+
+    A name without an underscore may be an English word, and is replaced only where the message begins with it.
+
+    Examples
+    --------
+    >>> options = {"lr_decay": "--lr-decay", "momentum": "--momentum"}
+    >>> name_options("momentum is 2: take less momentum and lr_decay", options)
+    '--momentum is 2: take less momentum and --lr-decay'
+    """
+    at_start, anywhere = "|".join(options), "|".join(name for name in options if "_" in name)
+    pattern = rf"^({at_start})(?= is | has )|(?<![\w/.'(-])({anywhere})(?![\w/.='(])"
+    return re.sub(pattern, lambda found: options.get(found[0], found[0]), message)
 
 
 app = typer.Typer(
