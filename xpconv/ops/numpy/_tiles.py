@@ -27,7 +27,8 @@ Array = np.ndarray
 _TILE_BYTES = 1 << 22  # Scratch memory of a tile: fits a shared cache, and is enough work to be worth a thread.
 _BLOCK_BYTES = 1 << 19  # Of each array in a block of an elementwise update.
 _LANES, _LANE_BYTES = 8, 1 << 20  # Lanes of work that is limited by arithmetic, and the least scratch memory of one.
-# Those of work that is limited by memory: more threads gain nothing, and waking a thread takes 0.1 ms.
+# Lanes of work that is limited by memory, and the least size of an array's part in one: more threads gain nothing, and
+# waking a thread takes 0.1 ms.
 _MEMORY_LANES, _MEMORY_LANE_BYTES = 4, 1 << 21
 _SUMMED_ROWS = 1 << 8  # NumPy adds rows one after the other; more rows than this would lose digits.
 _SMALL_PRODUCT = 1 << 22  # Up to this number of multiplications, a second thread gains nothing.
