@@ -1,6 +1,6 @@
 """Batch norms that are followed by a ReLU: training passes compute both together.
 
-This takes fewer passes over the arrays; a GPU stores no mask, either.
+This takes fewer passes over the arrays and, on a GPU, stores no mask.
 """
 
 from collections.abc import Sequence

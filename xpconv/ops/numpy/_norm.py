@@ -25,6 +25,7 @@ applied to xhat in place of x, since its mean is 0 and its standard deviation is
 from collections.abc import Sequence
 from math import prod, sqrt
 from string import ascii_letters
+from typing import Any
 
 import numpy as np
 
@@ -46,26 +47,9 @@ _MIN_INV_STD = 1e-9  # Below this, inv_std**2 times a small gradient underflows 
 
 @accelerate("numpy")
 def normalise(
-    x: Array, gamma: Array, beta: Array, *, axes: Sequence[int], tile_axis: int, eps: float
+    x: Array, gamma: Array, beta: Array, *mask: Array, axes: Sequence[int], tile_axis: int, eps: float
 ) -> tuple[Array, ...]:
-    """Compute both moments, then ``out = scale * x + shift``."""
-    out = np.empty(x.shape, x.dtype)
-    return out, *_normalise(out, x, gamma, beta, axes=axes, tile_axis=tile_axis, eps=eps)
-
-
-@accelerate("numpy")
-def normalise_relu(
-    x: Array, gamma: Array, beta: Array, *, axes: Sequence[int], tile_axis: int, eps: float
-) -> tuple[Array, ...]:
-    """Apply ReLU to each chunk of the output while it is in the cache; the signs are a mask."""
-    out, mask = np.empty(x.shape, x.dtype), np.empty(x.shape, bool)
-    return out, *_normalise(out, x, gamma, beta, mask, axes=axes, tile_axis=tile_axis, eps=eps), mask
-
-
-def _normalise(
-    out: Array, x: Array, gamma: Array, beta: Array, *mask: Array, axes: Sequence[int], tile_axis: int, eps: float
-) -> tuple[Array, ...]:
-    """Write the output, or with a mask its positive part, and return the mean, the variance and ``inv_std``."""
+    """Compute both moments, then ``out = scale * x + shift``; given a mask (of the shape of x), the ReLU of this."""
 
     def tile(out: Array, x: Array, gamma: Array, beta: Array, *mask: Array) -> tuple[Array, Array, Array]:
         mean = _sum_of_products(axes, x) / n
@@ -85,46 +69,19 @@ def _normalise(
         _write_linear_combination(out, beta - mean * scale if well_conditioned else beta, (scale, x), mask=mask)
         return mean, var, inv_std
 
-    n = prod(x.shape[axis] for axis in axes)
-    return map_tiles(out, x, gamma, beta, *mask, function=tile, axis=tile_axis)
+    out, n = np.empty(x.shape, x.dtype), prod(x.shape[axis] for axis in axes)
+    return out, *map_tiles(out, x, gamma, beta, *mask, function=tile, axis=tile_axis)
+
+
+@accelerate("numpy")
+def normalise_relu(x: Array, gamma: Array, beta: Array, **options: Any) -> tuple[Array, ...]:
+    """Apply ReLU to each chunk of the output while it is in the cache; the signs are a mask."""
+    mask = np.empty(x.shape, bool)
+    return *normalise(x, gamma, beta, mask, **options), mask
 
 
 @accelerate("numpy")
 def normalise_backward(
-    dout: Array,
-    x: Array,
-    mean: Array,
-    inv_std: Array,
-    gamma: Array,
-    *,
-    axes: Sequence[int],
-    param_axes: Sequence[int],
-    tile_axis: int,
-) -> tuple[Array, ...]:
-    """Compute ``dx = a * dout - b * x + c`` from the sums of dout and dout * x, as the module's docstring explains."""
-    return _normalise_backward(dout, x, mean, inv_std, gamma, axes=axes, param_axes=param_axes, tile_axis=tile_axis)
-
-
-@accelerate("numpy")
-def normalise_relu_backward(
-    dout: Array,
-    signs: Array,
-    x: Array,
-    mean: Array,
-    inv_std: Array,
-    gamma: Array,
-    *,
-    axes: Sequence[int],
-    param_axes: Sequence[int],
-    tile_axis: int,
-) -> tuple[Array, ...]:
-    """Apply the mask to each tile of dout, in the memory of dx."""
-    return _normalise_backward(
-        dout, x, mean, inv_std, gamma, signs, axes=axes, param_axes=param_axes, tile_axis=tile_axis
-    )
-
-
-def _normalise_backward(
     dout: Array,
     x: Array,
     mean: Array,
@@ -135,7 +92,10 @@ def _normalise_backward(
     param_axes: Sequence[int],
     tile_axis: int,
 ) -> tuple[Array, ...]:
-    """Return the gradients; with a mask, dout is 0 where it is False."""
+    """Compute ``dx = a * dout - b * x + c`` from the sums of dout and dout * x, as the module's docstring explains.
+
+    Given a mask (of the shape of dout), dout counts as 0 where it is False.
+    """
     scalar_gamma = all(gamma.shape[axis] == 1 for axis in param_axes)
     other_axes = tuple(axis for axis in axes if axis not in param_axes)
 
@@ -165,6 +125,12 @@ def _normalise_backward(
 
     dx, n = np.empty(x.shape, x.dtype), prod(x.shape[axis] for axis in axes)
     return dx, *map_tiles(dx, dout, x, mean, inv_std, gamma, *mask, function=tile, axis=tile_axis)
+
+
+@accelerate("numpy")
+def normalise_relu_backward(dout: Array, signs: Array, *arrays: Array, **options: Any) -> tuple[Array, ...]:
+    """Apply the mask to each tile of dout, in the memory of dx."""
+    return normalise_backward(dout, *arrays, signs, **options)
 
 
 @accelerate("numpy")
@@ -295,19 +261,18 @@ def _write_linear_combination(
     rows = max(1, _CHUNK_BYTES * len(out) // out.nbytes)
     shape = out[:rows].shape
     total, term = scratch("total", shape, out.dtype), scratch("term", shape, out.dtype)
-    shift, *factors = (_spread(k, a, out) for k, a in enumerate((shift, *(a for a, _ in terms))))
+    (_, x), *others = terms
+    shift, a, *factors = (_spread(k, factor, out) for k, factor in enumerate((shift, *(a for a, _ in terms))))
     with np.errstate():  # which also restores the buffer size
         np.setbufsize(_NUMPY_BUFFER)
         for start in range(0, len(out), rows):
             chunk = slice(start, start + rows)
             target = out[chunk]
             total, term = total[: len(target)], term[: len(target)]
-            product = total
-            for a, (_, x) in zip(factors, terms, strict=True):
-                np.multiply(x[chunk], a[chunk] if len(a) > 1 else a, out=product)
-                if product is term:
-                    np.add(total, term, out=total)
-                product = term
+            np.multiply(x[chunk], a[chunk] if len(a) > 1 else a, out=total)
+            for b, (_, y) in zip(factors, others, strict=True):
+                np.multiply(y[chunk], b[chunk] if len(b) > 1 else b, out=term)
+                np.add(total, term, out=total)
             np.add(total, shift[chunk] if len(shift) > 1 else shift, out=total if mask else target)
             for positive in mask:
                 np.clip(total, 0, np.inf, out=target)
