@@ -8,13 +8,10 @@ import numpy as np
 from xpconv.ops.dispatch import accelerate
 from xpconv.ops.elementwise import MILLS, TANH_GATE
 from xpconv.ops.numpy._scratch import scratch
-from xpconv.ops.numpy._tiles import map_tiles
+from xpconv.ops.numpy._tiles import for_each_block, map_tiles
 from xpconv.ops.update import flush_threshold
 
 Array = np.ndarray
-# Values of each array in a block of `gated`, which fits in L3. Each NumPy call on a block takes Python's lock, so
-# larger blocks make fewer calls for which threads may wait.
-_GATED_VALUES = 1 << 17
 
 
 def write_where(mask: Array, values: Array, out: Array) -> None:
@@ -188,15 +185,11 @@ def gated(x: Array, gate: str) -> tuple[Array, Array]:
     """Compute both results in blocks that stay in the cache."""
     out, derivative = np.empty(x.shape, x.dtype), np.empty(x.shape, x.dtype)
 
-    def tile(out: Array, derivative: Array, x: Array) -> tuple[()]:
-        arrays = out.reshape(-1), derivative.reshape(-1), x.reshape(-1)
+    def update(x: Array, out: Array, derivative: Array) -> None:
         with np.errstate(over="ignore"):  # The square of x may be infinite.
-            for start in range(0, out.size, _GATED_VALUES):
-                block_out, block_derivative, block = (a[start : start + _GATED_VALUES] for a in arrays)
-                _GATES[gate](block, block_out, block_derivative, scratch("gate", block.shape, block.dtype))
-        return ()
+            _GATES[gate](x, out, derivative, scratch("gate", x.shape, x.dtype))
 
-    map_tiles(out, derivative, x, function=tile, axis=0)
+    for_each_block(x, out, derivative, update=update)
     return out, derivative
 
 

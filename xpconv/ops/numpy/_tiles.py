@@ -89,7 +89,7 @@ def sum_over_tiles(
 
 @accelerate("numpy")
 def map_tiles(x: Array, *others: Array, function: Callable[..., tuple[Array, ...]], axis: int) -> tuple[Array, ...]:
-    """Apply the function to tiles on all threads, and join its results along the axis."""
+    """Apply the function to tiles on all threads, and join its results along the axis; small arrays are one tile."""
     if x.nbytes < 2 * _MEMORY_LANE_BYTES:
         return function(x, *others)
     count = x.shape[axis]
