@@ -728,7 +728,7 @@ def test_wrong_usage_names_the_choices_and_exits_with_2(words, message):
             "file: cannot be the folder of a run (File exists): choose another one with --out",
         ),
         (["train", "--out", "file/run"], {}, "file/run: cannot be the folder of a run (Not a directory): choose"),
-        (["train", "--optimizer", "sgd", "--learning-rate", "1e30"], {}, "the loss became"),
+        (["train", "--optimizer", "sgd", "--learning-rate", "1e30"], {}, "take a smaller --learning-rate (it is"),
         (["train", "--image-size", "16"], {}, "--image-size is 16, which has no effect on digits: leave it out, or"),
         (
             ["train", "--data", "cifar10"],

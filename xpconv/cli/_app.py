@@ -68,8 +68,11 @@ class _Commands(TyperGroup):
                 return super().invoke(ctx)
             except BrokenPipeError:
                 raise  # the reader of our output has gone, as in `xpconv info | head -1`
-            except (XpconvError, OSError) as error:
-                _show_error(error, options_of(self.commands[ctx.invoked_subcommand]))
+            except XpconvError as error:
+                _show_error(error, self.commands[ctx.invoked_subcommand])
+                raise typer.Exit(1) from error
+            except OSError as error:
+                _show_error(error)
                 raise typer.Exit(1) from error
             except MemoryError as error:
                 details = f" ({error})" if str(error) else ""
@@ -82,27 +85,26 @@ class _Commands(TyperGroup):
                 raise typer.Exit(128 + number) from error  # a shell's exit code for a signal
 
 
-def _show_error(problem: object, options: Mapping[str, str] | None = None) -> None:
+def _show_error(problem: object, command: Any = None) -> None:
+    """Print an error in one line, with the names of the command's options in place of those of settings."""
     notes = "".join(f" ({note})" for note in getattr(problem, "__notes__", ()))
     if isinstance(problem, OSError) and problem.filename:
         problem = f"{problem.filename}: {problem.strerror}"
-    echo(f"xpconv: error: {name_options(str(problem), options or {})}{notes}", error=True)
+    parameters = command.params if command else ()
+    options = {each.name: each.opts[0] for each in parameters if each.opts[0].startswith("--")}
+    echo(f"xpconv: error: {_name_options(str(problem), options)}{notes}", error=True)
 
 
-def options_of(command: Any) -> dict[str, str]:
-    """Return the options of a command by the names of the settings that they set."""
-    return {p.name: p.opts[0] for p in command.params if p.opts[0].startswith("--")}
+def _name_options(message: str, options: Mapping[str, str]) -> str:
+    """Return a message with options in place of the settings that they set, such as ``--lr-decay`` for ``lr_decay``.
 
-
-def name_options(message: str, options: Mapping[str, str]) -> str:
-    """Return an error message with the names of options in place of those of settings.
-
-    A name without an underscore may be an English word, and is replaced only where the message begins with it.
+    A name without an underscore may be an English word, and is replaced only where the message begins with it. Names
+    of entries in files, which follow an opening bracket, stay.
 
     Examples
     --------
     >>> options = {"lr_decay": "--lr-decay", "momentum": "--momentum"}
-    >>> name_options("momentum is 2: take less momentum and lr_decay", options)
+    >>> _name_options("momentum is 2: take less momentum and lr_decay", options)
     '--momentum is 2: take less momentum and --lr-decay'
     """
     at_start, anywhere = "|".join(options), "|".join(name for name in options if "_" in name)
