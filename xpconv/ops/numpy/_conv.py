@@ -310,9 +310,9 @@ def _convolve_lines_backward(dout: Array, x: Array, w: Array, window: Window, dx
 
 
 def _rotated_gradients(dout: Array, x: Array, rotated: Array, full: Window, dx: Array) -> tuple[Array, Array]:
-    """Write dx, the convolution of dout with the rotated filters, and return dw and db.
+    """Write dx, the convolution of dout with the rotated filters (C, F, KH, KW), and return dw and db.
 
-    The gradient of the rotated filters is the product of the same sections with the rows of x.
+    The sections of dout also give the gradient of the rotated filters, by their products with the rows of x.
     """
     C, F, KH, KW = rotated.shape
     filters = rotated.transpose(0, 2, 1, 3).reshape(C, -1)  # (C, KH * F * KW)
@@ -331,7 +331,10 @@ def _rotated_gradients(dout: Array, x: Array, rotated: Array, full: Window, dx: 
 
 
 def _sum_over_rows(sections: Array, pixels: Array) -> Array:
-    """Return the sum over rows of ``section @ row.T``; `pixels` (channels, rows * m * width) has the rows."""
+    """Return the sum over rows of ``section @ row.T``, of shape (K, channels).
+
+    `sections` has the shape (rows, K, m * width), and `pixels` (channels, rows * m * width).
+    """
     by_rows = pixels.reshape(len(pixels), len(sections), -1).transpose(1, 2, 0)
     total: Array = np.matmul(sections, by_rows).sum(axis=0)
     return total
