@@ -1,6 +1,5 @@
 """Minibatches that are cut into micro-batches: gradients against those of the whole, memory, and whole trainings."""
 
-import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +8,8 @@ import pytest
 from tests.helpers import assert_array
 from tests.nets import IMAGE, NETS
 from tests.solvers import assert_same, make_solver
-from xpconv import Sequential, Solver, nn
+from xpconv import Sequential, Solver, get_backend, nn
+from xpconv.backend._memory import peak_bytes
 from xpconv.cli._run import build_solver, load_data
 from xpconv.cli._settings import settings_for
 from xpconv.errors import ArgumentError, ArgumentTypeError, CheckpointError, NonFiniteLossError
@@ -128,12 +128,7 @@ def peak_memory(count, norm_sync):
     x, y = np.ones((64, 3, 16, 16), np.float32), np.arange(64) % 5
     microbatches = MicroBatches(net, count, norm_sync, 64)
     microbatches.loss(net, x, y)  # scratch memory, which is kept
-    tracemalloc.start()
-    try:
-        microbatches.loss(net, x, y)
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    return peak_bytes(get_backend("numpy"), lambda: microbatches.loss(net, x, y))
 
 
 def test_memory_falls_with_the_number_of_microbatches():

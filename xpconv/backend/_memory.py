@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from xpconv.backend import Backend
+from xpconv.backend._blocks import free_blocks
 
 __all__ = ["free_bytes", "peak_bytes"]
 
@@ -34,6 +35,7 @@ def peak_bytes(backend: Backend, call: Callable[[], Any]) -> int | None:
         before = cuda.memory_allocated(backend.device)
         call()
         return int(cuda.max_memory_allocated(backend.device) - before)
+    free_blocks()  # otherwise the call would use memory that was taken before
     running = tracemalloc.is_tracing()
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]

@@ -47,6 +47,7 @@ from math import prod
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from xpconv.backend._blocks import empty
 from xpconv.ops.dispatch import accelerate, portable
 from xpconv.ops.numpy import _depthwise as depthwise
 from xpconv.ops.numpy import _dilated as dilated
@@ -155,7 +156,7 @@ def convolve(x: Array, w: Array, b: Array | None, window: Window, groups: int, a
     if not _is_fast(window, w, groups):
         slow: Array = portable("convolve")(x, w, b, window, groups, algorithm)
         return slow
-    out = np.empty((len(x), len(w), *window.output_size(x.shape[2:])), x.dtype)
+    out = empty((len(x), len(w), *window.output_size(x.shape[2:])), x.dtype)
     if _is_depthwise(window, w, groups):
         depthwise.convolve(x, w, b, window, out)
     else:
@@ -175,7 +176,7 @@ def convolve_backward(
             dout, x, w, window, groups, algorithm, need_dx
         )
         return slow
-    dx = np.empty(x.shape, x.dtype) if need_dx else None
+    dx = empty(x.shape, x.dtype) if need_dx else None
     if _is_depthwise(window, w, groups):
         return dx, *depthwise.convolve_backward(dout, x, w, window, dx)
     gradients = [
@@ -293,7 +294,7 @@ def _convolve_lines_backward(dout: Array, x: Array, w: Array, window: Window, dx
 
     def task(tile: slice) -> tuple[Array, Array]:
         lines = _Lines(x[tile].shape, window)
-        dy = np.ascontiguousarray(dout[tile].transpose(1, 2, 0, 3)).reshape(F, -1)  # (F, OH * m * OW)
+        dy = _by_channels(dout[tile])  # (F, OH * m * OW)
         if w.size < _FEW_WEIGHTS:
             dw = _sum_over_rows(lines.sections(lines.lower(x[tile], _BY_ROWS)), dy)
         else:
@@ -323,11 +324,19 @@ def _rotated_gradients(dout: Array, x: Array, rotated: Array, full: Window, dx: 
         target = dx[tile].transpose(2, 1, 0, 3)  # (H, C, m, W)
         rows = scratch("y", target.shape, x.dtype)
         target[...] = np.matmul(filters, sections, out=rows.reshape(lines.OH, C, -1)).reshape(rows.shape)
-        pixels = np.ascontiguousarray(x[tile].transpose(1, 2, 0, 3)).reshape(C, -1)  # (C, H * m * W)
-        return _sum_over_rows(sections, pixels), dout[tile].sum(axis=(0, 2, 3))
+        return _sum_over_rows(sections, _by_channels(x[tile])), dout[tile].sum(axis=(0, 2, 3))
 
     dw, db = sum_over_tiles(x, task, len(x), _Lines(dout[:1].shape, full).image_bytes(x.itemsize))
     return np.ascontiguousarray(dw.reshape(KH, F, KW, C).transpose(1, 3, 0, 2)[..., ::-1, ::-1]), db
+
+
+def _by_channels(images: Array) -> Array:
+    """Return images (m, C, H, W) as (C, H * m * W), in scratch memory if they must be copied."""
+    pixels = rows = images.transpose(1, 2, 0, 3)
+    if not rows.flags.c_contiguous:
+        pixels = scratch("pixels", rows.shape, images.dtype)
+        pixels[...] = rows
+    return pixels.reshape(len(pixels), -1)
 
 
 def _sum_over_rows(sections: Array, pixels: Array) -> Array:
@@ -336,5 +345,6 @@ def _sum_over_rows(sections: Array, pixels: Array) -> Array:
     `sections` has the shape (rows, K, m * width), and `pixels` (channels, rows * m * width).
     """
     by_rows = pixels.reshape(len(pixels), len(sections), -1).transpose(1, 2, 0)
-    total: Array = np.matmul(sections, by_rows).sum(axis=0)
+    terms = scratch("terms", (*sections.shape[:2], len(pixels)), pixels.dtype)
+    total: Array = np.matmul(sections, by_rows, out=terms).sum(axis=0)
     return total

@@ -5,6 +5,7 @@ from math import pi, sqrt
 
 import numpy as np
 
+from xpconv.backend._blocks import empty
 from xpconv.ops.dispatch import accelerate
 from xpconv.ops.elementwise import MILLS, TANH_GATE
 from xpconv.ops.numpy._scratch import scratch
@@ -97,14 +98,14 @@ def softmax_cross_entropy(x: Array, y: Array) -> tuple[Array, Array]:
         dx[rows, y] -= x.dtype.type(1 / N)
         return (np.log(total[:, 0]) - correct,)
 
-    dx = np.empty(x.shape, x.dtype)
+    dx = empty(x.shape, x.dtype)
     return map_tiles(dx, x, y, function=tile, axis=0)[0], dx
 
 
 @accelerate("numpy")
 def add(a: Array, b: Array) -> Array:
     """Add on all threads."""
-    out = np.empty(a.shape, a.dtype)
+    out = empty(a.shape, a.dtype)
 
     def tile(out: Array, a: Array, b: Array) -> tuple[()]:
         np.add(a, b, out=out)
@@ -117,7 +118,7 @@ def add(a: Array, b: Array) -> Array:
 @accelerate("numpy")
 def relu(x: Array) -> tuple[Array, Array]:
     """Write both results while the input is in the cache; np.clip is several times as fast as np.maximum."""
-    out, mask = np.empty(x.shape, x.dtype), np.empty(x.shape, bool)
+    out, mask = empty(x.shape, x.dtype), empty(x.shape, bool)
 
     def tile(out: Array, mask: Array, x: Array) -> tuple[()]:
         np.clip(x, 0, np.inf, out=out)
@@ -131,7 +132,7 @@ def relu(x: Array) -> tuple[Array, Array]:
 @accelerate("numpy")
 def relu_backward(dout: Array, mask: Array) -> Array:
     """Multiply by the mask: for a random mask, np.where takes twenty times as long."""
-    dx = np.empty(dout.shape, dout.dtype)
+    dx = empty(dout.shape, dout.dtype)
 
     def tile(dx: Array, dout: Array, mask: Array) -> tuple[()]:
         write_where(mask, dout, dx)
@@ -144,7 +145,7 @@ def relu_backward(dout: Array, mask: Array) -> Array:
 @accelerate("numpy")
 def leaky_relu(x: Array, negative_slope: float) -> tuple[Array, Array]:
     """Write both results while the input is in the cache."""
-    out, mask = np.empty(x.shape, x.dtype), np.empty(x.shape, bool)
+    out, mask = empty(x.shape, x.dtype), empty(x.shape, bool)
 
     def tile(out: Array, mask: Array, x: Array) -> tuple[()]:
         np.greater(x, 0, out=mask)
@@ -158,7 +159,7 @@ def leaky_relu(x: Array, negative_slope: float) -> tuple[Array, Array]:
 @accelerate("numpy")
 def leaky_relu_backward(dout: Array, mask: Array, negative_slope: float) -> Array:
     """Multiply by 1 or by the slope, whichever the mask selects."""
-    dx = np.empty(dout.shape, dout.dtype)
+    dx = empty(dout.shape, dout.dtype)
 
     def tile(dx: Array, dout: Array, mask: Array) -> tuple[()]:
         _scale_negative(dout, mask, negative_slope, dx)
@@ -183,7 +184,7 @@ def _scale_negative(values: Array, mask: Array, negative_slope: float, out: Arra
 @accelerate("numpy")
 def gated(x: Array, gate: str) -> tuple[Array, Array]:
     """Compute both results in blocks that stay in the cache."""
-    out, derivative = np.empty(x.shape, x.dtype), np.empty(x.shape, x.dtype)
+    out, derivative = empty(x.shape, x.dtype), empty(x.shape, x.dtype)
 
     def update(x: Array, out: Array, derivative: Array) -> None:
         with np.errstate(over="ignore"):  # The square of x may be infinite.
@@ -196,7 +197,7 @@ def gated(x: Array, gate: str) -> tuple[Array, Array]:
 @accelerate("numpy")
 def gated_backward(dout: Array, derivative: Array) -> Array:
     """Multiply on all threads."""
-    dx = np.empty(dout.shape, dout.dtype)
+    dx = empty(dout.shape, dout.dtype)
 
     def tile(dx: Array, dout: Array, derivative: Array) -> tuple[()]:
         np.multiply(dout, derivative, out=dx)

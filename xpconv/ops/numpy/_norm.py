@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from xpconv.backend._blocks import empty
 from xpconv.ops.dispatch import accelerate, portable
 from xpconv.ops.norm import subtract_mean, variance_and_inverse_std
 from xpconv.ops.numpy._elementwise import write_where
@@ -69,14 +70,14 @@ def normalise(
         _write_linear_combination(out, beta - mean * scale if well_conditioned else beta, (scale, x), mask=mask)
         return mean, var, inv_std
 
-    out, n = np.empty(x.shape, x.dtype), prod(x.shape[axis] for axis in axes)
+    out, n = empty(x.shape, x.dtype), prod(x.shape[axis] for axis in axes)
     return out, *map_tiles(out, x, gamma, beta, *mask, function=tile, axis=tile_axis)
 
 
 @accelerate("numpy")
 def normalise_relu(x: Array, gamma: Array, beta: Array, **options: Any) -> tuple[Array, ...]:
     """Apply ReLU to each chunk of the output while it is in the cache; the signs are a mask."""
-    mask = np.empty(x.shape, bool)
+    mask = empty(x.shape, bool)
     return *normalise(x, gamma, beta, mask, **options), mask
 
 
@@ -108,7 +109,8 @@ def normalise_backward(
         near_zero = np.abs(mean) <= sqrt(_MAX_SQUARED_MEAN) / inv_std
         offset, scale = mean, inv_std  # xhat = (x - offset) * scale
         if not (near_zero & (inv_std > _MIN_INV_STD)).all():
-            x = np.asarray(subtract_mean(x, mean, inv_std, axes) * inv_std)
+            x = subtract_mean(x, mean, inv_std, axes)  # type: ignore[assignment]
+            x *= inv_std
             offset, scale = np.zeros_like(mean), np.ones_like(mean)
         sum_dout, sum_dout_x = _sum_of_products(param_axes, dout), _sum_of_products(param_axes, dout, x)
         if scalar_gamma:
@@ -123,7 +125,7 @@ def normalise_backward(
         _write_linear_combination(dx, c, (-b, x), (a, dout))
         return (sum_dout_x - offset * sum_dout) * scale, sum_dout
 
-    dx, n = np.empty(x.shape, x.dtype), prod(x.shape[axis] for axis in axes)
+    dx, n = empty(x.shape, x.dtype), prod(x.shape[axis] for axis in axes)
     return dx, *map_tiles(dx, dout, x, mean, inv_std, gamma, *mask, function=tile, axis=tile_axis)
 
 
@@ -159,7 +161,7 @@ def apply_moments(x: Array, moments: Array, gamma: Array, beta: Array, eps: floa
         slow: tuple[Array, Array, Array] = portable("apply_moments")(x, moments, gamma, beta, eps)
         return slow
     inv_std = 1 / np.sqrt(var + eps)
-    scale, out = inv_std * gamma, np.empty(x.shape, x.dtype)
+    scale, out = inv_std * gamma, empty(x.shape, x.dtype)
     _map_linear_combination(out, beta - mean * scale, (scale, x))
     return out, mean, inv_std.astype(x.dtype)
 
@@ -187,7 +189,7 @@ def input_gradient(dout: Array, x: Array, mean: Array, inv_std: Array, gamma: Ar
         slow: Array = portable("input_gradient")(dout, x, mean, inv_std, gamma, means)
         return slow
     mean_dout, mean_product = means.reshape(2, 1, -1, 1)
-    a, dx = inv_std * gamma, np.empty(x.shape, x.dtype)
+    a, dx = inv_std * gamma, empty(x.shape, x.dtype)
     b = a * inv_std * mean_product
     _map_linear_combination(dx, b * mean - a * mean_dout, (-b, x), (a, dout))
     return dx

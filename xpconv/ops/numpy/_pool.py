@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from xpconv.backend._blocks import empty
 from xpconv.ops.dispatch import accelerate, portable
 from xpconv.ops.numpy._elementwise import write_where
 from xpconv.ops.numpy._scratch import scratch
@@ -20,8 +21,8 @@ Array = np.ndarray
 def max_pool(x: Array, window: Window) -> tuple[Array, Array]:
     """Copy one position of all windows at a time to contiguous memory, and compare it with the maxima so far."""
     output = window.output_size(x.shape[2:])
-    out, start = np.empty((*x.shape[:2], *output), x.dtype), initial_argmax(np, window, output)
-    argmax = np.empty(out.shape, start.dtype)
+    out, start = empty((*x.shape[:2], *output), x.dtype), initial_argmax(np, window, output)
+    argmax = empty(out.shape, start.dtype)
 
     def task(tile: slice) -> None:
         maximum, index = out[tile], argmax[tile]
@@ -51,11 +52,11 @@ def max_pool_backward(dout: Array, argmax: Array, shape: tuple[int, ...], window
     padded_size = window.padded_size((H, W))
     padding_free = padded_size == (H, W)
     tiled = window.stride == (KH, KW) and padding_free and (output[0] * KH, output[1] * KW) == (H, W)
-    dx = np.empty(shape, dout.dtype)
+    dx = empty(shape, dout.dtype)
 
     def task(tile: slice) -> None:
         gradient, target = scratch("gradient", dout[tile].shape, dout.dtype), dx[tile]
-        padded = target if padding_free else np.empty((len(target), C, *padded_size), dout.dtype)
+        padded = target if padding_free else empty((len(target), C, *padded_size), dout.dtype)
         if not tiled:
             padded[...] = 0
         for k, view in enumerate(views(padded, window, output)):
@@ -76,7 +77,7 @@ def avg_pool(x: Array, window: Window, counts: tuple[Pair, Pair]) -> Array:
     """Add up the rows of each window first, since rows are contiguous, and then the columns of those sums."""
     output = OH, _ = window.output_size(x.shape[2:])
     width = window.padded_size(x.shape[2:])[1]
-    out, count = np.empty((*x.shape[:2], *output), x.dtype), divisor(counts, like=x)
+    out, count = empty((*x.shape[:2], *output), x.dtype), divisor(counts, like=x)
 
     def task(tile: slice) -> None:
         total, part, across = out[tile], pad(x[tile], window.padding), window
@@ -97,7 +98,7 @@ def avg_pool_backward(dout: Array, shape: tuple[int, ...], window: Window, count
     """Spread each gradient over the columns of its window, and then those columns over the rows."""
     output = OH, _ = dout.shape[2:]
     size = window.padded_size(shape[2:])
-    dx, count = np.empty(shape, dout.dtype), divisor(counts, like=dout)
+    dx, count = empty(shape, dout.dtype), divisor(counts, like=dout)
 
     def task(tile: slice) -> None:
         target = dx[tile]

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from xpconv.backend._blocks import aligned_block
+
 __all__ = ["scratch"]
 
-_CACHE_LINE_BYTES = 64
 _scratch = local()
 
 
@@ -21,7 +22,6 @@ def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     size = prod(shape) * np.dtype(dtype).itemsize
     store: dict[str, np.ndarray] = _scratch.__dict__
     if name not in store or store[name].nbytes < size:
-        memory = np.empty(size + _CACHE_LINE_BYTES, np.uint8)
-        store[name] = memory[-memory.ctypes.data % _CACHE_LINE_BYTES :]
+        store[name] = aligned_block(size)
     array: np.ndarray = store[name][:size].view(dtype)
     return array.reshape(shape)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from xpconv.backend._blocks import empty
 from xpconv.ops.dispatch import accelerate
 from xpconv.ops.numpy._workers import run_parallel, run_products
 from xpconv.ops.tiling import add_in_place
@@ -114,11 +115,11 @@ def matmul(a: Array, b: Array) -> Array:
     size = -(-(K if cut_sum else max(M, N)) // blocks)
     parts = [slice(k * size, (k + 1) * size) for k in range(blocks)]
     if cut_sum:
-        terms = np.empty((blocks, M, N), np.result_type(a, b))
+        terms = empty((blocks, M, N), np.result_type(a, b))
         run_products(lambda k: np.matmul(a[:, parts[k]], b[parts[k]], out=terms[k]), blocks)
         total: Array = terms.sum(axis=0) if blocks > 1 else terms[0]
         return total
-    out = np.empty((M, N), np.result_type(a, b))
+    out = empty((M, N), np.result_type(a, b))
     if M >= N:
         run_products(lambda k: np.matmul(a[parts[k]], b, out=out[parts[k]]), blocks)
     else:
