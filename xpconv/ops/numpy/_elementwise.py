@@ -1,9 +1,12 @@
 """Elementwise operations and losses on NumPy."""
 
 from collections.abc import Callable
-from math import pi, sqrt
+from functools import cache
+from math import copysign, log, pi, sqrt
+from typing import Any
 
 import numpy as np
+from numpy.lib.introspect import opt_func_info
 
 from xpconv.backend._blocks import empty
 from xpconv.ops.dispatch import accelerate
@@ -187,10 +190,10 @@ def gated(x: Array, gate: str) -> tuple[Array, Array]:
     out, derivative = empty(x.shape, x.dtype), empty(x.shape, x.dtype)
 
     def update(x: Array, out: Array, derivative: Array) -> None:
-        with np.errstate(over="ignore"):  # The square of x may be infinite.
-            _GATES[gate](x, out, derivative, scratch("gate", x.shape, x.dtype))
+        _GATES[gate](x, out, derivative, scratch("gate", x.shape, x.dtype))
 
-    for_each_block(x, out, derivative, update=update)
+    with np.errstate(over="ignore"):  # The square of x may be infinite.
+        for_each_block(x, out, derivative, update=update)
     return out, derivative
 
 
@@ -207,34 +210,54 @@ def gated_backward(dout: Array, derivative: Array) -> Array:
     return dx
 
 
+@cache
+def _normal_constants(dtype: np.dtype) -> tuple[Callable[..., Array], list[Array], list[Array]]:
+    """Return the function and the constants of `_normal`: those of the density and of r, and the polynomial's.
+
+    The tail of the normal distribution is its density times a polynomial of r; here r is scaled so that the highest
+    power has the coefficient 1. The constants are arrays, since NumPy keeps the GIL for longer to convert a float.
+    """
+    power, factor = _power_of_density(dtype)
+    peak = 1 / sqrt(2 * pi)  # of the density
+    k, centre, coefficients = MILLS[dtype.name]
+    leading = coefficients[-1] / peak
+    scale = copysign(abs(leading) ** (1 / len(coefficients)), leading)  # Their number is odd.
+    scaled = [c / peak / scale ** (exponent + 1) for exponent, c in enumerate(coefficients[:-1])]
+    others = factor, peak, k, scale, centre * scale
+    return power, [np.array(c, dtype) for c in others], [np.array(c, dtype) for c in scaled]
+
+
+def _power_of_density(dtype: np.dtype) -> tuple[Callable[..., Array], float]:
+    """Return NumPy's fastest power, 2**t or e**t, and the factor f for which ``power(f * x**2) = exp(-x**2 / 2)``."""
+    versions: dict[str, Any] = opt_func_info(func_name="^exp2$", signature=dtype.name).get("exp2", {})
+    if versions.get(2 * dtype.char, {"current": "baseline"})["current"].startswith("baseline"):
+        return np.exp, -1 / 2  # NumPy has no vector version of exp2 for this processor.
+    return np.exp2, -1 / (2 * log(2))
+
+
 def _normal(x: Array, out: Array, derivative: Array, P: Array) -> None:
     """Gate by the normal distribution; `P` is scratch memory."""
-    _normal_tail(x, P, derivative, out)
+    power, (factor, peak, k, scale, centre), (*coefficients, highest) = _normal_constants(x.dtype)
+    r, density, tail = out, derivative, P
+    np.abs(x, out=r)
+    r += k
+    np.divide(scale, r, out=r)
+    v = np.subtract(r, centre, out=density) if centre else r
+    np.add(v, highest, out=tail)
+    for coefficient in reversed(coefficients):
+        tail *= v
+        tail += coefficient
+    tail *= r
+    np.multiply(x, x, out=density)
+    density *= factor
+    power(density, out=density)
+    density *= peak
+    tail *= density  # The tail of the normal distribution at abs(x).
     P -= np.greater(x, 0, out=scratch("positive", x.shape, np.bool_))
     np.abs(P, out=P)  # Where x is positive, P is the tail minus 1 before this line.
     np.multiply(x, P, out=out)
     derivative *= x
     derivative += P
-
-
-def _normal_tail(x: Array, tail: Array, density: Array, r: Array) -> None:
-    """Write the tail of the normal distribution at ``abs(x)``, and its density; `r` is scratch memory."""
-    k, centre, (first, *others, last) = MILLS[x.dtype.name]
-    np.abs(x, out=r)
-    r += k
-    np.divide(1, r, out=r)
-    v = np.subtract(r, centre, out=density) if centre else r
-    np.multiply(v, last, out=tail)
-    for coefficient in reversed(others):
-        tail += coefficient
-        tail *= v
-    tail += first
-    tail *= r
-    np.multiply(x, x, out=density)
-    density *= -0.5
-    np.exp(density, out=density)
-    tail *= density
-    density *= 1 / sqrt(2 * pi)
 
 
 def _tanh(x: Array, out: Array, derivative: Array, growth: Array) -> None:
