@@ -182,7 +182,7 @@ def test_the_number_of_threads_is_that_of_the_variable_else_of_the_cpus(monkeypa
 def test_bad_number_of_threads_is_refused_by_name(text, monkeypatch):
     monkeypatch.setenv("XPCONV_NUM_THREADS", text)
     with pytest.raises(ArgumentError, match=f"XPCONV_NUM_THREADS is '{text}'; expected a number of threads, 1 or more"):
-        layers.conv_forward(draw(1, 1, 2, 2), draw(1, 1, 1, 1), None)
+        layers.conv_forward(draw(64, 16, 32, 32), draw(16, 16, 3, 3), None)
 
 
 def test_a_limit_around_a_call_limits_its_threads(monkeypatch):

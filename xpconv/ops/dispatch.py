@@ -21,7 +21,6 @@ _MODULES = {  # Modules that register accelerated versions; imported when an ope
     "numpy": ("_tiles", "_conv", "_elementwise", "_norm", "_pool", "_windows"),
     "cupy": ("_conv", "_elementwise", "_finite", "_gemm", "_loss", "_norm", "_pool", "_windows"),
 }
-_import_once = lru_cache(importlib.import_module)
 
 
 def operation(function: _Function) -> _Function:
@@ -102,6 +101,11 @@ def accelerated_versions(library: str) -> dict[str, tuple[Callable[..., Any], Ca
 
 
 def _find(name: str, library: str) -> Callable[..., Any] | None:
-    for module in _MODULES.get(library, ()):
-        _import_once(f"xpconv.ops.{library}.{module}")
+    _import_versions(library)
     return _accelerated.get((name, library))
+
+
+@lru_cache
+def _import_versions(library: str) -> None:
+    for module in _MODULES.get(library, ()):
+        importlib.import_module(f"xpconv.ops.{library}.{module}")

@@ -44,6 +44,9 @@ def run_parallel(task: Callable[[int], object], count: int) -> None:
     Every other call runs the tasks in reverse: if it uses the arrays of the call before, the ends of those are still in
     the cache. After an error no more tasks begin; those that have begun are finished, and the first error is raised.
     """
+    if count == 1:
+        task(0)
+        return
     order = range(count)[:: next(_directions)]
     numbers = itertools.count()  # Shared by all threads: next() is atomic.
 
