@@ -6,7 +6,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from xpconv import get_backend, layers
@@ -99,7 +99,6 @@ def test_an_array_that_dies_while_the_pool_is_in_use_frees_its_memory(pool):
     assert other.nbytes == 256 * KIB
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 3)), max_size=60))
 def test_live_arrays_never_share_memory(steps):
     pool, live = BlockPool(limit=600 * KIB), []
