@@ -870,12 +870,20 @@ __device__ void write_gated(const Element* __restrict__ x, Element* __restrict__
     }
 }
 
+// The tail of the normal distribution at t >= 0, given the power exp(-t * t / 2); for float as in ops.elementwise.MILLS.
+__device__ double normal_tail(double t, double) { return erfc(t * sqrt(0.5)) / 2; }
+__device__ float normal_tail(float t, float power) {
+    const float r = 1 / (t + 3.02f);
+    return ((((-27.6688976f * r + 31.0564194f) * r - 2.45406055f) * r + 1.85592055f) * r + 0.369626045f) * r * power;
+}
+
 extern "C" __global__ void gated_normal(const Element* __restrict__ x, Element* __restrict__ out,
-                                        Element* __restrict__ derivative, double a, double b, int64 count) {
-    const T scale = a, peak = b;
+                                        Element* __restrict__ derivative, double, double b, int64 count) {
+    const T peak = b;
     write_gated(x, out, derivative, count, [=](T t, T& tail, T& density) {
-        tail = erfc(scale * t) / 2;
-        density = peak * exp(-t * t / 2);
+        const T power = exp(-t * t / 2);
+        tail = normal_tail(t, power);
+        density = peak * power;
     });
 }
 
