@@ -1,7 +1,6 @@
 """Arrays in the memory of earlier ones: never in memory that an array still uses, and within a limit."""
 
 import gc
-import threading
 import tracemalloc
 
 import numpy as np
@@ -89,46 +88,35 @@ def test_an_array_in_a_cycle_of_garbage_gives_its_memory_back(pool):
     assert len(pool._blocks) == 1
 
 
-def test_an_array_that_dies_while_the_pool_is_in_use_frees_its_memory(pool):
-    """As when the garbage collector runs during `take`, in the same thread: it must not wait for the lock."""
+def test_an_array_deleted_while_the_lock_is_held_is_freed(pool):
+    """The garbage collector may delete an array inside `take`; waiting for the lock would never end."""
     array = empty((256 * KIB,), np.int8, pool)
     with pool._lock:
         del array
-        other = empty((256 * KIB,), np.int8, pool)
     assert pool._blocks == []
-    assert other.nbytes == 256 * KIB
+
+
+def test_an_array_made_while_the_lock_is_held_gets_new_memory(pool):
+    empty((256 * KIB,), np.int8, pool)
+    with pool._lock:
+        empty((256 * KIB,), np.int8, pool)
+    assert len(pool._blocks) == 1
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 3)), max_size=60))
 def test_live_arrays_never_share_memory(steps):
     pool, live = BlockPool(limit=600 * KIB), []
-    for number, (allocate, choice) in enumerate(steps):
+    for step, (allocate, choice) in enumerate(steps):
         if allocate or not live:
-            live.append((number, empty(((choice + 1) * 32, KIB), np.float32, pool)))
-            live[-1][1][...] = number
+            live.append((step, empty(((choice + 1) * 32, KIB), np.float32, pool)))
+            live[-1][1][...] = step
         else:
-            live.pop(choice % len(live))
+            number, array = live.pop(choice % len(live))
+            assert (array == number).all()
+            del array
         assert pool._bytes <= 600 * KIB
     for number, array in live:
         assert (array == number).all()
-
-
-def test_threads_never_get_the_same_memory(pool):
-    errors = []
-
-    def work(number):
-        for _ in range(300):
-            array = empty((128, KIB), np.int32, pool)
-            array[...] = number
-            if not (array == number).all():
-                errors.append(number)
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
 
 
 def test_layers_take_no_new_memory_once_their_arrays_are_gone(monkeypatch):
@@ -145,7 +133,7 @@ def test_layers_take_no_new_memory_once_their_arrays_are_gone(monkeypatch):
     tracemalloc.start()
     try:
         step()
-        assert tracemalloc.get_traced_memory()[1] < x.nbytes / 2
+        assert tracemalloc.get_traced_memory()[1] < x.size  # less than a new mask
     finally:
         tracemalloc.stop()
 

@@ -179,7 +179,7 @@ def test_the_number_of_threads_is_that_of_the_variable_else_of_the_cpus(monkeypa
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", ""])
-def test_bad_number_of_threads_is_refused_by_name(text, monkeypatch):
+def test_bad_number_of_threads_is_refused_by_name_when_work_is_shared(text, monkeypatch):
     monkeypatch.setenv("XPCONV_NUM_THREADS", text)
     with pytest.raises(ArgumentError, match=f"XPCONV_NUM_THREADS is '{text}'; expected a number of threads, 1 or more"):
         layers.conv_forward(draw(64, 16, 32, 32), draw(16, 16, 3, 3), None)

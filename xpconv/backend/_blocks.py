@@ -35,7 +35,10 @@ class BlockPool:
         self._lock = Lock()
 
     def take(self, size: int) -> Array:
-        """Return a block of that many bytes: the last one given back, which may still be in the cache, or a new one."""
+        """Return a block of `size` bytes: the last of that size given back (perhaps still in the cache), else a new one.
+
+        If the lock is taken, the block is new.
+        """
         if self._lock.acquire(blocking=False):
             try:
                 for k in reversed(range(len(self._blocks))):
@@ -49,7 +52,8 @@ class BlockPool:
     def give_back(self, block: Array) -> None:
         """Keep the block for `take`.
 
-        Finalizers call this, at any moment: if the lock is taken, perhaps by this very thread, the block is freed.
+        The garbage collector may call this while the same thread holds the lock, so it never waits: if the lock is
+        taken, the block is freed.
         """
         if self._lock.acquire(blocking=False):
             try:
@@ -70,7 +74,10 @@ class BlockPool:
 
 
 class _Lease:
-    """A block in the shape of an array; NumPy keeps the lease until the array and all its views are gone."""
+    """A block that `np.asarray` makes an array of.
+
+    The lease is the base of that array, so it lives until the array and its views are gone.
+    """
 
     def __init__(self, pool: BlockPool, block: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self._pool, self._block = pool, block

@@ -212,16 +212,16 @@ def gated_backward(dout: Array, derivative: Array) -> Array:
 
 @cache
 def _normal_constants(dtype: np.dtype) -> tuple[Callable[..., Array], list[Array], list[Array]]:
-    """Return the function and the constants of `_normal`: those of the density and of r, and the polynomial's.
+    """Return the power function, [factor, peak, k, scale, centre] and the polynomial's coefficients, lowest first.
 
     The tail of the normal distribution is its density times a polynomial of r; here r is scaled so that the highest
     power has the coefficient 1. The constants are arrays, since NumPy keeps the GIL for longer to convert a float.
     """
     power, factor = _power_of_density(dtype)
-    peak = 1 / sqrt(2 * pi)  # of the density
+    peak = 1 / sqrt(2 * pi)  # Largest value of the density.
     k, centre, coefficients = MILLS[dtype.name]
     leading = coefficients[-1] / peak
-    scale = copysign(abs(leading) ** (1 / len(coefficients)), leading)  # Their number is odd.
+    scale = copysign(abs(leading) ** (1 / len(coefficients)), leading)  # An odd root, which keeps the sign.
     scaled = [c / peak / scale ** (exponent + 1) for exponent, c in enumerate(coefficients[:-1])]
     others = factor, peak, k, scale, centre * scale
     return power, [np.array(c, dtype) for c in others], [np.array(c, dtype) for c in scaled]
@@ -236,9 +236,12 @@ def _power_of_density(dtype: np.dtype) -> tuple[Callable[..., Array], float]:
 
 
 def _normal(x: Array, out: Array, derivative: Array, P: Array) -> None:
-    """Gate by the normal distribution; `P` is scratch memory."""
+    """Write ``x * P`` to `out` and ``P + x * density`` to `derivative`, for the normal distribution P.
+
+    The array `P` is scratch memory.
+    """
     power, (factor, peak, k, scale, centre), (*coefficients, highest) = _normal_constants(x.dtype)
-    r, density, tail = out, derivative, P
+    r, density, tail = out, derivative, P  # Intermediate results use the memory of the results.
     np.abs(x, out=r)
     r += k
     np.divide(scale, r, out=r)
@@ -252,11 +255,12 @@ def _normal(x: Array, out: Array, derivative: Array, P: Array) -> None:
     density *= factor
     power(density, out=density)
     density *= peak
-    tail *= density  # The tail of the normal distribution at abs(x).
-    P -= np.greater(x, 0, out=scratch("positive", x.shape, np.bool_))
-    np.abs(P, out=P)  # Where x is positive, P is the tail minus 1 before this line.
+    tail *= density  # Now the tail of the normal distribution at abs(x).
+    # P is the tail where x <= 0, and 1 - tail elsewhere.
+    tail -= np.greater(x, 0, out=scratch("positive", x.shape, np.bool_))
+    np.abs(tail, out=P)
     np.multiply(x, P, out=out)
-    derivative *= x
+    np.multiply(x, density, out=derivative)
     derivative += P
 
 

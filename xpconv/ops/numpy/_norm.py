@@ -38,7 +38,7 @@ from xpconv.ops.numpy._tiles import map_tiles
 
 Array = np.ndarray
 
-_CHUNK_BYTES = 1 << 20  # Threads meet at the GIL between chunks: smaller ones would make them wait for each other.
+_CHUNK_BYTES = 1 << 20  # Bytes per chunk. Threads wait for the GIL between chunks, so larger ones are faster.
 _MAX_SEQUENTIAL = 1 << 10  # Longer sums are added in pieces, for smaller rounding errors.
 _MAX_RESULTS_UNDER_GIL = 500  # Up to this number of results, np.vecdot keeps the GIL and so stops other threads.
 _MAX_SQUARED_MEAN = 4  # Up to this ratio mean**2 / var, E[x**2] - mean**2 loses less than one digit.

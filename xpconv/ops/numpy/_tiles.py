@@ -26,7 +26,7 @@ __all__ = ["for_each_block", "for_each_tile", "map_tiles", "matmul", "sum_in_blo
 Array = np.ndarray
 
 _TILE_BYTES = 1 << 22  # Scratch memory of a tile: fits a shared cache, and is enough work to be worth a thread.
-_BLOCK_BYTES = 1 << 20  # Of each array in a block of an elementwise update; threads meet at the GIL between passes.
+_BLOCK_BYTES = 1 << 20  # Of each array in a block of an update; threads wait for the GIL between passes.
 _LANES, _LANE_BYTES = 8, 1 << 20  # Lanes of work that is limited by arithmetic, and the least scratch memory of one.
 # Lanes of work that is limited by memory, and the least size of an array's part in one: more threads gain nothing, and
 # waking a thread takes 0.1 ms.
