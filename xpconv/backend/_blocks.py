@@ -35,7 +35,7 @@ class BlockPool:
         self._lock = Lock()
 
     def take(self, size: int) -> Array:
-        """Return a block of `size` bytes: the last of that size given back (perhaps still in the cache), else a new one.
+        """Return a block of `size` bytes: the last of that size given back, perhaps still in the cache, or a new one.
 
         If the lock is taken, the block is new.
         """
