@@ -5,7 +5,6 @@ arrays back to the system when they are freed.
 """
 
 from math import prod
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -30,47 +29,34 @@ class BlockPool:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._blocks: list[Array] = []  # in the order in which they were given back
-        self._bytes = 0
-        self._lock = Lock()
+        # By id, in the order in which they were given back. There is no lock: another thread, Ctrl-C or the garbage
+        # collector may come between any two steps, and each step is one operation on this dict.
+        self._blocks: dict[int, Array] = {}
 
     def take(self, size: int) -> Array:
-        """Return a block of `size` bytes: the last of that size given back, perhaps still in the cache, or a new one.
-
-        If the lock is taken, the block is new.
-        """
-        if self._lock.acquire(blocking=False):
-            try:
-                for k in reversed(range(len(self._blocks))):
-                    if self._blocks[k].nbytes == size:
-                        self._bytes -= size
-                        return self._blocks.pop(k)
-            finally:
-                self._lock.release()
+        """Return a block of `size` bytes: the last of them given back, perhaps still in the cache, or a new one."""
+        for key, block in reversed(list(self._blocks.items())):
+            if len(block) == size and self._blocks.pop(key, None) is not None:  # else another thread took it
+                return block
         return aligned_block(size)
 
     def give_back(self, block: Array) -> None:
-        """Keep the block for `take`.
-
-        The garbage collector may call this while the same thread holds the lock, so it never waits: if the lock is
-        taken, the block is freed.
-        """
-        if self._lock.acquire(blocking=False):
-            try:
-                self._blocks.append(block)
-                self._bytes += block.nbytes
-                self._free_down_to(self._limit)
-            finally:
-                self._lock.release()
+        """Keep the block for `take`, within the limit."""
+        self._blocks[id(block)] = block
+        self._free_down_to(self._limit)
 
     def free(self) -> None:
         """Free all blocks that no array uses."""
-        with self._lock:
-            self._free_down_to(0)
+        self._free_down_to(0)
 
     def _free_down_to(self, limit: int) -> None:
-        while self._bytes > limit:
-            self._bytes -= self._blocks.pop(0).nbytes
+        excess = sum(map(len, list(self._blocks.values()))) - limit
+        if excess > 0:
+            for key, block in list(self._blocks.items()):
+                self._blocks.pop(key, None)
+                excess -= len(block)
+                if excess <= 0:
+                    break
 
 
 class _Lease:
