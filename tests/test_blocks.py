@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xpconv import get_backend, layers
-from xpconv.backend._blocks import BlockPool, empty, free_blocks
+from xpconv.backend import _blocks
+from xpconv.backend._blocks import BlockPool, aligned_block, empty, free_blocks
 from xpconv.backend._memory import peak_bytes
 
 KIB = 1024
@@ -105,6 +106,26 @@ def test_a_block_that_another_thread_takes_first_is_not_taken_twice(pool):
     taken = list(pool._blocks.values())
     pool._blocks = Blocks(pool._blocks)
     assert pool.take(256 * KIB) is not taken[0]
+
+
+def test_kept_blocks_are_freed_if_there_is_no_other_memory(pool, monkeypatch):
+    def allocate(size):
+        if kept(pool):
+            raise MemoryError
+        return aligned_block(size)
+
+    empty((256 * KIB,), np.int8, pool)
+    monkeypatch.setattr(_blocks, "aligned_block", allocate)
+    array = empty((512 * KIB,), np.int8, pool)
+    assert array.nbytes == 512 * KIB
+    assert kept(pool) == 0
+
+
+def test_arrays_of_objects_are_not_in_blocks(pool):
+    array = empty((256 * KIB,), object, pool)
+    assert array.flags.owndata
+    del array
+    assert kept(pool) == 0
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 3)), max_size=60))

@@ -38,7 +38,11 @@ class BlockPool:
         for key, block in reversed(list(self._blocks.items())):
             if len(block) == size and self._blocks.pop(key, None) is not None:  # else another thread took it
                 return block
-        return aligned_block(size)
+        try:
+            return aligned_block(size)
+        except MemoryError:
+            self.free()
+            return aligned_block(size)
 
     def give_back(self, block: Array) -> None:
         """Keep the block for `take`, within the limit."""
@@ -91,7 +95,7 @@ def empty(shape: tuple[int, ...], dtype: Any, pool: BlockPool = _pool) -> Array:
     """
     dtype = np.dtype(dtype)
     size = prod(shape) * dtype.itemsize
-    if size < _SMALLEST_BYTES:
+    if size < _SMALLEST_BYTES or dtype.kind not in "biufc":  # A lease can describe only NumPy's own numbers.
         return np.empty(shape, dtype)
     return np.asarray(_Lease(pool, pool.take(size), shape, dtype))
 
