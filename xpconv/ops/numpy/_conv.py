@@ -40,9 +40,11 @@ output; m images in a tile, Q values of q.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from math import prod
+from operator import le
+from typing import NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -193,18 +195,30 @@ def convolve_backward(
 def convolve_transposed(
     x: Array, w: Array, b: Array | None, size: Pair, window: Window, groups: int, algorithm: str
 ) -> Array:
-    """Convolve with rotated filters, if windows have stride 1."""
-    if not _is_rotated_convolution(window, w, groups):
+    """Convolve with rotated filters if windows have stride 1, and phase by phase if they have a larger one."""
+    if _is_rotated_convolution(window, w, groups):
+        rotated, full = _rotated(w, window, groups)
+        return convolve(x, rotated, b, full, groups, algorithm)
+    if window.dilation != (1, 1) or _is_faster_to_fold(window, w, groups):
         slow: Array = portable("convolve_transposed")(x, w, b, size, window, groups, algorithm)
         return slow
-    rotated, full = _rotated(w, window, groups)
-    return convolve(x, rotated, b, full, groups, algorithm)
+    out = empty((len(x), w.shape[1] * groups, *size), x.dtype)
+    for channels, filters in _groups(w, groups):
+        bias = None if b is None else b[channels]
+        _run(x, _input_gradient(x[:, filters], w[filters], bias, window, out[:, channels]))
+    return out
 
 
 def _is_rotated_convolution(window: Window, w: Array, groups: int) -> bool:
-    """Return whether dx is fastest as a convolution of dout, which then has no more columns than folding takes."""
+    """Return whether dx is fastest as a convolution of dout with the rotated filters."""
     within_window = all(max(sides) < extent for sides, extent in zip(window.padding, window.extent, strict=True))
-    return window.stride == (1, 1) and within_window and 2 * w.shape[1] * groups >= w.shape[0]
+    return window.stride == (1, 1) and within_window and not _is_faster_to_fold(window, w, groups)
+
+
+def _is_faster_to_fold(window: Window, w: Array, groups: int) -> bool:
+    """Return whether columns are smaller than lines of dout: for few channels, or a stride that keeps windows apart."""
+    apart = window.stride != (1, 1) and any(map(le, window.extent, window.stride))
+    return apart or 2 * w.shape[1] * groups < w.shape[0]
 
 
 def _rotated(w: Array, window: Window, groups: int) -> tuple[Array, Window]:
@@ -245,7 +259,8 @@ def _convolve_group(x: Array, w: Array, b: Array | None, window: Window, algorit
     elif algorithm == "auto" and winograd.is_applicable(x, w, window):
         winograd.convolve(x, w, b, _both_sides(window), out)
     else:
-        _convolve_lines(x, w, b, window, out)
+        x, out = (_flatten_for_1x1(a, window) for a in (x, out))
+        _run(x, [_Convolution(x, w, b, window, out)])
 
 
 def _convolve_group_backward(
@@ -259,37 +274,103 @@ def _convolve_group_backward(
     return _convolve_lines_backward(dout, x, w, window, dx)
 
 
-def _convolve_lines(x: Array, w: Array, b: Array | None, window: Window, out: Array) -> None:
-    """Multiply the filters by every section of a tile."""
-    F = w.shape[0]
-    x, out = (_flatten_for_1x1(a, window) for a in (x, out))
-    OH = out.shape[2]
-    filters = w.transpose(0, 2, 1, 3).reshape(F, -1)  # (F, KH * C * KW)
+class _Convolution:
+    """A convolution of images (N, C, H, W) by their lines, with the array that its output is written to."""
+
+    def __init__(self, x: Array, w: Array, b: Array | None, window: Window, out: Array) -> None:
+        self.x, self.b, self.window, self.out = x, b, window, out
+        self.filters = w.transpose(0, 2, 1, 3).reshape(len(w), -1)  # (F, KH * C * KW)
+        self.image_bytes = _Lines(x[:1].shape, window).image_bytes(x.itemsize)
+
+    def write(self, tile: slice) -> None:
+        """Write the output of a tile's images."""
+        lines = _Lines(self.x[tile].shape, self.window)
+        _multiply(self.filters, lines.sections(lines.lower(self.x[tile], _BY_ROWS)), self.b, self.out[tile])
+
+
+def _multiply(filters: Array, sections: Array, b: Array | None, out: Array) -> None:
+    """Multiply the filters by every section, and write the products to an output (m, F, OH, OW)."""
+    rows = out.transpose(2, 1, 0, 3)  # (OH, F, m, OW)
+    y = rows if rows.flags.c_contiguous else scratch("y", rows.shape, rows.dtype)
+    np.matmul(filters, sections, out=y.reshape(len(sections), len(filters), -1))
+    if b is not None:
+        y += b[:, None, None]
+    if y is not rows:
+        rows[...] = y
+
+
+def _run(x: Array, convolutions: Sequence[_Convolution]) -> None:
+    """Write the outputs of convolutions of `x` or parts of it."""
 
     def task(tile: slice) -> None:
-        lines = _Lines(x[tile].shape, window)
-        target = out[tile].transpose(2, 1, 0, 3)  # (OH, F, m, OW)
-        y = target if lines.nothing_to_copy else scratch("y", target.shape, x.dtype)
-        np.matmul(filters, lines.sections(lines.lower(x[tile], _BY_ROWS)), out=y.reshape(OH, F, -1))
-        if b is not None:
-            y += b[:, None, None]
-        if y is not target:
-            target[...] = y
+        for convolution in convolutions:
+            convolution.write(tile)
 
-    for_each_tile(x, task, len(x), _Lines(x[:1].shape, window).image_bytes(x.itemsize))
+    for_each_tile(x, task, len(x), _image_bytes(convolutions))
+
+
+def _image_bytes(convolutions: Sequence[_Convolution]) -> int:
+    """Return the size of one image's lines in the largest of some convolutions, in bytes."""
+    return max((convolution.image_bytes for convolution in convolutions), default=0)
+
+
+def _input_gradient(dout: Array, w: Array, b: Array | None, window: Window, dx: Array) -> list[_Convolution]:
+    """Return the convolutions that write dx plus a bias, one for each phase of the pixels; windows must overlap.
+
+    The number of a row of the padded images is again ``q * SH + phase``. Pixels of a phase meet only the rows
+    ``phase``, ``phase + SH``, ... of a window, so their dx is the convolution of dout with these rows of the filters,
+    rotated by 180 degrees. The same holds for columns. Example: of 3x3 filters at stride 2, pixels of phase 0 meet the
+    rows 0 and 2, and pixels of phase 1 meet row 1.
+    """
+    befores = (before for before, _ in window.padding)
+    sizes = zip(dx.shape[2:], dout.shape[2:], window.kernel_size, window.stride, befores, strict=True)
+    down, across = (list(_phases(*axis)) for axis in sizes)
+    return [
+        _Convolution(
+            dout[:, :, row.outputs, column.outputs],
+            w[:, :, row.weights, column.weights][:, :, ::-1, ::-1].swapaxes(0, 1),
+            b,
+            Window((row.extent, column.extent), padding=(row.padding, column.padding)),
+            dx[:, :, row.pixels, column.pixels],
+        )
+        for row in down
+        for column in across
+    ]
+
+
+class _Phase(NamedTuple):
+    """Along one axis: the pixels of a phase, the weights that they meet, and the outputs that those belong to."""
+
+    pixels: slice
+    weights: slice
+    extent: int  # number of these weights
+    outputs: slice
+    padding: Pair  # how many of the outputs that the first and the last pixel would meet do not exist
+
+
+def _phases(size: int, outputs: int, extent: int, stride: int, before: int) -> Iterator[_Phase]:
+    """Yield the phases of `size` pixels that follow `before` pixels of padding, along one axis."""
+    for phase in range(stride):
+        pixels, weights = range((phase - before) % stride, size, stride), range(phase, extent, stride)
+        if pixels:
+            stop = (pixels[-1] + before) // stride + 1
+            start = stop - len(pixels) - len(weights) + 1
+            existing = slice(min(max(start, 0), outputs), min(max(stop, 0), outputs))
+            missing = min(max(-start, 0), stop - start)
+            padding = missing, stop - start - missing - (existing.stop - existing.start)
+            pixels_of_phase, weights_of_phase = (slice(each.start, None, stride) for each in (pixels, weights))
+            yield _Phase(pixels_of_phase, weights_of_phase, len(weights), existing, padding)
 
 
 def _convolve_lines_backward(dout: Array, x: Array, w: Array, window: Window, dx: Array | None) -> tuple[Array, Array]:
     """Compute dw from sections or slices, and dx by convolving dout or by folding the gradient of the columns."""
     F, C, KH, KW = w.shape
-    if dx is not None and _is_rotated_convolution(window, w, 1):
-        rotated, full = _rotated(w, window, 1)
-        if w.size < _FEW_WEIGHTS:
-            return _rotated_gradients(dout, x, rotated, full, dx)
-        _convolve_lines(dout, rotated, None, full, dx)
-        dx = None
+    if dx is not None and w.size < _FEW_WEIGHTS and _is_rotated_convolution(window, w, 1):
+        return _rotated_gradients(dout, x, *_rotated(w, window, 1), dx)
     x, dout = (_flatten_for_1x1(a, window) for a in (x, dout))
     dx = None if dx is None else _flatten_for_1x1(dx, window)
+    folds = _is_faster_to_fold(window, w, 1)
+    convolutions = [] if dx is None or folds else _input_gradient(dout, w, None, window, dx)
     filters = w.transpose(2, 1, 3, 0).reshape(-1, F)  # (KH * C * KW, F)
 
     def task(tile: slice) -> tuple[Array, Array]:
@@ -300,13 +381,15 @@ def _convolve_lines_backward(dout: Array, x: Array, w: Array, window: Window, dx
         else:
             slices = lines.slices(lines.lower(x[tile], _BY_CHANNELS))
             dw = np.concatenate([lines_of_row @ dy.T for lines_of_row in slices])
-        if dx is not None:
+        if dx is not None and folds:
             dcols = np.matmul(filters, dy, out=scratch("columns", (len(filters), dy.shape[1]), x.dtype))
             lines.fold(dcols.reshape(KH, C * KW, -1), dx[tile])
+        for convolution in convolutions:
+            convolution.write(tile)
         return dw, dy.sum(axis=1)
 
-    image_bytes = _Lines(x[:1].shape, window).image_bytes(x.itemsize, columns=dx is not None)
-    dw, db = sum_over_tiles(x, task, len(x), image_bytes)
+    image_bytes = _Lines(x[:1].shape, window).image_bytes(x.itemsize, columns=dx is not None and folds)
+    dw, db = sum_over_tiles(x, task, len(x), max(image_bytes, _image_bytes(convolutions)))
     return np.ascontiguousarray(dw.reshape(KH, C, KW, F).transpose(3, 1, 0, 2)), db
 
 
@@ -321,9 +404,7 @@ def _rotated_gradients(dout: Array, x: Array, rotated: Array, full: Window, dx: 
     def task(tile: slice) -> tuple[Array, Array]:
         lines = _Lines(dout[tile].shape, full)
         sections = lines.sections(lines.lower(dout[tile], _BY_ROWS))
-        target = dx[tile].transpose(2, 1, 0, 3)  # (H, C, m, W)
-        rows = scratch("y", target.shape, x.dtype)
-        target[...] = np.matmul(filters, sections, out=rows.reshape(lines.OH, C, -1)).reshape(rows.shape)
+        _multiply(filters, sections, None, dx[tile])
         return _sum_over_rows(sections, _by_channels(x[tile])), dout[tile].sum(axis=(0, 2, 3))
 
     dw, db = sum_over_tiles(x, task, len(x), _Lines(dout[:1].shape, full).image_bytes(x.itemsize))
