@@ -64,15 +64,20 @@ def test_ctrl_c_while_workers_are_waited_for_is_raised_when_they_have_ended(monk
             time.sleep(0.2)
             ended.append(k)
 
-    real, waits = workers.Future.exception, []
+    class InterruptedLock:
+        interrupts = 0
 
-    def interrupted(self, timeout=None):
-        waits.append(self)
-        if len(waits) == 1:
-            raise KeyboardInterrupt
-        return real(self, timeout)
+        def __init__(self):
+            self.lock = threading.Lock()
+            self.release = self.lock.release
 
-    monkeypatch.setattr(workers.Future, "exception", interrupted)
+        def acquire(self, blocking=True):
+            if blocking and self.lock.locked() and not InterruptedLock.interrupts:
+                InterruptedLock.interrupts += 1
+                raise KeyboardInterrupt
+            return self.lock.acquire(blocking)
+
+    monkeypatch.setattr(workers, "Lock", InterruptedLock)
     with pytest.raises(KeyboardInterrupt):
         run_parallel(task, 2)
     assert len(ended) == 1
@@ -92,11 +97,10 @@ def test_the_caller_does_all_the_work_if_no_thread_can_be_started(monkeypatch):
 
     monkeypatch.setenv("XPCONV_NUM_THREADS", "2")
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    workers._workers.cache_clear()
+    monkeypatch.setattr(workers, "_workers", [])
     done = []
     run_parallel(done.append, 4)
     assert sorted(done) == [0, 1, 2, 3]
-    workers._workers.cache_clear()
 
 
 def test_the_caller_waits_for_no_worker_that_has_not_begun(monkeypatch):
@@ -324,7 +328,7 @@ def test_no_call_binds_a_thread_or_sets_how_memory_is_freed(monkeypatch):
     monkeypatch.setattr(sys, "setswitchinterval", lambda seconds: called.append("setswitchinterval"))
     monkeypatch.setattr(ctypes, "CDLL", lambda *arguments: called.append("CDLL"))
     monkeypatch.setenv("XPCONV_NUM_THREADS", "2")
-    workers._workers.cache_clear()
+    monkeypatch.setattr(workers, "_workers", [])
     train_a_little()
     assert called == []
 
