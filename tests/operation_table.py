@@ -54,7 +54,7 @@ def arguments_of_convolve(place, x, window):
 def arguments_of_convolve_gradients(place, x, window):
     groups, w = filters_for(x, window)
     dout = draw(len(x), len(w), *window.output_size(x.shape[2:]), seed=3).astype(x.dtype)
-    return place(dout), place(x), place(w), window, groups, "im2col", True
+    return place(dout), place(x), place(w), window, groups, "im2col", True, True
 
 
 def arguments_of_convolve_transposed(place, x, window):

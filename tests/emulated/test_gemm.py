@@ -358,7 +358,7 @@ def test_gradients_of_tiles_are_added_up_by_cublas(monkeypatch):
     for workspace, tiles in (("1GiB", 1), ("1B", 6), ("1B", 6)):
         monkeypatch.setenv("XPCONV_WORKSPACE", workspace)
         number = last_product().number
-        results.append(_conv.convolve_backward(dout, x, w, Window((3, 3)), 2, "auto", True))
+        results.append(_conv.convolve_backward(dout, x, w, Window((3, 3)), 2, "auto", True, True))
         assert last_product().number - number == 2 * tiles
     for whole, one, other in zip(*results, strict=True):
         np.testing.assert_allclose(whole, one, rtol=0, atol=1e-5)

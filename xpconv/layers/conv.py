@@ -172,8 +172,7 @@ def conv_backward(
     check_gradient_shape(dout, (x.shape[0], w.shape[0], *window.output_size(x.shape[2:])))
     need_db = need_db and has_bias
     if need_dw:
-        dx, dw, db = ops.convolve_backward(dout, x, w, window, groups, algorithm, need_dx)
-        return dx, dw, db if need_db else None
+        return ops.convolve_backward(dout, x, w, window, groups, algorithm, need_dx, need_db)
     size = tuple(x.shape[2:])
     dx = ops.convolve_transposed(dout, w, None, size, window, groups, algorithm) if need_dx else None
     return dx, None, sum_rows(xp.sum(dout, axis=(2, 3), dtype=w.dtype)) if need_db else None

@@ -166,7 +166,7 @@ def conv_transpose_backward(
     check_gradient_shape(dout, (x.shape[0], w.shape[1] * groups, *size))
     dx = ops.convolve(dout, w, None, window, groups, "auto") if need_dx else None
     # In the convolution that this layer transposes, dout takes the place of the images, and x that of the gradient.
-    dw = ops.convolve_backward(x, dout, w, window, groups, "auto", need_dx=False)[1] if need_dw else None
+    dw = ops.convolve_backward(x, dout, w, window, groups, "auto", need_dx=False, need_db=False)[1] if need_dw else None
     return dx, dw, sum_rows(xp.sum(dout, axis=(2, 3), dtype=w.dtype)) if has_bias and need_db else None
 
 

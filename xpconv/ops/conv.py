@@ -71,8 +71,8 @@ def convolve(x: Array, w: Array, b: Array | None, window: Window, groups: int, a
 
 @operation
 def convolve_backward(
-    dout: Array, x: Array, w: Array, window: Window, groups: int, algorithm: str, need_dx: bool
-) -> tuple[Array | None, Array, Array]:
+    dout: Array, x: Array, w: Array, window: Window, groups: int, algorithm: str, need_dx: bool, need_db: bool
+) -> tuple[Array | None, Array, Array | None]:
     """Return the gradients of a convolution: those of an affine layer whose inputs are the unfolded images.
 
     Parameters
@@ -81,21 +81,21 @@ def convolve_backward(
         Gradient of the output.
     x, w, window, groups, algorithm
         As given to `convolve`.
-    need_dx : bool
-        If False, skip the gradient of the images.
+    need_dx, need_db : bool
+        If False, skip the gradient of the images or of the bias.
 
     Returns
     -------
     dx : array (N, C, H, W) or None
     dw : array (F, C / groups, KH, KW)
-    db : array (F,)
+    db : array (F,) or None
 
     Examples
     --------
     >>> import numpy as np
     >>> x, w, dout = np.ones((1, 1, 3, 3)), np.ones((1, 1, 2, 2)), np.ones((1, 1, 2, 2))
     >>> dx, dw, db = convolve_backward(
-    ...     dout, x, w, Window((2, 2)), 1, "auto", need_dx=True
+    ...     dout, x, w, Window((2, 2)), 1, "auto", need_dx=True, need_db=True
     ... )
     >>> dx
     array([[[[1., 2., 1.],
@@ -110,17 +110,17 @@ def convolve_backward(
     columns = _filters_as_columns(xp, w, groups)
     dx = xp.empty(x.shape, dtype=x.dtype, device=array_api_compat.device(x)) if need_dx else None
 
-    def task(tile: slice) -> tuple[Array, Array]:
+    def task(tile: slice) -> tuple[Array, ...]:
         images = x[tile, ...]  # (m, C, H, W)
         dy = _images_as_rows(xp, dout[tile, ...], groups)
         cols = xp.reshape(unfold(images, window), (groups, -1, dy.shape[2]))  # (G, K, P)
         dw = dy @ xp.matrix_transpose(cols)
         if dx is not None:
             dx[tile, ...] = fold(xp.reshape(columns @ dy, (-1, dy.shape[2])), images.shape, window)
-        return dw, xp.sum(dy, axis=2)
+        return (dw, xp.sum(dy, axis=2)) if need_db else (dw,)
 
-    dw, db = sum_over_tiles(x, task, x.shape[0], 2 * _column_bytes(x, window, OH * OW))
-    return dx, xp.reshape(dw, w.shape), xp.reshape(db, (w.shape[0],))
+    dw, *db = sum_over_tiles(x, task, x.shape[0], 2 * _column_bytes(x, window, OH * OW))
+    return dx, xp.reshape(dw, w.shape), xp.reshape(db[0], (w.shape[0],)) if need_db else None
 
 
 @operation

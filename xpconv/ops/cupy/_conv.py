@@ -32,8 +32,8 @@ def convolve(x: Array, w: Array, b: Array | None, window: Window, groups: int, a
 
 @accelerate("cupy")
 def convolve_backward(
-    dout: Array, x: Array, w: Array, window: Window, groups: int, algorithm: str, need_dx: bool
-) -> tuple[Array | None, Array, Array]:
+    dout: Array, x: Array, w: Array, window: Window, groups: int, algorithm: str, need_dx: bool, need_db: bool
+) -> tuple[Array | None, Array, Array | None]:
     """Multiply dout, as rows of filters, by the columns for dw and by the filters for the gradient of the columns."""
     F, L = w.shape[0], prod(dout.shape[2:])
     columns = _by_groups(w.astype(x.dtype, copy=False), groups).transpose(0, 2, 1)  # (G, K, F / G)
@@ -50,7 +50,7 @@ def convolve_backward(
         sums.append(db)
 
     for_each_tile(x, task, x.shape[0], (2 * groups * w[0].size + F) * L * x.itemsize)
-    return dx, dw.reshape(w.shape), sum(sums[1:], start=sums[0])
+    return dx, dw.reshape(w.shape), sum(sums[1:], start=sums[0]) if need_db else None
 
 
 @accelerate("cupy")

@@ -55,7 +55,8 @@ from xpconv.ops.numpy import _depthwise as depthwise
 from xpconv.ops.numpy import _dilated as dilated
 from xpconv.ops.numpy import _winograd as winograd
 from xpconv.ops.numpy._scratch import scratch
-from xpconv.ops.numpy._tiles import for_each_tile, sum_over_tiles
+from xpconv.ops.numpy._sums import sum_of_products
+from xpconv.ops.numpy._tiles import for_each_tile, map_tiles, sum_over_tiles
 from xpconv.ops.windows import Pair, Window
 
 Array = np.ndarray
@@ -170,25 +171,32 @@ def convolve(x: Array, w: Array, b: Array | None, window: Window, groups: int, a
 
 @accelerate("numpy")
 def convolve_backward(
-    dout: Array, x: Array, w: Array, window: Window, groups: int, algorithm: str, need_dx: bool
-) -> tuple[Array | None, Array, Array]:
+    dout: Array, x: Array, w: Array, window: Window, groups: int, algorithm: str, need_dx: bool, need_db: bool
+) -> tuple[Array | None, Array, Array | None]:
     """Compute the gradients of each group by itself, or of all at once if they have one channel each."""
     if not _is_fast(window, w, groups):
-        slow: tuple[Array | None, Array, Array] = portable("convolve_backward")(
-            dout, x, w, window, groups, algorithm, need_dx
+        slow: tuple[Array | None, Array, Array | None] = portable("convolve_backward")(
+            dout, x, w, window, groups, algorithm, need_dx, need_db
         )
         return slow
     dx = empty(x.shape, x.dtype) if need_dx else None
+    db = _sum_of_filters(dout) if need_db else None
     if _is_depthwise(window, w, groups):
-        return dx, *depthwise.convolve_backward(dout, x, w, window, dx)
-    gradients = [
+        return dx, depthwise.convolve_backward(dout, x, w, window, dx), db
+    parts = [
         _convolve_group_backward(
             dout[:, filters], x[:, channels], w[filters], window, algorithm, None if dx is None else dx[:, channels]
         )
         for channels, filters in _groups(w, groups)
     ]
-    dw, db = (np.concatenate(parts) if groups > 1 else parts[0] for parts in zip(*gradients, strict=True))
-    return dx, dw, db
+    return dx, np.concatenate(parts) if groups > 1 else parts[0], db
+
+
+def _sum_of_filters(dout: Array) -> Array:
+    """Return the sum of each filter's outputs over images and pixels: db."""
+    rows = dout.reshape(*dout.shape[:2], -1)
+    (total,) = map_tiles(rows, function=lambda rows: (sum_of_products((0, 2), rows),), axis=1)
+    return total.reshape(-1)
 
 
 @accelerate("numpy")
@@ -265,8 +273,8 @@ def _convolve_group(x: Array, w: Array, b: Array | None, window: Window, algorit
 
 def _convolve_group_backward(
     dout: Array, x: Array, w: Array, window: Window, algorithm: str, dx: Array | None
-) -> tuple[Array, Array]:
-    """Write dx unless it is None, and return dw and db."""
+) -> Array:
+    """Write dx unless it is None, and return dw."""
     if window.dilation != (1, 1):
         return dilated.convolve_backward(dout, x, w, window, algorithm, dx)
     if algorithm == "auto" and winograd.is_applicable(x, w, window):
@@ -362,7 +370,7 @@ def _phases(size: int, outputs: int, extent: int, stride: int, before: int) -> I
             yield _Phase(pixels_of_phase, weights_of_phase, len(weights), existing, padding)
 
 
-def _convolve_lines_backward(dout: Array, x: Array, w: Array, window: Window, dx: Array | None) -> tuple[Array, Array]:
+def _convolve_lines_backward(dout: Array, x: Array, w: Array, window: Window, dx: Array | None) -> Array:
     """Compute dw from sections or slices, and dx by convolving dout or by folding the gradient of the columns."""
     F, C, KH, KW = w.shape
     if dx is not None and w.size < _FEW_WEIGHTS and _is_rotated_convolution(window, w, 1):
@@ -373,7 +381,7 @@ def _convolve_lines_backward(dout: Array, x: Array, w: Array, window: Window, dx
     convolutions = [] if dx is None or folds else _input_gradient(dout, w, None, window, dx)
     filters = w.transpose(2, 1, 3, 0).reshape(-1, F)  # (KH * C * KW, F)
 
-    def task(tile: slice) -> tuple[Array, Array]:
+    def task(tile: slice) -> tuple[Array]:
         lines = _Lines(x[tile].shape, window)
         dy = _by_channels(dout[tile])  # (F, OH * m * OW)
         if w.size < _FEW_WEIGHTS:
@@ -386,29 +394,29 @@ def _convolve_lines_backward(dout: Array, x: Array, w: Array, window: Window, dx
             lines.fold(dcols.reshape(KH, C * KW, -1), dx[tile])
         for convolution in convolutions:
             convolution.write(tile)
-        return dw, dy.sum(axis=1)
+        return (dw,)
 
     image_bytes = _Lines(x[:1].shape, window).image_bytes(x.itemsize, columns=dx is not None and folds)
-    dw, db = sum_over_tiles(x, task, len(x), max(image_bytes, _image_bytes(convolutions)))
-    return np.ascontiguousarray(dw.reshape(KH, C, KW, F).transpose(3, 1, 0, 2)), db
+    (dw,) = sum_over_tiles(x, task, len(x), max(image_bytes, _image_bytes(convolutions)))
+    return np.ascontiguousarray(dw.reshape(KH, C, KW, F).transpose(3, 1, 0, 2))
 
 
-def _rotated_gradients(dout: Array, x: Array, rotated: Array, full: Window, dx: Array) -> tuple[Array, Array]:
-    """Write dx, the convolution of dout with the rotated filters (C, F, KH, KW), and return dw and db.
+def _rotated_gradients(dout: Array, x: Array, rotated: Array, full: Window, dx: Array) -> Array:
+    """Write dx, the convolution of dout with the rotated filters (C, F, KH, KW), and return dw.
 
     The sections of dout also give the gradient of the rotated filters, by their products with the rows of x.
     """
     C, F, KH, KW = rotated.shape
     filters = rotated.transpose(0, 2, 1, 3).reshape(C, -1)  # (C, KH * F * KW)
 
-    def task(tile: slice) -> tuple[Array, Array]:
+    def task(tile: slice) -> tuple[Array]:
         lines = _Lines(dout[tile].shape, full)
         sections = lines.sections(lines.lower(dout[tile], _BY_ROWS))
         _multiply(filters, sections, None, dx[tile])
-        return _sum_over_rows(sections, _by_channels(x[tile])), dout[tile].sum(axis=(0, 2, 3))
+        return (_sum_over_rows(sections, _by_channels(x[tile])),)
 
-    dw, db = sum_over_tiles(x, task, len(x), _Lines(dout[:1].shape, full).image_bytes(x.itemsize))
-    return np.ascontiguousarray(dw.reshape(KH, F, KW, C).transpose(1, 3, 0, 2)[..., ::-1, ::-1]), db
+    (dw,) = sum_over_tiles(x, task, len(x), _Lines(dout[:1].shape, full).image_bytes(x.itemsize))
+    return np.ascontiguousarray(dw.reshape(KH, F, KW, C).transpose(1, 3, 0, 2)[..., ::-1, ::-1])
 
 
 def _by_channels(images: Array) -> Array:

@@ -125,14 +125,14 @@ def convolve(x: Array, w: Array, b: Array | None, window: Window, out: Array) ->
     for_each_tile(x, task, N, _image_bytes(x, window))
 
 
-def convolve_backward(dout: Array, x: Array, w: Array, window: Window, dx: Array | None) -> tuple[Array, Array]:
-    """Return dw, scalar products of shifted planes, and db; if dx is not None, add shifted products there."""
+def convolve_backward(dout: Array, x: Array, w: Array, window: Window, dx: Array | None) -> Array:
+    """Return dw, the scalar products of shifted planes; if dx is not None, add shifted products there."""
     (N, C), F = x.shape[:2], len(w)
     weights = w.reshape(F, -1, 1)
 
-    def task(tile: slice) -> tuple[Array, Array]:
+    def task(tile: slice) -> tuple[Array]:
         planes = _Planes(len(x[tile]), x.shape[2:], window)
-        dw, db = np.empty(weights.shape[:2], x.dtype), np.empty(F, x.dtype)
+        dw = np.empty(weights.shape[:2], x.dtype)
         for channels in planes.chunks(C, x.itemsize):
             flat = planes.split(x[tile, channels])
             gradients, products = (scratch(name, (len(flat), flat.shape[3]), x.dtype) for name in ("sums", "products"))
@@ -141,7 +141,6 @@ def convolve_backward(dout: Array, x: Array, w: Array, window: Window, dx: Array
             dplanes = None if dx is None else planes.zeros("dplanes", x[tile, channels]).reshape(flat.shape)
             for filters in _filters_of(channels, F // C):
                 planes.outputs(gradients)[...] = dout[tile, filters]
-                db[filters] = dy.sum(axis=1)
                 for k, (p, s, pixels) in enumerate(planes.taps):
                     dw[filters, k] = np.vecdot(flat[:, p, s, pixels], dy)
                     if dplanes is not None:
@@ -149,10 +148,10 @@ def convolve_backward(dout: Array, x: Array, w: Array, window: Window, dx: Array
                         dplanes[:, p, s, pixels] += term
             if dx is not None and dplanes is not None:
                 planes.join(dplanes, dx[tile, channels])
-        return dw, db
+        return (dw,)
 
-    dw, db = sum_over_tiles(x, task, N, _image_bytes(x, window))
-    return dw.reshape(w.shape), db
+    (dw,) = sum_over_tiles(x, task, N, _image_bytes(x, window))
+    return dw.reshape(w.shape)
 
 
 def _filters_of(channels: slice, M: int) -> Iterator[slice]:

@@ -92,22 +92,21 @@ def convolve(x: Array, w: Array, b: Array | None, window: Window, algorithm: str
     portable("for_each_tile")(x, task, len(x), _image_bytes(x, out))
 
 
-def convolve_backward(
-    dout: Array, x: Array, w: Array, window: Window, algorithm: str, dx: Array | None
-) -> tuple[Array, Array]:
-    """Take the gradients of the convolution of the phases: write dx unless it is None, and return dw and db."""
+def convolve_backward(dout: Array, x: Array, w: Array, window: Window, algorithm: str, dx: Array | None) -> Array:
+    """Take the gradients of the convolution of the phases: write dx unless it is None, and return dw."""
     inputs, outputs, plain, algorithm = _geometry(x, window, algorithm)
 
-    def task(tile: slice) -> tuple[Array, Array]:
+    def task(tile: slice) -> tuple[Array]:
         phases, dphases = inputs.split(x[tile]), outputs.split(dout[tile])
-        gradients: Any = convolve_any_backward(dphases, phases, w, plain, 1, algorithm, dx is not None)
-        dimages, dw, db = gradients
+        gradients: Any = convolve_any_backward(dphases, phases, w, plain, 1, algorithm, dx is not None, False)
+        dimages, dw, _ = gradients
         if dx is not None:
             inputs.join(dimages, dx[tile])
-        return dw, db
+        return (dw,)
 
-    sums: tuple[Array, Array] = portable("sum_over_tiles")(x, task, len(x), _image_bytes(x, dout))
-    return sums
+    (dw,) = portable("sum_over_tiles")(x, task, len(x), _image_bytes(x, dout))
+    total: Array = dw
+    return total
 
 
 def _image_bytes(x: Array, out: Array) -> int:

@@ -24,7 +24,6 @@ applied to xhat in place of x, since its mean is 0 and its standard deviation is
 
 from collections.abc import Sequence
 from math import prod, sqrt
-from string import ascii_letters
 from typing import Any
 
 import numpy as np
@@ -34,13 +33,12 @@ from xpconv.ops.dispatch import accelerate, portable
 from xpconv.ops.norm import subtract_mean, variance_and_inverse_std
 from xpconv.ops.numpy._elementwise import write_where
 from xpconv.ops.numpy._scratch import scratch
+from xpconv.ops.numpy._sums import sum_of_products
 from xpconv.ops.numpy._tiles import map_tiles
 
 Array = np.ndarray
 
 _CHUNK_BYTES = 1 << 20  # Bytes per chunk. Threads wait for the GIL between chunks, so larger ones are faster.
-_MAX_SEQUENTIAL = 1 << 10  # Longer sums are added in pieces, for smaller rounding errors.
-_MAX_RESULTS_UNDER_GIL = 500  # Up to this number of results, np.vecdot keeps the GIL and so stops other threads.
 _MAX_SQUARED_MEAN = 4  # Up to this ratio mean**2 / var, E[x**2] - mean**2 loses less than one digit.
 _NUMPY_BUFFER = 1 << 8  # Elements; NumPy copies rows shorter than its buffer, which takes as long as the arithmetic.
 _MIN_INV_STD = 1e-9  # Below this, inv_std**2 times a small gradient underflows in float32.
@@ -53,16 +51,16 @@ def normalise(
     """Compute both moments, then ``out = scale * x + shift``; given a mask (of the shape of x), the ReLU of this."""
 
     def tile(out: Array, x: Array, gamma: Array, beta: Array, *mask: Array) -> tuple[Array, Array, Array]:
-        mean = _sum_of_products(axes, x) / n
+        mean = sum_of_products(axes, x) / n
         with np.errstate(over="ignore", invalid="ignore"):
             squared_mean = mean * mean
-            var = _sum_of_products(axes, x, x) / n - squared_mean
+            var = sum_of_products(axes, x, x) / n - squared_mean
             well_conditioned = ((squared_mean <= _MAX_SQUARED_MEAN * var) & (var < np.inf)).all()
             if not well_conditioned:
                 x = np.subtract(x, mean, out=out)
-                error = _sum_of_products(axes, x) / n  # Rounding error of the mean.
+                error = sum_of_products(axes, x) / n  # Rounding error of the mean.
                 x -= error
-                mean, var = mean + error, _sum_of_products(axes, x, x) / n
+                mean, var = mean + error, sum_of_products(axes, x, x) / n
         inv_std = 1 / np.sqrt(var + eps)
         if not well_conditioned and not (var < np.inf).all():
             var, inv_std = variance_and_inverse_std(np, x, axes, eps)
@@ -112,13 +110,13 @@ def normalise_backward(
             x = subtract_mean(x, mean, inv_std, axes)  # type: ignore[assignment]
             x *= inv_std
             offset, scale = np.zeros_like(mean), np.ones_like(mean)
-        sum_dout, sum_dout_x = _sum_of_products(param_axes, dout), _sum_of_products(param_axes, dout, x)
+        sum_dout, sum_dout_x = sum_of_products(param_axes, dout), sum_of_products(param_axes, dout, x)
         if scalar_gamma:
             s1, s2 = ((total * gamma).sum(axis=other_axes, keepdims=True) for total in (sum_dout, sum_dout_x))
             a = inv_std * gamma
         else:
             dout, a = np.multiply(dout, gamma, out=dx), inv_std
-            s1, s2 = _sum_of_products(axes, dout), _sum_of_products(axes, dout, x)
+            s1, s2 = sum_of_products(axes, dout), sum_of_products(axes, dout, x)
         mean_factor = inv_std / n
         b = mean_factor * (scale * (scale * (s2 - offset * s1)))  # scale**2 alone may overflow
         c = b * offset - mean_factor * s1
@@ -140,9 +138,9 @@ def moments(x: Array) -> Array:
     """Compute both moments in one pass if every mean is near zero; the sums are in the dtype of `x`."""
 
     def tile(x: Array) -> tuple[Array]:
-        mean = _sum_of_products((0, 2), x) / n
+        mean = sum_of_products((0, 2), x) / n
         with np.errstate(over="ignore", invalid="ignore"):
-            var = _sum_of_products((0, 2), x, x) / n - mean * mean
+            var = sum_of_products((0, 2), x, x) / n - mean * mean
         if not _is_near_zero(mean, var):
             mean = x.sum(axis=(0, 2), dtype=np.float64, keepdims=True) / n
             var = np.square(x - mean).sum(axis=(0, 2)) / n
@@ -174,7 +172,7 @@ def gradient_sums(dout: Array, x: Array, mean: Array, inv_std: Array) -> Array:
         return slow
 
     def tile(dout: Array, x: Array, mean: Array, inv_std: Array) -> tuple[Array]:
-        total, product = _sum_of_products((0, 2), dout), _sum_of_products((0, 2), dout, x)
+        total, product = sum_of_products((0, 2), dout), sum_of_products((0, 2), dout, x)
         sums = total, (product - mean * total) * inv_std
         return (np.stack([each.reshape(-1) for each in sums]).astype(np.float64),)
 
@@ -215,42 +213,6 @@ def _map_linear_combination(out: Array, shift: Array, *terms: tuple[Array, Array
 
     arrays = [a.astype(out.dtype, copy=False) for a in (shift, *(a for term in terms for a in term))]
     map_tiles(out, *arrays, function=tile, axis=1)
-
-
-def _sum_of_products(axes: Sequence[int], *factors: Array) -> Array:
-    """Return the sum over `axes` of the product of arrays; the axes stay, with size 1.
-
-    np.einsum is faster than np.sum, and np.vecdot (BLAS) is faster still, but both add the terms one after the other,
-    which loses digits in long sums. The sum over the last axis is therefore cut into pieces; other axes follow.
-    """
-    x, axis = factors[0], max(axes)
-    size, pieces = x.shape[axis], x.shape[axis] // _MAX_SEQUENTIAL
-    before, after = (slice(None),) * axis, x.shape[axis + 1 :]
-    total: Array
-    if pieces > 1:
-        end = pieces * _MAX_SEQUENTIAL
-        shape = (*x.shape[:axis], pieces, _MAX_SEQUENTIAL, *after)
-        total = _sum_sequentially(axis + 1, *(a[*before, :end].reshape(shape) for a in factors)).sum(axis=axis)
-        if end < size:
-            total += _sum_sequentially(axis, *(a[*before, end:] for a in factors))
-    else:
-        total = _sum_sequentially(axis, *factors)
-    total = total[*before, None]
-    others = tuple(a for a in axes if a != axis)
-    if prod(x.shape[a] for a in others) > _MAX_SEQUENTIAL:
-        return _sum_of_products(others, total)
-    return total.sum(axis=others, keepdims=True) if others else total
-
-
-def _sum_sequentially(axis: int, *factors: Array) -> Array:
-    """Return the sum over one axis of the product of arrays, without that axis."""
-    x = factors[0]
-    if len(factors) == 2 and axis == x.ndim - 1 and x.size // x.shape[axis] > _MAX_RESULTS_UNDER_GIL:
-        total: Array = np.vecdot(*factors)
-    else:
-        letters = ascii_letters[: x.ndim]
-        total = np.einsum(f"{','.join([letters] * len(factors))}->{letters.replace(letters[axis], '')}", *factors)
-    return total
 
 
 def _write_linear_combination(

@@ -201,12 +201,12 @@ def convolve(x: Array, w: Array, b: Array | None, padding: Pair, out: Array) -> 
     for_each_tile(x, task, N, _image_bytes(x, w))
 
 
-def convolve_backward(dout: Array, x: Array, w: Array, padding: Pair, dx: Array | None) -> tuple[Array, Array]:
-    """Apply the adjoint of each step of `convolve` in reverse order; write dx unless it is None, return dw and db."""
+def convolve_backward(dout: Array, x: Array, w: Array, padding: Pair, dx: Array | None) -> Array:
+    """Apply the adjoint of each step of `convolve` in reverse order; write dx unless it is None, and return dw."""
     (F, C), (H, W) = w.shape[:2], x.shape[2:]
     filters = _filters(w)
 
-    def task(tile: slice) -> tuple[Array, Array]:
+    def task(tile: slice) -> tuple[Array]:
         inputs, outputs = _transforms(tile.stop - tile.start, (H, W), padding)
         dy = _as_matrices(outputs.forward(dout[tile], "points"))  # (6, 6, P, F)
         blocks = inputs.forward(x[tile], "blocks")
@@ -216,7 +216,7 @@ def convolve_backward(dout: Array, x: Array, w: Array, padding: Pair, dx: Array 
         if dx is not None:
             np.matmul(dy, filters, out=_as_matrices(blocks))
             inputs.backward(blocks, dx[tile])
-        return dw, dout[tile].sum(axis=(0, 2, 3))
+        return (dw,)
 
-    dw, db = sum_over_tiles(x, task, x.shape[0], _image_bytes(x, w))
-    return np.ascontiguousarray(dw.reshape(3, 3, F, C).transpose(2, 3, 0, 1)), db
+    (dw,) = sum_over_tiles(x, task, x.shape[0], _image_bytes(x, w))
+    return np.ascontiguousarray(dw.reshape(3, 3, F, C).transpose(2, 3, 0, 1))
