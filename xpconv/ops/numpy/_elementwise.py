@@ -22,10 +22,12 @@ def write_where(mask: Array, values: Array, out: Array) -> None:
     """Write ``where(mask, values, 0)`` to `out`.
 
     The bit patterns of the values are multiplied by 0 or 1 as integers, since inf * 0 would be NaN as floats. np.where
-    is slow for random masks.
+    is slow for random masks, and np.multiply is slow if it must convert the mask. `values` must not be `out`.
     """
     bits = f"i{values.itemsize}"
-    np.multiply(values.view(bits), mask, out=out.view(bits))
+    factors = out.view(bits)
+    factors[...] = mask
+    np.multiply(values.view(bits), factors, out=factors)
 
 
 @accelerate("numpy")
