@@ -47,6 +47,34 @@ def test_every_accelerated_version_equals_its_portable_version(spec, data):
             assert_array(other, backend.to_host(one), backend, str(backend.to_host(one).dtype), tolerance=tolerance)
 
 
+@pytest.mark.parametrize("need_dx", [True, False])
+@pytest.mark.parametrize(
+    ("channels", "filters", "window"),
+    [
+        (16, 16, Window((3, 3), padding=((1, 1), (1, 1)))),  # dw in several products for each row
+        (40, 20, Window((3, 3))),
+        (16, 32, Window((3, 3), (2, 2), ((1, 1), (1, 1)))),  # dx in four phases
+        (32, 64, Window((3, 3), (2, 2), ((0, 1), (1, 0)))),
+        (6, 5, Window((5, 4), (2, 3), ((2, 4), (3, 1)))),
+        (3, 4, Window((4, 2), (3, 2), ((3, 0), (5, 2)))),  # fewer windows than phases of columns
+        (3, 40, Window((7, 7), (2, 2), ((3, 3), (3, 3)))),  # dx by folding
+        (127, 40, Window((1, 1))),
+    ],
+)
+def test_gradients_of_larger_convolutions_equal_those_of_the_portable_version(channels, filters, window, need_dx):
+    x, w = draw(5, channels, 26, 25), draw(filters, channels, *window.kernel_size, seed=1)
+    dout = draw(5, filters, *window.output_size((26, 25)), seed=2)
+    plain, accelerated = compared("numpy")["convolve_backward"]
+    arguments = dout, x, w, window, 1, "im2col", need_dx
+    for need_db in (True, False):
+        results = zip(accelerated(*arguments, need_db), plain(*arguments, need_db), strict=True)
+        for name, (result, expected) in zip(("dx", "dw", "db"), results, strict=True):
+            if expected is None:
+                assert result is None, name
+            else:
+                assert_array(result, expected, find_backend("numpy"), "float64", tolerance=1e-12)
+
+
 def test_numpy_has_an_accelerated_version_of_every_operation_but_a_few():
     others = {
         "adam_numbers",

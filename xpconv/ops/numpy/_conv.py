@@ -63,6 +63,7 @@ Array = np.ndarray
 _BY_ROWS, _BY_CHANNELS = (0, 1, 2, 3, 4, 5), (1, 2, 3, 0, 4, 5)  # Orders of the axes (Q, phases, C, KW, m, OW).
 _FEW_WEIGHTS = 1 << 13  # With fewer weights, dw is computed for each row of the output and then summed.
 _MIN_COLUMNS = 128  # From this number of columns on, a matrix product is fast.
+_FAST_RESULT = 1200  # Up to this number of elements, OpenBLAS with AVX-512 computes ``a @ b.T`` 1.4 times as fast.
 
 
 @lru_cache
@@ -433,7 +434,17 @@ def _sum_over_rows(sections: Array, pixels: Array) -> Array:
 
     `sections` has the shape (rows, K, m * width), and `pixels` (channels, rows * m * width).
     """
-    by_rows = pixels.reshape(len(pixels), len(sections), -1).transpose(1, 2, 0)
-    terms = scratch("terms", (*sections.shape[:2], len(pixels)), pixels.dtype)
-    total: Array = np.matmul(sections, by_rows, out=terms).sum(axis=0)
+    (rows, K, length), channels = sections.shape, len(pixels)
+    parts = _parts_of_section(K, channels)
+    by_rows = pixels.reshape(channels, rows, 1, length).transpose(1, 2, 3, 0)
+    terms = scratch("terms", (rows, parts, K // parts, channels), pixels.dtype)
+    np.matmul(sections.reshape(rows, parts, -1, length), by_rows, out=terms)
+    total: Array = terms.reshape(rows, K, channels).sum(axis=0)
     return total
+
+
+@lru_cache
+def _parts_of_section(K: int, channels: int) -> int:
+    """Return into how many equal parts a section of K rows is cut, so that each product is fast."""
+    divisors = (parts for parts in range(1, K // 16 + 1) if K % parts == 0)  # of fewer rows, a product is slow
+    return next((parts for parts in divisors if K // parts * channels <= _FAST_RESULT), 1)
