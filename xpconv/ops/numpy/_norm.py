@@ -39,7 +39,9 @@ from xpconv.ops.numpy._tiles import map_tiles
 Array = np.ndarray
 
 _CHUNK_BYTES = 1 << 20  # Bytes per chunk. Threads wait for the GIL between chunks, so larger ones are faster.
-_MAX_SQUARED_MEAN = 4  # Up to this ratio mean**2 / var, E[x**2] - mean**2 loses less than one digit.
+# Up to this ratio mean**2 / var, E[x**2] - mean**2 loses at most one digit. It is smaller in float64, in which gradient
+# checks divide rounding errors by a small step.
+_MAX_SQUARED_MEAN = {np.dtype(np.float32): 9, np.dtype(np.float64): 4}
 _NUMPY_BUFFER = 1 << 8  # Elements; NumPy copies rows shorter than its buffer, which takes as long as the arithmetic.
 _MIN_INV_STD = 1e-9  # Below this, inv_std**2 times a small gradient underflows in float32.
 
@@ -55,7 +57,7 @@ def normalise(
         with np.errstate(over="ignore", invalid="ignore"):
             squared_mean = mean * mean
             var = sum_of_products(axes, x, x) / n - squared_mean
-            well_conditioned = ((squared_mean <= _MAX_SQUARED_MEAN * var) & (var < np.inf)).all()
+            well_conditioned = ((squared_mean <= _MAX_SQUARED_MEAN[x.dtype] * var) & (var < np.inf)).all()
             if not well_conditioned:
                 x = np.subtract(x, mean, out=out)
                 error = sum_of_products(axes, x) / n  # Rounding error of the mean.
@@ -104,7 +106,7 @@ def normalise_backward(
         if mask:
             write_where(mask[0], dout, dx)
             dout = dx
-        near_zero = np.abs(mean) <= sqrt(_MAX_SQUARED_MEAN) / inv_std
+        near_zero = np.abs(mean) <= sqrt(_MAX_SQUARED_MEAN[x.dtype]) / inv_std
         offset, scale = mean, inv_std  # xhat = (x - offset) * scale
         if not (near_zero & (inv_std > _MIN_INV_STD)).all():
             x = subtract_mean(x, mean, inv_std, axes)  # type: ignore[assignment]
@@ -194,14 +196,14 @@ def input_gradient(dout: Array, x: Array, mean: Array, inv_std: Array, gamma: Ar
 
 
 def _is_near_zero(mean: Array, var: Array) -> bool:
-    """Return whether sums of x lose less than one digit compared with sums of ``x - mean``, in every channel."""
+    """Return whether sums of x lose at most one digit compared with sums of ``x - mean``, in every channel."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return bool(((mean * mean <= _MAX_SQUARED_MEAN * var) & (var < np.inf)).all())
+        return bool(((mean * mean <= _MAX_SQUARED_MEAN[mean.dtype] * var) & (var < np.inf)).all())
 
 
 def _is_near_zero_of(mean: Array, inv_std: Array) -> bool:
     """Return the same, given inverse standard deviations, which must not be tiny."""
-    return bool(((np.abs(mean) * inv_std <= sqrt(_MAX_SQUARED_MEAN)) & (inv_std > _MIN_INV_STD)).all())
+    return bool(((np.abs(mean) * inv_std <= sqrt(_MAX_SQUARED_MEAN[mean.dtype])) & (inv_std > _MIN_INV_STD)).all())
 
 
 def _map_linear_combination(out: Array, shift: Array, *terms: tuple[Array, Array]) -> None:
