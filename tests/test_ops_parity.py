@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.helpers import LAYOUTS, assert_array, contiguous, draw, find_backend, read_only
 from tests.operation_table import ARGUMENTS, WRITTEN, arrays_in, compared
 from xpconv.ops.dispatch import accelerated_versions, portable
+from xpconv.ops.numpy import _conv
 from xpconv.ops.windows import Window
 
 CASES = int(os.environ.get("PARITY_CASES", "60"))
@@ -47,12 +48,14 @@ def test_every_accelerated_version_equals_its_portable_version(spec, data):
             assert_array(other, backend.to_host(one), backend, str(backend.to_host(one).dtype), tolerance=tolerance)
 
 
+@pytest.mark.parametrize("small_products", [True, False])
 @pytest.mark.parametrize("need_dx", [True, False])
 @pytest.mark.parametrize(
     ("channels", "filters", "window"),
     [
         (16, 16, Window((3, 3), padding=((1, 1), (1, 1)))),  # dw in several products for each row
         (40, 20, Window((3, 3))),
+        (60, 70, Window((3, 3))),  # dw in slices
         (16, 32, Window((3, 3), (2, 2), ((1, 1), (1, 1)))),  # dx in four phases
         (32, 64, Window((3, 3), (2, 2), ((0, 1), (1, 0)))),
         (6, 5, Window((5, 4), (2, 3), ((2, 4), (3, 1)))),
@@ -61,7 +64,10 @@ def test_every_accelerated_version_equals_its_portable_version(spec, data):
         (127, 40, Window((1, 1))),
     ],
 )
-def test_gradients_of_larger_convolutions_equal_those_of_the_portable_version(channels, filters, window, need_dx):
+def test_gradients_of_larger_convolutions_equal_those_of_the_portable_version(
+    monkeypatch, channels, filters, window, need_dx, small_products
+):
+    monkeypatch.setattr(_conv, "has_small_products", lambda: small_products)
     x, w = draw(5, channels, 26, 25), draw(filters, channels, *window.kernel_size, seed=1)
     dout = draw(5, filters, *window.output_size((26, 25)), seed=2)
     plain, accelerated = compared("numpy")["convolve_backward"]

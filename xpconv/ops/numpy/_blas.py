@@ -21,7 +21,7 @@ from weakref import WeakSet
 
 import threadpoolctl
 
-__all__ = ["blas_threads", "single_threaded_blas"]
+__all__ = ["blas_threads", "has_small_products", "single_threaded_blas"]
 
 
 class _StandInThread:
@@ -118,6 +118,13 @@ def blas_threads() -> int | None:
     The process starts with the count in ``OMP_NUM_THREADS`` or a similar variable; ``threadpool_limits`` changes it.
     """
     return min(_shared_limit.previous_counts or (library.num_threads for library in _libraries()), default=None)
+
+
+@lru_cache
+def has_small_products() -> bool:
+    """Return whether BLAS multiplies small matrices without packing them first, as OpenBLAS does with AVX-512."""
+    kernels = {getattr(library, "architecture", None) for library in _libraries()}
+    return not kernels.isdisjoint({"SkylakeX", "Cooperlake", "SapphireRapids"})
 
 
 def _control() -> Any:

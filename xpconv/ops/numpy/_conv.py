@@ -54,6 +54,7 @@ from xpconv.ops.dispatch import accelerate, portable
 from xpconv.ops.numpy import _depthwise as depthwise
 from xpconv.ops.numpy import _dilated as dilated
 from xpconv.ops.numpy import _winograd as winograd
+from xpconv.ops.numpy._blas import has_small_products
 from xpconv.ops.numpy._scratch import scratch
 from xpconv.ops.numpy._sums import sum_of_products
 from xpconv.ops.numpy._tiles import for_each_tile, map_tiles, sum_over_tiles
@@ -61,9 +62,10 @@ from xpconv.ops.windows import Pair, Window
 
 Array = np.ndarray
 _BY_ROWS, _BY_CHANNELS = (0, 1, 2, 3, 4, 5), (1, 2, 3, 0, 4, 5)  # Orders of the axes (Q, phases, C, KW, m, OW).
-_FEW_WEIGHTS = 1 << 13  # With fewer weights, dw is computed for each row of the output and then summed.
+_FEW_WEIGHTS = 1 << 13  # With fewer, dw is computed for each row of the output and then summed.
+_FEW_WEIGHTS_FOR_SMALL_PRODUCTS = 1 << 15  # Instead, if BLAS has small products.
 _MIN_COLUMNS = 128  # From this number of columns on, a matrix product is fast.
-_FAST_RESULT = 1200  # Up to this number of elements, OpenBLAS with AVX-512 computes ``a @ b.T`` 1.4 times as fast.
+_SMALL_RESULT = 1200  # Elements of ``a @ b.T``, up to which OpenBLAS does not pack: 1.4 times as fast.
 
 
 @lru_cache
@@ -374,7 +376,7 @@ def _phases(size: int, outputs: int, extent: int, stride: int, before: int) -> I
 def _convolve_lines_backward(dout: Array, x: Array, w: Array, window: Window, dx: Array | None) -> Array:
     """Compute dw from sections or slices, and dx by convolving dout or by folding the gradient of the columns."""
     F, C, KH, KW = w.shape
-    if dx is not None and w.size < _FEW_WEIGHTS and _is_rotated_convolution(window, w, 1):
+    if dx is not None and _has_few_weights(w) and _is_rotated_convolution(window, w, 1):
         return _rotated_gradients(dout, x, *_rotated(w, window, 1), dx)
     x, dout = (_flatten_for_1x1(a, window) for a in (x, dout))
     dx = None if dx is None else _flatten_for_1x1(dx, window)
@@ -385,7 +387,7 @@ def _convolve_lines_backward(dout: Array, x: Array, w: Array, window: Window, dx
     def task(tile: slice) -> tuple[Array]:
         lines = _Lines(x[tile].shape, window)
         dy = _by_channels(dout[tile])  # (F, OH * m * OW)
-        if w.size < _FEW_WEIGHTS:
+        if _has_few_weights(w):
             dw = _sum_over_rows(lines.sections(lines.lower(x[tile], _BY_ROWS)), dy)
         else:
             slices = lines.slices(lines.lower(x[tile], _BY_CHANNELS))
@@ -400,6 +402,11 @@ def _convolve_lines_backward(dout: Array, x: Array, w: Array, window: Window, dx
     image_bytes = _Lines(x[:1].shape, window).image_bytes(x.itemsize, columns=dx is not None and folds)
     (dw,) = sum_over_tiles(x, task, len(x), max(image_bytes, _image_bytes(convolutions)))
     return np.ascontiguousarray(dw.reshape(KH, C, KW, F).transpose(3, 1, 0, 2))
+
+
+def _has_few_weights(w: Array) -> bool:
+    """Return whether dw is fastest as a sum over the rows of the output."""
+    return w.size < (_FEW_WEIGHTS_FOR_SMALL_PRODUCTS if has_small_products() else _FEW_WEIGHTS)
 
 
 def _rotated_gradients(dout: Array, x: Array, rotated: Array, full: Window, dx: Array) -> Array:
@@ -435,7 +442,7 @@ def _sum_over_rows(sections: Array, pixels: Array) -> Array:
     `sections` has the shape (rows, K, m * width), and `pixels` (channels, rows * m * width).
     """
     (rows, K, length), channels = sections.shape, len(pixels)
-    parts = _parts_of_section(K, channels)
+    parts = _parts_of_section(K, channels) if has_small_products() else 1
     by_rows = pixels.reshape(channels, rows, 1, length).transpose(1, 2, 3, 0)
     terms = scratch("terms", (rows, parts, K // parts, channels), pixels.dtype)
     np.matmul(sections.reshape(rows, parts, -1, length), by_rows, out=terms)
@@ -445,6 +452,6 @@ def _sum_over_rows(sections: Array, pixels: Array) -> Array:
 
 @lru_cache
 def _parts_of_section(K: int, channels: int) -> int:
-    """Return into how many equal parts a section of K rows is cut, so that each product is fast."""
-    divisors = (parts for parts in range(1, K // 16 + 1) if K % parts == 0)  # of fewer rows, a product is slow
-    return next((parts for parts in divisors if K // parts * channels <= _FAST_RESULT), 1)
+    """Return into how many equal parts a section of K rows is cut, for products that BLAS does not pack."""
+    divisors = (parts for parts in range(1, K // 16 + 1) if K % parts == 0)  # With fewer rows, a product is slow.
+    return next((parts for parts in divisors if K // parts * channels <= _SMALL_RESULT), 1)
