@@ -65,6 +65,7 @@ _BY_ROWS, _BY_CHANNELS = (0, 1, 2, 3, 4, 5), (1, 2, 3, 0, 4, 5)  # Orders of the
 _FEW_WEIGHTS = 1 << 13  # With fewer, dw is computed for each row of the output and then summed.
 _FEW_WEIGHTS_FOR_SMALL_PRODUCTS = 1 << 15  # Instead, if BLAS has small products.
 _MIN_COLUMNS = 128  # From this number of columns on, a matrix product is fast.
+_SMALL_PRODUCT = 1_000_000  # Multiplications in ``a @ b``, up to which OpenBLAS does not pack: 1.3 times as fast.
 _SMALL_RESULT = 1200  # Elements of ``a @ b.T``, up to which OpenBLAS does not pack: 1.4 times as fast.
 
 
@@ -301,13 +302,22 @@ class _Convolution:
 
 def _multiply(filters: Array, sections: Array, b: Array | None, out: Array) -> None:
     """Multiply the filters by every section, and write the products to an output (m, F, OH, OW)."""
-    rows = out.transpose(2, 1, 0, 3)  # (OH, F, m, OW)
+    (m, F, OH, OW), K = out.shape, filters.shape[1]
+    parts = _parts_of_images(F * K * OW, m, OW) if has_small_products() else 1
+    rows = out.reshape(parts, m // parts, F, OH, OW).transpose(3, 0, 2, 1, 4)
     y = rows if rows.flags.c_contiguous else scratch("y", rows.shape, rows.dtype)
-    np.matmul(filters, sections, out=y.reshape(len(sections), len(filters), -1))
+    columns = sections.reshape(OH, K, parts, -1).transpose(0, 2, 1, 3)
+    np.matmul(filters, columns, out=y.reshape(OH, parts, F, -1))
     if b is not None:
         y += b[:, None, None]
     if y is not rows:
         rows[...] = y
+
+
+def _parts_of_images(multiplications: int, m: int, OW: int) -> int:
+    """Return into how many equal parts m images are cut, for products that BLAS does not pack."""
+    divisors = (parts for parts in range(1, m * OW // 32 + 1) if m % parts == 0)  # With few columns, a product is slow.
+    return next((parts for parts in divisors if multiplications * m // parts <= _SMALL_PRODUCT), 1)
 
 
 def _run(x: Array, convolutions: Sequence[_Convolution]) -> None:
