@@ -68,9 +68,9 @@ def test_larger_convolutions_equal_the_portable_version(
     monkeypatch, channels, filters, window, need_dx, small_products
 ):
     monkeypatch.setattr(_conv, "has_small_products", lambda: small_products)
-    monkeypatch.setattr(_conv, "_SMALL_PRODUCT", 1e5)
-    x, w = draw(8, channels, 26, 25), draw(filters, channels, *window.kernel_size, seed=1)
-    dout = draw(8, filters, *window.output_size((26, 25)), seed=2)
+    monkeypatch.setattr(_conv, "_SMALL_PRODUCT", 2e5)
+    x, w = draw(16, channels, 26, 25), draw(filters, channels, *window.kernel_size, seed=1)
+    dout = draw(16, filters, *window.output_size((26, 25)), seed=2)
     bias = draw(filters, seed=3)
     plain, accelerated = compared("numpy")["convolve"]
     expected = plain(x, w, bias, window, 1, "im2col")
