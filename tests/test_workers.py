@@ -1,11 +1,13 @@
 """Worker threads: their number, which error is raised, and that they change nothing else in the user's process."""
 
 import ctypes
+import gc
 import os
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -81,6 +83,27 @@ def test_ctrl_c_while_workers_are_waited_for_is_raised_when_they_have_ended(monk
     with pytest.raises(KeyboardInterrupt):
         run_parallel(task, 2)
     assert len(ended) == 1
+
+
+def test_what_a_failed_task_used_is_freed_without_the_garbage_collector(monkeypatch):
+    monkeypatch.setenv("XPCONV_NUM_THREADS", "2")
+    begun, used = threading.Barrier(2, timeout=30), {1, 2}  # a type that weakref accepts
+    freed = weakref.ref(used)
+
+    def task(k, used=used):
+        begun.wait()
+        if on_a_worker():
+            raise ZeroDivisionError
+
+    gc.disable()
+    try:
+        with pytest.raises(ZeroDivisionError) as raised:
+            run_parallel(task, 2)
+        del task, used, raised
+        run_parallel(lambda k: begun.wait(), 2)  # The worker has let go of the job before.
+        assert freed() is None
+    finally:
+        gc.enable()
 
 
 def test_workers_handle_floating_point_errors_as_the_caller_does(monkeypatch):

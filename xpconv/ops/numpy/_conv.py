@@ -62,11 +62,11 @@ from xpconv.ops.windows import Pair, Window
 
 Array = np.ndarray
 _BY_ROWS, _BY_CHANNELS = (0, 1, 2, 3, 4, 5), (1, 2, 3, 0, 4, 5)  # Orders of the axes (Q, phases, C, KW, m, OW).
-_FEW_WEIGHTS = 1 << 13  # With fewer, dw is computed for each row of the output and then summed.
-_FEW_WEIGHTS_FOR_SMALL_PRODUCTS = 1 << 15  # Instead, if BLAS has small products.
+_FEW_WEIGHTS = 1 << 13  # With fewer weights, dw is computed for each row of the output and then summed.
+_FEW_WEIGHTS_WITH_SMALL_PRODUCTS = 1 << 15  # The same limit where BLAS multiplies small matrices fast.
 _MIN_COLUMNS = 128  # From this number of columns on, a matrix product is fast.
-_SMALL_PRODUCT = 1_000_000  # Multiplications in ``a @ b``, up to which OpenBLAS does not pack: 1.3 times as fast.
-_SMALL_RESULT = 1200  # Elements of ``a @ b.T``, up to which OpenBLAS does not pack: 1.4 times as fast.
+_SMALL_PRODUCT = 1_000_000  # Up to this number of multiplications, OpenBLAS computes ``a @ b`` 1.3 times as fast.
+_SMALL_RESULT = 1200  # Up to this number of elements in the result, it computes ``a @ b.T`` 1.4 times as fast.
 
 
 @lru_cache
@@ -80,7 +80,7 @@ class _Lines:
         Q, phases = self.OH + (self.KH - 1) // stride[0], min(self.KH, stride[0])
         self.shape = Q, phases, self.C, KW, self.m, self.OW
         self.height = (Q - 1) * stride[0] + phases  # Rows that a padded image needs, to have one for every line.
-        self.nothing_to_copy = self.m == H == 1 and window == Window((1, 1))
+        self.nothing_to_copy = self.m == H == 1 and W >= _MIN_COLUMNS and window == Window((1, 1))
 
     def lower(self, images: Array, order: tuple[int, ...]) -> Array:
         """Copy images (m, C, H, W) to lines, by rows or by channels."""
@@ -151,8 +151,8 @@ def _flatten_for_1x1(x: Array, window: Window) -> Array:
     return x.reshape(*x.shape[:2], 1, -1) if window == Window((1, 1)) and x[0, 0].size >= _MIN_COLUMNS else x
 
 
-def _both_sides(window: Window) -> Pair:
-    """Return the padding (PH, PW) of a window that has the same on both sides."""
+def _padding_before(window: Window) -> Pair:
+    """Return the padding of a window above the images and on their left."""
     (top, _), (left, _) = window.padding
     return top, left
 
@@ -184,7 +184,7 @@ def convolve_backward(
         )
         return slow
     dx = empty(x.shape, x.dtype) if need_dx else None
-    db = _sum_of_filters(dout) if need_db else None
+    db = _bias_gradient(dout) if need_db else None
     if _is_depthwise(window, w, groups):
         return dx, depthwise.convolve_backward(dout, x, w, window, dx), db
     parts = [
@@ -196,8 +196,8 @@ def convolve_backward(
     return dx, np.concatenate(parts) if groups > 1 else parts[0], db
 
 
-def _sum_of_filters(dout: Array) -> Array:
-    """Return the sum of each filter's outputs over images and pixels: db."""
+def _bias_gradient(dout: Array) -> Array:
+    """Return db, the sum of dout over images and pixels."""
     rows = dout.reshape(*dout.shape[:2], -1)
     (total,) = map_tiles(rows, function=lambda rows: (sum_of_products((0, 2), rows),), axis=1)
     return total.reshape(-1)
@@ -207,11 +207,11 @@ def _sum_of_filters(dout: Array) -> Array:
 def convolve_transposed(
     x: Array, w: Array, b: Array | None, size: Pair, window: Window, groups: int, algorithm: str
 ) -> Array:
-    """Convolve with rotated filters if windows have stride 1, and phase by phase if they have a larger one."""
+    """Convolve with rotated filters at stride 1 and phase by phase at larger strides, or fold where that is faster."""
     if _is_rotated_convolution(window, w, groups):
         rotated, full = _rotated(w, window, groups)
         return convolve(x, rotated, b, full, groups, algorithm)
-    if window.dilation != (1, 1) or _is_faster_to_fold(window, w, groups):
+    if window.dilation != (1, 1) or _is_faster_to_fold(window, w, groups) or _is_depthwise(window, w, groups):
         slow: Array = portable("convolve_transposed")(x, w, b, size, window, groups, algorithm)
         return slow
     out = empty((len(x), w.shape[1] * groups, *size), x.dtype)
@@ -228,7 +228,7 @@ def _is_rotated_convolution(window: Window, w: Array, groups: int) -> bool:
 
 
 def _is_faster_to_fold(window: Window, w: Array, groups: int) -> bool:
-    """Return whether columns are smaller than lines of dout: for few channels, or a stride that keeps windows apart."""
+    """Return whether columns are smaller than lines of dout: for few channels, or windows that do not overlap."""
     apart = window.stride != (1, 1) and any(map(le, window.extent, window.stride))
     return apart or 2 * w.shape[1] * groups < w.shape[0]
 
@@ -269,7 +269,7 @@ def _convolve_group(x: Array, w: Array, b: Array | None, window: Window, algorit
     if window.dilation != (1, 1):
         dilated.convolve(x, w, b, window, algorithm, out)
     elif algorithm == "auto" and winograd.is_applicable(x, w, window):
-        winograd.convolve(x, w, b, _both_sides(window), out)
+        winograd.convolve(x, w, b, _padding_before(window), out)
     else:
         x, out = (_flatten_for_1x1(a, window) for a in (x, out))
         _run(x, [_Convolution(x, w, b, window, out)])
@@ -282,7 +282,7 @@ def _convolve_group_backward(
     if window.dilation != (1, 1):
         return dilated.convolve_backward(dout, x, w, window, algorithm, dx)
     if algorithm == "auto" and winograd.is_applicable(x, w, window):
-        return winograd.convolve_backward(dout, x, w, _both_sides(window), dx)
+        return winograd.convolve_backward(dout, x, w, _padding_before(window), dx)
     return _convolve_lines_backward(dout, x, w, window, dx)
 
 
@@ -301,7 +301,7 @@ class _Convolution:
 
 
 def _multiply(filters: Array, sections: Array, b: Array | None, out: Array) -> None:
-    """Multiply the filters by every section, and write the products to an output (m, F, OH, OW)."""
+    """Multiply the filters by every section, add the bias, and write the result to an output (m, F, OH, OW)."""
     (m, F, OH, OW), K = out.shape, filters.shape[1]
     parts = _parts_of_images(F * K * OW, m, OW) if has_small_products() else 1
     rows = out.reshape(parts, m // parts, F, OH, OW).transpose(3, 0, 2, 1, 4)
@@ -316,12 +316,13 @@ def _multiply(filters: Array, sections: Array, b: Array | None, out: Array) -> N
 
 def _parts_of_images(multiplications: int, m: int, OW: int) -> int:
     """Return into how many equal parts m images are cut, for products that BLAS does not pack."""
-    divisors = (parts for parts in range(1, m * OW // 32 + 1) if m % parts == 0)  # With few columns, a product is slow.
+    most = min(m, m * OW // 32)  # With few columns, a product is slow.
+    divisors = (parts for parts in range(1, most + 1) if m % parts == 0)
     return next((parts for parts in divisors if multiplications * m // parts <= _SMALL_PRODUCT), 1)
 
 
 def _run(x: Array, convolutions: Sequence[_Convolution]) -> None:
-    """Write the outputs of convolutions of `x` or parts of it."""
+    """Write the outputs of convolutions that read the images `x` or parts of them."""
 
     def task(tile: slice) -> None:
         for convolution in convolutions:
@@ -336,15 +337,15 @@ def _image_bytes(convolutions: Sequence[_Convolution]) -> int:
 
 
 def _input_gradient(dout: Array, w: Array, b: Array | None, window: Window, dx: Array) -> list[_Convolution]:
-    """Return the convolutions that write dx plus a bias, one for each phase of the pixels; windows must overlap.
+    """Return the convolutions that write dx plus a bias, one for each phase of the pixels.
 
     The number of a row of the padded images is again ``q * SH + phase``. Pixels of a phase meet only the rows
     ``phase``, ``phase + SH``, ... of a window, so their dx is the convolution of dout with these rows of the filters,
-    rotated by 180 degrees. The same holds for columns. Example: of 3x3 filters at stride 2, pixels of phase 0 meet the
-    rows 0 and 2, and pixels of phase 1 meet row 1.
+    rotated by 180 degrees. The same holds for columns. Windows must be at least as large as the stride. Example: with
+    3x3 filters at stride 2, pixels of phase 0 meet rows 0 and 2 of the filters, and pixels of phase 1 meet row 1.
     """
-    befores = (before for before, _ in window.padding)
-    sizes = zip(dx.shape[2:], dout.shape[2:], window.kernel_size, window.stride, befores, strict=True)
+    before = _padding_before(window)
+    sizes = zip(dx.shape[2:], dout.shape[2:], window.kernel_size, window.stride, before, strict=True)
     down, across = (list(_phases(*axis)) for axis in sizes)
     return [
         _Convolution(
@@ -360,13 +361,13 @@ def _input_gradient(dout: Array, w: Array, b: Array | None, window: Window, dx: 
 
 
 class _Phase(NamedTuple):
-    """Along one axis: the pixels of a phase, the weights that they meet, and the outputs that those belong to."""
+    """One phase of the pixels along an axis, the weights that meet them, and the outputs of their windows."""
 
     pixels: slice
     weights: slice
     extent: int  # number of these weights
     outputs: slice
-    padding: Pair  # how many of the outputs that the first and the last pixel would meet do not exist
+    padding: Pair  # outputs that are missing before and after these
 
 
 def _phases(size: int, outputs: int, extent: int, stride: int, before: int) -> Iterator[_Phase]:
@@ -376,8 +377,8 @@ def _phases(size: int, outputs: int, extent: int, stride: int, before: int) -> I
         if pixels:
             stop = (pixels[-1] + before) // stride + 1
             start = stop - len(pixels) - len(weights) + 1
-            existing = slice(min(max(start, 0), outputs), min(max(stop, 0), outputs))
-            missing = min(max(-start, 0), stop - start)
+            existing = slice(min(max(start, 0), outputs), min(stop, outputs))
+            missing = max(-start, 0)
             padding = missing, stop - start - missing - (existing.stop - existing.start)
             pixels_of_phase, weights_of_phase = (slice(each.start, None, stride) for each in (pixels, weights))
             yield _Phase(pixels_of_phase, weights_of_phase, len(weights), existing, padding)
@@ -390,7 +391,7 @@ def _convolve_lines_backward(dout: Array, x: Array, w: Array, window: Window, dx
         return _rotated_gradients(dout, x, *_rotated(w, window, 1), dx)
     x, dout = (_flatten_for_1x1(a, window) for a in (x, dout))
     dx = None if dx is None else _flatten_for_1x1(dx, window)
-    folds = _is_faster_to_fold(window, w, 1)
+    folds = dx is not None and _is_faster_to_fold(window, w, 1)
     convolutions = [] if dx is None or folds else _input_gradient(dout, w, None, window, dx)
     filters = w.transpose(2, 1, 3, 0).reshape(-1, F)  # (KH * C * KW, F)
 
@@ -409,14 +410,14 @@ def _convolve_lines_backward(dout: Array, x: Array, w: Array, window: Window, dx
             convolution.write(tile)
         return (dw,)
 
-    image_bytes = _Lines(x[:1].shape, window).image_bytes(x.itemsize, columns=dx is not None and folds)
+    image_bytes = _Lines(x[:1].shape, window).image_bytes(x.itemsize, columns=folds)
     (dw,) = sum_over_tiles(x, task, len(x), max(image_bytes, _image_bytes(convolutions)))
     return np.ascontiguousarray(dw.reshape(KH, C, KW, F).transpose(3, 1, 0, 2))
 
 
 def _has_few_weights(w: Array) -> bool:
     """Return whether dw is fastest as a sum over the rows of the output."""
-    return w.size < (_FEW_WEIGHTS_FOR_SMALL_PRODUCTS if has_small_products() else _FEW_WEIGHTS)
+    return w.size < (_FEW_WEIGHTS_WITH_SMALL_PRODUCTS if has_small_products() else _FEW_WEIGHTS)
 
 
 def _rotated_gradients(dout: Array, x: Array, rotated: Array, full: Window, dx: Array) -> Array:

@@ -126,7 +126,7 @@ def convolve(x: Array, w: Array, b: Array | None, window: Window, out: Array) ->
 
 
 def convolve_backward(dout: Array, x: Array, w: Array, window: Window, dx: Array | None) -> Array:
-    """Return dw, the scalar products of shifted planes; if dx is not None, add shifted products there."""
+    """Return dw, the scalar products of dout and shifted planes; unless dx is None, write sums of products to it."""
     (N, C), F = x.shape[:2], len(w)
     weights = w.reshape(F, -1, 1)
 

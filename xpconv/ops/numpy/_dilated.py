@@ -98,15 +98,16 @@ def convolve_backward(dout: Array, x: Array, w: Array, window: Window, algorithm
 
     def task(tile: slice) -> tuple[Array]:
         phases, dphases = inputs.split(x[tile]), outputs.split(dout[tile])
-        gradients: Any = convolve_any_backward(dphases, phases, w, plain, 1, algorithm, dx is not None, False)
+        gradients: Any = convolve_any_backward(
+            dphases, phases, w, plain, 1, algorithm, need_dx=dx is not None, need_db=False
+        )
         dimages, dw, _ = gradients
         if dx is not None:
             inputs.join(dimages, dx[tile])
         return (dw,)
 
-    (dw,) = portable("sum_over_tiles")(x, task, len(x), _image_bytes(x, dout))
-    total: Array = dw
-    return total
+    sums: tuple[Array] = portable("sum_over_tiles")(x, task, len(x), _image_bytes(x, dout))
+    return sums[0]
 
 
 def _image_bytes(x: Array, out: Array) -> int:

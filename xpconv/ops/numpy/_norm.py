@@ -39,8 +39,8 @@ from xpconv.ops.numpy._tiles import map_tiles
 Array = np.ndarray
 
 _CHUNK_BYTES = 1 << 20  # Bytes per chunk. Threads wait for the GIL between chunks, so larger ones are faster.
-# Up to this ratio mean**2 / var, E[x**2] - mean**2 loses at most one digit. It is smaller in float64, in which gradient
-# checks divide rounding errors by a small step.
+# Up to this ratio mean**2 / var, E[x**2] - mean**2 loses at most one digit. The limit is smaller in float64, since
+# gradient checks divide rounding errors by a small step.
 _MAX_SQUARED_MEAN = {np.dtype(np.float32): 9, np.dtype(np.float64): 4}
 _NUMPY_BUFFER = 1 << 8  # Elements; NumPy copies rows shorter than its buffer, which takes as long as the arithmetic.
 _MIN_INV_STD = 1e-9  # Below this, inv_std**2 times a small gradient underflows in float32.
@@ -143,7 +143,7 @@ def moments(x: Array) -> Array:
         mean = sum_of_products((0, 2), x) / n
         with np.errstate(over="ignore", invalid="ignore"):
             var = sum_of_products((0, 2), x, x) / n - mean * mean
-        if not _is_near_zero(mean, var):
+        if not _is_near_zero(mean, var, x.dtype):
             mean = x.sum(axis=(0, 2), dtype=np.float64, keepdims=True) / n
             var = np.square(x - mean).sum(axis=(0, 2)) / n
         return (np.stack([mean.reshape(-1), var.reshape(-1)]).astype(np.float64),)
@@ -157,7 +157,7 @@ def moments(x: Array) -> Array:
 def apply_moments(x: Array, moments: Array, gamma: Array, beta: Array, eps: float) -> tuple[Array, Array, Array]:
     """Compute ``out = scale * x + shift`` if every mean is near zero."""
     mean, var = moments.reshape(2, 1, -1, 1)
-    if not _is_near_zero(mean, var):
+    if not _is_near_zero(mean, var, x.dtype):
         slow: tuple[Array, Array, Array] = portable("apply_moments")(x, moments, gamma, beta, eps)
         return slow
     inv_std = 1 / np.sqrt(var + eps)
@@ -169,7 +169,7 @@ def apply_moments(x: Array, moments: Array, gamma: Array, beta: Array, eps: floa
 @accelerate("numpy")
 def gradient_sums(dout: Array, x: Array, mean: Array, inv_std: Array) -> Array:
     """Derive the sum of ``dout * xhat`` from those of dout and ``dout * x`` if every mean is near zero."""
-    if not _is_near_zero_of(mean, inv_std):
+    if not _is_near_zero_of(mean, inv_std, x.dtype):
         slow: Array = portable("gradient_sums")(dout, x, mean, inv_std)
         return slow
 
@@ -185,7 +185,7 @@ def gradient_sums(dout: Array, x: Array, mean: Array, inv_std: Array) -> Array:
 @accelerate("numpy")
 def input_gradient(dout: Array, x: Array, mean: Array, inv_std: Array, gamma: Array, means: Array) -> Array:
     """Compute ``dx = a * dout - b * x + c``, as the module's docstring explains, if every mean is near zero."""
-    if not _is_near_zero_of(mean, inv_std):
+    if not _is_near_zero_of(mean, inv_std, x.dtype):
         slow: Array = portable("input_gradient")(dout, x, mean, inv_std, gamma, means)
         return slow
     mean_dout, mean_product = means.reshape(2, 1, -1, 1)
@@ -195,15 +195,15 @@ def input_gradient(dout: Array, x: Array, mean: Array, inv_std: Array, gamma: Ar
     return dx
 
 
-def _is_near_zero(mean: Array, var: Array) -> bool:
+def _is_near_zero(mean: Array, var: Array, dtype: np.dtype) -> bool:
     """Return whether sums of x lose at most one digit compared with sums of ``x - mean``, in every channel."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return bool(((mean * mean <= _MAX_SQUARED_MEAN[mean.dtype] * var) & (var < np.inf)).all())
+        return bool(((mean * mean <= _MAX_SQUARED_MEAN[dtype] * var) & (var < np.inf)).all())
 
 
-def _is_near_zero_of(mean: Array, inv_std: Array) -> bool:
+def _is_near_zero_of(mean: Array, inv_std: Array, dtype: np.dtype) -> bool:
     """Return the same, given inverse standard deviations, which must not be tiny."""
-    return bool(((np.abs(mean) * inv_std <= sqrt(_MAX_SQUARED_MEAN[mean.dtype])) & (inv_std > _MIN_INV_STD)).all())
+    return bool(((np.abs(mean) * inv_std <= sqrt(_MAX_SQUARED_MEAN[dtype])) & (inv_std > _MIN_INV_STD)).all())
 
 
 def _map_linear_combination(out: Array, shift: Array, *terms: tuple[Array, Array]) -> None:

@@ -65,11 +65,11 @@ def run_parallel(task: Callable[[int], object], count: int) -> None:
         numbers = itertools.count(count)
         errors = _finish(jobs)
     if errors:
-        raise errors[0]
+        raise errors.pop(0)  # Without references from here, the error's frames and their arrays can be freed.
 
 
 class _Job:
-    """The work of a call that one worker shares, until the call takes it back or it has ended.
+    """One worker's share in the work of a call, which the call takes back if no worker has begun it.
 
     The Future of a ThreadPoolExecutor does the same, but takes 30 us more, which is a few percent of a small layer.
     """
@@ -104,15 +104,18 @@ def _finish(jobs: list[_Job]) -> list[BaseException]:
                 interrupt = caught
     if interrupt is not None:
         raise interrupt
-    return [job.error for job in begun if job.error is not None]
+    errors = [job.error for job in begun if job.error is not None]
+    for job in begun:
+        job.error = None
+    return errors
 
 
 _queue: SimpleQueue[_Job] = SimpleQueue()
-_workers: list[Thread] = []  # that serve the queue; overlapping calls share them
+_workers: list[Thread] = []  # They serve the queue, and overlapping calls share them.
 
 
 def _start_workers(count: int) -> int:
-    """Start workers until there are `count`, and return how many of these the system allows."""
+    """Start workers until there are `count`, or as many as the system allows; return how many a call may use."""
     with suppress(RuntimeError):
         while len(_workers) < count:
             worker = Thread(target=_serve, args=(_queue,), name=f"xpconv_{len(_workers)}", daemon=True)
