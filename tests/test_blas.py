@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -80,6 +81,13 @@ def test_blas_has_one_thread_during_a_call_and_its_previous_number_afterwards():
             assert set(blas_threads()) == {1}
         assert set(blas_threads()) == {1}
     assert set(blas_threads()) == {3}
+
+
+@pytest.mark.parametrize(("architecture", "small"), [("SkylakeX", True), ("Haswell", False), (None, False)])
+def test_only_openblas_with_avx512_has_small_products(monkeypatch, architecture, small):
+    library = SimpleNamespace() if architecture is None else SimpleNamespace(architecture=architecture)
+    monkeypatch.setattr(_blas, "_libraries", lambda: [library])
+    assert _blas.has_small_products.__wrapped__() is small
 
 
 def test_an_error_restores_the_number_of_blas_threads():

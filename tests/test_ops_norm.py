@@ -95,3 +95,16 @@ def test_a_row_counts_to_its_last_element():
     x[:, -1] = 100
     out, _ = layers.layernorm_forward(x, one, 0 * one)
     np.testing.assert_allclose(out.mean(axis=1, dtype=float), 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("ratio", [0, 1.9, 2.1, 2.9, 3.1, 20])  # of mean to deviation, around the limits of centring
+def test_batch_norm_of_float32_keeps_its_digits_near_the_limit_of_centring(ratio):
+    x, dout, ones = draw(64, 4, 16, 16) + ratio, draw(64, 4, 16, 16, seed=1), np.ones(4)
+    x, dout, ones = (a.astype("float32") for a in (x, dout, ones))
+    results = []
+    for dtype in ("float32", "float64"):
+        images, gradient, gamma = (a.astype(dtype) for a in (x, dout, ones))
+        out, cache = layers.batchnorm_forward(images, gamma, 0 * gamma, train=True)
+        results.append((out, *layers.batchnorm_backward(gradient, cache)))
+    for result, exact in zip(*results, strict=True):
+        assert np.max(np.abs(result - exact)) < 5e-6 * np.max(np.abs(exact))
